@@ -1,0 +1,149 @@
+"""Sources that are arrays already: dictionaries from a notebook, npz files, embedded digits."""
+
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ltdd_jax.data.images import image_shape, measure, resize
+from ltdd_jax.data.specs import SPECS, DatasetSpec, Source
+from ltdd_jax.types import LtddError
+
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_HELD_OUT = 60  # test images of each class of digits
+_KEPT = 114  # training images: the rarest class has 174
+
+
+def open_arrays(
+  name: str, arrays: Mapping[str, Any] | None, *, image_size: int | Sequence[int] | None = None
+) -> Source:
+  """Opens uint8 images and integer labels under `x_train, y_train, x_test, y_test`.
+
+  Args:
+    name: how messages call the source.
+    arrays: the four arrays, and optionally `classes`, the k class names.
+    image_size: side or (h, w) to resize to.
+
+  Raises:
+    LtddError: naming the array that is missing or has the wrong type, shape or values.
+  """
+  if arrays is None or any(key not in arrays for key in _KEYS):
+    found = ", ".join(arrays) if arrays else "nothing"
+    raise LtddError(f"{name}: found {found}; expected {', '.join(_KEYS)} (and maybe classes).")
+  classes = _class_names(name, arrays)
+  k = len(classes)
+  images, labels = {}, {}
+  for split in ("train", "test"):
+    images[split] = _images(f"{name}: x_{split}", np.asarray(arrays[f"x_{split}"]), image_size)
+    where = f"{name}: y_{split}"
+    labels[split] = check_labels(where, np.asarray(arrays[f"y_{split}"]), k, len(images[split]))
+  shapes = {split: x.shape[1:] for split, x in images.items()}
+  if shapes["train"] != shapes["test"]:
+    raise LtddError(
+      f"{name}: x_train holds {shapes['train']} images and x_test {shapes['test']}; "
+      "expected one shape (image_size resizes both)."
+    )
+  read = lambda split, indices: images[split][np.asarray(indices)]
+  mean, std = measure(lambda indices: read("train", indices), len(images["train"]))
+  spec = DatasetSpec(
+    name=name,
+    num_classes=k,
+    image_shape=shapes["train"],
+    mean=mean,
+    std=std,
+    num_train=len(labels["train"]),
+    num_test=len(labels["test"]),
+    class_names=classes,
+  )
+  return Source(spec, labels["train"], labels["test"], read, classes)
+
+
+def check_labels(where: str, labels: np.ndarray, num_classes: int, num_images: int) -> np.ndarray:
+  """Returns the labels as (n,) int32, or says what is wrong with them."""
+  if labels.dtype.kind not in "iu" or labels.ndim != 1:
+    raise LtddError(
+      f"{where} is {labels.dtype} {labels.shape}: expected one integer an image, shape (n,)."
+    )
+  if len(labels) == 0:
+    raise LtddError(f"{where} is empty: expected at least one image.")
+  if len(labels) != num_images:
+    raise LtddError(f"{where} has {len(labels)} labels for {num_images} images.")
+  wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+  if len(wrong):
+    raise LtddError(
+      f"{where}[{wrong[0]}] is {labels[wrong[0]]}: expected labels in [0, {num_classes})."
+    )
+  return labels.astype(np.int32)
+
+
+def _class_names(name: str, arrays: Mapping[str, Any]) -> tuple[str, ...]:
+  if arrays.get("classes") is not None:
+    names = np.asarray(arrays["classes"])
+    if names.ndim != 1 or names.dtype.kind not in "US" or len(set(names.tolist())) != len(names):
+      raise LtddError(f"{name}: classes is {names!r}: expected k different strings.")
+    return tuple(n.decode() if isinstance(n, bytes) else n for n in names.tolist())
+  highest = [
+    np.max(y) for y in (np.asarray(arrays[key]) for key in ("y_train", "y_test")) if y.size
+  ]
+  integers = all(np.issubdtype(type(h), np.integer) for h in highest)
+  return tuple(str(c) for c in range(int(max(highest)) + 1)) if highest and integers else ()
+
+
+def _images(where: str, images: np.ndarray, image_size) -> np.ndarray:
+  if images.dtype != np.uint8:
+    raise LtddError(
+      f"{where} is {images.dtype}: expected uint8 pixels. For floats in [0, 1] pass "
+      "np.round(255 * x).astype(np.uint8); the library normalises by itself."
+    )
+  if images.ndim == 3:
+    images = images[..., None]
+  if images.ndim != 4 or images.shape[-1] not in (1, 3):
+    raise LtddError(
+      f"{where} has shape {images.shape}: expected (n, h, w, c) with 1 or 3 channels last, "
+      "or (n, h, w)."
+    )
+  return resize(images, image_shape(image_size))
+
+
+def open_npz(path: str, *, image_size: int | Sequence[int] | None = None) -> Source:
+  """Opens an npz file with the arrays of `open_arrays`. Pickled objects are refused.
+
+  Raises:
+    LtddError: for a file that is missing, damaged or holds other things.
+  """
+  file = pathlib.Path(path).expanduser()
+  if not file.is_file():
+    raise LtddError(f"npz:{path}: there is no such file.")
+  try:
+    with np.load(file, allow_pickle=False) as stored:
+      arrays = {key: stored[key] for key in stored.files if key in (*_KEYS, "classes")}
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    raise LtddError(f"npz:{path}: not a readable npz file of plain arrays ({error}).") from error
+  return open_arrays(f"npz:{path}", arrays, image_size=image_size)
+
+
+def open_digits(*, image_size: int | Sequence[int] | None = None) -> Source:
+  """Opens scikit-learn's 8 x 8 handwritten digits, with a balanced test set held out.
+
+  Pixels are `round(value * 255 / 16)`. In each class, `RandomState(0).permutation` of its images in
+  scikit-learn's order gives the first 60 to the test set and the next 114 to the training set; the
+  rest is unused (class 8 has exactly 174). Both sets keep scikit-learn's order.
+  """
+  from sklearn.datasets import load_digits  # scikit-learn takes a second to import
+
+  bunch = load_digits()
+  pixels = np.round(bunch.images[..., None] * 255 / 16).astype(np.uint8)
+  chosen = {"test": [], "train": []}
+  for c in range(10):
+    members = np.flatnonzero(bunch.target == c)
+    order = members[np.random.RandomState(0).permutation(len(members))]
+    chosen["test"].append(order[:_HELD_OUT])
+    chosen["train"].append(order[_HELD_OUT : _HELD_OUT + _KEPT])
+  chosen = {split: np.sort(np.concatenate(parts)) for split, parts in chosen.items()}
+  images = {s: resize(pixels[rows], image_shape(image_size)) for s, rows in chosen.items()}
+  spec = SPECS["digits"]._replace(image_shape=images["train"].shape[1:])
+  train_labels, test_labels = (bunch.target[chosen[s]].astype(np.int32) for s in ("train", "test"))
+  read = lambda split, indices: images[split][np.asarray(indices)]
+  return Source(spec, train_labels, test_labels, read, spec.class_names)

@@ -1,0 +1,221 @@
+"""Random views of a batch, made on the device inside the jitted step.
+
+  augment = compose([dict(name="random_crop", padding=4), dict(name="random_flip")])
+  views = augment(key, normalize(images_uint8, spec.mean, spec.std))
+
+Functions take the key first, then float32 NHWC images; shapes never depend on data and gradients
+flow to the images. The geometric views live in `crops`, CutMix and mixup in `mixes`; all are
+reachable from here.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
+
+from ltdd_jax.data.crops import (
+  crop_resize,
+  flip_where,
+  random_crop,
+  random_flip,
+  random_resized_crop,
+  random_roll,
+  rrc_box,
+)
+from ltdd_jax.data.mixes import Mix, cutmix, cutmix_box, mixup
+from ltdd_jax.types import LtddError
+
+__all__ = [
+  "AUGMENTS",
+  "Mix",
+  "clip_to_pixels",
+  "color_jitter",
+  "compose",
+  "crop_resize",
+  "cutmix",
+  "cutmix_box",
+  "denormalize",
+  "flip_where",
+  "mixup",
+  "normalize",
+  "normalize_pixels",
+  "random_crop",
+  "random_flip",
+  "random_resized_crop",
+  "random_roll",
+  "rrc_box",
+]
+
+Augment = Callable[[Key[Array, ""], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
+_LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
+
+
+def normalize(
+  images: UInt8[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "*n h w c"]:
+  """Returns `(images / 255 - mean) / std`, float32."""
+  return normalize_pixels(jnp.asarray(images).astype(jnp.float32) / 255, mean, std)
+
+
+def normalize_pixels(
+  pixels: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "*n h w c"]:
+  """Returns `(pixels - mean) / std` of pixels in [0, 1], as augmentations leave them."""
+  return (pixels - _channels(mean, pixels.ndim)) / _channels(std, pixels.ndim)
+
+
+def denormalize(
+  images: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+) -> UInt8[Array, "*n h w c"]:
+  """Returns uint8 pixels: clipped to the range and truncated, not rounded, as the papers' code.
+
+  A thousandth of a level is added first, so that a pixel which float32 puts just below its own
+  whole number comes back as itself: `denormalize(normalize(x)) == x`.
+  """
+  pixels = images * _channels(std, images.ndim) + _channels(mean, images.ndim)
+  return jnp.clip(255 * pixels + 1e-3, 0, 255).astype(jnp.uint8)
+
+
+def clip_to_pixels(
+  images: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "*n h w c"]:
+  """Clamps normalised images to what a pixel in [0, 1] can be (after each recover step)."""
+  mean, std = _channels(mean, images.ndim), _channels(std, images.ndim)
+  return jnp.clip(images, -mean / std, (1 - mean) / std)
+
+
+def _channels(values: Sequence[float], ndim: int) -> Float[Array, "..."]:
+  return jnp.asarray(values, jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+
+
+def color_jitter(
+  key: Key[Array, ""],
+  images: Float[Array, "b h w c"],
+  *,
+  brightness: float = 0.0,
+  contrast: float = 0.0,
+  saturation: float = 0.0,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
+  shared: bool = False,
+) -> Float[Array, "b h w c"]:
+  """Changes brightness, contrast and saturation by factors `U(max(0, 1 - s), 1 + s)`.
+
+  torchvision's ColorJitter without hue and in a fixed order (that of the arguments); it draws the
+  order too. Each operation blends with black, the mean grey of the image, or its grey version and
+  clips to [0, 1].
+
+  Args:
+    key: a typed key.
+    images: pixels in [0, 1], or normalised if `mean` and `std` are given.
+    brightness: strength, 0 leaves it out; likewise contrast and saturation.
+    contrast: see brightness.
+    saturation: see brightness; no effect on one channel.
+    mean: with `std`, the constants by which the images were normalised.
+    std: see mean.
+    shared: one set of factors for the whole batch.
+  """
+  normalised = mean is not None and std is not None
+  if normalised:
+    mean, std = _channels(mean, 4), _channels(std, 4)
+    images = images * std + mean
+  keys = jax.random.split(key, 3)
+  operations = ((brightness, _black), (contrast, _mean_grey), (saturation, _grey))
+  for op_key, (strength, base) in zip(keys, operations, strict=True):
+    if strength:
+      shape = (1 if shared else len(images), 1, 1, 1)
+      low, high = max(0.0, 1 - strength), 1 + strength
+      factor = jax.random.uniform(op_key, shape, minval=low, maxval=high)
+      images = jnp.clip(factor * images + (1 - factor) * base(images), 0, 1)
+  return (images - mean) / std if normalised else images
+
+
+def _black(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+  return jnp.zeros_like(images)
+
+
+def _grey(images: Float[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
+  if images.shape[-1] == 1:
+    return images
+  return jnp.sum(images * _channels(_LUMA, 4), axis=-1, keepdims=True)
+
+
+def _mean_grey(images: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 1"]:
+  return jnp.mean(_grey(images), axis=(1, 2, 3), keepdims=True)
+
+
+def _images_only(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Drops the Mix, for recipes whose labels come from a network that sees the mixed image."""
+
+  def mixed(key, images, **kwargs):
+    return fn(key, images, **kwargs)[0]
+
+  mixed.__signature__ = inspect.signature(fn)
+  mixed.__name__ = fn.__name__
+  return mixed
+
+
+AUGMENTS: dict[str, Callable[..., Any]] = {
+  "random_crop": random_crop,
+  "random_flip": random_flip,
+  "random_resized_crop": random_resized_crop,
+  "random_roll": random_roll,
+  "color_jitter": color_jitter,
+  "cutmix": _images_only(cutmix),
+  "mixup": _images_only(mixup),
+}
+
+
+def compose(specs: Iterable[Mapping[str, Any]]) -> Augment:
+  """Chains augmentations by name; each draws from its own fold of the key.
+
+  `cutmix` and `mixup` return the images alone here; call them directly for their weights.
+
+  Args:
+    specs: mappings with `name` and keyword arguments, e.g. `dict(name="random_crop", padding=4)`.
+
+  Returns:
+    A function of a key and a batch; with no specs, the identity.
+
+  Raises:
+    LtddError: for an unknown name or argument, with the nearest known one.
+  """
+  steps = [_bind(dict(spec)) for spec in specs]
+
+  def augment(key, images):
+    for position, (fn, kwargs) in enumerate(steps):
+      images = fn(jax.random.fold_in(key, position), images, **kwargs)
+    return images
+
+  return augment
+
+
+def _bind(spec: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+  name = spec.pop("name", None)
+  if name not in AUGMENTS:
+    raise LtddError(
+      f"augmentation {name!r} is not known.{_did_you_mean(name, AUGMENTS)} "
+      f"Known: {', '.join(AUGMENTS)}."
+    )
+  options = [
+    p for p in inspect.signature(AUGMENTS[name]).parameters.values() if p.kind == p.KEYWORD_ONLY
+  ]
+  takes = f"{name} takes ({', '.join(str(p) for p in options)})."
+  names = {p.name for p in options}
+  for wrong in spec.keys() - names:
+    raise LtddError(
+      f"augmentation {name}: no argument {wrong!r}.{_did_you_mean(wrong, names)} {takes}"
+    )
+  for p in options:
+    if p.default is p.empty and p.name not in spec:
+      raise LtddError(f"augmentation {name}: argument {p.name!r} is missing. {takes}")
+  return AUGMENTS[name], spec
+
+
+def _did_you_mean(name: Any, options: Iterable[str]) -> str:
+  near = difflib.get_close_matches(str(name), options, n=1)
+  return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,172 @@
+"""Geometric views: crop, flip, resized crop, roll. Pure, jit-able, differentiable in the images.
+
+Each random view is a box or a shift drawn from a key and a deterministic function of it. The parts
+are public, so that a view can be made image by image from per-image keys:
+
+  box = rrc_box(key, h, w)
+  view = crop_resize(image, box)
+
+`shared=True` uses one draw for the whole batch, as the published recover stages do.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Shaped
+
+Box = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]  # top left height width
+_TRIES = 10
+
+
+def random_crop(
+  key: Key[Array, ""],
+  images: Float[Array, "b h w c"],
+  *,
+  padding: int,
+  fill: float | Sequence[float] = 0.0,
+  shared: bool = False,
+) -> Float[Array, "b h w c"]:
+  """Pads every side and cuts a window of the original size.
+
+  Args:
+    key: a typed key.
+    images: a batch; on normalised images `fill=0` is the mean colour of the data set.
+    padding: pixels on every side.
+    fill: value of the padding, one number or one a channel.
+    shared: one window for the whole batch.
+  """
+  b, h, w, c = images.shape
+  colour = jnp.broadcast_to(jnp.asarray(fill, images.dtype).reshape(1, 1, 1, -1), (1, 1, 1, c))
+  canvas = jnp.broadcast_to(colour, (b, h + 2 * padding, w + 2 * padding, c))
+  canvas = canvas.at[:, padding : padding + h, padding : padding + w].set(images)
+  corner = jax.random.randint(key, (2,) if shared else (b, 2), 0, 2 * padding + 1)
+  if shared:
+    return jax.lax.dynamic_slice(canvas, (0, corner[0], corner[1], 0), images.shape)
+  cut = lambda image, yx: jax.lax.dynamic_slice(image, (yx[0], yx[1], 0), (h, w, c))
+  return jax.vmap(cut)(canvas, corner)
+
+
+def random_flip(
+  key: Key[Array, ""], images: Float[Array, "b h w c"], *, shared: bool = False
+) -> Float[Array, "b h w c"]:
+  """Mirrors left and right with probability one half."""
+  flip = jax.random.bernoulli(key, 0.5, (1 if shared else len(images),))
+  return flip_where(images, flip)
+
+
+def flip_where(
+  images: Shaped[Array, "b h w c"], flip: Bool[Array, " #b"]
+) -> Shaped[Array, "b h w c"]:
+  """Mirrors the images for which `flip` is true."""
+  return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def random_resized_crop(
+  key: Key[Array, ""],
+  images: Float[Array, "b h w c"],
+  *,
+  scale: tuple[ArrayLike, ArrayLike] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  shared: bool = False,
+) -> Float[Array, "b h w c"]:
+  """Cuts a random box and resizes it to the size of the image: torchvision's RandomResizedCrop.
+
+  Args:
+    key: a typed key.
+    images: a batch.
+    scale: range of the box's share of the area; may be traced (a curriculum moves it).
+    ratio: range of width / height, log-uniform.
+    shared: one box for the whole batch.
+  """
+  b, h, w, _ = images.shape
+  if shared:
+    rows, columns = _box_weights(rrc_box(key, h, w, scale, ratio), h, w)
+    images = jnp.einsum("oi,biwc->bowc", rows, images, precision="highest")
+    return jnp.einsum("pj,bojc->bopc", columns, images, precision="highest")
+  boxes = jax.vmap(lambda k: rrc_box(k, h, w, scale, ratio))(jax.random.split(key, b))
+  return jax.vmap(crop_resize)(images, boxes)
+
+
+def rrc_box(
+  key: Key[Array, ""],
+  h: int,
+  w: int,
+  scale: tuple[ArrayLike, ArrayLike] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+  """Draws the box of a random resized crop: (top, left, height, width), int32.
+
+  As torchvision: up to ten tries of area `h w U(scale)` and aspect `exp(U(log ratio))`, sides
+  rounded, the first that fits is placed uniformly; else the central box of clipped aspect.
+  """
+  area_key, aspect_key, top_key, left_key = jax.random.split(key, 4)
+  area = h * w * jax.random.uniform(area_key, (_TRIES,), minval=scale[0], maxval=scale[1])
+  low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
+  aspect = jnp.exp(jax.random.uniform(aspect_key, (_TRIES,), minval=low, maxval=high))
+  height, width, fits = first_fit(area, aspect, h, w)
+  top = jax.random.randint(top_key, (), 0, h - height + 1)
+  left = jax.random.randint(left_key, (), 0, w - width + 1)
+  fallback = central_box(h, w, ratio)
+  return tuple(
+    jnp.where(fits, a, b) for a, b in zip((top, left, height, width), fallback, strict=True)
+  )
+
+
+def first_fit(
+  area: Float[Array, " tries"], aspect: Float[Array, " tries"], h: int, w: int
+) -> tuple[Int[Array, ""], Int[Array, ""], Bool[Array, ""]]:
+  """Returns height and width of the first try that fits, and whether any does (else h, w)."""
+  width = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+  height = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+  ok = (width > 0) & (width <= w) & (height > 0) & (height <= h)
+  first = jnp.argmax(ok)
+  fits = ok[first]
+  return jnp.where(fits, height[first], h), jnp.where(fits, width[first], w), fits
+
+
+def central_box(h: int, w: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+  """Returns the largest central box whose aspect lies in `ratio`: torchvision's fallback."""
+  height, width = h, w
+  if w / h < ratio[0]:
+    height = round(w / ratio[0])
+  elif w / h > ratio[1]:
+    width = round(h * ratio[1])
+  return (h - height) // 2, (w - width) // 2, height, width
+
+
+def crop_resize(image: Float[Array, "h w c"], box: Box) -> Float[Array, "h w c"]:
+  """Resizes a box of an image to the image's size, bilinear, never looking outside the box.
+
+  Half-pixel centres with the edge repeated, as PyTorch's `align_corners=False`. The box is at most
+  as large as the image, so no anti-aliasing is called for.
+  """
+  h, w, _ = image.shape
+  rows, columns = _box_weights(box, h, w)
+  image = jnp.einsum("oi,iwc->owc", rows, image, precision="highest")
+  return jnp.einsum("pj,ojc->opc", columns, image, precision="highest")
+
+
+def _box_weights(box: Box, h: int, w: int) -> tuple[Float[Array, "h h"], Float[Array, "w w"]]:
+  top, left, height, width = box
+  return _interpolation(top, height, h), _interpolation(left, width, w)
+
+
+def _interpolation(
+  start: Int[Array, ""], length: Int[Array, ""], size: int
+) -> Float[Array, "size size"]:
+  """Row i holds the weights with which output i mixes the inputs: a hat around its source."""
+  pixel = jnp.arange(size, dtype=jnp.float32)
+  source = (pixel + 0.5) * length / size - 0.5
+  source = start + jnp.clip(source, 0, length - 1)
+  return jnp.maximum(0, 1 - jnp.abs(source[:, None] - pixel[None, :]))
+
+
+def random_roll(
+  key: Key[Array, ""], images: Float[Array, "b h w c"], *, low: int, high: int, shared: bool = True
+) -> Float[Array, "b h w c"]:
+  """Shifts rows and columns in a circle by independent integers uniform on {low, ..., high}."""
+  shift = jax.random.randint(key, (2,) if shared else (len(images), 2), low, high + 1)
+  if shared:
+    return jnp.roll(images, shift, axis=(1, 2))
+  return jax.vmap(lambda image, yx: jnp.roll(image, yx, axis=(0, 1)))(images, shift)

@@ -1,0 +1,97 @@
+"""From image files to uint8 arrays of one size, and the mean and std of a set of images."""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ltdd_jax.types import LtddError
+
+# What Pillow raises for files that it cannot turn into pixels.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_MODES = {1: "L", 3: "RGB"}
+_MEASURED = 10_000
+_SMALLEST_STD = 1 / 255
+
+
+def image_shape(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
+  """Returns (h, w) of a config's `image_size`: a side, a pair or None."""
+  if image_size is None:
+    return None
+  pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+  if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
+    raise LtddError(f"image_size={image_size!r}: expected a side or (height, width) in pixels.")
+  return pair
+
+
+def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None) -> np.ndarray:
+  """Decodes an image to uint8 (h, w, c), upright, in grey or RGB.
+
+  An image of another shape than `size` is scaled (bilinear, anti-aliased) until it covers it, and
+  its centre is cut out. 16-bit grey is divided by 257; transparency is dropped.
+
+  Args:
+    file: a path, a file or the bytes of one.
+    channels: 1 or 3.
+    size: (h, w), or None to keep the image's own.
+
+  Raises:
+    One of `UNREADABLE`.
+  """
+  with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+    image.load()
+    image = _eight_bits(ImageOps.exif_transpose(image)).convert(_MODES[channels])
+  return _fit(image, size)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+  if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
+    return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
+  if image.mode == "F":
+    raise ValueError("floating-point pixels have no known range")
+  return image.convert("RGBA") if image.mode in ("P", "PA") else image
+
+
+def _fit(image: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
+  if size is not None and image.size != (size[1], size[0]):
+    image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
+  pixels = np.asarray(image)
+  return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def resize(images: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+  """Resizes uint8 (n, h, w, c) to (n, *size, c) as `decode` does."""
+  if size is None or images.shape[1:3] == size:
+    return images
+  fitted = [_fit(Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x), size) for x in images]
+  return np.stack(fitted)
+
+
+def map_threads(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+  """Maps in threads: Pillow lets go of the interpreter lock while it decodes."""
+  with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+    return list(pool.map(fn, items))
+
+
+def measure(
+  read: Callable[[np.ndarray], np.ndarray], num_images: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Returns mean and std of each channel, pixels in [0, 1], over at most 10,000 images.
+
+  Larger sets are sampled at even distances. A constant channel gets a std of one level.
+  """
+  chosen = np.unique(np.linspace(0, num_images - 1, min(num_images, _MEASURED)).astype(np.int64))
+  total = squares = np.float64(0)
+  pixels = 0
+  for block in np.array_split(chosen, -(-len(chosen) // 512)):
+    images = read(block).astype(np.float64) / 255
+    total = total + images.sum(axis=(0, 1, 2))
+    squares = squares + np.square(images).sum(axis=(0, 1, 2))
+    pixels += images[..., 0].size
+  mean = total / pixels
+  std = np.sqrt(np.maximum(squares / pixels - mean**2, _SMALLEST_STD**2))
+  return tuple(round(float(m), 6) for m in mean), tuple(round(float(s), 6) for s in std)

@@ -1,0 +1,211 @@
+"""Long-tailed training sets: how many images each class keeps, and which.
+
+  split = make_split(source.train_labels, 10, rule="ltdd", imbalance_factor=100)
+  images = source.read("train", split.indices)
+
+Everything here is NumPy and decided by published seeds, so a split is the same on every host; its
+SHA-256 is what later stages check.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ltdd_jax.types import LtddError
+
+RULES = ("ltdd", "ldam", "counts", "as_is")
+_SEEDS = {"ltdd": 42, "ldam": 0, "counts": 42, "as_is": 0}
+
+
+class Split(NamedTuple):
+  """A training set: positions into the source's training images."""
+
+  rule: str
+  imbalance_factor: float  # as asked for (ltdd, ldam), else measured: largest / smallest count
+  counts: tuple[int, ...]  # (k,)
+  indices: np.ndarray  # (n,) int64
+  labels: np.ndarray  # (n,) int32
+  sha256: str
+
+
+def class_counts(n_max: int, num_classes: int, imbalance_factor: float) -> np.ndarray:
+  """Returns the truncated exponential profile, class 0 being the head.
+
+  `n_c = int(n_max * (1 / IF) ** (c / (k - 1)))`, as LDAM's `imbalance_cifar.py` and LTDD have it.
+  Truncation matters: rounding gives CIFAR-100 at IF 100 10,899 images instead of 10,847.
+
+  Example:
+    >>> int(class_counts(5000, 10, 100).sum())
+    12406
+
+  Returns:
+    (k,) int64.
+
+  Raises:
+    LtddError: for an imbalance factor below 1 or fewer than two classes.
+  """
+  if not (np.isfinite(imbalance_factor) and imbalance_factor >= 1):
+    raise LtddError(
+      f"imbalance_factor={imbalance_factor}: expected largest / smallest class, a number >= 1 "
+      "(1 keeps the set balanced, 100 keeps 1 % of the last class)."
+    )
+  if num_classes < 2:
+    raise LtddError(f"num_classes={num_classes}: a long-tailed set needs at least 2 classes.")
+  ratio = 1 / imbalance_factor
+  return np.array(
+    [int(n_max * ratio ** (c / (num_classes - 1))) for c in range(num_classes)], np.int64
+  )
+
+
+def make_split(
+  train_labels: np.ndarray,
+  num_classes: int,
+  *,
+  rule: str = "ltdd",
+  imbalance_factor: float = 1.0,
+  counts: Sequence[int] | None = None,
+  seed: int | None = None,
+) -> Split:
+  """Chooses the images of a long-tailed training set.
+
+  Rules:
+    ltdd: counts by `class_counts`; class by class `RandomState(42).choice(available, n_c)`. All
+      classes use the same positions, and a smaller subset is a prefix of a larger one.
+    ldam: same counts; one `RandomState(0)` shuffles each class in turn and keeps its first n_c.
+    counts: the given vector, images chosen as in `ltdd`.
+    as_is: every image, in the source's order (the data are long-tailed already).
+
+  Args:
+    train_labels: (N,) integers.
+    num_classes: k.
+    rule: one of the above.
+    imbalance_factor: for `ltdd` and `ldam` only.
+    counts: for `counts` only, k integers >= 0.
+    seed: another seed than the published one.
+
+  Raises:
+    LtddError: for an unknown rule, an argument that the rule does not take, or a class with fewer
+      images than asked for.
+  """
+  labels = np.asarray(train_labels)
+  available = np.bincount(labels, minlength=num_classes)
+  if len(available) != num_classes:
+    raise LtddError(
+      f"train_labels reach {len(available) - 1} but num_classes={num_classes}: "
+      f"expected labels in [0, {num_classes})."
+    )
+  wanted = _wanted_counts(rule, available, imbalance_factor, counts)
+  _check_enough(available, wanted)
+  if rule == "as_is":
+    indices = np.arange(len(labels), dtype=np.int64)
+  else:
+    indices = _choose(labels, wanted, rule, _SEEDS[rule] if seed is None else seed)
+  if rule in ("counts", "as_is"):
+    kept = wanted[wanted > 0]
+    imbalance_factor = float(kept.max() / kept.min())
+  chosen = labels[indices].astype(np.int32)
+  return Split(
+    rule=rule,
+    imbalance_factor=float(imbalance_factor),
+    counts=tuple(int(n) for n in wanted),
+    indices=indices,
+    labels=chosen,
+    sha256=_digest(wanted, indices, chosen),
+  )
+
+
+def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
+  if rule not in RULES:
+    raise LtddError(f"split rule {rule!r} is not known. Rules: {', '.join(RULES)}.")
+  if (counts is not None) != (rule == "counts"):
+    raise LtddError(
+      f"rule={rule!r} with counts={counts}: the vector `counts` and rule='counts' go together."
+    )
+  if rule in ("counts", "as_is") and imbalance_factor != 1:
+    raise LtddError(
+      f"rule={rule!r} with imbalance_factor={imbalance_factor}: this rule measures the imbalance, "
+      "it does not set it. Leave imbalance_factor at 1, or use rule='ltdd' or 'ldam'."
+    )
+  if rule == "as_is":
+    wanted = available.astype(np.int64)
+  elif rule == "counts":
+    wanted = np.asarray(counts)
+    if wanted.shape != available.shape or wanted.dtype.kind not in "iu" or (wanted < 0).any():
+      raise LtddError(f"counts={counts}: expected {len(available)} integers >= 0, one a class.")
+    wanted = wanted.astype(np.int64)
+  else:
+    wanted = class_counts(int(available.sum() / len(available)), len(available), imbalance_factor)
+  if wanted.sum() == 0:
+    raise LtddError("the split has no image at all: every class count is 0.")
+  return wanted
+
+
+def _check_enough(available: np.ndarray, wanted: np.ndarray) -> None:
+  short = np.flatnonzero(wanted > available)
+  if len(short):
+    c = int(short[0])
+    raise LtddError(
+      f"class {c} has {available[c]} training images but the split asks for {wanted[c]} "
+      f"({len(short)} class(es) are short). The exponential rules assume a balanced source of "
+      f"{int(available.sum() / len(available))} images a class; use rule='as_is' for data that are "
+      "long-tailed already, or rule='counts' with an explicit vector."
+    )
+
+
+def _choose(labels: np.ndarray, wanted: np.ndarray, rule: str, seed: int) -> np.ndarray:
+  shared = np.random.RandomState(seed)
+  chosen = []
+  for c, n in enumerate(wanted):
+    members = np.flatnonzero(labels == c)
+    if rule == "ldam":
+      shared.shuffle(members)
+      chosen.append(members[:n])
+    else:
+      order = np.random.RandomState(seed)
+      chosen.append(members[order.choice(len(members), n, replace=False)] if n else members[:0])
+  return np.concatenate(chosen).astype(np.int64)
+
+
+def _digest(counts: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> str:
+  """SHA-256 of sizes, counts, indices and labels as little-endian int64; the rule is not in it."""
+  digest = hashlib.sha256()
+  for part in ([len(counts), len(indices)], counts, indices, labels):
+    digest.update(np.asarray(part).astype("<i8").tobytes())
+  return digest.hexdigest()
+
+
+def log_prior(counts: Sequence[int]) -> np.ndarray:
+  """Returns log(counts / sum), (k,) float32; -inf for a class without an image."""
+  counts = np.asarray(counts, np.float64)
+  with np.errstate(divide="ignore"):
+    return (np.log(counts) - np.log(counts.sum())).astype(np.float32)
+
+
+def groups(counts: Sequence[int], rule: str = "thirds") -> dict[str, tuple[int, ...]]:
+  """Assigns classes to head, mid and tail by their number of training images.
+
+  Rules:
+    counts(a,b): head n > a, tail n < b, mid between; `counts(100,20)` is Kang et al.'s.
+    thirds: by descending count (ties by class number), head and tail k // 3 classes each, mid the
+      rest: 3/4/3 for ten classes.
+
+  Raises:
+    LtddError: for another rule.
+  """
+  counts = np.asarray(counts)
+  order = np.argsort(-counts, kind="stable")
+  match = re.fullmatch(r"counts\((\d+),\s*(\d+)\)", rule)
+  if match:
+    high, low = int(match[1]), int(match[2])
+    parts = (order[counts[order] > high], order[counts[order] < low])
+  elif rule == "thirds":
+    third = len(order) // 3
+    parts = (order[:third], order[len(order) - third :])
+  else:
+    raise LtddError(f"group rule {rule!r} is not known. Use 'counts(100,20)' or 'thirds'.")
+  head, tail = (tuple(sorted(int(c) for c in part)) for part in parts)
+  mid = tuple(c for c in range(len(counts)) if c not in head and c not in tail)
+  return {"head": head, "mid": mid, "tail": tail}
