@@ -38,6 +38,14 @@ class ArrayData(NamedTuple):
   labels: Leaf  # (n,) int32
 
 
+class Teacher(NamedTuple):
+  """A trained network: it observes in recover and labels in relabel."""
+
+  name: str
+  model: Any  # a Linen module, static; build it once, equal but new modules recompile
+  variables: Any  # its collections, a pytree of arrays
+
+
 @flax.struct.dataclass
 class TrainState:
   """All that a supervised loop changes. No key, no optimiser, no apply function in it."""

@@ -1,0 +1,29 @@
+"""Distillation methods. To add one, see docs/adding_a_method.md."""
+
+from collections.abc import Callable
+
+from ltdd_jax import config
+from ltdd_jax.distil.base import (
+  Env,
+  Feed,
+  Method,
+  Observer,
+  check_feed,
+  make_slots,
+)
+from ltdd_jax.distil.coreset import random
+from ltdd_jax.distil.decoupled import sre2l
+from ltdd_jax.types import LtddError
+
+METHODS: dict[str, Callable[..., Method]] = {"random": random, "sre2l": sre2l}
+
+
+def make_method(env: Env, name: str, **kwargs: object) -> Method:
+  """Makes a method by its name; raises LtddError for an unknown name or argument."""
+  if name not in METHODS:
+    raise LtddError(
+      f"unknown distillation method {name!r}. {config.suggest(name, METHODS)} "
+      f"Known methods: {', '.join(sorted(METHODS))}."
+    )
+  config.bind(f"method {name!r}", METHODS[name], kwargs)
+  return METHODS[name](env, **kwargs)

@@ -1,0 +1,157 @@
+"""What the configs share: the groups of a run, and the image sources and labels to compare.
+
+A config is a dict of groups; each group is the keyword arguments of one function, named beside it.
+Every config file takes arguments after a colon, `configs/cifar10_lt.py:ipc=50,preset=cpu`, and any
+value can be changed on the command line, `--config.student.num_epochs=300`.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ltdd_jax.config import parse_arg
+from ltdd_jax.types import LtddError
+
+PRESETS = ("smoke", "cpu", "full")
+
+# Published constants where there are any: SRe2L's CIFAR recipe (released code, CIFAR-100).
+METHODS: dict[str, dict[str, Any]] = {
+  "sre2l": {
+    "name": "sre2l",
+    "num_steps": 1000,
+    "lr": 0.25,
+    "r_bn": 0.01,
+    "first_bn_multiplier": 10.0,
+    "augment": ({"name": "random_roll", "low": 0, "high": 4, "shared": True},),
+  },
+  "random": {"name": "random"},
+}
+
+
+def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
+  """Parses a config's argument and checks the names in it."""
+  args = parse_arg(arg, **defaults)
+  if args.preset not in PRESETS:
+    raise LtddError(f"preset={args.preset}: expected one of {', '.join(PRESETS)}")
+  if args.method not in METHODS:
+    raise LtddError(f"method={args.method}: expected one of {', '.join(METHODS)}")
+  return args
+
+
+def sources(method: str) -> dict[str, dict[str, Any]]:
+  """The method, and random real images as the control."""
+  return {name: dict(METHODS[name]) for name in dict.fromkeys((method, "random"))}
+
+
+def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
+  """The published recipe for 32-pixel images and an accelerator, `preset=full`."""
+  config = ConfigDict()
+  config.seed = args.seed
+  config.data = {  # data.sources.open_source and data.longtail.make_split
+    "name": dataset,
+    "data_dir": None,
+    "rule": "ltdd",
+    "imbalance_factor": float(args.imbalance),
+    "num_test": None,
+  }
+  config.squeeze = {  # teacher.squeeze
+    "models": {"teacher": {"name": "resnet18", "stem": "cifar"}},
+    "num_epochs": 200,
+    "batch_size": 128,
+    "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+    "schedule": {"name": "cosine"},
+    "loss": {"name": "cross_entropy", "label_smoothing": 0.0},
+    "augment": ({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
+  }
+  config.recover = {  # distil.recover.recover, distil.make_slots, distil.METHODS
+    "images_per_class": args.ipc,
+    "batch_size": 100,
+    "order": "interleaved",
+    "methods": sources(args.method),
+  }
+  config.relabel = {  # labels.relabel
+    "num_epochs": 400,
+    "dtype": "float16",
+    "batch_size": 500,
+    "online": False,
+    "views": {  # labels.view_fn
+      "crop_scale": (0.08, 1.0),
+      "flip": True,
+      "mix": "cutmix",
+      "mix_alpha": 1.0,
+    },
+  }
+  config.calibrate = {  # calibrate.make_calibrator
+    "fit_on": "views",
+    "max_epochs": 100,
+    "calibrators": {
+      "plain": {"name": "none"},
+      "tau1": {"name": "fixed", "tau": 1.0},
+      "adsa": {"name": "adsa"},
+    },
+  }
+  config.student = {  # student.train_students
+    "model": {"name": "resnet18", "stem": "cifar"},
+    "num_epochs": 400,
+    "batch_size": 100,
+    "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+    "schedule": {"name": "cosine"},
+    "loss": {"name": "kl", "temperature": 20.0},
+    "num_seeds": 3,
+    "evaluations": 5,
+    "eval_batch_size": 500,
+    "parallel": "auto",
+    "hard_labels": True,
+  }
+  config.report = {"groups": "thirds"}  # report.tables.write_report
+  return config
+
+
+def small_networks(config: ConfigDict, *, depth: int, width: int) -> None:
+  """Puts a ConvNet with batch norm in the teacher's place and one without in the student's."""
+  net = {"name": "convnet", "depth": depth, "width": width}
+  config.squeeze.models = {"teacher": net | {"norm": "batch"}}
+  config.student.model = net | {"norm": "instance"}
+
+
+def shrink(config: ConfigDict, **values: Any) -> None:
+  """Sets `group__key=value` pairs, as the presets do."""
+  for path, value in values.items():
+    group, key = path.split("__")
+    config[group][key] = value
+
+
+def cpu(config: ConfigDict, ipc: int) -> None:
+  """Two cores and half an hour: a narrow ConvNet-3, 300 recover steps, fewer passes."""
+  small_networks(config, depth=3, width=64)
+  shrink(
+    config,
+    squeeze__num_epochs=30,
+    student__num_epochs=300 if ipc <= 10 else 90,
+    student__batch_size=50,
+    relabel__num_epochs=300 if ipc <= 10 else 90,
+    student__evaluations=3,
+  )
+  config.squeeze.optimizer.lr = 0.05
+  config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
+  if "sre2l" in config.recover.methods:
+    config.recover.methods.sre2l.num_steps = 300
+
+
+def smoke(config: ConfigDict) -> None:
+  """A minute or less: everything runs and nothing is learned; the split is the real one."""
+  small_networks(config, depth=2, width=8)
+  shrink(
+    config,
+    data__num_test=200,
+    squeeze__num_epochs=1,
+    squeeze__batch_size=256,
+    relabel__num_epochs=3,
+    student__num_epochs=3,
+    student__num_seeds=2,
+    student__evaluations=2,
+  )
+  config.recover.images_per_class = min(config.recover.images_per_class, 2)
+  if "sre2l" in config.recover.methods:
+    config.recover.methods.sre2l.num_steps = 3

@@ -1,0 +1,23 @@
+"""CIFAR-100-LT.
+
+  python -m launch.main --config configs/cifar100_lt.py:imbalance=10,ipc=10,preset=cpu \
+      --config.data.data_dir=$HOME/tensorflow_datasets --workdir runs/cifar100
+
+Arguments: method (sre2l, random), imbalance (10), ipc (10), seed (0), preset (full, cpu, smoke).
+"""
+
+from configs import base
+
+
+def get_config(arg: str | None = None):
+  """See the module's docstring."""
+  args = base.arguments(arg, method="sre2l", imbalance=10.0, ipc=10, seed=0, preset="full")
+  config = base.base(args, "cifar100")
+  config.report.groups = "counts(100,20)"
+  if args.preset == "cpu":
+    base.cpu(config, args.ipc)
+    # Ten times the images of CIFAR-10 at the same number for each class: fewer passes.
+    base.shrink(config, student__num_epochs=40, relabel__num_epochs=40)
+  elif args.preset == "smoke":
+    base.smoke(config)
+  return config

@@ -1,0 +1,38 @@
+"""Handwritten digits with a long tail: the whole pipeline on 8x8 images, on any machine.
+
+  python -m launch.main --config configs/digits_lt.py --workdir runs/digits
+
+The set is scikit-learn's, embedded; 600 images, 60 of each class, are held out as a balanced test.
+Arguments: method (sre2l, random), imbalance (50), ipc (5), seed (0), preset (cpu, smoke, full).
+"""
+
+from configs import base
+
+
+def get_config(arg: str | None = None):
+  """See the module's docstring."""
+  args = base.arguments(arg, method="sre2l", imbalance=50.0, ipc=5, seed=0, preset="cpu")
+  config = base.base(args, "digits")
+  base.small_networks(config, depth=2, width=32)
+  base.shrink(
+    config,
+    squeeze__num_epochs=60,
+    squeeze__batch_size=32,
+    squeeze__augment=({"name": "random_crop", "padding": 1},),
+    recover__batch_size=50,
+    relabel__num_epochs=300,
+    student__num_epochs=300,
+    student__batch_size=25,
+    student__evaluations=3,
+  )
+  config.squeeze.optimizer.lr = 0.05
+  config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
+  config.relabel.views = {"crop_scale": (0.5, 1.0), "flip": False, "mix": "cutmix"}
+  if "sre2l" in config.recover.methods:
+    roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
+    config.recover.methods.sre2l.update(num_steps=300, lr=0.1, augment=(roll,))
+  if args.preset == "smoke":
+    base.smoke(config)
+  elif args.preset == "full":
+    base.shrink(config, student__num_seeds=10)
+  return config

@@ -1,0 +1,29 @@
+"""Your own images: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, of any size and count.
+
+  python -m launch.main --config configs/folder_lt.py:path=my/images,size=32,preset=cpu \
+      --workdir runs/mine
+
+The counts are measured and used as they are (rule `as_is`); set
+`--config.data.rule=ltdd --config.data.imbalance_factor=50` to make a balanced set long-tailed. An
+unreadable image stops the run and is named; `--config.data.on_unreadable=skip` counts and skips.
+Arguments: path, size (32), method (sre2l, random), ipc (10), seed (0), preset (cpu, smoke, full).
+"""
+
+from configs import base
+from ltdd_jax.types import LtddError
+
+
+def get_config(arg: str | None = None):
+  """See the module's docstring."""
+  args = base.arguments(
+    arg, path="", size=32, method="sre2l", imbalance=1.0, ipc=10, seed=0, preset="cpu"
+  )
+  if not args.path:
+    raise LtddError("path is empty: expected configs/folder_lt.py:path=FOLDER, see its docstring")
+  config = base.base(args, f"folder:{args.path}")
+  base.shrink(config, data__rule="as_is", data__image_size=args.size, data__on_unreadable="error")
+  if args.preset == "cpu":
+    base.cpu(config, args.ipc)
+  elif args.preset == "smoke":
+    base.smoke(config)
+  return config

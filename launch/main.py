@@ -1,0 +1,61 @@
+"""Runs a config: `python -m launch.main --config configs/digits_lt.py --workdir runs/digits`.
+
+The same command, given again, goes on where it stopped and skips what is done.
+"""
+
+import sys
+
+from ltdd_jax import startup
+
+startup.tune_host()  # before jax is imported, and so above the other imports
+
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "config file, with arguments after a colon: configs/cifar10_lt.py:ipc=50"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the artefacts of this run")
+_CACHE = flags.DEFINE_string("cache", None, "folder of artefacts shared by several runs")
+_STAGE = flags.DEFINE_string("stage", None, "run up to this stage, or with 'only:' it alone")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan and do nothing")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several processes (pod, cluster)")
+_CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 30.0, "time between checkpoints")
+_COMPILE_CACHE = flags.DEFINE_string(
+  "compile_cache", startup.DEFAULT_CACHE, "folder of compiled programs; empty for none"
+)
+
+
+def main(argv: list[str]) -> int:
+  """Sets up the devices and calls `pipeline.run`; errors for the user are one message."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  logging.set_verbosity(logging.INFO)
+  facts = startup.setup_jax(
+    cache_dir=_COMPILE_CACHE.value or None, distributed=_DISTRIBUTED.value
+  )
+  logging.info("%s", facts)
+  from ltdd_jax import checkpoint, pipeline
+  from ltdd_jax.types import LtddError
+
+  try:
+    pipeline.run(
+      _CONFIG.value,
+      _WORKDIR.value,
+      cache=_CACHE.value,
+      stage=_STAGE.value,
+      dry_run=_DRY_RUN.value,
+      checkpoint_seconds=_CHECKPOINT_SECONDS.value,
+    )
+  except LtddError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except checkpoint.Interrupted as stop:
+    print(f"{stop}. Saved; give the same command again to go on.", file=sys.stderr)
+    return 130
+  return 0
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

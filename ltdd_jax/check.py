@@ -1,0 +1,189 @@
+"""Everything that can be wrong with a config is found before any work starts.
+
+`check` binds each group to the signature of the function it configures; `check_with_data` makes
+every model, optimiser, loss, view and method once, which costs milliseconds and finds the rest.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from ltdd_jax import (
+  calibrate,
+  config as config_lib,
+  labels,
+  losses,
+  models,
+  stages as stages_lib,
+  teacher,
+  train,
+)
+from ltdd_jax.data import augment, longtail
+from ltdd_jax.types import LtddError
+
+
+def data_options(
+  *,
+  name: str,
+  data_dir: str | None = None,
+  image_size: int | None = None,
+  on_unreadable: str = "error",
+  rule: str = "ltdd",
+  imbalance_factor: float = 1.0,
+  counts: Sequence[int] | None = None,
+  num_test: int | None = None,
+) -> None:
+  """Schema of `config.data`: see `data.sources.open_source` and `data.longtail.make_split`."""
+
+
+def recover_options(
+  *,
+  methods: Mapping[str, Any],
+  images_per_class: int = 1,
+  slots_per_class: Sequence[int] | None = None,
+  batch_size: int = 100,
+  order: str = "interleaved",
+) -> None:
+  """Schema of `config.recover`: see `distil.recover.recover` and `distil.make_slots`."""
+
+
+def relabel_options(
+  *,
+  num_epochs: int,
+  views: Mapping[str, Any],
+  dtype: str = "float16",
+  batch_size: int = 500,
+  online: bool = False,
+) -> None:
+  """Schema of `config.relabel`: see `labels.relabel`."""
+
+
+def calibrate_options(
+  *, calibrators: Mapping[str, Any], fit_on: str = "views", max_epochs: int = 100
+) -> None:
+  """Schema of `config.calibrate`."""
+
+
+def squeeze_options(
+  *,
+  models: Mapping[str, Any],
+  num_epochs: int,
+  batch_size: int,
+  optimizer: Mapping[str, Any],
+  schedule: Mapping[str, Any],
+  loss: Mapping[str, Any],
+  augment: Sequence[Any] = (),
+) -> None:
+  """Schema of `config.squeeze`: see `teacher.squeeze`."""
+
+
+def student_options(
+  *,
+  model: Mapping[str, Any],
+  num_epochs: int,
+  batch_size: int,
+  optimizer: Mapping[str, Any],
+  schedule: Mapping[str, Any],
+  loss: Mapping[str, Any],
+  num_seeds: int = 3,
+  evaluations: int = 5,
+  eval_batch_size: int = 500,
+  parallel: str = "auto",
+  hard_labels: bool = True,
+) -> None:
+  """Schema of `config.student`: see `student.train_students`."""
+
+
+def report_options(*, groups: str = "thirds") -> None:
+  """Schema of `config.report`: see `report.tables.write_report`."""
+
+
+SCHEMA = {
+  "data": data_options,
+  "squeeze": squeeze_options,
+  "recover": recover_options,
+  "relabel": relabel_options,
+  "calibrate": calibrate_options,
+  "student": student_options,
+  "report": report_options,
+}
+
+
+def check(config: Any) -> dict[str, Any]:
+  """Checks a config's groups and keys, without touching data.
+
+  Args:
+    config: a ConfigDict or a dict, as `get_config` makes it.
+
+  Returns:
+    A plain dict; what the config leaves out has the default of the schema.
+
+  Raises:
+    LtddError: an unknown, missing or ill-typed key, or a bad number.
+  """
+  plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+  config_lib.check_groups(plain, SCHEMA)
+  plain = {
+    group: config_lib.with_defaults(SCHEMA[group], value) if group in SCHEMA else value
+    for group, value in plain.items()
+  }
+  if plain["calibrate"]["fit_on"] not in ("views", "clean"):
+    raise LtddError(
+      f"config.calibrate.fit_on is {plain['calibrate']['fit_on']!r}; expected 'views' (what "
+      "students see) or 'clean' (the images without augmentation)"
+    )
+  for group, keys in _POSITIVE.items():
+    for key in keys:
+      if plain[group][key] < 1:
+        raise LtddError(f"config.{group}.{key} is {plain[group][key]}; expected 1 or more")
+  if plain["relabel"]["online"] is False and not plain["calibrate"]["calibrators"]:
+    raise LtddError("config.calibrate.calibrators is empty; expected at least {'name': 'none'}")
+  if stages_lib.HARD in plain["calibrate"]["calibrators"]:
+    raise LtddError(
+      f"config.calibrate.calibrators has a key {stages_lib.HARD!r}, which is the name of the "
+      "regime without soft labels; use another"
+    )
+  return plain
+
+
+_POSITIVE = {
+  "squeeze": ("num_epochs", "batch_size"),
+  "recover": ("images_per_class", "batch_size"),
+  "relabel": ("num_epochs", "batch_size"),
+  "calibrate": ("max_epochs",),
+  "student": ("num_epochs", "batch_size", "num_seeds", "evaluations", "eval_batch_size"),
+}
+
+
+def check_with_data(ctx: stages_lib.Context) -> None:
+  """Makes every part of a run once.
+
+  Raises:
+    LtddError: a data set that is not there, a split that it cannot give, or a part that cannot be
+      made, such as an unknown model or a network too deep for the images.
+  """
+  config, spec, counts = ctx.config, ctx.source.spec, ctx.counts
+  squeeze, trained = config["squeeze"], config["student"]
+  teacher.build_models(spec, squeeze["models"])
+  models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **trained["model"])
+  for group in (squeeze, trained):
+    train.make_tx(group["optimizer"], group["schedule"], 10)
+  losses.make_supervised_loss(class_counts=counts, **squeeze["loss"])
+  losses.make_soft_loss(**trained["loss"])
+  augment.compose(squeeze["augment"])
+  views_of = labels.view_fn(spec, **config["relabel"]["views"])
+  image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
+  row = jax.ShapeDtypeStruct((2,), jnp.int32)
+  jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
+  for calibrator in config["calibrate"]["calibrators"].values():
+    calibrate.make_calibrator(**calibrator)
+  ctx.slots()
+  for source in config["recover"]["methods"]:
+    ctx.method(source)
+  longtail.groups(counts, config["report"]["groups"])
+  stages_lib.test_indices(ctx.source, config["data"]["num_test"])
+
+

@@ -1,0 +1,54 @@
+"""One mesh axis over all devices, and where arrays lie on it.
+
+Every program of the library is one global-array program: parameters are replicated, batches are
+split along their first axis, and `jit` puts the collectives in. Batch-norm statistics are therefore
+those of the whole batch, whatever the number of devices.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Makes a one-dimensional mesh over the given devices (default: all, of all processes)."""
+  devices = list(jax.devices() if devices is None else devices)
+  return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, batch_size: int, axis: int = 0) -> NamedSharding:
+  """The sharding of an array split along `axis`; whole on each device if that does not divide."""
+  if batch_size % mesh.size:
+    return replicated(mesh)
+  return NamedSharding(mesh, PartitionSpec(*([None] * axis), AXIS))
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+  """Places host arrays that every process holds whole; works on one process and on many."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+
+  def place(x: Any) -> jax.Array:
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(place, tree)
+
+
+def split_batch(mesh: Mesh, tree: Any) -> Any:
+  """Inside `jit`: asks for arrays to be split along their first axis over the mesh."""
+
+  def constrain(x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, x.shape[0]))
+
+  return jax.tree.map(constrain, tree)

@@ -1,0 +1,78 @@
+"""One line for each stage, for `--dry_run`: shapes, parameters, steps, bytes."""
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from ltdd_jax import models
+from ltdd_jax.data import feed
+
+if TYPE_CHECKING:
+  from ltdd_jax.stages import Context
+
+
+def data(ctx: "Context") -> str:
+  spec, counts = ctx.source.spec, ctx.counts
+  return (
+    f"{spec.name}: {counts.sum():,} of {len(ctx.source.train_labels):,} training images, "
+    f"{spec.num_classes} classes of {counts.max():,} to {counts.min():,}; images "
+    f"{'x'.join(map(str, spec.image_shape))} uint8, "
+    f"{counts.sum() * int(np.prod(spec.image_shape)):,} bytes on the device"
+  )
+
+
+def parameters(ctx: "Context", model: Any) -> int:
+  shape = (1, *ctx.source.spec.image_shape)
+  init = functools.partial(model.init, train=False)
+  image = jax.ShapeDtypeStruct(shape, np.float32)
+  return models.count_params(jax.eval_shape(init, jax.random.key(0), image)["params"])
+
+
+def squeeze(ctx: "Context") -> str:
+  config = ctx.config["squeeze"]
+  steps = feed.num_steps(
+    int(ctx.counts.sum()), config["batch_size"], num_epochs=config["num_epochs"]
+  )
+  nets = [f"{k} ({parameters(ctx, m):,} parameters)" for k, m in sorted(ctx.networks.items())]
+  return f"{', '.join(nets)}: {steps:,} steps of {config['batch_size']} images"
+
+
+def recover(ctx: "Context", *, source: str) -> str:
+  n, method = len(ctx.slots().labels), ctx.method(source)
+  size = min(n, ctx.config["recover"]["batch_size"]) if method.num_steps else n
+  shape = ctx.source.spec.image_shape
+  return (
+    f"{n:,} images {'x'.join(map(str, shape))} uint8, {n * int(np.prod(shape)):,} bytes; "
+    f"{-(-n // size)} batches of {size}, {method.num_steps:,} steps each"
+  )
+
+
+def relabel(ctx: "Context", *, source: str) -> str:
+  del source
+  config, n = ctx.config["relabel"], len(ctx.slots().labels)
+  shape = (config["num_epochs"], n, ctx.source.spec.num_classes)
+  size = int(np.prod(shape)) * np.dtype(config["dtype"]).itemsize
+  where = "students label on line; stored for calibration: " if config["online"] else ""
+  return f"{where}logits {shape} {config['dtype']}, {size:,} bytes"
+
+
+def calibrate(ctx: "Context", *, calibrator: Mapping[str, Any]) -> str:
+  rest = ", ".join(f"{k}={v}" for k, v in calibrator.items() if k != "name")
+  return f"{calibrator['name']}({rest}) fitted on {ctx.config['calibrate']['fit_on']}"
+
+
+def student(ctx: "Context") -> str:
+  config, n = ctx.config["student"], len(ctx.slots().labels)
+  spec = ctx.source.spec
+  model = models.make_model(
+    num_classes=spec.num_classes, image_shape=spec.image_shape, **config["model"]
+  )
+  size = min(config["batch_size"], n)
+  steps = feed.num_steps(n, size, num_epochs=config["num_epochs"])
+  return (
+    f"{config['num_seeds']} x {config['model']['name']} ({parameters(ctx, model):,} parameters): "
+    f"{steps:,} steps of {size} images"
+  )

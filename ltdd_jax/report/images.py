@@ -1,0 +1,29 @@
+"""Pictures of distilled images."""
+
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+MAX_COLUMNS, MAX_ROWS, MIN_SIDE = 10, 20, 32
+
+
+def write_grid(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> None:
+  """Writes a PNG with one row for each class (20 at most) and up to ten images in it.
+
+  Args:
+    path: of the file.
+    images: (n,h,w,c) uint8, c = 1 or 3.
+    labels: (n,).
+  """
+  n, h, w, c = images.shape
+  classes = np.unique(labels)[:MAX_ROWS]
+  columns = min(MAX_COLUMNS, max(int(np.sum(labels == k)) for k in classes))
+  grid = np.full((len(classes), h + 1, columns, w + 1, c), 255, np.uint8)
+  for row, k in enumerate(classes):
+    for column, image in enumerate(images[labels == k][:columns]):
+      grid[row, :h, column, :w] = image
+  sheet = grid.reshape(len(classes) * (h + 1), columns * (w + 1), c)
+  scale = max(1, -(-MIN_SIDE // h))
+  sheet = sheet.repeat(scale, 0).repeat(scale, 1)
+  Image.fromarray(sheet[..., 0] if c == 1 else sheet).save(path)

@@ -1,0 +1,283 @@
+"""The results of a run: `results.json`, `report.md` and the table on the terminal.
+
+All accuracies are percentages of the balanced test set. The last step is the result; the best over
+the evaluations is shown beside it and called so. Standard deviations are over seeds, with n - 1.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ltdd_jax import artefacts, stages as stages_lib
+from ltdd_jax.data import longtail
+from ltdd_jax.report import images
+
+SCHEMA = 1
+GROUPS = ("head", "mid", "tail")
+
+
+def write_report(
+  ctx: stages_lib.Context, stages: Sequence[stages_lib.Stage], skipped: Mapping[str, bool]
+) -> dict[str, Any]:
+  """Reads all artefacts of a run, writes `workdir/report/` and prints the table.
+
+  Args:
+    ctx: the run.
+    stages: its stages.
+    skipped: whether each stage of this run was skipped.
+
+  Returns:
+    The contents of `results.json`.
+  """
+  results = collect(ctx, stages, skipped)
+  folder = ctx.workdir.path / "report"
+  folder.mkdir(exist_ok=True)
+  text = render(results)
+  for source in ctx.config["recover"]["methods"]:
+    pictures, labels = ctx.images(source)
+    images.write_grid(folder / f"images-{source}.png", pictures, labels)
+  artefacts.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+  artefacts.write_text(folder / "report.md", text)
+  print(text)
+  return results
+
+
+def collect(
+  ctx: stages_lib.Context, stages: Sequence[stages_lib.Stage], skipped: Mapping[str, bool]
+) -> dict[str, Any]:
+  """Gathers the results of a run into plain numbers, lists and strings."""
+  data = ctx.workdir.load("data").meta
+  rule = ctx.config["report"]["groups"]
+  groups = longtail.groups(ctx.counts, rule)
+  metas = {s.name: ctx.workdir.load(s.name).meta for s in stages}
+  return {
+    "schema": SCHEMA,
+    "dataset": data["extra"]["dataset"],
+    "class_names": list(data["class_names"]),
+    "test_images": data["extra"]["test_images"],
+    "split": {
+      "rule": data["extra"]["rule"],
+      "imbalance_factor": data["extra"]["imbalance_factor"],
+      "counts": data["extra"]["counts"],
+      "sha256": data["split_sha256"],
+    },
+    "group_rule": rule,
+    "teachers": teacher_rows(ctx, groups),
+    "rows": [
+      student_row(ctx, source, regime, groups)
+      for source in ctx.config["recover"]["methods"]
+      for regime in stages_lib.regimes(ctx.config)
+    ],
+    "notes": [
+      f"{name}: {note}" for name, meta in metas.items() for note in meta["extra"].get("notes", ())
+    ],
+    "stages": {
+      name: {
+        "seconds": meta["seconds"],
+        "peak_bytes": meta["peak_bytes"],
+        "skipped": bool(skipped.get(name, True)),
+      }
+      for name, meta in metas.items()
+    },
+    "versions": metas["data"]["versions"],
+  }
+
+
+def mean_std(values: np.ndarray) -> dict[str, float]:
+  """Mean and standard deviation over seeds (s,); one seed has std 0."""
+  values = np.asarray(values, np.float64)
+  return {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0}
+
+
+def scores(
+  correct: np.ndarray, total: np.ndarray, groups: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+  """Turns counts of correct predictions into percentages.
+
+  Args:
+    correct: (s, m, k) at each of m evaluations of s seeds; the last is the result.
+    total: (k,) test images of each class.
+    groups: classes of each group.
+  """
+  per_class = 100.0 * correct[:, -1] / total  # (s, k)
+  top1 = 100.0 * correct.sum(-1) / total.sum()  # (s, m)
+  mean = per_class.mean(0)
+  worst = int(np.argmin(mean))
+  return {
+    "top1": mean_std(top1[:, -1]),
+    "best_top1": mean_std(top1.max(1)),
+    "groups": {
+      name: mean_std(per_class[:, list(members)].mean(1)) | {"classes": [int(c) for c in members]}
+      for name, members in groups.items()
+      if len(members)
+    },
+    "per_class": [float(x) for x in mean],
+    "worst_class": {"class": worst} | mean_std(per_class[:, worst]),
+  }
+
+
+def teacher_rows(
+  ctx: stages_lib.Context, groups: Mapping[str, Sequence[int]]
+) -> list[dict[str, Any]]:
+  """Scores of the teachers on the test set, for orientation; nothing is selected by them."""
+  artefact = ctx.workdir.load("squeeze")
+  correct, total = artefact.arrays["test_correct"], artefact.arrays["test_total"]
+  return [
+    {"name": name} | scores(row[None, None], total, groups)
+    for name, row in zip(artefact.meta["extra"]["teachers"], correct, strict=True)
+  ]
+
+
+def student_row(
+  ctx: stages_lib.Context, source: str, regime: str, groups: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+  """One row of the table: an image source with one kind of label."""
+  arrays = ctx.workdir.load(f"student/{source}/{regime}").arrays
+  row: dict[str, Any] = {"images": source, "labels": regime, "calibrator": None, "tau": None}
+  if regime != stages_lib.HARD:
+    fitted = ctx.workdir.load(f"calibrate/{source}/{regime}").meta["extra"]["report"]
+    row["calibrator"] = ctx.config["calibrate"]["calibrators"][regime]["name"]
+    row["tau"] = fitted.get("tau")
+    row["calibration"] = fitted
+  row["seeds"] = len(arrays["correct"])
+  row["images_per_class"] = np.bincount(
+    ctx.images(source)[1], minlength=ctx.source.spec.num_classes
+  ).tolist()
+  return row | scores(arrays["correct"], arrays["total"], groups)
+
+
+# ---- Markdown ----
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table whose columns line up in a terminal too; numbers are right-aligned."""
+  widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
+  line = lambda cells: "| " + " | ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+  rule = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
+  return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def plus_minus(value: Mapping[str, float]) -> str:
+  """Mean and standard deviation, one decimal."""
+  return f"{value['mean']:.1f} ± {value['std']:.1f}"
+
+
+def render(results: Mapping[str, Any]) -> str:
+  """The report as Markdown."""
+  split = results["split"]
+  counts = split["counts"]
+  parts = [
+    f"# {results['dataset']}, long-tailed",
+    f"Split: rule `{split['rule']}`, imbalance factor {split['imbalance_factor']:g}, "
+    f"{sum(counts):,} training images ({max(counts):,} to {min(counts):,} a class), "
+    f"SHA-256 `{split['sha256'][:12]}`. Test: {results['test_images']:,} images, balanced. "
+    "Accuracies in percent, of the last step unless called best; ± is the standard deviation over "
+    "seeds.",
+    _group_sentence(results),
+    students_table(results),
+    "Teachers, trained on the long-tailed set (nothing is selected by these numbers):",
+    teachers_table(results),
+    *_calibrations(results),
+    "## Accuracy of each class",
+    per_class_table(results),
+    "## Stages",
+    stages_table(results),
+  ]
+  if results["notes"]:
+    parts += ["## Notes", "\n".join(f"* {note}" for note in results["notes"])]
+  return "\n\n".join(parts) + "\n"
+
+
+def _group_sentence(results: Mapping[str, Any]) -> str:
+  counts = results["split"]["counts"]
+  present = [g for g in GROUPS if g in results["rows"][0]["groups"]]
+  sizes = []
+  for g in present:
+    n = [counts[c] for c in results["rows"][0]["groups"][g]["classes"]]
+    sizes.append(f"{g} {len(n)} classes of {max(n):,} to {min(n):,} images")
+  return f"Groups by rule `{results['group_rule']}`: {'; '.join(sizes)}."
+
+
+def _group_cells(row: Mapping[str, Any]) -> list[str]:
+  return [plus_minus(row["groups"][g]) if g in row["groups"] else "-" for g in GROUPS]
+
+
+def students_table(results: Mapping[str, Any]) -> str:
+  """The main table."""
+  header = ["images", "labels", "tau", "top-1", "best top-1", *GROUPS, "worst class", "seeds"]
+  rows = [
+    [
+      r["images"],
+      r["labels"],
+      "-" if r["tau"] is None else f"{r['tau']:.3f}",
+      plus_minus(r["top1"]),
+      plus_minus(r["best_top1"]),
+      *_group_cells(r),
+      f"{r['worst_class']['mean']:.1f} ({results['class_names'][r['worst_class']['class']]})",
+      str(r["seeds"]),
+    ]
+    for r in results["rows"]
+  ]
+  return table(header, rows)
+
+
+def teachers_table(results: Mapping[str, Any]) -> str:
+  """One line for each teacher."""
+  cells = lambda r: [f"{r['groups'][g]['mean']:.1f}" if g in r["groups"] else "-" for g in GROUPS]
+  rows = [[r["name"], f"{r['top1']['mean']:.1f}", *cells(r)] for r in results["teachers"]]
+  return table(["teacher", "top-1", *GROUPS], rows)
+
+
+def per_class_table(results: Mapping[str, Any]) -> str:
+  """Accuracy of each class, with its number of training images."""
+  header = ["class", "images", *(f"{r['images']} {r['labels']}" for r in results["rows"])]
+  rows = [
+    [name, f"{count:,}", *(f"{r['per_class'][c]:.1f}" for r in results["rows"])]
+    for c, (name, count) in enumerate(
+      zip(results["class_names"], results["split"]["counts"], strict=True)
+    )
+  ]
+  return table(header, rows)
+
+
+def stages_table(results: Mapping[str, Any]) -> str:
+  """Time and memory of each stage."""
+  rows = [
+    [name, f"{s['seconds']:.1f}", f"{s['peak_bytes'] / 1e6:,.0f}", "skipped" if s["skipped"] else ""]
+    for name, s in results["stages"].items()
+  ]
+  return table(["stage", "seconds", "peak MB", "this time"], rows)
+
+
+def _calibrations(results: Mapping[str, Any]) -> list[str]:
+  """Class confidences before and after each calibration that was fitted."""
+  fitted = [r for r in results["rows"] if "confidence_before" in r.get("calibration", {})]
+  if not fitted:
+    return []
+  header = ["class"]
+  for r in fitted:
+    header += [f"{r['images']} before", f"{r['images']} {r['labels']}"]
+  columns = [
+    column
+    for r in fitted
+    for column in (r["calibration"]["confidence_before"], r["calibration"]["confidence_after"])
+  ]
+  cell = lambda x: "-" if x is None else f"{x:.3f}"
+  rows = [
+    [name, *(cell(column[c]) for column in columns)]
+    for c, name in enumerate(results["class_names"])
+  ]
+  messages = [
+    f"* {r['images']} / {r['labels']}: tau {r['tau']:.3f}. {r['calibration'].get('message', '')}"
+    for r in fitted
+  ]
+  title = "## Class confidences (mean probability of the assigned class on the fitted views)"
+  return [title, "\n".join(messages), table(header, rows)]
+
+
+def read_results(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Reads `report/results.json` of a work directory."""
+  return json.loads((pathlib.Path(workdir) / "report" / "results.json").read_text())

@@ -1,0 +1,378 @@
+"""What each stage of the pipeline reads, computes and stores.
+
+A stage is a function from artefacts to one artefact; `pipeline.py` decides which run. The names of
+stages are the names of their folders in the work directory: `data`, `squeeze`, `recover/<source>`,
+`relabel/<source>`, `calibrate/<source>/<calibrator>`, `student/<source>/<labels>`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ltdd_jax import artefacts, calibrate, distil, labels, loop, plan, student, teacher
+from ltdd_jax.data import longtail, sources
+from ltdd_jax.distil.recover import recover
+from ltdd_jax.types import ArrayData, LtddError, Teacher
+
+HARD = "hard"  # the name of the label regime without a teacher
+
+
+class Product(NamedTuple):
+  """What a stage leaves behind."""
+
+  arrays: dict[str, np.ndarray]
+  trees: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+  extra: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Stage(NamedTuple):
+  """One stage of one run."""
+
+  name: str
+  config: dict[str, Any]  # the part of the config that it depends on
+  inputs: tuple[str, ...]  # stages that it reads
+  build: Callable[["Context", loop.Session], Product]
+  plan: Callable[["Context"], str]  # one line for --dry_run
+
+  @property
+  def kind(self) -> str:
+    """The first part of the name."""
+    return self.name.split("/")[0]
+
+
+@dataclasses.dataclass
+class Context:
+  """The config of a run and its artefacts, loaded when first asked for."""
+
+  config: dict[str, Any]
+  workdir: artefacts.Workdir | None
+
+  @functools.cached_property
+  def source(self) -> sources.Source:
+    data = self.config["data"]
+    keys = ("name", "data_dir", "image_size", "on_unreadable")
+    return sources.open_source(**{k: data[k] for k in keys if k in data})
+
+  @functools.cached_property
+  def split(self) -> longtail.Split:
+    """The long-tailed split, recomputed; a stored one must be the same."""
+    data = self.config["data"]
+    split = longtail.make_split(
+      self.source.train_labels,
+      self.source.spec.num_classes,
+      rule=data["rule"],
+      imbalance_factor=data.get("imbalance_factor", 1.0),
+      counts=data.get("counts"),
+    )
+    if self.workdir is not None and self.workdir.exists("data"):
+      check_split(self.workdir.load("data"), split, self.source)
+    return split
+
+  @property
+  def counts(self) -> np.ndarray:
+    return np.asarray(self.split.counts)
+
+  @functools.cached_property
+  def train_data(self) -> ArrayData:
+    images = self.source.read("train", self.split.indices)
+    return ArrayData(images, self.split.labels)
+
+  @functools.cached_property
+  def test_data(self) -> ArrayData:
+    indices = test_indices(self.source, self.config["data"].get("num_test"))
+    return ArrayData(self.source.read("test", indices), self.source.test_labels[indices])
+
+  @functools.cached_property
+  def networks(self) -> dict[str, Any]:
+    return teacher.build_models(self.source.spec, self.config["squeeze"]["models"])
+
+  @functools.cached_property
+  def teachers(self) -> tuple[Teacher, ...]:
+    artefact = self.workdir.load("squeeze")
+    return tuple(
+      Teacher(key, self.networks[key], artefact.tree(key)) for key in sorted(self.networks)
+    )
+
+  def env(self) -> distil.Env:
+    spec = self.source.spec
+    observers = tuple(distil.Observer(k, self.networks[k]) for k in sorted(self.networks))
+    return distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, observers)
+
+  def method(self, source: str) -> distil.Method:
+    return distil.make_method(self.env(), **self.config["recover"]["methods"][source])
+
+  def slots(self) -> Any:
+    recover_config = self.config["recover"]
+    per_class = recover_config.get("slots_per_class")
+    if per_class is None:
+      ipc = recover_config["images_per_class"]
+      if ipc < 1:
+        raise LtddError(f"config.recover.images_per_class is {ipc}; expected 1 or more")
+      per_class = [ipc] * self.source.spec.num_classes
+    if len(per_class) != self.source.spec.num_classes:
+      raise LtddError(
+        f"config.recover.slots_per_class has {len(per_class)} entries for "
+        f"{self.source.spec.num_classes} classes; expected one for each class"
+      )
+    return distil.make_slots(np.asarray(per_class), recover_config["order"])
+
+  def images(self, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Distilled images (n,h,w,c) uint8 and labels (n,); refuses those of another class map."""
+    artefact = self.workdir.load(f"recover/{source}")
+    artefacts.check_same_classes(artefact, self.workdir.load("data"))
+    return artefact.arrays["images"], artefact.arrays["labels"]
+
+
+def test_indices(source: sources.Source, num_test: int | None) -> np.ndarray:
+  """All test images, or the first `num_test // k` of each class."""
+  if num_test is None:
+    return np.arange(len(source.test_labels))
+  per_class = num_test // source.spec.num_classes
+  if per_class < 1:
+    raise LtddError(
+      f"config.data.num_test is {num_test}; expected at least one image for each of the "
+      f"{source.spec.num_classes} classes, or None for all"
+    )
+  rows = [np.flatnonzero(source.test_labels == c)[:per_class] for c in range(source.spec.num_classes)]
+  return np.sort(np.concatenate(rows))
+
+
+def check_split(artefact: artefacts.Artefact, split: longtail.Split, source: sources.Source) -> None:
+  """Raises LtddError if the data set on disk is no longer the one that the artefacts came from."""
+  names = artefact.meta["class_names"]
+  if tuple(names) != tuple(source.class_names):
+    raise LtddError(
+      f"{artefact.path}: made with classes {list(names)}, but the data set now has "
+      f"{list(source.class_names)}. Point config.data.data_dir at the set it was made from, or use "
+      "another --workdir."
+    )
+  if artefact.meta["split_sha256"] != split.sha256:
+    raise LtddError(
+      f"{artefact.path}: split {artefact.meta['split_sha256'][:12]} was made from other data: the "
+      f"same rule gives {split.sha256[:12]} on this data set. Restore the data set, or use another "
+      "--workdir."
+    )
+
+
+# ---- the stages ----
+
+
+def _data(ctx: Context, session: loop.Session) -> Product:
+  split = ctx.split
+  arrays = {"indices": split.indices, "labels": split.labels, "counts": ctx.counts}
+  extra = {
+    "dataset": ctx.source.spec.name,
+    "rule": split.rule,
+    "imbalance_factor": split.imbalance_factor,
+    "counts": [int(n) for n in split.counts],
+    "test_images": len(test_indices(ctx.source, ctx.config["data"].get("num_test"))),
+    "notes": list(getattr(ctx.source, "notes", ())),
+  }
+  return Product(arrays, extra=extra)
+
+
+def _squeeze(ctx: Context, session: loop.Session) -> Product:
+  teachers = teacher.squeeze(
+    ctx.train_data,
+    ctx.source.spec,
+    ctx.counts,
+    **ctx.config["squeeze"],
+    seed=ctx.config["seed"],
+    session=session,
+  )
+  scores = [teacher.evaluate(t, ctx.test_data, ctx.source.spec) for t in teachers]
+  arrays = {
+    "test_correct": np.stack([np.asarray(s.correct) for s in scores]),
+    "test_total": np.asarray(scores[0].total),
+  }
+  extra = {"teachers": [t.name for t in teachers]}
+  return Product(arrays, trees={t.name: t.variables for t in teachers}, extra=extra)
+
+
+def _recover(ctx: Context, session: loop.Session, *, source: str) -> Product:
+  method = ctx.method(source)
+  fed = distil.Feed(
+    teachers=tuple(t.variables for t in ctx.teachers) if "teachers" in method.needs else None,
+    images=ctx.train_data.images if "images" in method.needs else None,
+    labels=ctx.train_data.labels if "labels" in method.needs else None,
+  )
+  result = recover(
+    source,
+    method,
+    ctx.env(),
+    ctx.slots(),
+    fed,
+    batch_size=ctx.config["recover"]["batch_size"],
+    seed=ctx.config["seed"],
+    session=session,
+  )
+  arrays = {"images": result.images, "labels": result.labels}
+  return Product(arrays, extra={"notes": list(result.notes)})
+
+
+def _relabel(ctx: Context, session: loop.Session, *, source: str) -> Product:
+  images, targets = ctx.images(source)
+  config = dict(ctx.config["relabel"])
+  config.pop("online")
+  store = labels.relabel(
+    source,
+    images,
+    targets,
+    ctx.teachers,
+    ctx.source.spec,
+    **config,
+    seed=ctx.config["seed"],
+    session=session,
+  )
+  return Product({"logits": store.logits, "clean_logits": store.clean_logits, "labels": targets})
+
+
+def _calibrate(ctx: Context, session: loop.Session, *, source: str, name: str) -> Product:
+  config = ctx.config["calibrate"]
+  calibrator = calibrate.make_calibrator(**config["calibrators"][name])
+  store = ctx.workdir.load(f"relabel/{source}").arrays
+  if config["fit_on"] == "views":
+    logits = store["logits"][: config["max_epochs"]]
+  else:
+    logits = store["clean_logits"]
+  targets, log_prior = store["labels"], longtail.log_prior(ctx.counts)
+  params = calibrator.fit(logits, targets, log_prior)
+  arrays = {f"param{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
+  return Product(arrays, extra={"report": calibrator.report(params)})
+
+
+def load_params(ctx: Context, source: str, name: str) -> tuple[calibrate.Calibrator, Any]:
+  """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
+  calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][name])
+  arrays = ctx.workdir.load(f"calibrate/{source}/{name}").arrays
+  k = ctx.source.spec.num_classes
+  shapes = jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct((k,), np.float32))
+  leaves = [arrays[f"param{i}"] for i in range(len(jax.tree.leaves(shapes)))]
+  return calibrator, jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def supervision(ctx: Context, source: str, regime: str) -> student.Supervision:
+  """Where the labels of a regime come from."""
+  if regime == HARD:
+    return student.Supervision()
+  calibrator, params = load_params(ctx, source, regime)
+  common = {
+    "calibrator": calibrator,
+    "params": params,
+    "log_prior": longtail.log_prior(ctx.counts),
+  }
+  if ctx.config["relabel"]["online"]:
+    return student.Supervision("online", teachers=ctx.teachers, **common)
+  store = ctx.workdir.load(f"relabel/{source}")
+  return student.Supervision("stored", logits=store.arrays["logits"], **common)
+
+
+def _student(ctx: Context, session: loop.Session, *, source: str, regime: str) -> Product:
+  images, targets = ctx.images(source)
+  config = {k: v for k, v in ctx.config["student"].items() if k != "hard_labels"}
+  seed = ctx.config["seed"]
+  result = student.train_students(
+    f"student/{source}/{regime}",
+    images,
+    targets,
+    supervision(ctx, source, regime),
+    ctx.test_data,
+    ctx.source.spec,
+    **config,
+    views=ctx.config["relabel"]["views"],
+    view_key=labels.view_key(seed, source),
+    seed=seed,
+    session=session,
+  )
+  arrays = {"correct": result.correct, "total": result.total, "steps": result.steps}
+  return Product(arrays, trees={"students": result.variables})
+
+
+# ---- their order and their configs ----
+
+
+def regimes(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Names of the label regimes: hard labels if asked for, then the calibrators, as configured."""
+  hard = (HARD,) if config["student"]["hard_labels"] else ()
+  return hard + tuple(config["calibrate"]["calibrators"])
+
+
+def make_stages(config: Mapping[str, Any]) -> list[Stage]:
+  """Lists the stages of a config in the order in which they run."""
+  seed = {"seed": config["seed"]}
+  stages = [
+    Stage("data", {"data": config["data"]}, (), _data, plan.data),
+    Stage("squeeze", seed | {"squeeze": config["squeeze"]}, ("data",), _squeeze, plan.squeeze),
+  ]
+  for kind in (_recover_stage, _relabel_stage, _calibrate_stages, _student_stages):
+    for source in config["recover"]["methods"]:
+      stages += kind(config, seed, source)
+  return stages
+
+
+def _recover_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
+  part = dict(config["recover"])
+  part["method"] = part.pop("methods")[source]
+  bind = functools.partial
+  return [
+    Stage(
+      f"recover/{source}",
+      seed | {"recover": part},
+      ("data", "squeeze"),
+      bind(_recover, source=source),
+      bind(plan.recover, source=source),
+    )
+  ]
+
+
+def _relabel_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
+  return [
+    Stage(
+      f"relabel/{source}",
+      seed | {"relabel": config["relabel"]},
+      ("squeeze", f"recover/{source}"),
+      functools.partial(_relabel, source=source),
+      functools.partial(plan.relabel, source=source),
+    )
+  ]
+
+
+def _calibrate_stages(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
+  part = dict(config["calibrate"])
+  calibrators = part.pop("calibrators")
+  return [
+    Stage(
+      f"calibrate/{source}/{name}",
+      {"calibrate": part | {"calibrator": calibrator}},
+      ("data", f"relabel/{source}"),
+      functools.partial(_calibrate, source=source, name=name),
+      functools.partial(plan.calibrate, calibrator=calibrator),
+    )
+    for name, calibrator in calibrators.items()
+  ]
+
+
+def _student_stages(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
+  stages = []
+  for regime in regimes(config):
+    part = {k: v for k, v in config["student"].items() if k != "hard_labels"}
+    inputs = ("data", f"recover/{source}")
+    if regime == HARD:
+      part.pop("loss")
+    else:
+      inputs += (f"relabel/{source}", f"calibrate/{source}/{regime}")
+    views = {"views": config["relabel"]["views"]}
+    stages.append(
+      Stage(
+        f"student/{source}/{regime}",
+        seed | {"student": part} | views,
+        inputs,
+        functools.partial(_student, source=source, regime=regime),
+        plan.student,
+      )
+    )
+  return stages

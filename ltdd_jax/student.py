@@ -1,0 +1,348 @@
+"""Students: networks trained on a distilled set alone and scored on the balanced test set.
+
+The labels of a batch are hard (classes), or soft: logits of teachers, stored or made on line, that
+a calibrator adjusts as they are read. Several seeds train at once under `vmap`, or one by one.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax import (
+  calibrate,
+  labels as labels_lib,
+  loop,
+  losses,
+  mesh as mesh_lib,
+  metrics,
+  models,
+  rng,
+  train,
+)
+from ltdd_jax.data import feed
+from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.types import ArrayData, Leaf, LtddError, Teacher
+
+
+class Supervision(NamedTuple):
+  """Where the labels of students come from.
+
+  Hard labels need nothing. Soft labels need `logits` (a store) or `teachers` (on line), and may
+  have a calibrator with its fitted parameters and the log class frequencies it was fitted with.
+  """
+
+  kind: str = "hard"  # "hard", "stored" or "online"
+  logits: Leaf = None  # (e, n, k) of a label store
+  teachers: tuple[Teacher, ...] = ()
+  calibrator: calibrate.Calibrator | None = None
+  params: Any = None
+  log_prior: Leaf = None  # (k,)
+
+
+class Target(NamedTuple):
+  """What a student's loss compares with."""
+
+  labels: Leaf  # (b,) int32
+  partner_labels: Leaf  # (b,) int32, of the image mixed in
+  weight: Leaf  # (b,) float32, share of the image itself
+  logits: Leaf  # (b, k) float32 calibrated teacher logits, or None
+
+
+class StudentResult(NamedTuple):
+  """Correct predictions of each student, class by class, at each evaluation."""
+
+  correct: np.ndarray  # (s, m, k) int32
+  total: np.ndarray  # (k,) int32, test images of each class
+  steps: np.ndarray  # (m,) int32, steps after which the students were scored; the last is the end
+  variables: Any  # the trained students, with a leading seed axis
+
+
+def hard_loss(logits: jax.Array, target: Target) -> jax.Array:
+  """Cross-entropy with the classes of both images of a mixed view, by their shares."""
+  own = losses.cross_entropy_rows(logits, target.labels)
+  other = losses.cross_entropy_rows(logits, target.partner_labels)
+  return jnp.mean(target.weight * own + (1 - target.weight) * other)
+
+
+def soft_loss(logits: jax.Array, target: Target, *, loss_fn: Callable[..., jax.Array]) -> jax.Array:
+  """A loss from `losses.make_soft_loss`; its hard part, if any, uses the image's own class."""
+  return loss_fn(logits, target.logits, target.labels)
+
+
+def make_batch(
+  consts: dict[str, Any],
+  x: dict[str, jax.Array],
+  key: jax.Array,
+  *,
+  views_of: labels_lib.ViewFn,
+  supervision: Supervision,
+) -> tuple[jax.Array, Target]:
+  """Makes the views of a batch and their labels. The views' keys are the label store's.
+
+  Args:
+    consts: images (n,h,w,c), labels (n,), view_key, and for soft labels logits or teachers'
+      variables, the calibrator's params and log_prior.
+    x: indices (b,) and epochs (b,) of the batch.
+    key: unused: views come from the key of the label store.
+    views_of: from `labels.view_fn`.
+    supervision: its static half.
+  """
+  del key
+  indices, epochs = x["indices"], x["epochs"]
+  if supervision.kind == "stored":
+    epochs = epochs % consts["logits"].shape[0]
+  views = views_of(consts["view_key"], consts["images"], consts["labels"], indices, epochs)
+  if supervision.kind == "stored":
+    logits = consts["logits"][epochs, indices].astype(jnp.float32)
+  elif supervision.kind == "online":
+    networks = tuple(t.model for t in supervision.teachers)
+    logits = labels_lib.labeler_logits(networks, consts["variables"], views.images)
+  else:
+    logits = None
+  if logits is not None and supervision.calibrator is not None:
+    logits = supervision.calibrator.apply(consts["params"], logits, consts["log_prior"])
+  return views.images, Target(views.labels, views.partner_labels, views.weight, logits)
+
+
+def train_students(
+  name: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  supervision: Supervision,
+  test: ArrayData,
+  spec: DatasetSpec,
+  *,
+  model: Mapping[str, Any],
+  num_epochs: int,
+  batch_size: int,
+  optimizer: Mapping[str, Any],
+  schedule: Mapping[str, Any],
+  loss: Mapping[str, Any],
+  views: Mapping[str, Any],
+  view_key: jax.Array,
+  num_seeds: int = 3,
+  evaluations: int = 5,
+  eval_batch_size: int = 500,
+  parallel: str = "auto",
+  seed: int = 0,
+  session: loop.Session | None = None,
+) -> StudentResult:
+  """Trains `num_seeds` students and scores them.
+
+  Seeds differ in initialisation and order of images, and are the same for every kind of label, so
+  that comparisons between labels are paired.
+
+  Args:
+    name: of the stage, for messages and checkpoints.
+    images: (n,h,w,c) uint8 distilled images.
+    labels: (n,) their classes.
+    supervision: where labels come from.
+    test: the balanced test set, images (m,h,w,c) uint8 and labels (m,).
+    spec: facts of the data set.
+    model: {name, **kwargs} for `models.make_model`.
+    num_epochs: passes over the distilled set.
+    batch_size: images in a step; no more than n are used.
+    optimizer: {name, lr, **kwargs}.
+    schedule: {name, **kwargs}.
+    loss: {name, **kwargs} for `losses.make_soft_loss`; hard labels always use cross-entropy.
+    views: keyword arguments of `labels.view_fn`.
+    view_key: from `labels.view_key`.
+    num_seeds: students.
+    evaluations: how often a student is scored, evenly spaced; the last is at the end.
+    eval_batch_size: test images in one pass.
+    parallel: "vmap" (all seeds in one program), "loop" (one after another) or "auto": vmap on
+      accelerators; loop on CPU, whose compiler is slow on the grouped convolutions that vmap makes.
+    seed: the run's seed.
+    session: devices, checkpoints, progress.
+
+  Raises:
+    LtddError: bad numbers, or training that diverged.
+  """
+  session = session or loop.Session()
+  _check_numbers(num_seeds=num_seeds, evaluations=evaluations, num_epochs=num_epochs)
+  if parallel not in ("auto", "vmap", "loop"):
+    raise LtddError(f"config.student.parallel is {parallel!r}; expected 'auto', 'vmap' or 'loop'")
+  n = len(labels)
+  num_steps = feed.num_steps(n, min(batch_size, n), num_epochs=num_epochs)
+  network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
+  tx = train.make_tx(optimizer, schedule, num_steps)
+  step = functools.partial(
+    train.train_step,
+    apply_fn=network.apply,
+    tx=tx,
+    batch_fn=functools.partial(
+      make_batch, views_of=labels_lib.view_fn(spec, **views), supervision=supervision
+    ),
+    loss_fn=_loss_fn(supervision, loss),
+    mesh=session.mesh,
+  )
+  run = _Run(
+    name=name,
+    step=step,
+    init=functools.partial(train.init_state, network, tx, image_shape=spec.image_shape),
+    apply_fn=network.apply,
+    consts=_consts(images, labels, supervision, view_key, session),
+    test=mesh_lib.put(test, mesh_lib.replicated(session.mesh)),
+    spec=spec,
+    num_steps=num_steps,
+    eval_steps=tuple(
+      sorted({max(1, round(num_steps * (i + 1) / evaluations)) for i in range(evaluations)})
+    ),
+    eval_batch_size=eval_batch_size,
+    samplers=tuple(
+      feed.BatchSampler(seed, f"student/{i}", n, batch_size) for i in range(num_seeds)
+    ),
+    seed=seed,
+    session=session,
+  )
+  if parallel == "auto":
+    on_cpu = session.mesh.devices.flat[0].platform == "cpu"
+    parallel = "loop" if on_cpu else "vmap"
+  correct, variables = _run_vmap(run) if parallel == "vmap" else _run_loop(run)
+  total = np.bincount(np.asarray(test.labels), minlength=spec.num_classes).astype(np.int32)
+  return StudentResult(correct, total, np.asarray(run.eval_steps, np.int32), variables)
+
+
+def _check_numbers(**numbers: int) -> None:
+  for key, value in numbers.items():
+    if value < 1:
+      raise LtddError(f"config.student.{key} is {value}; expected 1 or more")
+
+
+def _loss_fn(supervision: Supervision, loss: Mapping[str, Any]) -> train.LossFn:
+  if supervision.kind == "hard":
+    return hard_loss
+  return functools.partial(soft_loss, loss_fn=losses.make_soft_loss(**loss))
+
+
+def _consts(
+  images: np.ndarray,
+  labels: np.ndarray,
+  supervision: Supervision,
+  view_key: jax.Array,
+  session: loop.Session,
+) -> dict[str, Any]:
+  arrays = {"images": images, "labels": labels}
+  if supervision.kind == "stored":
+    arrays["logits"] = supervision.logits
+  if supervision.kind == "online":
+    arrays["variables"] = tuple(t.variables for t in supervision.teachers)
+  if supervision.calibrator is not None:
+    arrays["params"] = supervision.params
+    arrays["log_prior"] = supervision.log_prior
+  return mesh_lib.put(arrays, mesh_lib.replicated(session.mesh)) | {"view_key": view_key}
+
+
+class _Run(NamedTuple):
+  """What the two ways of running seeds share."""
+
+  name: str
+  step: Callable[..., Any]
+  init: Callable[[jax.Array], Any]
+  apply_fn: Callable[..., Any]
+  consts: dict[str, Any]
+  test: ArrayData
+  spec: DatasetSpec
+  num_steps: int
+  eval_steps: tuple[int, ...]
+  eval_batch_size: int
+  samplers: tuple[feed.BatchSampler, ...]
+  seed: int
+  session: loop.Session
+
+  def keys(self, purpose: str) -> list[jax.Array]:
+    """One key for each seed; the kind of label does not enter."""
+    return [rng.key_for(self.seed, "student", purpose, i) for i in range(len(self.samplers))]
+
+  def with_history(self, state: Any, seeds: tuple[int, ...]) -> dict[str, Any]:
+    """Adds the record of evaluations to the state, so that checkpoints hold it."""
+    history = jnp.zeros((len(self.eval_steps), *seeds, self.spec.num_classes), jnp.int32)
+    both = {"train": state, "correct": history}
+    return mesh_lib.put(both, mesh_lib.replicated(self.session.mesh))
+
+  def hook(self, eval_step: Callable[..., Any]) -> Callable[[int, Any], Any]:
+    """Scores the students and writes the counts into the record."""
+
+    def score(t: int, state: dict[str, Any]) -> dict[str, Any]:
+      counts = metrics.run_eval(
+        eval_step,
+        state["train"].variables,
+        self.test.images,
+        self.test.labels,
+        self.eval_batch_size,
+      )
+      row = self.eval_steps.index(t)
+      correct = state["correct"].at[row].set(counts.correct.astype(jnp.int32))
+      return {"train": state["train"], "correct": correct}
+
+    return score
+
+  def eval_step(self, *, seeds: bool) -> Callable[..., Any]:
+    spec = self.spec
+    return metrics.make_eval_step(self.apply_fn, spec.mean, spec.std, spec.num_classes, seeds=seeds)
+
+
+def _keep_history(step: Callable[..., Any]) -> loop.StepFn:
+  def step_fn(state, consts, x):
+    new, step_metrics = step(state["train"], consts, x)
+    return {"train": new, "correct": state["correct"]}, step_metrics
+
+  return step_fn
+
+
+def _inputs(sampler: feed.BatchSampler, t: int) -> dict[str, np.ndarray]:
+  return {"indices": sampler(t), "epochs": sampler.epoch(t)}
+
+
+def _run_loop(run: _Run) -> tuple[np.ndarray, Any]:
+  init = jax.jit(run.init)
+  hook = run.hook(run.eval_step(seeds=False))
+  step_fn, compiled = _keep_history(run.step), {}
+  correct, variables = [], []
+  for i, sampler in enumerate(run.samplers):
+    state = loop.run(
+      step_fn,
+      run.with_history(init(run.keys("init")[i]), ()),
+      run.consts | {"key": run.keys("step")[i]},
+      num_steps=run.num_steps,
+      session=run.session,
+      name=f"{run.name}/seed{i}",
+      inputs=functools.partial(_inputs, sampler),
+      hook=hook,
+      hook_at=run.eval_steps,
+      compiled=compiled,
+    )
+    correct.append(np.asarray(state["correct"]))
+    variables.append(jax.device_get(state["train"].variables))
+  return np.stack(correct), jax.tree.map(lambda *x: np.stack(x), *variables)
+
+
+def _run_vmap(run: _Run) -> tuple[np.ndarray, Any]:
+  state = jax.jit(jax.vmap(run.init))(jnp.stack(run.keys("init")))
+  shared = jax.tree.map(lambda _: None, run.consts)
+
+  def step(state, consts, x):
+    axes = (0, shared | {"key": 0}, 0)
+    return jax.vmap(run.step, in_axes=axes)(state, consts, x)
+
+  def inputs(t: int) -> dict[str, np.ndarray]:
+    rows = [_inputs(sampler, t) for sampler in run.samplers]
+    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+
+  state = loop.run(
+    _keep_history(step),
+    run.with_history(state, (len(run.samplers),)),
+    run.consts | {"key": jnp.stack(run.keys("step"))},
+    num_steps=run.num_steps,
+    session=run.session,
+    name=f"{run.name}/seeds",
+    inputs=inputs,
+    hook=run.hook(run.eval_step(seeds=True)),
+    hook_at=run.eval_steps,
+  )
+  correct = np.asarray(state["correct"]).swapaxes(0, 1)
+  return correct, jax.device_get(state["train"].variables)
