@@ -1,0 +1,61 @@
+"""Networks by name: `model = make_model("resnet18", num_classes=10, image_shape=(32, 32, 3))`.
+
+A model is a Linen module with `__call__(images (b,h,w,c), *, train) -> logits (b,k)`. To add one,
+write a factory with keyword arguments and put it into `MODELS`; the contract tests run over it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ltdd_jax import registry
+from ltdd_jax.models.convnet import convnet
+from ltdd_jax.models.resnet import resnet18, resnet34, resnet50
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+  "convnet": convnet,
+  "resnet18": resnet18,
+  "resnet34": resnet34,
+  "resnet50": resnet50,
+}
+
+
+def make_model(
+  name: str, *, num_classes: int, image_shape: Sequence[int], **kwargs: Any
+) -> nn.Module:
+  """Makes a network by its name.
+
+  Args:
+    name: a key of `MODELS`.
+    num_classes: k.
+    image_shape: (h, w, c).
+    **kwargs: of that factory: `depth`, `width`, `norm`, `stem`, ...
+
+  Raises:
+    LtddError: an unknown name or argument, or one out of range.
+  """
+  kwargs = {"num_classes": num_classes, "image_shape": image_shape, **kwargs}
+  return registry.make("model", MODELS, name, kwargs)
+
+
+def init_variables(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> dict[str, Any]:
+  """Draws the variables of an untrained network: {"params", "batch_stats"}, the latter maybe {}.
+
+  Compiled once for each model, since eager initialisation is slow. `jax.vmap` over keys gives the
+  variables of several seeds, equal to those drawn one by one.
+  """
+  return _init(model, key, tuple(image_shape))
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _init(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
+  return {"batch_stats": {}} | dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
+
+
+def count_params(params: Any) -> int:
+  """Counts the entries of a tree of arrays or of their shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,105 @@
+"""Read the inputs of layers, and their moments, while a model runs in eval mode.
+
+  logits, moments = taps.apply_with_moments(model, variables, images)
+  moments[0].mean, moments[0].running_mean       # the stem's batch normalisation
+
+SRe2L and its successors ask synthetic images for the activation statistics that the real ones had:
+the forward pass normalises with running statistics, while a penalty compares these with the moments
+of the batch at hand. Models need not know about it: the inputs are captured from outside by
+`flax.linen.intercept_methods`, so any Linen model with `nn.BatchNorm` layers will do, under `jit`,
+`grad`, `vmap` and `eval_shape` alike. Layers inside a lifted transformation (`nn.scan`, `nn.remat`)
+are out of reach: their tracers do not outlive it.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ltdd_jax.types import Leaf
+
+
+class LayerInput(NamedTuple):
+  """What one layer was called with."""
+
+  path: str  # its place in the variable tree, such as "stage1_block0/norm2"
+  value: Leaf  # (b, h, w, c)
+
+
+@flax.struct.dataclass
+class Moment:
+  """Moments of a batch at the input of one BatchNorm layer, beside the layer's running ones."""
+
+  path: str = flax.struct.field(pytree_node=False)
+  mean: Leaf  # (c,) over b, h, w
+  var: Leaf  # (c,) biased
+  running_mean: Leaf  # (c,)
+  running_var: Leaf  # (c,)
+
+
+def apply_with_inputs(
+  model: nn.Module, variables: Any, images: jax.Array, layer_types: Any = nn.BatchNorm
+) -> tuple[jax.Array, tuple[LayerInput, ...]]:
+  """Runs a model in eval mode and returns what each layer of some types was called with.
+
+  Args:
+    model: a module with `__call__(images, *, train)`.
+    variables: its collections.
+    images: (b, h, w, c), normalised.
+    layer_types: a module class or a tuple of them: `nn.BatchNorm`, `nn.Conv`.
+
+  Returns:
+    Logits (b, k) and one entry for each call, in the order of the calls.
+  """
+  inputs = []
+
+  def record(call, args, kwargs, context):
+    if isinstance(context.module, layer_types) and context.method_name == "__call__":
+      inputs.append(LayerInput("/".join(context.module.path), args[0]))
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(record):
+    logits = model.apply(variables, images, train=False)
+  return logits, tuple(inputs)
+
+
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Computes mean and biased variance of each channel, in two passes.
+
+  Args:
+    x: (..., c).
+
+  Returns:
+    Mean (c,) and variance (c,) over all other axes, float32.
+  """
+  x = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+  mean = x.mean(0)
+  return mean, jnp.square(x - mean[None]).mean(0)
+
+
+def apply_with_moments(
+  model: nn.Module, variables: Any, images: jax.Array
+) -> tuple[jax.Array, tuple[Moment, ...]]:
+  """Runs a model in eval mode and returns the batch moments at every BatchNorm layer.
+
+  Args:
+    model: a module with `__call__(images, *, train)`.
+    variables: {"params", "batch_stats"}.
+    images: (b, h, w, c), normalised.
+
+  Returns:
+    Logits (b, k) and the moments in the order of the calls: the first is the stem's. A model
+    without batch normalisation has none.
+  """
+  logits, inputs = apply_with_inputs(model, variables, images)
+  return logits, tuple(_moment(layer, variables["batch_stats"]) for layer in inputs)
+
+
+def _moment(layer: LayerInput, batch_stats: Any) -> Moment:
+  running = batch_stats
+  for name in layer.path.split("/"):
+    running = running[name]
+  mean, var = moments(layer.value)
+  return Moment(layer.path, mean, var, running["mean"], running["var"])
