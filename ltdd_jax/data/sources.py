@@ -7,6 +7,7 @@ TFDS is read through its random-access sources: no TensorFlow, no network. This 
 that imports tensorflow_datasets.
 """
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 from ltdd_jax.data.arrays import check_labels, open_arrays, open_digits, open_npz
 from ltdd_jax.data.folders import open_folder
-from ltdd_jax.data.images import decode, image_shape, map_threads, measure
+from ltdd_jax.data.images import UNREADABLE, decode_all, image_shape, measure
 from ltdd_jax.data.specs import SPECS, DatasetSpec, Source
 from ltdd_jax.types import LtddError
 
@@ -82,47 +83,63 @@ def _with_constants(source: Source, mean, std) -> Source:
 
 def _open_tfds(name: str, data_dir: str | None, image_size) -> Source:
   builder = _prepared_builder(name, data_dir)
-  image_key, label_key = _keys(name, builder.info)
-  image, label = builder.info.features[image_key], builder.info.features[label_key]
-  size = image_shape(image_size)
-  height, width, channels = image.shape
-  if size is None and (height is None or width is None):
-    raise LtddError(f"{name}: its images differ in size; set data.image_size, e.g. 64.")
-  if channels not in (1, 3) or image.np_dtype != np.uint8:
-    raise LtddError(
-      f"{name}: {image.dtype} images of shape {image.shape}; expected 8-bit grey or RGB."
-    )
+  info = builder.info
+  image_key, label_key = _keys(name, info)
+  shape = _output_shape(name, info.features[image_key], image_shape(image_size))
+  class_names = tuple(info.features[label_key].names)
+  k = len(class_names)
 
-  records = _open_splits(name, builder, image_key)
-  labels = {split: _read_labels(records[split], label_key) for split in records}
-  test_split = _test_split(name, labels, label.num_classes)
-  origin = {"train": records["train"], "test": records[test_split]}
-  train_labels, test_labels = (
-    check_labels(f"{name}: {s} labels", labels[s], label.num_classes, len(labels[s]))
-    for s in ("train", test_split)
-  )
-
-  shape = (*(size or (height, width)), channels)
+  records, labels, test_split = {}, {}, None
+  for split in _usable_splits(name, info):
+    found = _open_split(builder, split, image_key)
+    values = _read_labels(builder, found, label_key)
+    if split != "train" and (values < 0).any():
+      continue  # ImageNet's test split has label -1 throughout: go on to validation
+    test_split = None if split == "train" else split
+    role = "test" if test_split else "train"
+    records[role] = found
+    labels[role] = check_labels(f"{name}: {split} labels", values, k, len(values))
+    if test_split:
+      break
+  if test_split is None:
+    raise LtddError(f"{name}: no test or validation split has labels.")
 
   def read(split, indices):
     out = np.empty((len(indices), *shape), np.uint8)
     for start in range(0, len(out), _CHUNK):
-      rows = origin[split].__getitems__([int(i) for i in indices[start : start + _CHUNK]])
-      pixels = map_threads(lambda row: decode(row[image_key], channels, size), rows)
-      out[start : start + _CHUNK] = pixels
+      rows = _fetch(builder, records[split], indices[start : start + _CHUNK])
+      with _damage_named(builder):
+        encoded = [row[image_key] for row in rows]
+        out[start : start + _CHUNK] = decode_all(encoded, shape[2], shape[:2])
     return out
 
-  names = tuple(label.names)
-  spec = _tfds_spec(
-    name, names, (*(size or (height, width)), channels), train_labels, test_labels, read
-  )
+  spec = _tfds_spec(name, class_names, shape, labels, read)
   notes = () if test_split == "test" else (f"test: the {test_split} split of {name}",)
-  return Source(spec, train_labels, test_labels, read, spec.class_names, notes)
+  return Source(spec, labels["train"], labels["test"], read, spec.class_names, notes)
 
 
-def _tfds_spec(name, names, shape, train_labels, test_labels, read) -> DatasetSpec:
+def _output_shape(name: str, image, size: tuple[int, int] | None) -> tuple[int, int, int]:
+  known = SPECS.get(_base_name(name))
+  height, width, channels = image.shape
+  if channels not in (1, 3) or image.np_dtype != np.uint8:
+    raise LtddError(
+      f"{name}: {image.np_dtype} images of shape {image.shape}; expected 8-bit grey or RGB."
+    )
+  if size is None and (height is None or width is None):
+    if known is None:
+      raise LtddError(f"{name}: its images differ in size; set data.image_size, e.g. 64.")
+    size = known.image_shape[:2]
+  return (*(size or (height, width)), channels)
+
+
+def _base_name(name: str) -> str:
+  """The name without TFDS's `/config` and `:version`."""
+  return re.split("[:/]", name)[0]
+
+
+def _tfds_spec(name, names, shape, labels, read) -> DatasetSpec:
   """Facts from the table where it has them, else measured; sizes are those found."""
-  known = SPECS.get(re.split("[:/]", name)[0])
+  known = SPECS.get(_base_name(name))
   if known and known.num_classes != len(names):
     raise LtddError(
       f"{name}: prepared with {len(names)} classes, expected {known.num_classes}. "
@@ -131,7 +148,7 @@ def _tfds_spec(name, names, shape, train_labels, test_labels, read) -> DatasetSp
   if known:
     mean, std = known.mean, known.std
   else:
-    mean, std = measure(lambda indices: read("train", indices), len(train_labels))
+    mean, std = measure(lambda indices: read("train", indices), len(labels["train"]))
   unnamed = names == tuple(str(c) for c in range(len(names)))
   return DatasetSpec(
     name=name,
@@ -139,48 +156,59 @@ def _tfds_spec(name, names, shape, train_labels, test_labels, read) -> DatasetSp
     image_shape=shape,
     mean=mean,
     std=std,
-    num_train=len(train_labels),
-    num_test=len(test_labels),
+    num_train=len(labels["train"]),
+    num_test=len(labels["test"]),
     class_names=known.class_names if known and known.class_names and unnamed else names,
     tfds_name=known.tfds_name if known else name,
   )
 
 
 def _prepared_builder(name: str, data_dir: str | None):
-  import tensorflow_datasets as tfds  # 0.4 s, and needed by TFDS sets only
-
-  try:
-    builder = tfds.builder(name, data_dir=data_dir)
-  except tfds.core.DatasetNotFoundError as error:
-    known = ["digits", "folder:", "npz:", "arrays", *SPECS, *tfds.list_builders()]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise LtddError(
-      f"data source {name!r} is not known.{hint} Sources: digits, folder:/path, npz:/file.npz, "
-      f"arrays, or a set of TFDS ({', '.join(s for s in SPECS if s != 'digits')}, ...)."
-    ) from error
+  """Finds the prepared set, or explains how to come by one."""
+  builder = _builder(name, data_dir)
   where = "" if data_dir is None else f", data_dir={data_dir!r}"
   command = (
     f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}{where})'
     ".download_and_prepare(file_format='array_record')\""
   )
   if not builder.is_prepared():
+    folder = _base_name(name)
     raise LtddError(
-      f"{name} is not prepared: {builder.data_path} does not hold it.\n"
+      f"{name} is not prepared: nothing in {builder.data_path}.\n"
       f"  With a network:  {command}\n"
-      "    (preparing may need TensorFlow for some sets; reading never does)\n"
-      "  Without: run that command on another machine, copy the folder "
-      f"{name.partition(':')[0]}/ that it\n"
-      "    makes, and set data.data_dir to the folder that you copied it into."
+      "    (preparing may need TensorFlow, reading never does)\n"
+      f"  Without: run that on another machine, copy the folder {folder}/ which it makes, and set\n"
+      f"    data.data_dir to the folder that {folder}/ then lies in."
     )
   formats = {str(f.value) for f in builder.info.available_file_formats()}
   if "array_record" not in formats:
     raise LtddError(
-      f"{builder.data_path} is prepared as {', '.join(sorted(formats))}, which only TensorFlow "
-      "reads. Prepare it once more as ArrayRecord, in another folder or after deleting this one:\n"
-      f"  {command}"
+      f"{builder.data_path} is prepared as {', '.join(sorted(formats))}, which cannot be read at "
+      "random without TensorFlow. Prepare it as ArrayRecord, into another data_dir or after "
+      f"deleting this folder:\n  {command}"
     )
   return builder
+
+
+def _builder(name: str, data_dir: str | None):
+  import tensorflow_datasets as tfds  # 0.4 s, and needed by TFDS sets only
+
+  try:
+    return tfds.builder(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as error:
+    known = ("digits", *SPECS, *tfds.list_builders(with_community_datasets=False))
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise LtddError(
+      f"data source {name!r} is not known.{hint} Sources: digits, folder:/path, npz:/file.npz, "
+      f"arrays, or a set of TFDS ({', '.join(s for s in SPECS if s != 'digits')}, ...), whose "
+      "prepared files may lie in data_dir."
+    ) from error
+  except (ImportError, OSError, KeyError) as error:
+    raise LtddError(
+      f"data source {name!r}: TFDS cannot set it up here ({type(error).__name__}: {error}). "
+      "Export it as a folder or an npz file instead."
+    ) from error
 
 
 def _keys(name: str, info) -> tuple[str, str]:
@@ -201,33 +229,45 @@ def _keys(name: str, info) -> tuple[str, str]:
   return image, label
 
 
-def _open_splits(name: str, builder, image_key: str) -> dict[str, Any]:
-  """Opens train and the possible test splits; images stay encoded, labels are decoded."""
-  import tensorflow_datasets as tfds
-
-  found = [s for s in ("train", *_TEST_SPLITS) if s in builder.info.splits]
+def _usable_splits(name: str, info) -> list[str]:
+  found = [s for s in ("train", *_TEST_SPLITS) if s in info.splits]
   if "train" not in found or len(found) < 2:
     raise LtddError(
-      f"{name} has the splits {', '.join(builder.info.splits)}; expected train and test or "
-      "validation. Export it as a folder or an npz file with a test set of your choice."
+      f"{name} has the splits {', '.join(info.splits)}; expected train and test or validation. "
+      "Export it as a folder or an npz file with a test set of your choice."
     )
+  return found
+
+
+def _open_split(builder, split: str, image_key: str):
+  """Opens a split whose images stay encoded, so that labels can be read by themselves."""
+  import tensorflow_datasets as tfds
+
   encoded = {image_key: tfds.decode.SkipDecoding()}
-  return {
-    s: builder.as_data_source(split=s, decoders=encoded, file_format="array_record") for s in found
-  }
+  with _damage_named(builder):
+    return builder.as_data_source(split=split, decoders=encoded, file_format="array_record")
 
 
-def _read_labels(records, label_key: str) -> np.ndarray:
+def _fetch(builder, records, indices) -> list[dict[str, Any]]:
+  with _damage_named(builder):
+    return records.__getitems__([int(i) for i in indices])
+
+
+def _read_labels(builder, records, label_key: str) -> np.ndarray:
   labels = np.empty(len(records), np.int64)
   for start in range(0, len(labels), _CHUNK):
-    rows = records.__getitems__(list(range(start, min(start + _CHUNK, len(labels)))))
+    rows = _fetch(builder, records, range(start, min(start + _CHUNK, len(labels))))
     labels[start : start + _CHUNK] = [row[label_key] for row in rows]
   return labels
 
 
-def _test_split(name: str, labels: dict[str, np.ndarray], num_classes: int) -> str:
-  """The first test split that is labelled: that of ImageNet has label -1 throughout."""
-  for split in _TEST_SPLITS:
-    if split in labels and len(labels[split]) and (labels[split] >= 0).all():
-      return split
-  raise LtddError(f"{name}: no test or validation split has labels.")
+@contextlib.contextmanager
+def _damage_named(builder):
+  """ArrayRecord raises RuntimeError for files that are cut short, altered or gone."""
+  try:
+    yield
+  except (RuntimeError, *UNREADABLE) as error:
+    raise LtddError(
+      f"{builder.data_path}: a file of this prepared data set is damaged or missing ({error}). "
+      "Delete the folder and prepare or copy it anew."
+    ) from error
