@@ -13,17 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
 from ltdd_jax import registry
 from ltdd_jax.types import LtddError
 
-SupervisedLoss = Callable[[jax.Array, jax.Array], jax.Array]
-SoftLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Logits = Float[Array, "b k"]
+Labels = Int[Array, "b"]
+PerClass = Float[Array | np.ndarray, "k"]
+ClassCounts = Shaped[Array | np.ndarray, "k"] | Sequence[int]
+Scalar = Float[Array, ""]
+SupervisedLoss = Callable[[Logits, Labels], Scalar]
+SoftLoss = Callable[[Logits, Logits, Labels], Scalar]
 
 
 def cross_entropy_rows(
-  logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0
-) -> jax.Array:
+  logits: Logits, labels: Labels, *, label_smoothing: float = 0.0
+) -> Float[Array, "b"]:
   """Computes -log p(label) of each row, or of the smoothed label (1 - e) onehot + e/k.
 
   Args:
@@ -41,21 +47,19 @@ def cross_entropy_rows(
   return (1 - label_smoothing) * own - label_smoothing * log_p.mean(1)
 
 
-def cross_entropy(
-  logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0
-) -> jax.Array:
+def cross_entropy(logits: Logits, labels: Labels, *, label_smoothing: float = 0.0) -> Scalar:
   """Computes the mean cross-entropy with class numbers; see `cross_entropy_rows`."""
   return cross_entropy_rows(logits, labels, label_smoothing=label_smoothing).mean()
 
 
-def soft_cross_entropy(logits: jax.Array, probs: jax.Array) -> jax.Array:
+def soft_cross_entropy(logits: Logits, probs: Logits) -> Scalar:
   """Computes -(1/b) sum_bk probs log softmax(logits); both arguments (b, k)."""
   return -(probs * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(1).mean()
 
 
 def balanced_softmax(
-  logits: jax.Array, labels: jax.Array, log_prior: jax.Array, *, label_smoothing: float = 0.0
-) -> jax.Array:
+  logits: Logits, labels: Labels, log_prior: PerClass, *, label_smoothing: float = 0.0
+) -> Scalar:
   """Computes the cross-entropy of logits + log prior (Ren et al., NeurIPS 2020, eq. 4).
 
   Args:
@@ -68,13 +72,13 @@ def balanced_softmax(
 
 
 def logit_adjusted(
-  logits: jax.Array,
-  labels: jax.Array,
-  log_prior: jax.Array,
+  logits: Logits,
+  labels: Labels,
+  log_prior: PerClass,
   tau: float = 1.0,
   *,
   label_smoothing: float = 0.0,
-) -> jax.Array:
+) -> Scalar:
   """Computes the cross-entropy of logits + tau log prior (Menon et al., ICLR 2021, eq. 10).
 
   At tau = 1 this is the balanced softmax. Arguments as for `balanced_softmax`.
@@ -82,7 +86,7 @@ def logit_adjusted(
   return cross_entropy(logits + tau * log_prior[None], labels, label_smoothing=label_smoothing)
 
 
-def class_weights(class_counts: Any, beta: float = 0.999) -> jax.Array:
+def class_weights(class_counts: ClassCounts, beta: float = 0.999) -> Float[Array, "k"]:
   """Computes weights proportional to (1 - beta) / (1 - beta^n_c), which sum to k.
 
   Source: the effective number of samples of Cui et al., CVPR 2019, eq. 2 and section 4.
@@ -99,24 +103,24 @@ def class_weights(class_counts: Any, beta: float = 0.999) -> jax.Array:
 
 
 def class_balanced(
-  logits: jax.Array,
-  labels: jax.Array,
-  class_counts: Any,
+  logits: Logits,
+  labels: Labels,
+  class_counts: ClassCounts,
   beta: float = 0.999,
   *,
   label_smoothing: float = 0.0,
-) -> jax.Array:
+) -> Scalar:
   """Computes the mean over the batch of w_y * cross-entropy, with `class_weights` w."""
   rows = cross_entropy_rows(logits, labels, label_smoothing=label_smoothing)
   return (class_weights(class_counts, beta)[labels] * rows).mean()
 
 
 def kl(
-  student_logits: jax.Array,
-  teacher_logits: jax.Array,
+  student_logits: Logits,
+  teacher_logits: Logits,
   temperature: float = 1.0,
   squared: bool = False,
-) -> jax.Array:
+) -> Scalar:
   """Computes (1/b) sum_bk q (log q - log p), p and q the student's and teacher's softmax(. / T).
 
   Args:
@@ -133,8 +137,8 @@ def kl(
 
 
 def mse_ce(
-  student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array, ce_weight: float = 0.1
-) -> jax.Array:
+  student_logits: Logits, teacher_logits: Logits, labels: Labels, ce_weight: float = 0.1
+) -> Scalar:
   """Computes the mean over b and k of (student - teacher)^2, plus ce_weight * cross-entropy.
 
   The loss "MSE-GT" of G-VBSM and EDC, on raw logits: no temperature.
@@ -155,7 +159,7 @@ def _check_smoothing(label_smoothing: float) -> None:
     raise LtddError(f"loss: label_smoothing={label_smoothing}; expected a number in [0, 1).")
 
 
-def _check_counts(name: str, class_counts: Sequence[int]) -> np.ndarray:
+def _check_counts(name: str, class_counts: ClassCounts) -> np.ndarray:
   counts = np.asarray(class_counts)
   if np.any(counts <= 0):
     raise LtddError(
@@ -165,7 +169,7 @@ def _check_counts(name: str, class_counts: Sequence[int]) -> np.ndarray:
   return counts.astype(np.float64)
 
 
-def _log_prior(name: str, class_counts: Sequence[int]) -> np.ndarray:
+def _log_prior(name: str, class_counts: ClassCounts) -> np.ndarray:
   counts = _check_counts(name, class_counts)
   return np.log(counts / counts.sum()).astype(np.float32)
 
@@ -219,7 +223,7 @@ SOFT_LOSSES: dict[str, Callable[..., SoftLoss]] = {"kl": _make_kl, "mse_ce": _ma
 
 
 def make_supervised_loss(
-  name: str, *, class_counts: Sequence[int], label_smoothing: float = 0.0, **kwargs: Any
+  name: str, *, class_counts: ClassCounts, label_smoothing: float = 0.0, **kwargs: Any
 ) -> SupervisedLoss:
   """Makes a loss on class numbers.
 

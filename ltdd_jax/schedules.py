@@ -49,7 +49,7 @@ def ssrs(*, zeta: float = 2.0) -> Multiplier:
   EDC's schedule of that name; it jumps at 5/6, where the last factor is 1/6.
   """
   first = smooth(zeta=zeta)
-  return lambda t: jnp.where(t <= 5 / 6, first(t), first(jnp.asarray(5 / 6)) * (1 - t))
+  return lambda t: jnp.where(t < 5 / 6 + 1e-6, first(t), first(jnp.asarray(5 / 6)) * (1 - t))
 
 
 def multistep(*, milestones: Sequence[float] = (0.5,), factor: float = 0.1) -> Multiplier:
@@ -90,7 +90,7 @@ SCHEDULES: dict[str, Callable[..., Multiplier]] = {
 
 
 def make_schedule(
-  name: str, num_steps: int, lr: float, *, steps_per_epoch: float | None = None, **kwargs: Any
+  name: str, num_steps: int, lr: float, *, steps_per_epoch: float | int | None = None, **kwargs: Any
 ) -> optax.Schedule:
   """Makes a schedule by its name.
 
@@ -123,7 +123,7 @@ def make_schedule(
   return schedule
 
 
-def _positive(name: str, **values: float) -> None:
+def _positive(name: str, **values: float | int) -> None:
   for key, value in values.items():
     if value <= 0:
       raise LtddError(f"schedule {name!r}: {key}={value}; expected a positive number.")

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ltdd_jax.types import Leaf
 
@@ -40,8 +40,11 @@ class Moment:
 
 
 def apply_with_inputs(
-  model: nn.Module, variables: Any, images: jax.Array, layer_types: Any = nn.BatchNorm
-) -> tuple[jax.Array, tuple[LayerInput, ...]]:
+  model: nn.Module,
+  variables: Any,
+  images: Float[Array, "b h w c"],
+  layer_types: Any = nn.BatchNorm,
+) -> tuple[Float[Array, "b k"], tuple[LayerInput, ...]]:
   """Runs a model in eval mode and returns what each layer of some types was called with.
 
   Args:
@@ -65,7 +68,9 @@ def apply_with_inputs(
   return logits, tuple(inputs)
 
 
-def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def moments(
+  x: Float[Array, "*rest c"],
+) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
   """Computes mean and biased variance of each channel, in two passes.
 
   Args:
@@ -80,8 +85,8 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def apply_with_moments(
-  model: nn.Module, variables: Any, images: jax.Array
-) -> tuple[jax.Array, tuple[Moment, ...]]:
+  model: nn.Module, variables: Any, images: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b k"], tuple[Moment, ...]]:
   """Runs a model in eval mode and returns the batch moments at every BatchNorm layer.
 
   Args:

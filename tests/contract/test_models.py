@@ -1,0 +1,64 @@
+"""What every network of `MODELS` must do. Nothing here compiles a network: shapes and traces."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ltdd_jax import models
+
+SHAPE = (16, 16, 3)
+K = 7
+
+
+@pytest.fixture(params=sorted(models.MODELS))
+def model(request):
+  return models.make_model(request.param, num_classes=K, image_shape=SHAPE)
+
+
+@pytest.fixture
+def variables(model):
+  key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+  return jax.eval_shape(lambda k: models.init_variables(model, k, SHAPE), key)
+
+
+def images(b=4):
+  return jax.ShapeDtypeStruct((b, *SHAPE), jnp.float32)
+
+
+def test_abstract_init(variables):
+  assert sorted(variables) == ["batch_stats", "params"]
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+def test_eval_mode_gives_float32_logits_and_changes_nothing(model, variables):
+  logits = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images())
+  assert (logits.shape, logits.dtype) == ((4, K), jnp.float32)
+
+
+def test_train_mode_keeps_the_structure(model, variables):
+  run = lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])
+  logits, updated = jax.eval_shape(run, variables, images())
+  assert logits.shape == (4, K)
+  assert updated.get("batch_stats", {}) == variables["batch_stats"]
+
+
+def test_traced_once(model, variables):
+  traces = []
+
+  @jax.jit
+  def step(v, x):
+    traces.append(None)
+    return model.apply(v, x, train=False)
+
+  for _ in range(3):
+    step.lower(variables, images())
+  assert len(traces) == 1
+
+
+def test_seeds_vmap(model, variables):
+  keys = jax.ShapeDtypeStruct((2,), jax.random.key(0).dtype)
+  init = jax.vmap(lambda k: models.init_variables(model, k, SHAPE))
+  stacked = jax.eval_shape(init, keys)
+  assert jax.tree.map(lambda x: x.shape[1:], stacked) == jax.tree.map(lambda x: x.shape, variables)
+  run = jax.vmap(lambda v, x: model.apply(v, x, train=False), (0, None))
+  assert jax.eval_shape(run, stacked, images()).shape == (2, 4, K)

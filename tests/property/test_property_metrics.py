@@ -1,0 +1,73 @@
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ltdd_jax import metrics
+
+K = 4
+counts = st.builds(
+  lambda total, wrong: metrics.ClassCounts(jnp.asarray(np.maximum(total - wrong, 0)), total),
+  hnp.arrays(np.int32, K, elements=st.integers(0, 1000)),
+  hnp.arrays(np.int32, K, elements=st.integers(0, 1000)),
+)
+# One shape, so that nothing compiles twice.
+logits_of = hnp.arrays(np.float32, (6, K), elements=st.integers(-3, 3))
+labels_of = hnp.arrays(np.int32, 6, elements=st.integers(0, K - 1))
+mask_of = hnp.arrays(np.bool_, 6)
+
+
+def same(a, b):
+  np.testing.assert_array_equal(a.correct, b.correct)
+  np.testing.assert_array_equal(a.total, b.total)
+
+
+def count(logits, labels, mask):
+  return metrics.ClassCounts.from_batch(
+    jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask), K
+  )
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts, counts, counts)
+def test_merge_is_associative_and_commutative_and_empty_is_neutral(a, b, c):
+  same(a.merge(b).merge(c), a.merge(b.merge(c)))
+  same(a.merge(b), b.merge(a))
+  same(a.merge(metrics.ClassCounts.empty(K)), a)
+
+
+@settings(max_examples=30, deadline=None)
+@given(logits_of, labels_of, mask_of, logits_of, labels_of)
+def test_padding_changes_nothing(logits, labels, mask, junk, junk_labels):
+  padded = np.where(mask[:, None], logits, junk), np.where(mask, labels, junk_labels)
+  same(count(logits, labels, mask), count(*padded, mask))
+
+
+@settings(max_examples=30, deadline=None)
+@given(logits_of, labels_of, mask_of)
+def test_counts_equal_a_loop_and_split_batches_merge(logits, labels, mask):
+  whole = count(logits, labels, mask)
+  correct, total = np.zeros(K, int), np.zeros(K, int)
+  for row, label, counts_in in zip(logits, labels, mask, strict=True):
+    total[label] += counts_in
+    correct[label] += counts_in and np.argmax(row) == label
+  np.testing.assert_array_equal(whole.correct, correct)
+  np.testing.assert_array_equal(whole.total, total)
+  first = np.arange(6) < 3
+  same(whole, count(logits, labels, mask & first).merge(count(logits, labels, mask & ~first)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts, st.permutations(range(K)))
+def test_groups_follow_a_relabelling_of_classes(a, order):
+  order = np.asarray(order)
+  moved = metrics.ClassCounts(a.correct[order], a.total[order])
+  inverse = np.argsort(order)
+  here = metrics.group_means(a.per_class(), {"some": (0, 2), "all": range(K)})
+  there = metrics.group_means(
+    moved.per_class(), {"some": (int(inverse[0]), int(inverse[2])), "all": range(K)}
+  )
+  for name in here:
+    np.testing.assert_allclose(here[name], there[name])
+  np.testing.assert_allclose(a.top1(), moved.top1())
