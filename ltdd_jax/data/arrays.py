@@ -2,6 +2,7 @@
 
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,13 +33,14 @@ def open_arrays(
   if arrays is None or any(key not in arrays for key in _KEYS):
     found = ", ".join(arrays) if arrays else "nothing"
     raise LtddError(f"{name}: found {found}; expected {', '.join(_KEYS)} (and maybe classes).")
-  classes = _class_names(name, arrays)
-  k = len(classes)
   images, labels = {}, {}
   for split in ("train", "test"):
     images[split] = _images(f"{name}: x_{split}", np.asarray(arrays[f"x_{split}"]), image_size)
-    where = f"{name}: y_{split}"
-    labels[split] = check_labels(where, np.asarray(arrays[f"y_{split}"]), k, len(images[split]))
+    labels[split] = _integers(f"{name}: y_{split}", np.asarray(arrays[f"y_{split}"]))
+  classes = _class_names(name, arrays.get("classes"), labels)
+  k = len(classes)
+  for split, y in labels.items():
+    labels[split] = check_labels(f"{name}: y_{split}", y, k, len(images[split]))
   shapes = {split: x.shape[1:] for split, x in images.items()}
   if shapes["train"] != shapes["test"]:
     raise LtddError(
@@ -61,13 +63,7 @@ def open_arrays(
 
 
 def check_labels(where: str, labels: np.ndarray, num_classes: int, num_images: int) -> np.ndarray:
-  """Returns the labels as (n,) int32, or says what is wrong with them."""
-  if labels.dtype.kind not in "iu" or labels.ndim != 1:
-    raise LtddError(
-      f"{where} is {labels.dtype} {labels.shape}: expected one integer an image, shape (n,)."
-    )
-  if len(labels) == 0:
-    raise LtddError(f"{where} is empty: expected at least one image.")
+  """Returns integer labels as (n,) int32, or says what is wrong with them."""
   if len(labels) != num_images:
     raise LtddError(f"{where} has {len(labels)} labels for {num_images} images.")
   wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
@@ -78,17 +74,24 @@ def check_labels(where: str, labels: np.ndarray, num_classes: int, num_images: i
   return labels.astype(np.int32)
 
 
-def _class_names(name: str, arrays: Mapping[str, Any]) -> tuple[str, ...]:
-  if arrays.get("classes") is not None:
-    names = np.asarray(arrays["classes"])
-    if names.ndim != 1 or names.dtype.kind not in "US" or len(set(names.tolist())) != len(names):
-      raise LtddError(f"{name}: classes is {names!r}: expected k different strings.")
-    return tuple(n.decode() if isinstance(n, bytes) else n for n in names.tolist())
-  highest = [
-    np.max(y) for y in (np.asarray(arrays[key]) for key in ("y_train", "y_test")) if y.size
-  ]
-  integers = all(np.issubdtype(type(h), np.integer) for h in highest)
-  return tuple(str(c) for c in range(int(max(highest)) + 1)) if highest and integers else ()
+def _integers(where: str, labels: np.ndarray) -> np.ndarray:
+  if labels.dtype.kind not in "iu" or labels.ndim != 1:
+    raise LtddError(
+      f"{where} is {labels.dtype} {labels.shape}: expected one integer an image, shape (n,)."
+    )
+  if len(labels) == 0:
+    raise LtddError(f"{where} is empty: expected at least one image.")
+  return labels
+
+
+def _class_names(name: str, classes, labels: dict[str, np.ndarray]) -> tuple[str, ...]:
+  if classes is None:
+    highest = max(int(y.max()) for y in labels.values())
+    return tuple(str(c) for c in range(highest + 1))
+  names = np.asarray(classes)
+  if names.ndim != 1 or names.dtype.kind not in "US" or len(set(names.tolist())) != len(names):
+    raise LtddError(f"{name}: classes is {names!r}: expected k different strings.")
+  return tuple(n.decode() if isinstance(n, bytes) else n for n in names.tolist())
 
 
 def _images(where: str, images: np.ndarray, image_size) -> np.ndarray:
@@ -117,9 +120,11 @@ def open_npz(path: str, *, image_size: int | Sequence[int] | None = None) -> Sou
   if not file.is_file():
     raise LtddError(f"npz:{path}: there is no such file.")
   try:
-    with np.load(file, allow_pickle=False) as stored:
-      arrays = {key: stored[key] for key in stored.files if key in (*_KEYS, "classes")}
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    with file.open("rb") as opened, zipfile.ZipFile(opened):  # refuses what is no archive
+      opened.seek(0)
+      with np.load(opened, allow_pickle=False) as stored:
+        arrays = {key: stored[key] for key in stored.files if key in (*_KEYS, "classes")}
+  except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
     raise LtddError(f"npz:{path}: not a readable npz file of plain arrays ({error}).") from error
   return open_arrays(f"npz:{path}", arrays, image_size=image_size)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
 from ltdd_jax.data.crops import (
@@ -55,7 +56,7 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 
 
 def normalize(
-  images: UInt8[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+  images: UInt8[Array | np.ndarray, "*n h w c"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*n h w c"]:
   """Returns `(images / 255 - mean) / std`, float32."""
   return normalize_pixels(jnp.asarray(images).astype(jnp.float32) / 255, mean, std)

@@ -9,6 +9,7 @@ are public, so that a view can be made image by image from per-image keys:
 `shared=True` uses one draw for the whole batch, as the published recover stages do.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -102,7 +103,7 @@ def rrc_box(
   """
   area_key, aspect_key, top_key, left_key = jax.random.split(key, 4)
   area = h * w * jax.random.uniform(area_key, (_TRIES,), minval=scale[0], maxval=scale[1])
-  low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
+  low, high = math.log(ratio[0]), math.log(ratio[1])
   aspect = jnp.exp(jax.random.uniform(aspect_key, (_TRIES,), minval=low, maxval=high))
   height, width, fits = first_fit(area, aspect, h, w)
   top = jax.random.randint(top_key, (), 0, h - height + 1)

@@ -200,6 +200,8 @@ def groups(counts: Sequence[int], rule: str = "thirds") -> dict[str, tuple[int, 
   match = re.fullmatch(r"counts\((\d+),\s*(\d+)\)", rule)
   if match:
     high, low = int(match[1]), int(match[2])
+    if high < low - 1:
+      raise LtddError(f"group rule {rule!r}: a class may be head and tail; expected a >= b.")
     parts = (order[counts[order] > high], order[counts[order] < low])
   elif rule == "thirds":
     third = len(order) // 3

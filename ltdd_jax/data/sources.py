@@ -93,6 +93,8 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> Source:
   for split in _usable_splits(name, info):
     found = _open_split(builder, split, image_key)
     values = _read_labels(builder, found, label_key)
+    if len(values) == 0:
+      raise LtddError(f"{name}: the {split} split is empty.")
     if split != "train" and (values < 0).any():
       continue  # ImageNet's test split has label -1 throughout: go on to validation
     test_split = None if split == "train" else split
