@@ -6,7 +6,6 @@ views, `logits[e, i]`, as float16; a calibration, a temperature or a target prio
 after the fact. (Released pipelines store crop, flip, permutation and box beside the logits, FKD.)
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -79,16 +78,16 @@ def view_fn(
   def views(
     key: jax.Array, images: jax.Array, labels: jax.Array, indices: jax.Array, epochs: jax.Array
   ) -> Views:
-    image_keys = jax.vmap(functools.partial(_image_key, key, 0))(epochs, indices)
-    own = jax.vmap(single)(image_keys, _pixels(images, indices))
+    image_key, mix_key = jax.random.split(key)
+    first = epochs * images.shape[0]  # views are numbered: epoch e, image i is e n + i
+    own = jax.vmap(single)(_keys(image_key, first + indices), _pixels(images, indices))
     if mix is None:
       partner, weight = indices, jnp.ones(indices.shape, jnp.float32)
     else:
-      mix_keys = jax.vmap(functools.partial(_image_key, key, 1))(epochs, indices)
-      partner_keys, share_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(mix_keys)
+      keys = jax.vmap(jax.random.split)(_keys(mix_key, first + indices))
+      partner_keys, share_keys = keys[:, 0], keys[:, 1]
       partner = jax.vmap(lambda k: jax.random.randint(k, (), 0, images.shape[0]))(partner_keys)
-      other_keys = jax.vmap(functools.partial(_image_key, key, 0))(epochs, partner)
-      other = jax.vmap(single)(other_keys, _pixels(images, partner))
+      other = jax.vmap(single)(_keys(image_key, first + partner), _pixels(images, partner))
       own, weight = jax.vmap(mix_pair)(share_keys, own, other)
     normalised = augment.normalize_pixels(own, spec.mean, spec.std)
     return Views(normalised, labels[indices], labels[partner], weight)
@@ -103,8 +102,8 @@ def view_fn(
   return views
 
 
-def _image_key(key: jax.Array, purpose: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
-  return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, purpose), epoch), index)
+def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
+  return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
 def _pixels(images: jax.Array, rows: jax.Array) -> jax.Array:

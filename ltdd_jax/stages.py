@@ -184,7 +184,7 @@ def _squeeze(ctx: Context, session: loop.Session) -> Product:
     seed=ctx.config["seed"],
     session=session,
   )
-  scores = [teacher.evaluate(t, ctx.test_data, ctx.source.spec) for t in teachers]
+  scores = [teacher.evaluate(t, ctx.test_data, ctx.source.spec, mesh=session.mesh) for t in teachers]
   arrays = {
     "test_correct": np.stack([np.asarray(s.correct) for s in scores]),
     "test_total": np.asarray(scores[0].total),

@@ -283,7 +283,9 @@ class _Run(NamedTuple):
 
   def eval_step(self, *, seeds: bool) -> Callable[..., Any]:
     spec = self.spec
-    return metrics.make_eval_step(self.apply_fn, spec.mean, spec.std, spec.num_classes, seeds=seeds)
+    return metrics.make_eval_step(
+      self.apply_fn, spec.mean, spec.std, spec.num_classes, seeds=seeds, mesh=self.session.mesh
+    )
 
 
 def _keep_history(step: Callable[..., Any]) -> loop.StepFn:

@@ -129,8 +129,17 @@ def _train_one(
 
 
 def evaluate(
-  teacher: Teacher, test: ArrayData, spec: DatasetSpec, *, batch_size: int = 500
+  teacher: Teacher,
+  test: ArrayData,
+  spec: DatasetSpec,
+  *,
+  batch_size: int = 500,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> metrics.ClassCounts:
   """Counts the correct predictions of each class on a test set, every image once."""
-  step = metrics.make_eval_step(teacher.model.apply, spec.mean, spec.std, spec.num_classes)
-  return metrics.run_eval(step, teacher.variables, test.images, test.labels, batch_size)
+  mesh = mesh or mesh_lib.make_mesh()
+  step = metrics.make_eval_step(
+    teacher.model.apply, spec.mean, spec.std, spec.num_classes, mesh=mesh
+  )
+  test, variables = mesh_lib.put((test, teacher.variables), mesh_lib.replicated(mesh))
+  return metrics.run_eval(step, variables, test.images, test.labels, batch_size)

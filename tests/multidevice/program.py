@@ -1,0 +1,138 @@
+"""Eight devices give the answers of one. Run in a process of its own: `python -m ...program`."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import numpy as np  # noqa: E402
+
+from ltdd_jax import checkpoint, distil, labels, loop, mesh, student, teacher  # noqa: E402
+from ltdd_jax.data import feed  # noqa: E402
+from ltdd_jax.distil.recover import recover  # noqa: E402
+from ltdd_jax.types import ArrayData  # noqa: E402
+from tests import small  # noqa: E402
+
+TOLERANCE = 5e-5  # sums in another order, over a few steps of SGD with momentum
+
+
+def sessions():
+  one = loop.Session(mesh=mesh.make_mesh(jax.devices()[:1]), show_progress=False)
+  many = loop.Session(mesh=mesh.make_mesh(), show_progress=False)
+  assert many.mesh.size == 8
+  return one, many
+
+
+def compare(name, fn):
+  one, many = (fn(session) for session in sessions())
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a, np.float64), np.asarray(b, np.float64), atol=TOLERANCE, err_msg=name
+    ),
+    one,
+    many,
+  )
+  print(name, "ok")
+
+
+def squeeze(session):
+  data = ArrayData(small.images(40), np.arange(40, dtype=np.int32) % 3)
+  (trained,) = teacher.squeeze(
+    data,
+    small.SPEC,
+    np.array([14, 13, 13]),
+    models={"a": small.NET | {"norm": "batch"}},
+    num_epochs=2,
+    batch_size=16,
+    optimizer={"name": "sgd", "lr": 0.05},
+    schedule={"name": "cosine"},
+    loss={"name": "cross_entropy"},
+    augment=({"name": "random_flip"},),
+    session=session,
+  )
+  return trained.variables
+
+
+def distilled(session):
+  method = distil.make_method(small.env(), "sre2l", num_steps=3)
+  slots = distil.make_slots(np.array([6, 5, 5]))
+  result = recover(
+    "a", method, small.env(), slots, small.feed(), batch_size=8, session=session
+  )
+  return result.images / 255.0 // 0.02  # a rounding of one level in a few pixels is not an error
+
+
+def store(session):
+  return labels.relabel(
+    "a", small.images(16), np.arange(16, dtype=np.int32) % 3, (small.teacher(),), small.SPEC,
+    num_epochs=2, views={}, dtype="float32", batch_size=16, session=session,
+  )  # fmt: skip
+
+
+def students(parallel):
+  def train(session):
+    n = 16
+    result = student.train_students(
+      "student/a",
+      small.images(n),
+      np.arange(n, dtype=np.int32) % 3,
+      student.Supervision(),
+      small.test_data(7),  # 21 images: the last batch of 8 is padded
+      small.SPEC,
+      model=small.NET | {"norm": "batch"},
+      num_epochs=2,
+      batch_size=8,
+      optimizer={"name": "sgd", "lr": 0.05},
+      schedule={"name": "cosine"},
+      loss={"name": "kl"},
+      views={},
+      view_key=labels.view_key(0, "a"),
+      num_seeds=2,
+      evaluations=1,
+      eval_batch_size=8,
+      parallel=parallel,
+      session=session,
+    )
+    assert result.total.sum() == 21
+    return result.variables, result.correct
+
+  return train
+
+
+def save_on_eight_restore_on_one():
+  one, many = sessions()
+  value = np.arange(16, dtype=np.float32)
+  place = lambda s: {"x": mesh.put(value, mesh.batch_sharding(s.mesh, 16))}
+  with tempfile.TemporaryDirectory() as folder:
+    progress = checkpoint.Progress(Path(folder) / "a")
+    progress.save(3, place(many))
+    progress.close()
+    progress = checkpoint.Progress(Path(folder) / "a")
+    step, state = progress.restore(place(one))
+    progress.close()
+  assert step == 3
+  assert len(state["x"].sharding.device_set) == 1
+  np.testing.assert_array_equal(state["x"], value)
+  print("checkpoint ok")
+
+
+def sampler_is_the_same_everywhere():
+  a, b = (feed.BatchSampler(0, "x", 10, 4) for _ in range(2))
+  assert all((a(t) == b(t)).all() for t in range(9))
+
+
+def main():
+  compare("squeeze", squeeze)
+  compare("recover", distilled)
+  compare("relabel", store)
+  compare("students, one by one", students("loop"))
+  compare("students, vmap", students("vmap"))
+  save_on_eight_restore_on_one()
+  sampler_is_the_same_everywhere()
+
+
+if __name__ == "__main__":
+  sys.exit(main())

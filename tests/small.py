@@ -1,0 +1,60 @@
+"""Small data, networks and recipes that many tests share."""
+
+import functools
+
+import jax
+import numpy as np
+
+from ltdd_jax import distil, models
+from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.types import ArrayData, Teacher
+
+K, SIDE = 3, 8
+COUNTS = np.array([7, 3, 1])
+SPEC = DatasetSpec(
+  name="small",
+  num_classes=K,
+  image_shape=(SIDE, SIDE, 1),
+  mean=(0.4,),
+  std=(0.3,),
+  num_train=int(COUNTS.sum()),
+  num_test=9,
+  class_names=("a", "b", "c"),
+  tfds_name=None,
+)
+NET = {"name": "convnet", "depth": 1, "width": 4}
+
+
+def images(n: int, seed: int = 0) -> np.ndarray:
+  """Random uint8 images (n, 8, 8, 1)."""
+  return np.random.RandomState(seed).randint(0, 256, (n, SIDE, SIDE, 1)).astype(np.uint8)
+
+
+def train_data(counts=COUNTS) -> ArrayData:
+  labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+  return ArrayData(images(len(labels)), labels)
+
+
+def test_data(per_class: int = 3) -> ArrayData:
+  labels = np.tile(np.arange(K), per_class).astype(np.int32)
+  return ArrayData(images(len(labels), 1), labels)
+
+
+@functools.cache
+def teacher(seed: int = 0) -> Teacher:
+  """An untrained network with batch norm; one object, so nothing recompiles."""
+  model = models.make_model(num_classes=K, image_shape=SPEC.image_shape, norm="batch", **NET)
+  variables = models.init_variables(model, jax.random.key(seed), SPEC.image_shape)
+  return Teacher("a", model, jax.device_get(variables))
+
+
+def env(observers: int = 1) -> distil.Env:
+  t = teacher()
+  return distil.Env(
+    SPEC.image_shape, K, SPEC.mean, SPEC.std, (distil.Observer(t.name, t.model),) * observers
+  )
+
+
+def feed(counts=COUNTS) -> distil.Feed:
+  data = train_data(counts)
+  return distil.Feed((teacher().variables,), data.images, data.labels)

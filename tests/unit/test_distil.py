@@ -1,0 +1,105 @@
+"""Slots, the SRe2L objective, random selection and the recover stage."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax import distil, loop
+from ltdd_jax.data import augment
+from ltdd_jax.distil import terms
+from ltdd_jax.distil.recover import recover
+from ltdd_jax.models.taps import Moment
+from ltdd_jax.types import LtddError
+from tests import small
+
+
+def test_interleaved_slots_hold_one_of_each_class_in_turn():
+  slots = distil.make_slots(np.array([2, 0, 3]))
+  assert slots.labels.tolist() == [0, 2, 0, 2, 2]
+  assert slots.rank.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_class_major_slots():
+  slots = distil.make_slots(np.array([2, 0, 3]), "class_major")
+  assert slots.labels.tolist() == [0, 0, 2, 2, 2]
+  assert slots.rank.tolist() == [0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [-1, 2], [[1]]])
+def test_bad_budgets_are_refused(counts):
+  with pytest.raises(LtddError, match="slots_per_class"):
+    distil.make_slots(np.array(counts))
+
+
+def test_unknown_order_is_refused():
+  with pytest.raises(LtddError, match="order is 'sideways'"):
+    distil.make_slots(np.array([1]), "sideways")
+
+
+def test_unknown_method_says_what_was_meant():
+  with pytest.raises(LtddError, match=r"sre21.*Did you mean 'sre2l'"):
+    distil.make_method(small.env(), "sre21")
+  with pytest.raises(LtddError, match=r"r_bm.*Did you mean 'r_bn'"):
+    distil.make_method(small.env(), "sre2l", r_bm=1.0)
+
+
+def test_bn_statistics_by_hand():
+  moments = [
+    Moment("stem", jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0]), jnp.zeros(2), jnp.ones(2)),
+    Moment("next", jnp.array([0.0]), jnp.array([4.0]), jnp.zeros(1), jnp.ones(1)),
+  ]
+  expected = 10 * np.sqrt(5) + 3
+  np.testing.assert_allclose(terms.bn_statistics(moments, 10.0), expected, rtol=1e-6)
+
+
+def test_norm_has_no_gradient_at_zero():
+  np.testing.assert_array_equal(jax.grad(terms.safe_norm)(jnp.zeros(3)), np.zeros(3))
+
+
+def test_sre2l_lowers_its_objective(key):
+  method = distil.make_method(small.env(), "sre2l", num_steps=40, lr=0.1)
+  slots, feed = distil.make_slots(np.array([2, 2, 2])), small.feed()
+  state, step = method.init(key, slots, feed), jax.jit(method.step)
+  losses = []
+  for t in range(method.num_steps):
+    state, metrics = step(jax.random.fold_in(key, t), state, feed)
+    losses.append(float(metrics["loss"]))
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_sre2l_refuses_an_observer_without_batch_norm(key):
+  from ltdd_jax import models
+
+  net = models.make_model(num_classes=3, image_shape=(8, 8, 1), norm="instance", **small.NET)
+  env = small.env()._replace(observers=(distil.Observer("plain", net),))
+  method = distil.make_method(env, "sre2l", num_steps=1)
+  feed = distil.Feed((models.init_variables(net, key, (8, 8, 1)),))
+  state = method.init(key, distil.make_slots(np.ones(3, int)), feed)
+  with pytest.raises(LtddError, match="'plain' has no batch norm"):
+    jax.eval_shape(method.step, key, state, feed)
+
+
+def test_random_takes_each_image_once_before_any_twice(key):
+  method = distil.make_method(small.env(), "random")
+  feed = small.feed()
+  synth = method.init(key, distil.make_slots(np.array([7, 3, 2])), feed)
+  pixels = np.asarray(augment.denormalize(synth.images, small.SPEC.mean, small.SPEC.std))
+  for c, distinct in ((0, 7), (1, 3), (2, 1)):
+    mine = pixels[np.asarray(synth.labels) == c]
+    real = feed.images[feed.labels == c]
+    assert len(np.unique(mine, axis=0)) == distinct
+    assert {x.tobytes() for x in mine} <= {x.tobytes() for x in real}
+
+
+def test_recover_in_batches_fills_all_slots():
+  method = distil.make_method(small.env(), "sre2l", num_steps=2)
+  slots = distil.make_slots(np.array([3, 2, 2]))
+  result = recover(
+    "a", method, small.env(), slots, small.feed(), batch_size=3,
+    session=loop.Session(show_progress=False),
+  )  # fmt: skip
+  assert result.images.shape == (7, 8, 8, 1)
+  assert result.images.dtype == np.uint8
+  np.testing.assert_array_equal(result.labels, slots.labels)
+  assert len(np.unique(result.images.reshape(7, -1), axis=0)) == 7

@@ -1,0 +1,111 @@
+"""Views are functions of (key, epoch, image); the store holds their logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax import labels, loop
+from ltdd_jax.data import augment
+from ltdd_jax.types import LtddError
+from tests import small
+
+QUIET = loop.Session(show_progress=False)
+IMAGES, LABELS = small.images(5), np.array([0, 1, 2, 0, 1], np.int32)
+
+
+def make(**kwargs):
+  return jax.jit(labels.view_fn(small.SPEC, **kwargs))
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
+def test_view_does_not_depend_on_its_batch(mix, key):
+  views = make(mix=mix)
+  all_views = views(key, IMAGES, LABELS, jnp.arange(5), jnp.full(5, 2))
+  one = views(key, IMAGES, LABELS, jnp.array([3, 1]), jnp.array([2, 0]))
+  np.testing.assert_array_equal(one.images[0], all_views.images[3])
+  assert one.partner_labels[0] == all_views.partner_labels[3]
+  assert one.weight[0] == all_views.weight[3]
+  again = views(key, IMAGES, LABELS, jnp.array([3]), jnp.array([1]))
+  assert not np.array_equal(again.images[0], one.images[0])
+
+
+def test_nothing_asked_for_gives_the_images(key):
+  views = make(crop_scale=None, flip=False, mix=None)
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int))
+  want = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  np.testing.assert_allclose(got.images, want, atol=1e-6)
+  np.testing.assert_array_equal(got.weight, np.ones(5))
+  np.testing.assert_array_equal(got.labels, LABELS)
+
+
+def test_cutmix_takes_every_pixel_from_one_of_two_images(key):
+  views = make(crop_scale=None, flip=False, mix="cutmix")
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int))
+  sources = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  own = np.isclose(got.images, sources, atol=1e-6)
+  for i in range(5):
+    share = float(got.weight[i])
+    assert own[i].mean() >= share - 1e-6
+    partners = [j for j in range(5) if LABELS[j] == int(got.partner_labels[i])]
+    assert any(
+      (own[i] | np.isclose(got.images[i], sources[j], atol=1e-6)).all() for j in partners
+    )
+
+
+def test_unknown_mix_is_refused():
+  with pytest.raises(LtddError, match="mix is 'blend'"):
+    labels.view_fn(small.SPEC, mix="blend")
+
+
+def relabel(**kwargs):
+  kwargs = {"num_epochs": 3, "views": {}, "dtype": "float32", "batch_size": 4} | kwargs
+  return labels.relabel(
+    "a", IMAGES, LABELS, (small.teacher(),), small.SPEC, session=QUIET, **kwargs
+  )
+
+
+def test_store_holds_the_logits_of_recomputed_views():
+  store = relabel()
+  assert store.logits.shape == (3, 5, small.K)
+  views = make()(
+    labels.view_key(0, "a"), IMAGES, LABELS, jnp.array([4, 0, 2]), jnp.array([2, 1, 0])
+  )
+  t = small.teacher()
+  want = t.model.apply(t.variables, views.images, train=False)
+  np.testing.assert_allclose(store.logits[[2, 1, 0], [4, 0, 2]], want, atol=1e-5)
+  clean = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  want = t.model.apply(t.variables, clean, train=False)
+  np.testing.assert_allclose(store.clean_logits, want, atol=1e-5)
+
+
+def test_float16_store_is_the_rounded_one():
+  half, full = relabel(dtype="float16"), relabel()
+  np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
+
+
+def test_several_teachers_are_averaged():
+  one, two = small.teacher(), small.teacher(1)
+  model, x = one.model, np.zeros((1, 8, 8, 1), np.float32)
+  got = labels.labeler_logits((model, model), (one.variables, two.variables), x)
+  want = [model.apply(t.variables, x, train=False) for t in (one, two)]
+  np.testing.assert_allclose(got, (want[0] + want[1]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [({"dtype": "int8"}, "dtype is 'int8'"), ({"num_epochs": 0}, "num_epochs is 0")],
+)
+def test_bad_numbers_are_refused(kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    relabel(**kwargs)
+
+
+def test_logits_too_large_for_the_dtype_are_an_error(tmp_path):
+  t = small.teacher()
+  huge = t._replace(variables=jax.tree.map(lambda x: x * 1e3, t.variables))
+  session = loop.Session(scratch=tmp_path, show_progress=False)
+  with pytest.raises(LtddError, match="dtype='float32'"):
+    labels.relabel(
+      "a", IMAGES, LABELS, (huge,), small.SPEC, num_epochs=1, views={}, session=session
+    )
