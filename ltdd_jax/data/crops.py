@@ -25,7 +25,7 @@ def random_crop(
   images: Float[Array, "b h w c"],
   *,
   padding: int,
-  fill: float | Sequence[float] = 0.0,
+  fill: float | int | Sequence[float] = 0.0,
   shared: bool = False,
 ) -> Float[Array, "b h w c"]:
   """Pads every side and cuts a window of the original size.

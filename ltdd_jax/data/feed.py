@@ -58,8 +58,8 @@ def num_steps(
   num_items: int,
   batch_size: int,
   *,
-  num_epochs: int | None = None,
-  num_steps: int | None = None,
+  num_epochs: float | int | None = None,
+  num_steps: float | int | None = None,
 ) -> int:
   """Returns the length of a training run: `num_steps`, or enough steps for `num_epochs`.
 

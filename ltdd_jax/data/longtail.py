@@ -31,7 +31,7 @@ class Split(NamedTuple):
   sha256: str
 
 
-def class_counts(n_max: int, num_classes: int, imbalance_factor: float) -> np.ndarray:
+def class_counts(n_max: int, num_classes: int, imbalance_factor: float | int) -> np.ndarray:
   """Returns the truncated exponential profile, class 0 being the head.
 
   `n_c = int(n_max * (1 / IF) ** (c / (k - 1)))`, as LDAM's `imbalance_cifar.py` and LTDD have it.
@@ -65,8 +65,8 @@ def make_split(
   num_classes: int,
   *,
   rule: str = "ltdd",
-  imbalance_factor: float = 1.0,
-  counts: Sequence[int] | None = None,
+  imbalance_factor: float | int = 1,
+  counts: Sequence[int] | np.ndarray | None = None,
   seed: int | None = None,
 ) -> Split:
   """Chooses the images of a long-tailed training set.
@@ -177,14 +177,14 @@ def _digest(counts: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> str:
   return digest.hexdigest()
 
 
-def log_prior(counts: Sequence[int]) -> np.ndarray:
+def log_prior(counts: Sequence[int] | np.ndarray) -> np.ndarray:
   """Returns log(counts / sum), (k,) float32; -inf for a class without an image."""
   counts = np.asarray(counts, np.float64)
   with np.errstate(divide="ignore"):
     return (np.log(counts) - np.log(counts.sum())).astype(np.float32)
 
 
-def groups(counts: Sequence[int], rule: str = "thirds") -> dict[str, tuple[int, ...]]:
+def groups(counts: Sequence[int] | np.ndarray, rule: str = "thirds") -> dict[str, tuple[int, ...]]:
   """Assigns classes to head, mid and tail by their number of training images.
 
   Rules:

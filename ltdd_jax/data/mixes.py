@@ -24,7 +24,11 @@ class Mix(NamedTuple):
 
 
 def cutmix(
-  key: Key[Array, ""], images: Float[Array, "b h w c"], *, alpha: float = 1.0, shared: bool = True
+  key: Key[Array, ""],
+  images: Float[Array, "b h w c"],
+  *,
+  alpha: float | int = 1.0,
+  shared: bool = True,
 ) -> tuple[Float[Array, "b h w c"], Mix]:
   """Replaces a box of each image by the same box of another image of the batch.
 
@@ -49,7 +53,7 @@ def cutmix(
 
 
 def cutmix_box(
-  key: Key[Array, ""], h: int, w: int, alpha: float = 1.0
+  key: Key[Array, ""], h: int, w: int, alpha: float | int = 1.0
 ) -> tuple[Bool[Array, "h w"], Float[Array, ""]]:
   """Draws the box of CutMix: (mask, weight), the mask true where the partner shows.
 
@@ -76,7 +80,11 @@ def box_mask(
 
 
 def mixup(
-  key: Key[Array, ""], images: Float[Array, "b h w c"], *, alpha: float = 0.8, shared: bool = True
+  key: Key[Array, ""],
+  images: Float[Array, "b h w c"],
+  *,
+  alpha: float | int = 0.8,
+  shared: bool = True,
 ) -> tuple[Float[Array, "b h w c"], Mix]:
   """Mixes each image with another of the batch: `lambda x + (1 - lambda) x[partner]`.
 
@@ -94,7 +102,7 @@ def _permutation(key: Key[Array, ""], b: int) -> Int[Array, " b"]:
   return jax.random.permutation(key, jnp.arange(b, dtype=jnp.int32))
 
 
-def _beta(key: Key[Array, ""], shape: tuple[int, ...], alpha: float) -> Float[Array, "..."]:
+def _beta(key: Key[Array, ""], shape: tuple[int, ...], alpha: float | int) -> Float[Array, "..."]:
   if alpha == 1:  # uniform; the general sampler compiles a rejection loop
     return jax.random.uniform(key, shape)
   return jax.random.beta(key, alpha, alpha, shape)

@@ -1,4 +1,4 @@
-"""Views in float64 NumPy with plain loops, written from the definitions and not from the library."""
+"""Views in float64 NumPy with loops, written from their definitions, not from the code."""
 
 import math
 

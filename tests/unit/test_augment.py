@@ -39,7 +39,7 @@ def test_compose_takes_every_registered_name(images, key):
     ({"name": "random_crop", "pading": 4}, "no argument 'pading'. Did you mean 'padding'?"),
     ({"name": "random_crop"}, "argument 'padding' is missing. random_crop takes (padding: int"),
     ({"padding": 4}, "augmentation None is not known."),
-    ({"name": "cutmix", "beta": 1}, "cutmix takes (alpha: float = 1.0, shared: bool = True)"),
+    ({"name": "cutmix", "beta": 1}, "cutmix takes (alpha: float | int = 1.0, shared: bool = True)"),
   ],
 )
 def test_compose_says_what_is_wrong(spec, message):

@@ -252,8 +252,8 @@ def test_bad_folders(folder, damage, message):
 def test_folder_needs_a_size_and_a_known_policy(folder):
   with pytest.raises(LtddError, match=r"image_size is missing; set data\.image_size"):
     open_source(f"folder:{folder}")
-  with pytest.raises(LtddError, match=r"image_size='6': expected a side or \(height, width\)"):
-    open_source(f"folder:{folder}", image_size="6")
+  with pytest.raises(LtddError, match=r"image_size=\(6,\): expected a side or \(height, width\)"):
+    open_source(f"folder:{folder}", image_size=(6,))
   with pytest.raises(LtddError, match="on_unreadable='ignore': expected 'error' or 'skip'"):
     open_source(f"folder:{folder}", image_size=6, on_unreadable="ignore")
 
