@@ -3,6 +3,7 @@
 The same command, given again, goes on where it stopped and skips what is done.
 """
 
+import logging as std_logging
 import sys
 
 from ltdd_jax import startup
@@ -31,6 +32,8 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
   facts = startup.setup_jax(
     cache_dir=_COMPILE_CACHE.value or None, distributed=_DISTRIBUTED.value
   )
@@ -56,6 +59,16 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-if __name__ == "__main__":
+def cli() -> None:
+  """The command: an error in a config file's arguments is one message too."""
+  from ltdd_jax.types import LtddError
+
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  try:
+    app.run(main)
+  except LtddError as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  cli()

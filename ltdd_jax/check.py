@@ -35,6 +35,8 @@ def data_options(
   imbalance_factor: float = 1.0,
   counts: Sequence[int] | None = None,
   num_test: int | None = None,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
 ) -> None:
   """Schema of `config.data`: see `data.sources.open_source` and `data.longtail.make_split`."""
 

@@ -53,11 +53,12 @@ def run(
   stages = stages_lib.make_stages(config)
   prints = fingerprints(stages)
   if dry_run:
-    plan(config, stages, prints, workdir, kinds)
+    plan(config, stages, prints, workdir, cache, kinds)
     return None
   with artefacts.Workdir(workdir, cache=cache) as work, checkpoint.interruptible():
     work.write_run_info(config)
     ctx = stages_lib.Context(config, work)
+    check.check_with_data(ctx)
     skipped = {}
     for s in stages:
       if s.kind in kinds:
@@ -140,11 +141,13 @@ def plan(
   stages: list[stages_lib.Stage],
   prints: Mapping[str, str],
   workdir: str | pathlib.Path,
+  cache: str | pathlib.Path | None,
   kinds: tuple[str, ...],
 ) -> None:
   """Prints what a run would do, without taking the lock or writing anything."""
   ctx = stages_lib.Context(config, None)
-  work = artefacts.Workdir(workdir)
+  check.check_with_data(ctx)
+  work = artefacts.Workdir(workdir, cache=cache)
   for s in stages:
     if s.kind in kinds:
       inputs = {name: prints[name] for name in s.inputs}

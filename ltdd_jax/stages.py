@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ltdd_jax import artefacts, calibrate, distil, labels, loop, plan, student, teacher
@@ -54,7 +53,7 @@ class Context:
   @functools.cached_property
   def source(self) -> sources.Source:
     data = self.config["data"]
-    keys = ("name", "data_dir", "image_size", "on_unreadable")
+    keys = ("name", "data_dir", "image_size", "on_unreadable", "mean", "std")
     return sources.open_source(**{k: data[k] for k in keys if k in data})
 
   @functools.cached_property
@@ -241,18 +240,13 @@ def _calibrate(ctx: Context, session: loop.Session, *, source: str, name: str) -
     logits = store["clean_logits"]
   targets, log_prior = store["labels"], longtail.log_prior(ctx.counts)
   params = calibrator.fit(logits, targets, log_prior)
-  arrays = {f"param{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
-  return Product(arrays, extra={"report": calibrator.report(params)})
+  return Product(params, extra={"report": calibrator.report(params)})
 
 
 def load_params(ctx: Context, source: str, name: str) -> tuple[calibrate.Calibrator, Any]:
   """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
   calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][name])
-  arrays = ctx.workdir.load(f"calibrate/{source}/{name}").arrays
-  k = ctx.source.spec.num_classes
-  shapes = jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct((k,), np.float32))
-  leaves = [arrays[f"param{i}"] for i in range(len(jax.tree.leaves(shapes)))]
-  return calibrator, jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+  return calibrator, dict(ctx.workdir.load(f"calibrate/{source}/{name}").arrays)
 
 
 def supervision(ctx: Context, source: str, regime: str) -> student.Supervision:
@@ -296,9 +290,17 @@ def _student(ctx: Context, session: loop.Session, *, source: str, regime: str) -
 
 
 def regimes(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Names of the label regimes: hard labels if asked for, then the calibrators, as configured."""
+  """Names of the label regimes: hard labels if asked for, then calibrators, simple ones first."""
   hard = (HARD,) if config["student"]["hard_labels"] else ()
-  return hard + tuple(config["calibrate"]["calibrators"])
+  calibrators = config["calibrate"]["calibrators"]
+  simple = {"none": 0, "fixed": 1}
+  return hard + tuple(sorted(calibrators, key=lambda k: (simple.get(calibrators[k]["name"], 2), k)))
+
+
+def image_sources(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Names of the image sources; random real images, the control, come last."""
+  methods = config["recover"]["methods"]
+  return tuple(sorted(methods, key=lambda k: (methods[k]["name"] == "random", k)))
 
 
 def make_stages(config: Mapping[str, Any]) -> list[Stage]:
@@ -309,7 +311,7 @@ def make_stages(config: Mapping[str, Any]) -> list[Stage]:
     Stage("squeeze", seed | {"squeeze": config["squeeze"]}, ("data",), _squeeze, plan.squeeze),
   ]
   for kind in (_recover_stage, _relabel_stage, _calibrate_stages, _student_stages):
-    for source in config["recover"]["methods"]:
+    for source in image_sources(config):
       stages += kind(config, seed, source)
   return stages
 

@@ -36,7 +36,7 @@ def write_report(
   folder = ctx.workdir.path / "report"
   folder.mkdir(exist_ok=True)
   text = render(results)
-  for source in ctx.config["recover"]["methods"]:
+  for source in stages_lib.image_sources(ctx.config):
     pictures, labels = ctx.images(source)
     images.write_grid(folder / f"images-{source}.png", pictures, labels)
   artefacts.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
@@ -68,7 +68,7 @@ def collect(
     "teachers": teacher_rows(ctx, groups),
     "rows": [
       student_row(ctx, source, regime, groups)
-      for source in ctx.config["recover"]["methods"]
+      for source in stages_lib.image_sources(ctx.config)
       for regime in stages_lib.regimes(ctx.config)
     ],
     "notes": [

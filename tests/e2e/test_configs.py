@@ -1,0 +1,116 @@
+"""Every config: all its parts can be made, in every preset, and the smoke preset runs."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from ltdd_jax import check, pipeline, plan, stages
+from ltdd_jax.data import sources, specs
+from ltdd_jax.types import LtddError
+
+NAMES = ("digits_lt", "cifar10_lt", "cifar100_lt", "fashion_mnist_lt", "folder_lt")
+
+
+def get_config(name, arg):
+  if name == "folder_lt":
+    arg = f"path=somewhere,{arg}"
+  return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def synthetic(name, per_class, **_):
+  """A source with the facts of a real set and noise for images."""
+  spec = specs.SPECS["cifar10" if name.startswith("folder") else name]
+  k = spec.num_classes
+  train = np.repeat(np.arange(k, dtype=np.int32), per_class)
+  test = np.tile(np.arange(k, dtype=np.int32), 20)
+
+  def read(split, indices):
+    del split
+    noise = np.random.RandomState(len(indices)).randint(0, 256, (len(indices), *spec.image_shape))
+    return noise.astype(np.uint8)
+
+  return sources.Source(
+    spec=spec,
+    train_labels=train,
+    test_labels=test,
+    read=read,
+    class_names=tuple(map(str, range(k))),
+  )
+
+
+@pytest.fixture
+def small_source(monkeypatch):
+  monkeypatch.setattr(sources, "open_source", lambda name, **kw: synthetic(name, 12, **kw))
+
+
+@pytest.fixture
+def real_size_source(monkeypatch):
+  def make(name, **kwargs):
+    spec = specs.SPECS["cifar10" if name.startswith("folder") else name]
+    return synthetic(name, spec.num_train // spec.num_classes, **kwargs)
+
+  monkeypatch.setattr(sources, "open_source", make)
+
+
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "full"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_part_of_every_config_can_be_made(name, preset, real_size_source):
+  config = check.check(get_config(name, f"preset={preset}"))
+  ctx = stages.Context(config, None)
+  check.check_with_data(ctx)
+  for model in ctx.networks.values():
+    image = jax.ShapeDtypeStruct((2, *ctx.source.spec.image_shape), np.float32)
+    variables = jax.eval_shape(
+      lambda key, x, model=model: model.init(key, x, train=False), jax.random.key(0), image
+    )
+    logits = jax.eval_shape(lambda v, x, m=model: m.apply(v, x, train=False), variables, image)
+    assert logits.shape == (2, ctx.source.spec.num_classes)
+  for stage in stages.make_stages(config):
+    assert stage.plan(ctx)
+
+
+def test_presets_keep_the_split(real_size_source):
+  counts = {
+    preset: stages.Context(check.check(get_config("cifar10_lt", f"preset={preset}")), None).counts
+    for preset in ("smoke", "cpu", "full")
+  }
+  assert sum(counts["full"]) == 12406
+  for other in counts.values():
+    np.testing.assert_array_equal(other, counts["full"])
+
+
+@pytest.mark.parametrize("name", ["cifar10_lt", "fashion_mnist_lt"])
+def test_smoke_runs(name, small_source, tmp_path):
+  config = get_config(name, "preset=smoke,imbalance=4")
+  config.data.num_test = 20
+  results = pipeline.run(config, tmp_path, show_progress=False)
+  assert len(results["rows"]) == 8
+  assert (tmp_path / "report" / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+  ("arg", "message"),
+  [
+    ("methd=random", "Did you mean 'method'"),
+    ("method=sre2", "method=sre2: expected one of"),
+    ("ipc=many", "ipc"),
+    ("preset=big", "preset=big"),
+  ],
+)
+def test_bad_arguments_are_refused(arg, message):
+  with pytest.raises(LtddError, match=message):
+    get_config("cifar10_lt", arg)
+
+
+def test_folder_config_wants_a_path():
+  with pytest.raises(LtddError, match="path is empty"):
+    importlib.import_module("configs.folder_lt").get_config("preset=cpu")
+
+
+def test_plan_says_steps_and_parameters(real_size_source):
+  config = check.check(get_config("cifar10_lt", "preset=full"))
+  ctx = stages.Context(config, None)
+  assert "11,173,962 parameters" in plan.squeeze(ctx)
+  assert "12,406 of 50,000" in plan.data(ctx)

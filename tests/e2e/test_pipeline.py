@@ -1,0 +1,190 @@
+"""The whole pipeline on digits: results, skipping, differences, kill -9 and resume."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import digits_lt
+from ltdd_jax import pipeline
+from ltdd_jax.report import tables
+from ltdd_jax.types import LtddError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A finished run of the smoke config, and its results."""
+  workdir = tmp_path_factory.mktemp("digits")
+  return workdir, pipeline.run(digits_lt.get_config("preset=smoke"), workdir, show_progress=False)
+
+
+def test_results_have_the_documented_shape(finished):
+  workdir, results = finished
+  assert results == json.loads((workdir / "report" / "results.json").read_text())
+  assert results == tables.read_results(workdir)
+  assert set(results) >= {"schema", "dataset", "split", "rows", "stages", "versions"}
+  assert set(results["split"]) == {"rule", "imbalance_factor", "counts", "sha256"}
+  regimes = [(r["images"], r["labels"]) for r in results["rows"]]
+  assert regimes == [(s, r) for s in ("sre2l", "random") for r in ("hard", "plain", "tau1", "adsa")]
+  for row in results["rows"]:
+    assert set(row) >= {
+      "images", "labels", "calibrator", "tau", "seeds", "top1", "best_top1", "groups", "per_class"
+    }  # fmt: skip
+    assert set(row["groups"]) == {"head", "mid", "tail"}
+    assert set(row["groups"]["tail"]) == {"mean", "std", "classes"}
+    assert len(row["per_class"]) == 10
+    np.testing.assert_allclose(np.mean(row["per_class"]), row["top1"]["mean"], atol=1e-6)
+    assert row["best_top1"]["mean"] >= row["top1"]["mean"]
+  for stage in results["stages"].values():
+    assert set(stage) == {"seconds", "peak_bytes", "skipped"}
+    assert stage["peak_bytes"] > 0
+    assert not stage["skipped"]
+
+
+def test_report_shows_every_row_and_the_confidences(finished):
+  workdir, _ = finished
+  text = (workdir / "report" / "report.md").read_text()
+  for word in ("hard", "plain", "tau1", "adsa", "head", "tail", "peak MB", "Class confidences"):
+    assert word in text
+  assert (workdir / "report" / "images-sre2l.png").stat().st_size > 0
+
+
+def test_second_run_skips_everything_and_says_the_same(finished):
+  workdir, first = finished
+  again = pipeline.run(digits_lt.get_config("preset=smoke"), workdir, show_progress=False)
+  assert all(stage["skipped"] for stage in again["stages"].values())
+  assert again["rows"] == first["rows"]
+
+
+def test_another_config_stops_with_the_difference(finished):
+  workdir, _ = finished
+  config = digits_lt.get_config("preset=smoke")
+  config.squeeze.optimizer.lr = 0.125
+  with pytest.raises(LtddError, match=r"squeeze\.optimizer\.lr.*0\.05.*0\.125"):
+    pipeline.run(config, workdir, show_progress=False)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+  workdir = tmp_path / "new"
+  assert pipeline.run(digits_lt.get_config("preset=smoke"), workdir, dry_run=True) is None
+  out = capsys.readouterr().out
+  for name in ("data", "squeeze", "recover/sre2l", "calibrate/random/adsa", "student/sre2l/hard"):
+    assert name in out
+  assert "parameters" in out
+  assert not workdir.exists()
+
+
+def test_dry_run_says_what_would_be_skipped(finished, capsys):
+  workdir, _ = finished
+  pipeline.run(digits_lt.get_config("preset=smoke"), workdir, dry_run=True)
+  assert capsys.readouterr().out.count(" ready ") == 16
+
+
+def test_stage_runs_up_to_it_and_only_it(tmp_path):
+  config = digits_lt.get_config("preset=smoke,method=random")
+  assert pipeline.run(config, tmp_path, stage="squeeze", show_progress=False) is None
+  assert (tmp_path / "squeeze").exists()
+  assert not (tmp_path / "recover").exists()
+  with pytest.raises(LtddError, match=r"relabel/random reads recover/random, which is missing"):
+    pipeline.run(config, tmp_path, stage="only:relabel", show_progress=False)
+  pipeline.run(config, tmp_path, stage="only:recover", show_progress=False)
+  assert (tmp_path / "recover" / "random").exists()
+  with pytest.raises(LtddError, match="--stage is 'distil'"):
+    pipeline.run(config, tmp_path, stage="distil")
+
+
+def test_cache_is_shared_between_work_directories(tmp_path):
+  config = digits_lt.get_config("preset=smoke,method=random")
+  for name in ("one", "two"):
+    pipeline.run(
+      config, tmp_path / name, cache=tmp_path / "cache", stage="squeeze", show_progress=False
+    )
+  one, two = (
+    json.loads((tmp_path / n / "squeeze" / "meta.json").read_text()) for n in ("one", "two")
+  )
+  assert one["seconds"] == two["seconds"]  # the second was not trained
+
+
+# ---- kill -9 ----
+
+STEPS = (
+  "--config.squeeze.num_epochs=8",
+  "--config.recover.methods.sre2l.num_steps=300",
+  "--config.relabel.num_epochs=300",
+  "--config.relabel.batch_size=10",
+  "--config.student.num_epochs=60",
+  "--config.student.num_seeds=1",
+)
+
+
+def command(workdir, cache):
+  return [
+    sys.executable, "-m", "launch.main", "--config", "configs/digits_lt.py:preset=smoke",
+    "--workdir", str(workdir), "--checkpoint_seconds", "0", "--compile_cache", str(cache), *STEPS,
+  ]  # fmt: skip
+
+
+def finish(workdir, cache):
+  done = subprocess.run(
+    command(workdir, cache), cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+def stop_during(workdir, cache, stage, how, rng):
+  """Starts the run, and stops it at a random moment after a stage's first checkpoint."""
+  process = subprocess.Popen(
+    command(workdir, cache), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  deadline = time.monotonic() + 120
+  while process.poll() is None and time.monotonic() < deadline:
+    metrics = workdir / "metrics" / stage
+    if any(f.stat().st_size for f in metrics.rglob("metrics.jsonl")):
+      time.sleep(rng.uniform(0, 0.3))
+      break
+    time.sleep(0.01)
+  process.send_signal(how)
+  _, err = process.communicate()
+  return process.returncode, err
+
+
+def arrays(workdir):
+  found = {
+    str(p.relative_to(workdir)): np.load(p)
+    for p in sorted(workdir.rglob("*.npy"))
+    if "scratch" not in str(p)
+  }
+  assert len(found) > 30
+  return found
+
+
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
+  rng = random.Random(int.from_bytes(os.urandom(4), "little"))
+  cache = tmp_path / "xla"
+  straight, killed = tmp_path / "straight", tmp_path / "killed"
+  finish(straight, cache)
+  for stage in ("squeeze", "recover/sre2l", "relabel/sre2l", "student/sre2l", "student/random"):
+    code, err = stop_during(killed, cache, stage, signal.SIGKILL, rng)
+    assert code == -signal.SIGKILL, err
+  finish(killed, cache)
+  want, got = arrays(straight), arrays(killed)
+  assert want.keys() == got.keys()
+  for name in want:
+    np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, how):
+  code, err = stop_during(tmp_path / "run", tmp_path / "xla", "squeeze", how, random.Random(0))
+  assert code == 130, err
+  assert "give the same command again" in err
+  assert "stopped after step" in err
