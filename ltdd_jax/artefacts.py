@@ -13,6 +13,7 @@ part of the fingerprint. A cache folder, if there is one, holds artefacts of man
 under `cache/<stage>/<fingerprint>/`.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -103,14 +104,12 @@ class Workdir:
 
   def _sweep(self) -> None:
     """Removes what killed runs left behind; this process holds the lock, so it has no owner."""
-    shutil.rmtree(self.path / ".tmp", ignore_errors=True)
-    if self.cache is not None:
-      for folder in (self.cache / ".tmp").glob("*"):
-        try:
-          if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:  # another run was faster
-          pass
+    for path in [*self.path.glob(f"{files.TEMPORARY}*"), *self.path.glob(f"*/{files.TEMPORARY}*")]:
+      _remove(path)
+    for path in self.cache.glob(f"{files.TEMPORARY}*") if self.cache else ():
+      with contextlib.suppress(FileNotFoundError):  # another run was faster
+        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+          _remove(path)
 
   # ---- what is there ----
 
@@ -298,7 +297,7 @@ class Workdir:
       shutil.rmtree(temporary, ignore_errors=True)
 
   def _temporary(self, root: pathlib.Path) -> pathlib.Path:
-    return root / ".tmp" / f"{os.getpid()}-{os.urandom(6).hex()}"
+    return root / f"{files.TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}"
 
   # ---- the cache ----
 
@@ -347,6 +346,13 @@ def _describe_holder(path: pathlib.Path) -> str:
     return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
   except (OSError, ValueError, KeyError):
     return "another process"
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _show(value: Any) -> str:

@@ -88,7 +88,7 @@ class Progress:
     """
     ocp = _orbax()
     leaves = jax.tree.leaves(state)
-    need = sum(np.size(x) * jnp.result_type(x).itemsize for x in leaves)
+    need = sum(np.size(x) * _dtype(x).itemsize for x in leaves)
     what = f"checkpoint of step {step}"
     if step not in self._manager.all_steps():  # else it holds this very state
       files.check_space(what, self.folder, need)
@@ -157,9 +157,11 @@ class Progress:
 def describe(tree: Any) -> dict[str, list[Any]]:
   """{path of a leaf: [shape, dtype]} of a tree of arrays or of their shapes."""
   leaves, _ = jax.tree.flatten_with_path(tree)
-  return {
-    jax.tree_util.keystr(path): [list(np.shape(x)), jnp.result_type(x).name] for path, x in leaves
-  }
+  return {jax.tree_util.keystr(path): [list(np.shape(x)), _dtype(x).name] for path, x in leaves}
+
+
+def _dtype(x: Any) -> np.dtype:
+  return x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -238,7 +240,10 @@ def _checkpointer() -> Iterator[Any]:
 
 
 def _orbax() -> Any:
-  """Imports Orbax, late because it takes a while, and keeps its chatter out of our log."""
+  """Imports Orbax, late because it takes a while, and keeps its records out of our log.
+
+  What matters in them comes as an exception too, which is turned into one clear message.
+  """
   logger = logging.getLogger("absl")
   if _not_orbax not in logger.filters:
     logger.addFilter(_not_orbax)
@@ -248,7 +253,7 @@ def _orbax() -> Any:
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-  return record.levelno >= logging.WARNING or f"{os.sep}orbax{os.sep}" not in record.pathname
+  return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 @contextlib.contextmanager

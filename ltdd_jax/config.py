@@ -10,6 +10,7 @@ schema. Leading positional parameters are the program's to fill in.
 
 import difflib
 import inspect
+import json
 import math
 import pathlib
 import re
@@ -92,7 +93,7 @@ def diff(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
   pairs = {
     k: (old.get(k, ABSENT), new.get(k, ABSENT)) for k in [*old, *(k for k in new if k not in old)]
   }
-  return {k: (a, b) for k, (a, b) in pairs.items() if type(a) is not type(b) or a != b}
+  return {k: (a, b) for k, (a, b) in pairs.items() if json.dumps(a) != json.dumps(b)}
 
 
 # ---- checks against signatures ----

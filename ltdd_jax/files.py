@@ -17,6 +17,8 @@ from collections.abc import Iterator
 
 from ltdd_jax.types import LtddError
 
+TEMPORARY = ".ltdd-tmp-"  # how names of unfinished files and folders begin
+
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
   """Writes a text file atomically, making its folder if need be.
@@ -27,7 +29,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
   path = pathlib.Path(path)
   with explained(f"file {path}", folder=path.parent, need=len(text)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
     try:
       with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
@@ -109,7 +111,8 @@ def explained(what: str, *, folder: pathlib.Path, need: int | None = None) -> It
   try:
     yield
   except OSError as error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    short = need is not None and shutil.disk_usage(existing_parent(folder)).free < need
+    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):  # NumPy's error has no number
       raise LtddError(_full(what, folder, need)) from error
     raise LtddError(
       f"{what}: could not be written in {folder}: {error}. Artefacts that were finished before "

@@ -27,9 +27,7 @@ _PART = re.compile(r"[A-Za-z0-9_+=@-][A-Za-z0-9_+=@.-]*")
 def canonical_json(value: Any) -> str:
   """The one JSON text of a value: keys sorted, tuples as lists, floats by repr, no NaN."""
   plain = config_lib.canonical(value)
-  return json.dumps(
-    plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-  )
+  return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -67,12 +67,11 @@ class MetricWriter:
 
   def close(self) -> None:
     """Writes what is buffered."""
-    with self._explained():
-      if self._events is not None:
-        self._events.close()
-      if self._file is not None:
-        self._file.close()
+    open_ones = [x for x in (self._file, self._events) if x is not None]
     self._file, self._events = None, None
+    with self._explained(), contextlib.ExitStack() as stack:
+      for item in open_ones:
+        stack.callback(item.close)  # both, even if one fails
 
   def _explained(self) -> Any:
     return files.explained(f"metrics {self.path}", folder=self.path.parent)
