@@ -1,0 +1,227 @@
+"""Plots of the results of a run, from `results.json` alone.
+
+  results = tables.read_results("runs/digits")
+  plots.confidences(results, "confidences.png")     # what ADSA does to the soft labels
+  plots.accuracies(results, "accuracies.png")       # what students make of them, class by class
+
+One panel for each image source, classes from head to tail. They need matplotlib, an optional
+package (`pip install -e '.[report]'`), which is imported when a plot is drawn; pyplot and its
+global state are not used.
+"""
+
+import importlib.util
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ltdd_jax import files
+from ltdd_jax.types import LtddError
+
+MAX_BARS = 20  # more classes than that are averaged in bins of neighbours
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; by kind of label.
+_COLOURS = {None: "#999999", "none": "#56b4e9", "fixed": "#e69f00", "adsa": "#009e73"}
+_OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#000000")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Bins(NamedTuple):
+  """Classes in the order of the plot, in bins of one class or of several neighbours."""
+
+  members: tuple[np.ndarray, ...]
+  names: tuple[str, ...]
+  axis: str  # label of the axis
+
+  def means(self, values: Sequence[float | None]) -> np.ndarray:
+    """Averages over each bin the values that are there; NaN where none is."""
+    values = np.asarray(values, np.float64)  # None becomes NaN
+    parts = [values[m] for m in self.members]
+    return np.array([np.mean(p[np.isfinite(p)]) if np.isfinite(p).any() else np.nan for p in parts])
+
+
+class Series(NamedTuple):
+  """One bar of each group."""
+
+  name: str
+  colour: str
+  values: Sequence[float | None]  # (k,)
+
+
+def available() -> bool:
+  """Whether matplotlib is installed; asks without importing it."""
+  return importlib.util.find_spec("matplotlib") is not None
+
+
+def confidences(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
+  """Draws the class confidences of plain and of calibrated soft labels, and writes a PNG.
+
+  The confidence of a class is the mean probability that the labels of its distilled images give to
+  it, on the views (or images) that the calibration was fitted on.
+
+  Args:
+    results: contents of `results.json`; rows whose calibration reports confidences are drawn.
+    path: of the PNG.
+
+  Raises:
+    LtddError: matplotlib is missing, no row has confidences, or the file cannot be written.
+  """
+  _save(confidences_figure(results), path)
+
+
+def accuracies(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
+  """Draws the accuracy of each class (mean over seeds) for each kind of label, and writes a PNG.
+
+  Args:
+    results: contents of `results.json`.
+    path: of the PNG.
+
+  Raises:
+    LtddError: matplotlib is missing or the file cannot be written.
+  """
+  _save(accuracies_figure(results), path)
+
+
+def write_plots(results: Mapping[str, Any], folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+  """Writes the plots that a run has the numbers for; none if matplotlib is not installed.
+
+  Returns:
+    The files that were written.
+  """
+  if not available():
+    return ()
+  written = [folder / "accuracies.png"]
+  accuracies(results, written[0])
+  if any(map(_has_confidences, results["rows"])):
+    written.append(folder / "confidences.png")
+    confidences(results, written[1])
+  return tuple(written)
+
+
+# ---- figures ----
+
+
+def confidences_figure(results: Mapping[str, Any]) -> Any:
+  """Makes the figure of `confidences`, a `matplotlib.figure.Figure`."""
+  by_source = _by_source(filter(_has_confidences, results["rows"]))
+  if not by_source:
+    raise LtddError(
+      "no row of the results has class confidences, which calibrators that are fitted report; add "
+      "{'name': 'adsa'} to config.calibrate.calibrators"
+    )
+  panels = {}
+  for source, rows in by_source.items():
+    before = rows[0]["calibration"]["confidence_before"]
+    plain = Series("plain soft labels", _COLOURS["none"], before)
+    after = [
+      Series(_fitted_name(r), c, r["calibration"]["confidence_after"])
+      for r, c in zip(rows, _colours(rows), strict=True)
+    ]
+    panels[source] = [plain, *after]
+  return _bars(panels, _bins(results), "mean confidence", top=1.0)
+
+
+def accuracies_figure(results: Mapping[str, Any]) -> Any:
+  """Makes the figure of `accuracies`, a `matplotlib.figure.Figure`."""
+  panels = {}
+  for source, rows in _by_source(results["rows"]).items():
+    pairs = zip(rows, _colours(rows), strict=True)
+    panels[source] = [Series(r["labels"], colour, r["per_class"]) for r, colour in pairs]
+  return _bars(panels, _bins(results), "accuracy, %", top=100.0)
+
+
+def _has_confidences(row: Mapping[str, Any]) -> bool:
+  return "confidence_after" in row.get("calibration", {})
+
+
+def _fitted_name(row: Mapping[str, Any]) -> str:
+  flat = ", objective flat" if row["calibration"].get("flat") else ""
+  return f"{row['labels']}, tau = {row['calibration']['tau']:.2f}{flat}"
+
+
+def _by_source(rows: Any) -> dict[str, list[Mapping[str, Any]]]:
+  out: dict[str, list[Mapping[str, Any]]] = {}
+  for row in rows:
+    out.setdefault(row["images"], []).append(row)
+  return out
+
+
+def _colours(rows: Rows) -> list[str]:
+  """The colour of each row's kind of label; a kind that was seen already gets another."""
+  others, used, out = iter(_OTHERS * len(rows)), set(), []
+  for row in rows:
+    colour = _COLOURS.get(row["calibrator"])
+    out.append(next(others) if colour is None or colour in used else colour)
+    used.add(colour)
+  return out
+
+
+def _bins(results: Mapping[str, Any]) -> Bins:
+  """Classes by descending number of training images, cut into `MAX_BARS` bins if there are more."""
+  counts, names = np.asarray(results["split"]["counts"]), results["class_names"]
+  order = np.argsort(-counts, kind="stable")
+  members = tuple(np.array_split(order, min(len(order), MAX_BARS)))
+  if len(members) == len(order):
+    labels = tuple(f"{names[c]}\n{counts[c]:,}" for c in order)
+    return Bins(members, labels, "class and its number of training images")
+  labels = tuple(f"{counts[m].mean():,.0f}" for m in members)
+  axis = f"mean number of training images; each bar is the mean of {_sizes(members)} classes"
+  return Bins(members, labels, axis)
+
+
+def _sizes(members: Sequence[np.ndarray]) -> str:
+  sizes = sorted({len(m) for m in members})
+  return " or ".join(map(str, sizes))
+
+
+def _bars(panels: Mapping[str, list[Series]], bins: Bins, ylabel: str, *, top: float) -> Any:
+  """Draws one panel of grouped bars for each image source, one below the other."""
+  figure = _figure(7.2, 0.6 + 2.3 * len(panels))
+  axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+  x = np.arange(len(bins.names))
+  for axis, (source, series) in zip(axes, panels.items(), strict=True):
+    width = 0.84 / len(series)
+    for i, one in enumerate(series):
+      at = x + (i - (len(series) - 1) / 2) * width
+      axis.bar(at, bins.means(one.values), width, label=one.name, color=one.colour)
+    axis.set_ylim(0, top)
+    axis.set_ylabel(ylabel)
+    axis.set_title(f"{source} images", loc="left", fontsize=10)
+    axis.legend(
+      loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series), frameon=False, fontsize=8,
+      borderaxespad=0.2, columnspacing=1.2, handlelength=1.0,
+    )  # fmt: skip
+    axis.spines[["top", "right"]].set_visible(False)
+  long = sum(max(map(len, name.split("\n"))) for name in bins.names) > 100
+  axes[-1].set_xticks(x, bins.names, fontsize=8, rotation=45 if long else 0)
+  axes[-1].set_xlabel(bins.axis)
+  return figure
+
+
+# ---- matplotlib ----
+
+
+def _figure(width: float, height: float) -> Any:
+  """An empty figure drawn by Agg, known to no global state."""
+  try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+  except ImportError as error:
+    raise LtddError(
+      f"plots need matplotlib, which cannot be imported ({error}). Install it: "
+      "pip install -e '.[report]', or pip install matplotlib"
+    ) from error
+  figure = Figure(figsize=(width, height), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def _save(figure: Any, path: str | pathlib.Path) -> None:
+  path, png = pathlib.Path(path), io.BytesIO()
+  figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+  with files.explained(f"plot {path}", folder=path.parent, need=png.tell()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png.getvalue())
