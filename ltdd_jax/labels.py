@@ -78,17 +78,21 @@ def view_fn(
   def views(
     key: jax.Array, images: jax.Array, labels: jax.Array, indices: jax.Array, epochs: jax.Array
   ) -> Views:
-    image_key, mix_key = jax.random.split(key)
+    image_key, mix_key = (jax.random.fold_in(key, purpose) for purpose in range(2))
     first = epochs * images.shape[0]  # views are numbered: epoch e, image i is e n + i
-    own = jax.vmap(single)(_keys(image_key, first + indices), _pixels(images, indices))
     if mix is None:
       partner, weight = indices, jnp.ones(indices.shape, jnp.float32)
+      own = jax.vmap(single)(_keys(image_key, first + indices), _pixels(images, indices))
     else:
       keys = jax.vmap(jax.random.split)(_keys(mix_key, first + indices))
-      partner_keys, share_keys = keys[:, 0], keys[:, 1]
-      partner = jax.vmap(lambda k: jax.random.randint(k, (), 0, images.shape[0]))(partner_keys)
-      other = jax.vmap(single)(_keys(image_key, first + partner), _pixels(images, partner))
-      own, weight = jax.vmap(mix_pair)(share_keys, own, other)
+      draw = lambda k: jax.random.randint(k, (), 0, images.shape[0])
+      partner = jax.vmap(draw)(keys[:, 0])
+      both = jnp.concatenate([indices, partner])
+      numbers = jnp.concatenate([first, first]) + both
+      own, other = jnp.split(
+        jax.vmap(single)(_keys(image_key, numbers), _pixels(images, both)), 2
+      )
+      own, weight = jax.vmap(mix_pair)(keys[:, 1], own, other)
     normalised = augment.normalize_pixels(own, spec.mean, spec.std)
     return Views(normalised, labels[indices], labels[partner], weight)
 

@@ -52,32 +52,39 @@ class Session:
 
 
 class _Monitor:
-  """Reads buffered metrics, writes them, and stops on the first one that is not finite."""
+  """Reads metrics as they come, stops on one that is not finite, and writes their means."""
 
   def __init__(self, session: Session, name: str, num_steps: int, first: int, advice: str):
     self.name = name
     self.advice = advice
-    self.buffer: list[tuple[int, dict[str, jax.Array]]] = []
+    self.waiting: list[tuple[int, dict[str, jax.Array]]] = []  # not read from the device yet
+    self.rows: list[dict[str, float]] = []  # read, and not written yet
     folder = session.metrics and session.metrics / name
     self.writer = writer.MetricWriter(folder, first_step=first) if folder else None
     self.bar = writer.ProgressBar(num_steps, name, initial=first) if session.show_progress else None
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    self.buffer.append((step, metrics))
+    """Takes the metrics of the steps up to `step`, without waiting for them."""
+    self.waiting.append((step, metrics))
 
-  def flush(self) -> None:
-    """Waits for the buffered steps; raises LtddError at the first loss that is not finite."""
-    for step, metrics in jax.device_get(self.buffer):
-      rows = {k: np.atleast_1d(v) for k, v in metrics.items()}
-      count = max((len(v) for v in rows.values()), default=0)
+  def read(self) -> None:
+    """Waits for the steps so far; raises LtddError at the first metric that is not finite."""
+    for step, metrics in jax.device_get(self.waiting):
+      columns = {k: np.atleast_1d(v) for k, v in metrics.items()}
+      count = max((len(v) for v in columns.values()), default=0)
       for i in range(count):
-        row = {k: float(np.mean(v[i])) for k, v in rows.items()}
+        row = {k: float(np.mean(v[i])) for k, v in columns.items()}
         self._check(step - count + 1 + i, row)
-      if self.writer and count:
-        self.writer.write(step, row)
-    if self.buffer and self.bar:
-      self.bar.update(step, **row)
-    self.buffer.clear()
+        self.rows.append(row)
+      if self.bar and count:
+        self.bar.update(step, **row)
+    self.waiting.clear()
+
+  def write(self, step: int) -> None:
+    """Writes the means since the last time."""
+    if self.writer and self.rows:
+      self.writer.write(step, {k: np.mean([r[k] for r in self.rows]) for k in self.rows[0]})
+    self.rows.clear()
 
   def _check(self, step: int, row: dict[str, float]) -> None:
     bad = [k for k, v in row.items() if not math.isfinite(v)]
@@ -171,7 +178,9 @@ def run(
         state = hook(t, state)
       stopping = checkpoint.stop_requested()
       if stopping or t == stop_at or time.monotonic() > due:
-        monitor.flush()
+        monitor.read()
+        if t == stop_at:
+          monitor.write(t)
         due = time.monotonic() + 1.0
         if progress and (stopping or t == num_steps or progress.due()):
           _check_finite(name, t, state, advice)

