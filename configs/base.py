@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from ltdd_jax.config import parse_arg
 from ltdd_jax.types import LtddError
@@ -50,10 +51,15 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
   config.seed = args.seed
   config.data = {  # data.sources.open_source and data.longtail.make_split
     "name": dataset,
-    "data_dir": None,
+    "data_dir": placeholder(str),
+    "image_size": placeholder(int),
+    "on_unreadable": "error",
+    "mean": placeholder(tuple),
+    "std": placeholder(tuple),
     "rule": "ltdd",
     "imbalance_factor": float(args.imbalance),
-    "num_test": None,
+    "counts": placeholder(tuple),
+    "num_test": placeholder(int),
   }
   config.squeeze = {  # teacher.squeeze
     "models": {"teacher": {"name": "resnet18", "stem": "cifar"}},
@@ -66,6 +72,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
   }
   config.recover = {  # distil.recover.recover, distil.make_slots, distil.METHODS
     "images_per_class": args.ipc,
+    "slots_per_class": placeholder(tuple),
     "batch_size": 100,
     "order": "interleaved",
     "methods": sources(args.method),
@@ -127,7 +134,8 @@ def cpu(config: ConfigDict, ipc: int) -> None:
   small_networks(config, depth=3, width=64)
   shrink(
     config,
-    squeeze__num_epochs=30,
+    squeeze__num_epochs=40,
+    squeeze__batch_size=64,
     student__num_epochs=300 if ipc <= 10 else 90,
     student__batch_size=50,
     relabel__num_epochs=300 if ipc <= 10 else 90,

@@ -21,7 +21,7 @@ def get_config(arg: str | None = None):
   if not args.path:
     raise LtddError("path is empty: expected configs/folder_lt.py:path=FOLDER, see its docstring")
   config = base.base(args, f"folder:{args.path}")
-  base.shrink(config, data__rule="as_is", data__image_size=args.size, data__on_unreadable="error")
+  base.shrink(config, data__rule="as_is", data__image_size=args.size)
   if args.preset == "cpu":
     base.cpu(config, args.ipc)
   elif args.preset == "smoke":
