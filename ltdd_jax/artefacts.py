@@ -138,6 +138,9 @@ class Workdir:
       LtddError: an artefact of another config or other inputs is there, or a damaged one.
     """
     mark = fingerprint(config, inputs)
+    folder = self.folder(stage)
+    if not self.exists(stage) and folder.exists() and any(p.is_file() for p in folder.iterdir()):
+      raise LtddError(f"{folder} has files but no {META}: it is no artefact. Delete {folder}")
     if self._lock is not None and not self.exists(stage):
       self._fetch(stage, mark)
     _barrier("artefact fetched")

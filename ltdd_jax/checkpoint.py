@@ -17,6 +17,7 @@ optimisers come back as they were.
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -34,6 +35,7 @@ from absl import logging as absl_logging
 from ltdd_jax import files
 from ltdd_jax.types import LtddError
 
+_SIZES = "sizes.json"
 # What reading a damaged checkpoint raises, depending on the file that is damaged.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
@@ -97,6 +99,8 @@ class Progress:
       )
       with files.explained(what, folder=self.folder, need=need), _full_disk_is_oserror():
         self._manager.save(step, args=args, force=True)
+        if jax.process_index() == 0:
+          _note_sizes(self.folder / str(step))
     self._last = time.monotonic()
 
   def restore(self, template: Any) -> tuple[int, Any] | None:
@@ -119,10 +123,8 @@ class Progress:
       except _UNREADABLE as error:
         if isinstance(error, LtddError):
           raise
-        absl_logging.warning(
-          "checkpoint %s is damaged (%s); trying the one before", self.folder / str(step),
-          type(error).__name__,
-        )  # fmt: skip
+        folder, why = self.folder / str(step), str(error).split("\n")[0][:200]
+        absl_logging.warning("checkpoint %s is damaged (%s); trying the one before", folder, why)
         continue
       for newer in (s for s in steps if s > step):
         self._manager.delete(newer)
@@ -135,6 +137,7 @@ class Progress:
     return None
 
   def _read(self, step: int, template: Any) -> Any:
+    _check_sizes(self.folder / str(step))
     ocp = _orbax()
     restore = lambda **args: self._manager.restore(step, args=ocp.args.Composite(**args))
     about = restore(about=ocp.args.JsonRestore())["about"]
@@ -152,6 +155,30 @@ class Progress:
   def close(self) -> None:
     """Releases the folder."""
     self._manager.close()
+
+
+def _sizes(folder: pathlib.Path) -> dict[str, int]:
+  paths = (p for p in folder.rglob("*") if p.is_file() and p.name != _SIZES)
+  return {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}
+
+
+def _note_sizes(folder: pathlib.Path) -> None:
+  """Writes down the size of each file, beside the description, which Orbax leaves alone."""
+  files.write_text(folder / "about" / _SIZES, json.dumps(_sizes(folder)))
+
+
+def _check_sizes(folder: pathlib.Path) -> None:
+  """Raises ValueError if a file is missing or short; Orbax would say so less clearly.
+
+  A run that was killed right after Orbax was done has noted no sizes; then Orbax judges alone.
+  """
+  path = folder / "about" / _SIZES
+  if not path.exists():
+    return
+  found = _sizes(folder)
+  for name, size in json.loads(path.read_text()).items():
+    if found.get(name) != size:
+      raise ValueError(f"{name} has {found.get(name, 0)} bytes, expected {size}")
 
 
 def describe(tree: Any) -> dict[str, list[Any]]:

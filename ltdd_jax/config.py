@@ -100,7 +100,7 @@ def diff(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-  """ "Did you mean 'x'?" for the nearest option, or an empty string."""
+  """Says "Did you mean 'x'?" for the nearest option, or nothing."""
   near = difflib.get_close_matches(str(name), list(options), n=1)
   return f"Did you mean {near[0]!r}?" if near else ""
 
@@ -153,7 +153,7 @@ def with_defaults(factory: Factory, kwargs: Mapping[str, Any]) -> dict[str, Any]
 
 
 def check_groups(
-  config: Mapping[str, Any],
+  config: Any,
   schema: Schema,
   scalars: Mapping[str, type] = types.MappingProxyType({"seed": int}),
 ) -> None:

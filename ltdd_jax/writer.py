@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 from absl import logging
@@ -52,7 +52,7 @@ class MetricWriter:
       if tensorboard:
         self._events = _event_writer(self.path.parent, first_step)
 
-  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+  def write(self, step: SupportsIndex, metrics: Mapping[str, Any]) -> None:
     """Writes scalars, after `step` steps."""
     if self._file is None:
       return
@@ -63,7 +63,7 @@ class MetricWriter:
       self._file.flush()
       for name, value in row.items():
         if self._events is not None and math.isfinite(value):
-          self._events.add_scalar(name, value, step)
+          self._events.add_scalar(name, value, int(step))
 
   def close(self) -> None:
     """Writes what is buffered."""
