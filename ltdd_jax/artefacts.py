@@ -162,10 +162,9 @@ class Workdir:
 
   def _explain(self, meta: Mapping[str, Any], config: Any, inputs: Mapping[str, str]) -> str:
     folder = self.path / meta["stage"]
-    later = [str(self.path / s) for s in self._after(meta["stage"])]
     advice = f"Use another --workdir, or delete {folder}"
-    if later:
-      advice += f" and what was made from it: {' '.join(later)}"
+    if later := self._after(meta["stage"]):
+      advice += f" and what was made from it: {' '.join(str(self.path / x) for x in later)}"
     if changes := config_lib.diff(meta["config"], config):
       what = "was made with another config"
       lines = [f"  {k}: {_show(old)} -> {_show(new)}" for k, (old, new) in changes.items()]
@@ -180,15 +179,17 @@ class Workdir:
     return "\n".join([f"{folder} {what}:", *lines, advice])
 
   def _after(self, stage: str) -> list[str]:
-    """Stages whose artefacts were made from that of `stage`, directly or not."""
+    """Folders made from `stage`, directly or not; `student` alone stands for all below it."""
     reads = {}
     for path in self.path.glob(f"[!.]*/**/{META}"):
       name = path.parent.relative_to(self.path).as_posix()
       reads[name] = set(manifest.read_meta(path.parent)["inputs"])
-    found: list[str] = []
-    while more := [s for s in reads if s not in found and reads[s] & {stage, *found}]:
-      found += more
-    return found
+    found: set[str] = set()
+    while more := {s for s in reads if s not in found and reads[s] & {stage, *found}}:
+      found |= more
+    kind = lambda name: name.split("/")[0]
+    partly = {kind(s) for s in reads if s not in found}
+    return sorted({s if kind(s) in partly else kind(s) for s in found})
 
   def load(self, stage: str) -> Artefact:
     """Opens an artefact after checking every file of it.

@@ -122,6 +122,8 @@ def test_another_config_is_shown_with_what_to_delete(work):
   a = commit(work)
   b = commit(work, "recover/x", inputs={"squeeze": a.meta["fingerprint"]})
   commit(work, "relabel/x", inputs={"recover/x": b.meta["fingerprint"]})
+  commit(work, "relabel/y", inputs={"recover/x": b.meta["fingerprint"]})
+  commit(work, "recover/other")
   commit(work, "data")
   new = {"seed": 0, "squeeze": {"lr": 0.2, "views": [1, 2], "wd": None}}
   with pytest.raises(LtddError) as error:
@@ -132,7 +134,7 @@ def test_another_config_is_shown_with_what_to_delete(work):
     "  squeeze.lr: 0.1 -> 0.2\n"
     "  squeeze.wd: (absent) -> null\n"
     f"Use another --workdir, or delete {run}/squeeze and what was made from it: "
-    f"{run}/recover/x {run}/relabel/x"
+    f"{run}/recover/x {run}/relabel"
   )
   with pytest.raises(LtddError, match="made with another config"):
     commit(work, config=new)
