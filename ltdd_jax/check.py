@@ -13,13 +13,17 @@ import ml_collections
 
 from ltdd_jax import (
   calibrate,
-  config as config_lib,
   labels,
   losses,
   models,
-  stages as stages_lib,
   teacher,
   train,
+)
+from ltdd_jax import (
+  config as config_lib,
+)
+from ltdd_jax import (
+  stages as stages_lib,
 )
 from ltdd_jax.data import augment, longtail
 from ltdd_jax.types import LtddError
@@ -187,5 +191,3 @@ def check_with_data(ctx: stages_lib.Context) -> None:
     ctx.method(source)
   longtail.groups(counts, config["report"]["groups"])
   stages_lib.test_indices(ctx.source, config["data"]["num_test"])
-
-

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax import loop, mesh as mesh_lib, rng
+from ltdd_jax import loop, rng
+from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.data import augment
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.types import Leaf, LtddError, Teacher
@@ -89,9 +90,7 @@ def view_fn(
       partner = jax.vmap(draw)(keys[:, 0])
       both = jnp.concatenate([indices, partner])
       numbers = jnp.concatenate([first, first]) + both
-      own, other = jnp.split(
-        jax.vmap(single)(_keys(image_key, numbers), _pixels(images, both)), 2
-      )
+      own, other = jnp.split(jax.vmap(single)(_keys(image_key, numbers), _pixels(images, both)), 2)
       own, weight = jax.vmap(mix_pair)(keys[:, 1], own, other)
     normalised = augment.normalize_pixels(own, spec.mean, spec.std)
     return Views(normalised, labels[indices], labels[partner], weight)
@@ -173,7 +172,8 @@ def relabel(
   views_of = view_fn(spec, **views)
   everywhere = mesh_lib.replicated(session.mesh)
   consts = mesh_lib.put(
-    {"images": images, "labels": labels, "variables": tuple(t.variables for t in teachers)}, everywhere
+    {"images": images, "labels": labels, "variables": tuple(t.variables for t in teachers)},
+    everywhere,
   )
   consts["key"] = view_key(seed, name)
   networks = tuple(t.model for t in teachers)

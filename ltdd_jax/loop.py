@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax import checkpoint, mesh as mesh_lib, writer
+from ltdd_jax import checkpoint, writer
+from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.types import LtddError
 
 StepFn = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
@@ -165,8 +166,9 @@ def run(
   due = time.monotonic() + 1.0
   try:
     while t < num_steps:
-      stop_at = min([num_steps, t - t % session.log_every + session.log_every, *(
-        h for h in hooks if h > t)])
+      stop_at = min(
+        [num_steps, t - t % session.log_every + session.log_every, *(h for h in hooks if h > t)]
+      )
       count = per_call if stop_at - t >= per_call else 1
       if count not in compiled:
         compiled[count] = compile_step(step_fn, state, count)

@@ -13,7 +13,9 @@ from typing import Any
 
 from absl import logging
 
-from ltdd_jax import artefacts, check, checkpoint, loop, mesh as mesh_lib, stages as stages_lib, writer
+from ltdd_jax import artefacts, check, checkpoint, loop, writer
+from ltdd_jax import mesh as mesh_lib
+from ltdd_jax import stages as stages_lib
 from ltdd_jax.report import tables
 from ltdd_jax.types import LtddError
 
@@ -152,4 +154,3 @@ def plan(
     if s.kind in kinds:
       inputs = {name: prints[name] for name in s.inputs}
       print(f"{s.name:<28} {work.status(s.name, s.config, inputs):<8} {s.plan(ctx)}")
-

@@ -134,11 +134,15 @@ def test_indices(source: sources.Source, num_test: int | None) -> np.ndarray:
       f"config.data.num_test is {num_test}; expected at least one image for each of the "
       f"{source.spec.num_classes} classes, or None for all"
     )
-  rows = [np.flatnonzero(source.test_labels == c)[:per_class] for c in range(source.spec.num_classes)]
+  rows = [
+    np.flatnonzero(source.test_labels == c)[:per_class] for c in range(source.spec.num_classes)
+  ]
   return np.sort(np.concatenate(rows))
 
 
-def check_split(artefact: artefacts.Artefact, split: longtail.Split, source: sources.Source) -> None:
+def check_split(
+  artefact: artefacts.Artefact, split: longtail.Split, source: sources.Source
+) -> None:
   """Raises LtddError if the data set on disk is no longer the one that the artefacts came from."""
   names = artefact.meta["class_names"]
   if tuple(names) != tuple(source.class_names):
@@ -181,7 +185,9 @@ def _squeeze(ctx: Context, session: loop.Session) -> Product:
     seed=ctx.config["seed"],
     session=session,
   )
-  scores = [teacher.evaluate(t, ctx.test_data, ctx.source.spec, mesh=session.mesh) for t in teachers]
+  scores = [
+    teacher.evaluate(t, ctx.test_data, ctx.source.spec, mesh=session.mesh) for t in teachers
+  ]
   arrays = {
     "test_correct": np.stack([np.asarray(s.correct) for s in scores]),
     "test_total": np.asarray(scores[0].total),

@@ -14,14 +14,18 @@ import numpy as np
 
 from ltdd_jax import (
   calibrate,
-  labels as labels_lib,
   loop,
   losses,
-  mesh as mesh_lib,
   metrics,
   models,
   rng,
   train,
+)
+from ltdd_jax import (
+  labels as labels_lib,
+)
+from ltdd_jax import (
+  mesh as mesh_lib,
 )
 from ltdd_jax.data import feed
 from ltdd_jax.data.specs import DatasetSpec

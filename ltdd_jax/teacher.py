@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ltdd_jax import loop, losses, mesh as mesh_lib, metrics, models, rng, train
+from ltdd_jax import loop, losses, metrics, models, rng, train
+from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.data import augment, feed
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.types import ArrayData, Leaf, Teacher, TrainState
@@ -71,7 +72,9 @@ def squeeze(
     The trained teachers, in the order of the sorted keys.
   """
   session = session or loop.Session()
-  recipe = Recipe(num_epochs, batch_size, dict(optimizer), dict(schedule), dict(loss), tuple(augment))
+  recipe = Recipe(
+    num_epochs, batch_size, dict(optimizer), dict(schedule), dict(loss), tuple(augment)
+  )
   networks = build_models(spec, models)
   everywhere = mesh_lib.replicated(session.mesh)
   data = mesh_lib.put(data, everywhere)
@@ -110,9 +113,7 @@ def _train_one(
     train.train_step,
     apply_fn=model.apply,
     tx=tx,
-    batch_fn=functools.partial(
-      image_batch, spec=spec, augment_fn=augment.compose(recipe.augment)
-    ),
+    batch_fn=functools.partial(image_batch, spec=spec, augment_fn=augment.compose(recipe.augment)),
     loss_fn=losses.make_supervised_loss(class_counts=class_counts, **recipe.loss),
     mesh=session.mesh,
   )

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ltdd_jax import mesh as mesh_lib, models, schedules
+from ltdd_jax import mesh as mesh_lib
+from ltdd_jax import models, schedules
 from ltdd_jax.types import TrainState
 
 BatchFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]

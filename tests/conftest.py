@@ -4,7 +4,6 @@ import jax
 import pytest
 from absl import flags
 
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 flags.FLAGS.mark_as_parsed()

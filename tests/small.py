@@ -35,7 +35,7 @@ def train_data(counts=COUNTS) -> ArrayData:
   return ArrayData(images(len(labels)), labels)
 
 
-def test_data(per_class: int = 3) -> ArrayData:
+def held_out(per_class: int = 3) -> ArrayData:
   labels = np.tile(np.arange(K), per_class).astype(np.int32)
   return ArrayData(images(len(labels), 1), labels)
 

@@ -3,17 +3,21 @@
 from collections.abc import Callable
 
 from ltdd_jax import config
-from ltdd_jax.distil.base import (
-  Env,
-  Feed,
-  Method,
-  Observer,
-  check_feed,
-  make_slots,
-)
+from ltdd_jax.distil.base import Env, Feed, Method, Observer, check_feed, make_slots
 from ltdd_jax.distil.coreset import random
 from ltdd_jax.distil.decoupled import sre2l
 from ltdd_jax.types import LtddError
+
+__all__ = [
+  "METHODS",
+  "Env",
+  "Feed",
+  "Method",
+  "Observer",
+  "check_feed",
+  "make_method",
+  "make_slots",
+]
 
 METHODS: dict[str, Callable[..., Method]] = {"random": random, "sre2l": sre2l}
 

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax import loop, mesh as mesh_lib, rng
+from ltdd_jax import loop, rng
+from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.data import augment
 from ltdd_jax.distil.base import Env, Feed, Method, check_feed
 from ltdd_jax.types import LtddError, Slots

@@ -31,7 +31,5 @@ def bn_statistics(moments: Sequence[Moment], first_multiplier: float = 10.0) -> 
   Returns:
     A scalar.
   """
-  terms = [
-    safe_norm(m.running_var - m.var) + safe_norm(m.running_mean - m.mean) for m in moments
-  ]
+  terms = [safe_norm(m.running_var - m.var) + safe_norm(m.running_mean - m.mean) for m in moments]
   return first_multiplier * terms[0] + sum(terms[1:], start=jnp.zeros(()))

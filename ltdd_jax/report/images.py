@@ -16,7 +16,7 @@ def write_grid(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> No
     images: (n,h,w,c) uint8, c = 1 or 3.
     labels: (n,).
   """
-  n, h, w, c = images.shape
+  _, h, w, c = images.shape
   classes = np.unique(labels)[:MAX_ROWS]
   columns = min(MAX_COLUMNS, max(int(np.sum(labels == k)) for k in classes))
   grid = np.full((len(classes), h + 1, columns, w + 1, c), 255, np.uint8)

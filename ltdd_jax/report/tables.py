@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ltdd_jax import artefacts, stages as stages_lib
+from ltdd_jax import artefacts
+from ltdd_jax import stages as stages_lib
 from ltdd_jax.data import longtail
 from ltdd_jax.report import images
 
@@ -89,7 +90,10 @@ def collect(
 def mean_std(values: np.ndarray) -> dict[str, float]:
   """Mean and standard deviation over seeds (s,); one seed has std 0."""
   values = np.asarray(values, np.float64)
-  return {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0}
+  return {
+    "mean": float(values.mean()),
+    "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+  }
 
 
 def scores(
@@ -155,7 +159,9 @@ def student_row(
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A Markdown table whose columns line up in a terminal too; numbers are right-aligned."""
   widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
-  line = lambda cells: "| " + " | ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+  line = lambda cells: (
+    "| " + " | ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+  )
   rule = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
   return "\n".join([line(header), rule, *map(line, rows)])
 
@@ -246,7 +252,12 @@ def per_class_table(results: Mapping[str, Any]) -> str:
 def stages_table(results: Mapping[str, Any]) -> str:
   """Time and memory of each stage."""
   rows = [
-    [name, f"{s['seconds']:.1f}", f"{s['peak_bytes'] / 1e6:,.0f}", "skipped" if s["skipped"] else ""]
+    [
+      name,
+      f"{s['seconds']:.1f}",
+      f"{s['peak_bytes'] / 1e6:,.0f}",
+      "skipped" if s["skipped"] else "",
+    ]
     for name, s in results["stages"].items()
   ]
   return table(["stage", "seconds", "peak MB", "this time"], rows)

@@ -59,9 +59,7 @@ def squeeze(session):
 def distilled(session):
   method = distil.make_method(small.env(), "sre2l", num_steps=3)
   slots = distil.make_slots(np.array([6, 5, 5]))
-  result = recover(
-    "a", method, small.env(), slots, small.feed(), batch_size=8, session=session
-  )
+  result = recover("a", method, small.env(), slots, small.feed(), batch_size=8, session=session)
   return result.images / 255.0 // 0.02  # a rounding of one level in a few pixels is not an error
 
 
@@ -80,7 +78,7 @@ def students(parallel):
       small.images(n),
       np.arange(n, dtype=np.int32) % 3,
       student.Supervision(),
-      small.test_data(7),  # 21 images: the last batch of 8 is padded
+      small.held_out(7),  # 21 images: the last batch of 8 is padded
       small.SPEC,
       model=small.NET | {"norm": "batch"},
       num_epochs=2,

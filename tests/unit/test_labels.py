@@ -48,9 +48,7 @@ def test_cutmix_takes_every_pixel_from_one_of_two_images(key):
     share = float(got.weight[i])
     assert own[i].mean() >= share - 1e-6
     partners = [j for j in range(5) if LABELS[j] == int(got.partner_labels[i])]
-    assert any(
-      (own[i] | np.isclose(got.images[i], sources[j], atol=1e-6)).all() for j in partners
-    )
+    assert any((own[i] | np.isclose(got.images[i], sources[j], atol=1e-6)).all() for j in partners)
 
 
 def test_unknown_mix_is_refused():

@@ -30,7 +30,7 @@ def train(supervision, **kwargs):
     "session": QUIET,
   } | kwargs
   return student.train_students(
-    "student/a", IMAGES, LABELS, supervision, small.test_data(), small.SPEC, **kwargs
+    "student/a", IMAGES, LABELS, supervision, small.held_out(), small.SPEC, **kwargs
   )
 
 
