@@ -27,23 +27,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from numpy import ndarray
 
-Array = np.ndarray | jax.Array
+Either = Array | ndarray
 Means = Callable[..., np.ndarray]  # (taus (g,), order=0) -> (order + 1, g, k), see _class_means
 
-# Flat: the range of the objective, or the doubt of every class confidence at tau = 0, is below.
-FLAT = 1e-3
-# Confidences are alike because they collapsed if their mean fell below this part of its best.
-COLLAPSED = 0.5
+FLAT = 1e-3  # the range of the objective, or 1 - every class confidence at tau = 0, is below this
+COLLAPSED = 0.5  # confidences are alike for being low: their mean is below this part of its best
 STATUSES = ("fitted", "uniform", "flat", "bound", "edge")
-_MAX_WIDENINGS = 3  # each doubles the searched range
-_MAX_NEWTON = 12
-_MAX_BRACKETS = 4
+_MAX_WIDENINGS, _MAX_NEWTON, _MAX_BRACKETS = 3, 12, 4  # a widening doubles the searched range
 _CHUNK = 2**20  # elements of a chunk: 4 MB of float32 stay in a core's cache
-_SMALL = 2**26  # bytes of exponentials that are kept whatever the size of the logits
 _UNIFORM = 1e-5  # span of a log prior that counts as uniform
-# exp() of float32 ends at -87. Up to this |tau| * span(log pi), what it flushes is negligible.
-_SAFE_EXPONENT = 60.0
+_SAFE_EXPONENT = 60.0  # of |tau| * span(log pi): what float32 flushes, below -87, is negligible
 
 
 class AdsaResult(NamedTuple):
@@ -52,26 +48,25 @@ class AdsaResult(NamedTuple):
   tau: float
   objective_before: float  # spread of class confidences at tau = 0
   objective_after: float
-  confidence_before: np.ndarray  # (k,) float64, NaN for classes without an image
-  confidence_after: np.ndarray  # (k,) float64
-  curve: np.ndarray  # (m, 2) float64, the searched (tau, objective) pairs, tau increasing
+  confidence_before: ndarray  # (k,) float64, NaN for classes without an image
+  confidence_after: ndarray  # (k,) float64
+  curve: ndarray  # (m, 2) float64, the searched (tau, objective) pairs, tau increasing
   flat: bool  # the objective does not determine tau
   message: str  # one or two sentences for people
-  status: str  # one of STATUSES
+  status: str  # one of STATUSES; "bound": tau is the least allowed, "edge": no minimum was found
 
 
 def fit(
-  logits: Array,
-  labels: Array,
+  logits: Either,
+  labels: Either,
   class_counts: Any,
   *,
   tau_range: tuple[float, float] = (0.0, 3.0),
   allow_negative: bool = False,
   smoothing: float = 0.0,
   chunk_size: int | None = None,
-  chunked: bool | None = None,
 ) -> AdsaResult:
-  """Finds the tau whose class confidences are spread least.
+  """Finds the tau whose class confidences are spread least, within 1e-6 (tau to about 1e-3).
 
   Args:
     logits: (..., n, k) float16, bfloat16, float32 or float64; leading axes are label epochs and
@@ -81,13 +76,8 @@ def fit(
     tau_range: searched first; widened up to eight times while the best tau is an edge.
     allow_negative: search below zero when the minimum asks for it.
     smoothing: added to every count; needed if a class has no training image.
-    chunk_size: rows in one step of the computation; by default about a million logits.
-    chunked: True recomputes exponentials in each pass, so that memory beyond the logits is
-      O(chunk_size * k); False keeps them, as many bytes as float32 logits. By default they are
-      kept if peak memory stays below 2.2 times the logits, or if they are small.
-
-  Returns:
-    An `AdsaResult`. Its objective is within 1e-6 of the minimum and tau within about 1e-3.
+    chunk_size: rows in one step; memory beyond the logits is O(chunk_size * k). By default about
+      a million logits, which stay in a core's cache.
 
   Raises:
     ValueError: shapes or dtypes that do not fit; a NaN or infinite logit, a label outside [0, k)
@@ -103,24 +93,22 @@ def fit(
     raise ValueError(f"tau_range is {tau_range}; expected two finite numbers, the lower first.")
   if lo < 0 and not allow_negative:
     raise ValueError(f"tau_range is {tau_range}; pass allow_negative=True to search below zero.")
-  rows = _Rows(logits, labels, chunk_size, chunked)
+  rows = _Rows(logits, labels, chunk_size)
   prior = _log_prior(class_counts, smoothing, rows.k)
   means = functools.partial(_class_means, rows, prior)
   if np.ptp(prior) < _UNIFORM:
     (q,) = means(np.zeros(1))[0]
     curve = np.stack([np.linspace(lo, hi, 31), np.full(31, _spread(q))], 1)
     return _result("uniform", 0.0, q, q, curve)
-  floor = -math.inf if allow_negative else 0.0
-  return _search(means, lo, hi, floor, float(np.ptp(prior)))
+  return _search(means, lo, hi, -math.inf if allow_negative else 0.0, float(np.ptp(prior)))
 
 
 def align(
   logits: Any, class_counts: Any, tau: Any, *, centered: bool = False, smoothing: float = 0.0
-) -> jax.Array:
+) -> Array:
   """Returns `logits - tau * log pi` for logits (..., k): pure, jit-able, at least float32.
 
-  Args:
-    logits, class_counts, tau, smoothing: as in and from `fit`.
+  Args, where they are not those of `fit`:
     centered: take the mean over classes from `log pi`, so that the mean of each row stays what it
       was. A softmax cannot see the difference; a loss on raw logits, such as MSE, can.
 
@@ -139,16 +127,16 @@ def align(
 
 
 def confidence(
-  logits: Array, labels: Array, class_counts: Any, tau: float, *, smoothing: float = 0.0
-) -> np.ndarray:
+  logits: Either, labels: Either, class_counts: Any, tau: float, *, smoothing: float = 0.0
+) -> ndarray:
   """Returns `q_c(tau)`, (k,) float64, NaN for classes without an image; arguments as of `fit`."""
-  rows = _Rows(logits, labels, None, chunked=True)
+  rows = _Rows(logits, labels)
   prior = _log_prior(class_counts, smoothing, rows.k)
   return _class_means(rows, prior, np.array([float(tau)]))[0, 0]
 
 
 def objective(
-  logits: Array, labels: Array, class_counts: Any, tau: float, *, smoothing: float = 0.0
+  logits: Either, labels: Either, class_counts: Any, tau: float, *, smoothing: float = 0.0
 ) -> float:
   """Returns the population standard deviation over classes of `confidence`."""
   return float(_spread(confidence(logits, labels, class_counts, tau, smoothing=smoothing)))
@@ -160,37 +148,31 @@ def explain(status: str, tau: float, before: float, after: float) -> str:
   return {
     "fitted": f"tau = {tau:.3f}: {change}.",
     "uniform": "tau = 0: all classes have equally many training images, no prior to remove.",
-    "flat": f"tau = {tau:.3f}, but the objective is flat ({change}): these images do not "
-    "determine tau. Fit on the augmented views that students see (random resized crop, flip, "
-    "CutMix), not on images that the labeler is certain of.",
+    "flat": f"tau = {tau:.3f}, but the objective is flat ({change}): these logits do not determine "
+    "tau. Fit on the augmented views that students see (random resized crop, flip, CutMix).",
     "bound": f"tau = {tau:.3f}, the lower bound: {change}. allow_negative=True searches below.",
     "edge": f"tau = {tau:.3f}, an edge of tau_range: {change}. Further out there is no minimum "
     "but where a few classes take everything. Check labels and class_counts.",
   }[status]
 
 
-# ---- checks ----
-
-
-def _log_prior(class_counts: Any, smoothing: float, k: int) -> np.ndarray:
+def _log_prior(class_counts: Any, smoothing: float, k: int) -> ndarray:
   """Log class frequencies (k,) in float64."""
   counts = np.asarray(class_counts, np.float64)
   if counts.shape != (k,):
     raise ValueError(f"class_counts has shape {counts.shape}; logits of {k} classes need ({k},).")
-  bad = ~np.isfinite(counts) | (counts < 0)
-  if bad.any():
-    c = int(np.argmax(bad))
-    raise ValueError(f"class_counts[{c}] is {counts[c]}; expected a number of training images.")
+  if not np.all((counts >= 0) & (counts < np.inf)):
+    raise ValueError(f"class_counts is {counts}; expected numbers of training images.")
   counts = counts + smoothing
-  if (counts <= 0).any():
+  if counts.min() <= 0:
     raise ValueError(
-      f"class {int(np.argmax(counts <= 0))} has no training image, so its log frequency is minus "
+      f"class {int(np.argmin(counts))} has no training image, so its log frequency is minus "
       "infinity. Pass smoothing=1.0 to add an image to every class, or leave the class out."
     )
   return np.log(counts / counts.sum())
 
 
-def _check_labels(labels: Array, lead: tuple[int, ...], k: int) -> np.ndarray:
+def _check_labels(labels: Either, lead: tuple[int, ...], k: int) -> ndarray:
   y = np.asarray(labels)
   if y.dtype.kind not in "iu":
     raise ValueError(f"labels have dtype {y.dtype}; expected integers: labels.astype(int).")
@@ -202,33 +184,18 @@ def _check_labels(labels: Array, lead: tuple[int, ...], k: int) -> np.ndarray:
   if bad.any():
     i = int(np.argmax(bad))
     raise ValueError(f"label {y[i]} (number {i}) is outside [0, {k}), the classes of the logits.")
-  if np.count_nonzero(np.bincount(y, minlength=k)) < 2:
+  if np.ptp(y) == 0:
     raise ValueError("fewer than two classes have an image: there is no spread to minimise.")
   return y.astype(np.int32)
 
 
-# ---- one pass over the rows ----
-
-
-class _Chunk(NamedTuple):
-  start: int  # number of its first row
-  skip: int  # rows at its head that the chunk before it has counted
-  labels: np.ndarray  # (r,)
-  exps: jax.Array  # (r, k) float32, exp(z - rowmax z)
-  true_exps: jax.Array  # (r,) float32, that of the true class, NaN if the row is not finite
-
-
 class _Rows:
-  """Checked logits, seen as chunks of exponentials that are kept or made anew for each pass.
+  """Checked logits as rows (n, k) with their classes; a JAX array on CPU is seen through NumPy."""
 
-  All chunks have one shape, so that one compilation serves: the last overlaps the one before it.
-  """
-
-  def __init__(
-    self, logits: Array, labels: Array, chunk_size: int | None, chunked: bool | None
-  ) -> None:
-    z = logits if isinstance(logits, jax.Array) else np.asanyarray(logits)
-    if z.ndim < 2 or not jnp.issubdtype(z.dtype, jnp.floating):
+  def __init__(self, logits: Either, labels: Either, chunk_size: int | None = None) -> None:
+    away = isinstance(logits, Array) and {d.platform for d in logits.devices()} != {"cpu"}
+    z = logits if away else np.asanyarray(logits)  # of a JAX array on CPU: a view, like its slices
+    if z.ndim < 2 or z.size == 0 or not jnp.issubdtype(z.dtype, jnp.floating):
       raise ValueError(f"logits are {z.dtype} of shape {z.shape}; expected floats (..., n, k).")
     if chunk_size is not None and chunk_size < 1:
       raise ValueError(f"chunk_size is {chunk_size}; expected a number of rows.")
@@ -236,59 +203,37 @@ class _Rows:
     self.labels = _check_labels(labels, self.lead, self.k)
     self.counts = np.bincount(self.labels, minlength=self.k) * (self.n // len(self.labels))
     self.size = min(self.n, chunk_size or max(1, _CHUNK // max(self.k, 64)))
-    if chunked is None:
-      size = 4 * self.n * self.k
-      chunked = size > _SMALL and (size > 1.1 * z.nbytes or _is_mapped(z))
-    self._kept: list[_Chunk] | None = None if chunked else []
-    if isinstance(z, jax.Array) and {d.platform for d in z.devices()} == {"cpu"}:
-      z = np.asarray(z)  # a view; slices of it are views, too
     self._logits = z.reshape(-1, self.k)
 
-  def chunks(self, shift: np.ndarray | None = None) -> Iterator[_Chunk]:
-    """Chunks of `logits - shift`; those without a shift may be kept."""
-    if shift is None and self._kept:
-      yield from self._kept
-      return
+  def chunks(self) -> Iterator[tuple[int, int, Any, ndarray]]:
+    """Yields (first row, rows to skip, logits (r, k), classes (r,)), all of one shape.
+
+    The last chunk overlaps the one before it, whose rows it is to skip.
+    """
     for i in range(-(-self.n // self.size)):
       start = min(i * self.size, self.n - self.size)
       y = self.labels[np.arange(start, start + self.size) % len(self.labels)]
-      z = _narrow(self._logits[start : start + self.size])
-      chunk = _Chunk(start, i * self.size - start, y, *_prepare(z, y, shift))
-      if shift is None and self._kept is not None:
-        self._kept.append(chunk)
-      yield chunk
-
-
-def _is_mapped(x: Any) -> bool:
-  """Whether the memory of an array is a file's."""
-  while x is not None and not isinstance(x, np.memmap):
-    x = getattr(x, "base", None)
-  return x is not None
-
-
-def _narrow(z: Array) -> Array:
-  """Logits in a type that JAX takes; float64 without large offsets that float32 has no room for."""
-  if isinstance(z, np.ndarray) and z.dtype.itemsize == 8:
-    with np.errstate(invalid="ignore"):
-      z = z - z.max(1, keepdims=True)
-    z = np.maximum(z, -3e38, where=np.isfinite(z), out=z).astype(np.float32)
-  return z.astype(z.dtype.newbyteorder("="), copy=False) if isinstance(z, np.ndarray) else z
+      z = self._logits[start : start + self.size]
+      if isinstance(z, ndarray):
+        if z.dtype.itemsize > 4:  # float32 has no room for large offsets
+          with np.errstate(invalid="ignore", over="ignore"):
+            z = (z - z.max(1, keepdims=True)).astype(np.float32)
+        z = z.astype(z.dtype.newbyteorder("="), copy=False)
+      yield start, i * self.size - start, z, y
 
 
 @jax.jit
-def _prepare(z: jax.Array, y: jax.Array, shift: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-  """The exponentials of a chunk and those of its true classes."""
-  finite = jnp.isfinite(z.min(1)) & jnp.isfinite(z.max(1))
+def _exponentials(z: Array, y: Array, shift: Array | None) -> tuple[Array, Array]:
+  """exp(z - shift), scaled by row, (r, k) float32, and its true classes (r, 1); bad rows NaN."""
+  finite = jnp.isfinite(z.min(1, keepdims=True)) & jnp.isfinite(z.max(1, keepdims=True))
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
   z = z if shift is None else z - shift[None]
   exps = jnp.exp((z - z.max(1, keepdims=True)).astype(jnp.float32))
-  return exps, jnp.where(finite, jnp.take_along_axis(exps, y[:, None], 1)[:, 0], jnp.nan)
+  return exps, jnp.where(finite, jnp.take_along_axis(exps, y[:, None], 1), jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnames="order")
-def _probabilities(
-  exps: jax.Array, true_exps: jax.Array, y: jax.Array, w: jax.Array, lp: jax.Array, order: int
-) -> jax.Array:
+def _probabilities(exps: Array, true: Array, y: Array, w: Array, lp: Array, order: int) -> Array:
   """True-class probabilities and their tau-derivatives up to `order` (0 or 2): (r, order + 1, g).
 
   With weights w = exp(-tau * lp) of each class and tau, the denominators of all rows and all taus
@@ -297,7 +242,7 @@ def _probabilities(
   """
   powers = jnp.concatenate([w * lp[:, None] ** i for i in range(order + 1)], 1)
   total, *moments = jnp.split(jnp.dot(exps, powers, precision="highest"), order + 1, 1)
-  p = true_exps[:, None] * w[y] / total
+  p = true * w[y] / total
   if not moments:
     return p[:, None]
   mean, square = (m / total for m in moments)
@@ -305,7 +250,7 @@ def _probabilities(
   return jnp.stack([p, p * gap, p * (gap**2 - square + mean**2)], 1)
 
 
-def _class_means(rows: _Rows, prior: np.ndarray, taus: np.ndarray, order: int = 0) -> np.ndarray:
+def _class_means(rows: _Rows, prior: ndarray, taus: ndarray, order: int = 0) -> ndarray:
   """Class confidences and their tau-derivatives at each tau: (order + 1, g, k) float64."""
   lp = prior - (prior.min() + prior.max()) / 2
   width = 2 * _SAFE_EXPONENT / max(float(np.ptp(lp)), 1e-30)
@@ -314,52 +259,46 @@ def _class_means(rows: _Rows, prior: np.ndarray, taus: np.ndarray, order: int = 
   for window in np.unique(windows):
     # Far from zero, exponentials are taken of logits that are shifted already.
     base, here = window * width, windows == window
+    shift = (base * lp).astype(np.float32) if window else None
     exponent = -np.outer(lp, taus[here] - base)
     w = jnp.asarray(np.exp(exponent - exponent.max(0)), jnp.float32)
-    shift = (base * lp).astype(np.float32) if window else None
     sums = _class_sums(rows, shift, w, jnp.asarray(lp, jnp.float32), order)
     with np.errstate(invalid="ignore"):
       out[:, here] = np.moveaxis(sums / rows.counts[:, None, None], 0, 2)
   return out
 
 
-def _class_sums(
-  rows: _Rows, shift: np.ndarray | None, w: jax.Array, lp: jax.Array, order: int
-) -> np.ndarray:
+def _class_sums(rows: _Rows, shift: Any, w: Array, lp: Array, order: int) -> ndarray:
   """Sums of `_probabilities` over the rows of each class: (k, order + 1, g) float64."""
   shape = (rows.k, order + 1, w.shape[1])
   sums, columns = np.zeros(math.prod(shape)), np.arange(math.prod(shape[1:]))
 
-  def add(chunk: _Chunk, p: jax.Array) -> None:
-    values = np.asarray(p).reshape(len(p), -1)
+  def add(start: int, skip: int, y: ndarray, p: Array) -> None:
+    values = np.asarray(p).reshape(len(y), -1)
     bad = np.isnan(values[:, 0])
     if bad.any():
-      row = np.unravel_index(chunk.start + int(np.argmax(bad)), rows.lead)
-      name = ", ".join(str(int(i)) for i in row)
-      raise ValueError(f"logits[{name}] is the first row with a NaN or infinite value.")
-    cells = chunk.labels[chunk.skip :, None] * np.int64(len(columns)) + columns
-    sums[:] += np.bincount(cells.reshape(-1), values[chunk.skip :].reshape(-1), len(sums))
+      index = map(int, np.unravel_index(start + int(np.argmax(bad)), rows.lead))
+      raise ValueError(f"logits{[*index]} is the first row with a NaN or infinite value.")
+    cells = y[skip:, None] * np.int64(len(columns)) + columns
+    sums[:] += np.bincount(cells.reshape(-1), values[skip:].reshape(-1), len(sums))
 
-  waiting: list[tuple[_Chunk, jax.Array]] = []  # the device is one chunk ahead of the host
-  for chunk in rows.chunks(shift):
-    p = _probabilities(chunk.exps, chunk.true_exps, chunk.labels, w, lp, order)
-    waiting.append((chunk, p))
-    if len(waiting) > 1:
+  waiting: list[tuple[int, int, ndarray, Array]] = []
+  for start, skip, z, y in rows.chunks():
+    exps = _exponentials(z, y, shift)
+    waiting.append((start, skip, y, _probabilities(*exps, y, w, lp, order)))
+    if len(waiting) > 1:  # the device is one chunk ahead of the host
       add(*waiting.pop(0))
   add(*waiting.pop())
   return sums.reshape(shape)
 
 
-# ---- search ----
-
-
-def _spread(q: np.ndarray) -> Any:
+def _spread(q: ndarray) -> Any:
   """Population standard deviation over classes, (..., k) -> (...); NaN does not count."""
   return np.nanstd(q, axis=-1)
 
 
-def _grid(lo: float, hi: float, step: float) -> np.ndarray:
-  return np.linspace(lo, hi, min(math.ceil(round((hi - lo) / step, 6)), 1024) + 1)
+def _grid(lo: float, hi: float, step: float) -> ndarray:
+  return np.linspace(lo, hi, min(math.ceil(round((hi - lo) / step, 6)), 255) + 1)
 
 
 def _search(means: Means, lo: float, hi: float, floor: float, span: float) -> AdsaResult:
@@ -372,18 +311,15 @@ def _search(means: Means, lo: float, hi: float, floor: float, span: float) -> Ad
   if not flat:
     taus, q = _widen(means, taus, q, floor, step)
   curve = _spread(q)
-  best, status = _choose(taus, curve, np.nanmean(q, axis=-1), (taus >= lo) & (taus <= hi), floor)
+  best, status = _choose(taus, q, (taus >= lo) & (taus <= hi), floor)
   tau, after = _refine(means, taus, curve, best, span)
   if curve[best] < _spread(after) - 1e-7:
     tau, after = float(taus[best]), q[best]
-  if status == "bound" and tau > floor:
-    status = "fitted"
-  return _result("flat" if flat else status, tau, before, after, np.stack([taus, curve], 1))
+  status = "flat" if flat else "bound" if tau == floor else status
+  return _result(status, tau, before, after, np.stack([taus, curve], 1))
 
 
-def _widen(
-  means: Means, taus: np.ndarray, q: np.ndarray, floor: float, step: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _widen(means: Means, taus: ndarray, q: ndarray, floor: float, step: float) -> list[ndarray]:
   """Doubles the grid on the side where its minimum is an edge."""
   for _ in range(_MAX_WIDENINGS):
     best, width, top = int(np.argmin(_spread(q))), taus[-1] - taus[0], len(taus) - 1
@@ -394,47 +330,41 @@ def _widen(
       new = _grid(max(floor, taus[0] - width), taus[0], step)[:-1]
     else:
       break
-    order = np.argsort(all_taus := np.append(taus, new))
-    taus, q = all_taus[order], np.concatenate([q, means(new)[0]])[order]
-  return taus, q
+    order = np.argsort(np.append(taus, new))
+    taus, q = np.append(taus, new)[order], np.concatenate([q, means(new)[0]])[order]
+  return [taus, q]
 
 
-def _choose(
-  taus: np.ndarray, curve: np.ndarray, level: np.ndarray, inside: np.ndarray, floor: float
-) -> tuple[int, str]:
-  """The grid point to refine and the status of the answer.
+def _choose(taus: ndarray, q: ndarray, inside: ndarray, floor: float) -> tuple[int, str]:
+  """The grid point to refine: the lowest, if it is a minimum or the bound at zero; and a status.
 
-  The lowest point, if it is a minimum or the bound at zero. On an edge, or outside the range that
-  was asked for, it may be low because all confidences collapsed as a few classes take everything;
-  then the lowest minimum that did not collapse, and failing that the lowest point of the range.
+  On an edge or outside the range that was asked for, it may be low because a few classes take all;
+  then the lowest minimum where confidence did not collapse, else the lowest point of the range.
   """
+  curve, level = _spread(q), np.nanmean(q, axis=-1)
   healthy = level >= COLLAPSED * level.max()
   low = np.flatnonzero(curve <= curve.min() + 1e-9)
   best = int(low[np.argmin(np.abs(taus[low]))])  # of equals, the mildest
-  if 0 < best < len(taus) - 1 and (healthy[best] or inside[best]):
+  minimum = 0 < best < len(taus) - 1 and (healthy[best] or inside[best])
+  if minimum or (best == 0 and taus[0] <= floor):
     return best, "fitted"
-  if best == 0 and taus[0] <= floor:
-    return best, "bound"
   minima = [i for i in _minima(curve) if healthy[i]]
   if minima:
     return minima[0], "fitted"
   return int(np.flatnonzero(inside)[np.argmin(curve[inside])]), "edge"
 
 
-def _minima(curve: np.ndarray) -> list[int]:
+def _minima(curve: ndarray) -> list[int]:
   """Interior local minima, the lowest first."""
   middle = curve[1:-1]
   found = 1 + np.flatnonzero((middle <= curve[:-2]) & (middle <= curve[2:]))
   return sorted(found.tolist(), key=lambda i: curve[i])
 
 
-def _refine(
-  means: Means, taus: np.ndarray, curve: np.ndarray, best: int, span: float
-) -> tuple[float, np.ndarray]:
-  """Newton's method on the squared spread, safeguarded by bisection, in all brackets at once.
+def _refine(means: Means, taus: ndarray, curve: ndarray, best: int, span: float) -> Any:
+  """Newton's method on the squared spread, or bisection, in all brackets at once.
 
-  Returns:
-    tau, and the class confidences (k,) there: the last small step is taken on their expansion.
+  Returns tau and the class confidences (k,) there; the last small step is on their expansion.
   """
   slack = 0.25 * np.max(np.abs(np.diff(curve, 2)), initial=0.0)  # what a bracket may hide
   rivals = [i for i in _minima(curve) if i != best and 0 <= curve[i] - curve[best] <= slack]
@@ -446,7 +376,9 @@ def _refine(
   t = taus[at] + np.where(inner, (v[left] - v[right]) / np.where(inner, bend, 1) * (b - a) / 4, 0)
   for _ in range(_MAX_NEWTON):
     q = means(t, order=2)
-    value, slope, curvature = _variance(q)
+    d, d1, d2 = q - np.nanmean(q, axis=-1, keepdims=True)
+    parts = np.stack([d**2, 2 * d * d1, 2 * (d1**2 + d * d2)])  # of the variance, and d/dtau
+    value, slope, curvature = np.nanmean(parts, axis=-1)
     a, b = np.where(slope > 0, a, t), np.where(slope > 0, t, b)
     newton = t - slope / np.where(curvature > 0, curvature, 1)
     sound = (curvature > 0) & (newton >= a) & (newton <= b)
@@ -462,16 +394,7 @@ def _refine(
   return float((t + step)[winner]), final[winner]
 
 
-def _variance(q: np.ndarray) -> tuple[Any, Any, Any]:
-  """Squared spread with two tau-derivatives, from means (3, g, k); smooth also where it is 0."""
-  d, d1, d2 = q - np.nanmean(q, axis=-1, keepdims=True)
-  mean = functools.partial(np.nanmean, axis=-1)
-  return mean(d**2), 2 * mean(d * d1), 2 * mean(d1**2 + d * d2)
-
-
-def _result(
-  status: str, tau: float, before: np.ndarray, after: np.ndarray, curve: np.ndarray
-) -> AdsaResult:
+def _result(status: str, tau: float, before: ndarray, after: ndarray, curve: ndarray) -> AdsaResult:
   spreads = float(_spread(before)), float(_spread(after))
   flat, message = status in ("flat", "uniform"), explain(status, tau, *spreads)
   return AdsaResult(tau, *spreads, before, after, curve, flat, message, status)
