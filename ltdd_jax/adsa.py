@@ -194,7 +194,7 @@ class _Rows:
 
   def __init__(self, logits: Either, labels: Either, chunk_size: int | None = None) -> None:
     away = isinstance(logits, Array) and {d.platform for d in logits.devices()} != {"cpu"}
-    z = logits if away else np.asanyarray(logits)  # of a JAX array on CPU: a view, like its slices
+    z = logits if away else np.asanyarray(logits)  # a view of a JAX array on CPU, like its slices
     if z.ndim < 2 or z.size == 0 or not jnp.issubdtype(z.dtype, jnp.floating):
       raise ValueError(f"logits are {z.dtype} of shape {z.shape}; expected floats (..., n, k).")
     if chunk_size is not None and chunk_size < 1:
@@ -307,24 +307,24 @@ def _search(means: Means, lo: float, hi: float, floor: float, span: float) -> Ad
   taus = _grid(lo, hi, step)
   q = means(np.append(taus, 0.0))[0]
   q, before = q[:-1], q[-1]
-  flat = np.ptp(_spread(q)) < FLAT or 1 - np.nanmin(before) < FLAT
+  flat = np.ptp(_spread(q)) < FLAT and np.nanmean(before) > COLLAPSED  # certain, if not right
+  flat |= np.nanmin(before) > 1 - FLAT  # certain and right
   if not flat:
     taus, q = _widen(means, taus, q, floor, step)
   curve = _spread(q)
   best, status = _choose(taus, q, (taus >= lo) & (taus <= hi), floor)
-  tau, after = _refine(means, taus, curve, best, span)
-  if curve[best] < _spread(after) - 1e-7:
-    tau, after = float(taus[best]), q[best]
-  status = "flat" if flat else "bound" if tau == floor else status
+  found = [_refine(means, taus, curve, best, span)] if status == "fitted" else []
+  tau, after = min([*found, (float(taus[best]), q[best])], key=lambda pair: _spread(pair[1]))
+  status = "flat" if flat or np.ptp(curve) < FLAT else "bound" if tau == floor else status
   return _result(status, tau, before, after, np.stack([taus, curve], 1))
 
 
 def _widen(means: Means, taus: ndarray, q: ndarray, floor: float, step: float) -> list[ndarray]:
-  """Doubles the grid on the side where its minimum is an edge."""
+  """Doubles the grid where its minimum is an edge, and up where one class takes all near zero."""
   for _ in range(_MAX_WIDENINGS):
-    best, width, top = int(np.argmin(_spread(q))), taus[-1] - taus[0], len(taus) - 1
-    # With a very strong bias one class takes all at tau = 0; confidence then rises at the top.
-    if best == top or (best == 0 and int(np.argmax(np.nanmean(q, axis=-1))) == top):
+    curve, level, top = _spread(q), np.nanmean(q, axis=-1), len(taus) - 1
+    best, width = int(np.argmin(curve)), taus[-1] - taus[0]
+    if best == top or np.ptp(curve) < FLAT or (best == 0 and int(np.argmax(level)) == top):
       new = _grid(taus[-1], taus[-1] + width, step)[1:]
     elif best == 0 and taus[0] > floor:
       new = _grid(max(floor, taus[0] - width), taus[0], step)[:-1]

@@ -59,10 +59,14 @@ def fixed(*, tau: float = 1.0) -> Calibrator:
   """Logit adjustment with a given tau (Menon et al., ICLR 2021): nothing is fitted."""
   if not math.isfinite(tau):
     raise LtddError(f"fixed: tau is {tau}; expected a finite number.")
-  init = lambda log_prior: jnp.float32(tau)
+
+  def fit(logits: Any, labels: Any, log_prior: Any) -> jax.Array:
+    check_prior(log_prior)
+    return jnp.float32(tau)
+
   return Calibrator(
-    init=init,
-    fit=lambda logits, labels, log_prior: init(log_prior),
+    init=lambda log_prior: jnp.float32(tau),
+    fit=fit,
     apply=shift,
     report=lambda params: {"tau": float(params)},
   )
@@ -81,6 +85,7 @@ def adsa(
   """
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> AdsaParams:
+    check_prior(log_prior)
     try:
       result = adsa_lib.fit(
         logits,
@@ -100,6 +105,16 @@ def adsa(
     apply=lambda params, logits, log_prior: shift(params.tau, logits, log_prior),
     report=_adsa_report,
   )
+
+
+def check_prior(log_prior: Any) -> None:
+  """Raises LtddError if a class has no training image."""
+  empty = np.flatnonzero(~np.isfinite(np.asarray(log_prior)))
+  if empty.size:
+    raise LtddError(
+      f"class {empty[0]} has no training image, so its log frequency is minus infinity and soft "
+      "labels cannot be aligned. Leave the class out of the data."
+    )
 
 
 def shift(tau: jax.Array, logits: jax.Array, log_prior: jax.Array) -> jax.Array:

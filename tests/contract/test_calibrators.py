@@ -1,0 +1,159 @@
+"""Joining `calibrate.CALIBRATORS` means passing these."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax import calibrate
+from ltdd_jax.types import LtddError
+
+KWARGS = {"fixed": {"tau": 0.7}}
+COUNTS = np.array([300, 80, 20, 5, 1])
+E, N, K = 3, 20, len(COUNTS)
+UNIFORM = jnp.full(K, -np.log(K), jnp.float32)
+
+
+@pytest.fixture(params=sorted(calibrate.CALIBRATORS))
+def name(request):
+  return request.param
+
+
+@pytest.fixture
+def calibrator(name):
+  return calibrate.make_calibrator(name, **KWARGS.get(name, {}))
+
+
+def log_prior(counts=COUNTS):
+  return jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
+
+
+def store(seed=0):
+  """What the relabel stage hands over: float16 logits (e, n, k) and classes (n,)."""
+  random = np.random.default_rng(seed)
+  labels = np.arange(N) % K
+  logits = random.standard_normal((E, N, K)) + 3 * np.eye(K)[labels] + np.asarray(log_prior())
+  return logits.astype(np.float16), labels.astype(np.int32)
+
+
+def probabilities(calibrator, logits, labels, prior):
+  params = calibrator.fit(logits, labels, prior)
+  return np.asarray(jax.nn.softmax(calibrator.apply(params, jnp.asarray(logits), prior)))
+
+
+def close(a, b, atol=1e-4):
+  np.testing.assert_allclose(a, b, atol=atol)
+
+
+def test_abstract_init_is_what_fit_returns(calibrator):
+  shapes = jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct((K,), jnp.float32))
+  params = calibrator.fit(*store(), log_prior())
+  assert jax.tree.structure(params) == jax.tree.structure(shapes)
+  for leaf, shape in zip(jax.tree.leaves(params), jax.tree.leaves(shapes), strict=True):
+    assert (np.shape(leaf), leaf.dtype) == (shape.shape, shape.dtype)
+  row = jax.ShapeDtypeStruct((2, N, K), jnp.float16)
+  out = jax.eval_shape(calibrator.apply, shapes, row, log_prior())
+  assert (out.shape, out.dtype) == (row.shape, jnp.float32)
+
+
+def test_apply_is_pure_and_compiled_once(calibrator):
+  logits, labels = store()
+  traces = []
+
+  def apply(params, logits, prior):
+    traces.append(1)
+    return calibrator.apply(params, logits, prior)
+
+  jitted = jax.jit(apply)
+  for seed in range(3):
+    params = calibrator.fit(store(seed)[0], labels, log_prior())
+    batch = jnp.asarray(logits[seed])
+    with jax.check_tracer_leaks():
+      out = jitted(params, batch, log_prior())
+    close(out, calibrator.apply(params, batch, log_prior()), atol=1e-5)
+  assert len(traces) == 1
+
+
+def test_deterministic(calibrator):
+  first, second = (calibrator.fit(*store(), log_prior()) for _ in range(2))
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_uniform_prior_is_the_identity(calibrator):
+  logits, labels = store()
+  close(probabilities(calibrator, logits, labels, UNIFORM), jax.nn.softmax(logits, axis=-1), 1e-3)
+
+
+def test_rows_sum_to_one(calibrator):
+  p = probabilities(calibrator, *store(), log_prior())
+  assert np.all(p >= 0)
+  close(p.sum(-1), 1, 1e-5)
+
+
+def test_a_constant_added_to_a_row_changes_nothing(calibrator):
+  logits, labels = store()
+  logits = logits.astype(np.float32)
+  moved = logits + np.arange(N, dtype=np.float32)[:, None]
+  close(
+    probabilities(calibrator, moved, labels, log_prior()),
+    probabilities(calibrator, logits, labels, log_prior()),
+  )
+
+
+def test_the_mean_of_a_row_stays(calibrator):
+  """A student that is trained on raw logits (MSE) sees no common offset of the prior."""
+  logits, labels = store()
+  out = calibrator.apply(calibrator.fit(logits, labels, log_prior()), logits, log_prior())
+  close(out.mean(-1), logits.astype(np.float32).mean(-1), 1e-5)
+
+
+def test_relabelling_classes_permutes_the_answer(calibrator):
+  logits, labels = store()
+  order = np.array([3, 0, 4, 1, 2])
+  close(
+    probabilities(calibrator, logits[..., order], np.argsort(order)[labels], log_prior()[order]),
+    probabilities(calibrator, logits, labels, log_prior())[..., order],
+  )
+
+
+def test_duplicates_change_nothing(calibrator):
+  logits, labels = store()
+  twice = np.concatenate([logits, logits])
+  close(
+    probabilities(calibrator, twice, labels, log_prior())[:E],
+    probabilities(calibrator, logits, labels, log_prior()),
+  )
+
+
+def test_one_image_or_none_of_a_class(calibrator):
+  logits, labels = store()
+  for keep in (labels != 4, (labels != 4) | (np.arange(N) == 4)):
+    p = probabilities(calibrator, logits[:, keep], labels[keep], log_prior())
+    assert np.isfinite(p).all()
+
+
+def test_a_class_without_training_images_is_refused_or_ignored(name, calibrator):
+  prior = log_prior().at[2].set(-jnp.inf)
+  if name == "none":
+    assert np.isfinite(probabilities(calibrator, *store(), prior)).all()
+  else:
+    with pytest.raises(LtddError, match="class 2 has no training image"):
+      calibrator.fit(*store(), prior)
+
+
+def test_report_is_plain(calibrator):
+  logits, labels = store()
+  keep = labels != 4
+  report = calibrator.report(calibrator.fit(logits[:, keep], labels[keep], log_prior()))
+  assert json.loads(json.dumps(report, allow_nan=False)) == report
+  assert isinstance(report["tau"], float)
+
+
+def test_inputs_stay_as_they_were(calibrator):
+  logits, labels = store()
+  before = logits.copy(), labels.copy()
+  calibrator.fit(logits, labels, log_prior())
+  np.testing.assert_array_equal(logits, before[0])
+  np.testing.assert_array_equal(labels, before[1])
