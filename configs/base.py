@@ -134,11 +134,11 @@ def cpu(config: ConfigDict, ipc: int) -> None:
   small_networks(config, depth=3, width=64)
   shrink(
     config,
-    squeeze__num_epochs=40,
+    squeeze__num_epochs=30,
     squeeze__batch_size=64,
-    student__num_epochs=300 if ipc <= 10 else 90,
+    student__num_epochs=200 if ipc <= 10 else 40,
     student__batch_size=50,
-    relabel__num_epochs=300 if ipc <= 10 else 90,
+    relabel__num_epochs=200 if ipc <= 10 else 40,
     student__evaluations=3,
   )
   config.squeeze.optimizer.lr = 0.05

@@ -21,6 +21,7 @@ _CACHE = flags.DEFINE_string("cache", None, "folder of artefacts shared by sever
 _STAGE = flags.DEFINE_string("stage", None, "run up to this stage, or with 'only:' it alone")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan and do nothing")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several processes (pod, cluster)")
+_CPU_DEVICES = flags.DEFINE_integer("cpu_devices", None, "virtual CPU devices; see startup.py")
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 30.0, "time between checkpoints")
 _COMPILE_CACHE = flags.DEFINE_string(
   "compile_cache", startup.DEFAULT_CACHE, "folder of compiled programs; empty for none"
@@ -33,10 +34,9 @@ def main(argv: list[str]) -> int:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
+  logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
-  facts = startup.setup_jax(
-    cache_dir=_COMPILE_CACHE.value or None, distributed=_DISTRIBUTED.value
-  )
+  facts = startup.setup_jax(cache_dir=_COMPILE_CACHE.value or None, distributed=_DISTRIBUTED.value)
   logging.info("%s", facts)
   from ltdd_jax import checkpoint, pipeline
   from ltdd_jax.types import LtddError
@@ -59,16 +59,22 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def cli() -> None:
-  """The command: an error in a config file's arguments is one message too."""
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line; an error in a config's arguments or overrides is one message."""
   from ltdd_jax.types import LtddError
 
-  flags.mark_flags_as_required(["config", "workdir"])
   try:
-    app.run(main)
-  except LtddError as error:
-    sys.exit(f"error: {error}")
+    args = flags.FLAGS(argv)
+    _CONFIG.value.items()  # a config file that cannot be read fails here
+    return args
+  except flags.Error as error:
+    # absl puts the traceback of the config file into its message; the end of it is ours.
+    sys.exit(f"error: {str(error).rpartition('LtddError: ')[2].strip()}")
+  except (LtddError, AttributeError, KeyError, OSError, TypeError) as error:
+    text = str(error.args[0]).replace("\\n", " ").replace("\\'", "'")  # a KeyError quotes itself
+    sys.exit(f"error: {' '.join(text.split())}")
 
 
 if __name__ == "__main__":
-  cli()
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main, flags_parser=parse_flags)

@@ -286,7 +286,7 @@ def _class_sums(rows: _Rows, shift: Any, w: Array, lp: Array, order: int) -> nda
   for start, skip, z, y in rows.chunks():
     exps = _exponentials(z, y, shift)
     waiting.append((start, skip, y, _probabilities(*exps, y, w, lp, order)))
-    if len(waiting) > 1:  # the device is one chunk ahead of the host
+    if len(waiting) > 2:  # the device is two chunks ahead of the host
       add(*waiting.pop(0))
   add(*waiting.pop())
   return sums.reshape(shape)

@@ -57,10 +57,12 @@ def run(
   if dry_run:
     plan(config, stages, prints, workdir, cache, kinds)
     return None
+  ctx = stages_lib.Context(config)
+  check.check_with_data(ctx)
   with artefacts.Workdir(workdir, cache=cache) as work, checkpoint.interruptible():
+    ctx.workdir = work
+    check_workdir(ctx, [s for s in stages if s.kind in kinds or s.kind == "data"], prints)
     work.write_run_info(config)
-    ctx = stages_lib.Context(config, work)
-    check.check_with_data(ctx)
     skipped = {}
     for s in stages:
       if s.kind in kinds:
@@ -91,6 +93,16 @@ def fingerprints(stages: list[stages_lib.Stage]) -> dict[str, str]:
   for s in stages:
     out[s.name] = artefacts.fingerprint(s.config, {name: out[name] for name in s.inputs})
   return out
+
+
+def check_workdir(
+  ctx: stages_lib.Context, stages: list[stages_lib.Stage], prints: Mapping[str, str]
+) -> None:
+  """Raises LtddError, before any work, if an artefact has another config or other data."""
+  for s in stages:
+    ctx.workdir.status(s.name, s.config, {name: prints[name] for name in s.inputs})
+  if ctx.workdir.exists("data"):
+    stages_lib.check_split(ctx.workdir.load("data"), ctx.split, ctx.source)
 
 
 def run_stage(
@@ -147,7 +159,7 @@ def plan(
   kinds: tuple[str, ...],
 ) -> None:
   """Prints what a run would do, without taking the lock or writing anything."""
-  ctx = stages_lib.Context(config, None)
+  ctx = stages_lib.Context(config)
   check.check_with_data(ctx)
   work = artefacts.Workdir(workdir, cache=cache)
   for s in stages:

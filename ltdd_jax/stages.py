@@ -49,7 +49,7 @@ class Context:
   """The config of a run and its artefacts, loaded when first asked for."""
 
   config: dict[str, Any]
-  workdir: artefacts.Workdir | None
+  workdir: artefacts.Workdir | None = None
 
   @functools.cached_property
   def source(self) -> sources.Source:
@@ -59,18 +59,15 @@ class Context:
 
   @functools.cached_property
   def split(self) -> longtail.Split:
-    """The long-tailed split, recomputed; a stored one must be the same."""
+    """The long-tailed split."""
     data = self.config["data"]
-    split = longtail.make_split(
+    return longtail.make_split(
       self.source.train_labels,
       self.source.spec.num_classes,
       rule=data["rule"],
       imbalance_factor=data["imbalance_factor"],
       counts=data["counts"],
     )
-    if self.workdir is not None and self.workdir.exists("data"):
-      check_split(self.workdir.load("data"), split, self.source)
-    return split
 
   @property
   def counts(self) -> np.ndarray:

@@ -8,14 +8,13 @@ This module imports neither JAX nor NumPy, so that `tune_host` can come first.
 """
 
 import ctypes
-import glob
 import os
 import pathlib
 import sys
 from typing import NamedTuple
 
 DEFAULT_CACHE = "~/.cache/ltdd_jax/xla"
-MAX_CPU_DEVICES = 8
+THREADS_PER_DEVICE = 16
 
 # Numbers of glibc's malloc.h with the values to set.
 _MALLOPT = {
@@ -67,12 +66,15 @@ def setup_jax(
 ) -> Facts:
   """Sets up JAX for a run; call it before the first array is made.
 
-  On a machine without an accelerator each core becomes a virtual device, because XLA leaves much
-  of a training step on one thread. It is left alone if a backend runs already, or if the user chose
-  a number (`JAX_NUM_CPU_DEVICES` or `XLA_FLAGS`).
+  On CPU the default is one device. Several virtual ones, one for each core, take up to half the
+  time on an idle machine, but XLA (jaxlib 0.10.2) can hang on them: each gradient's all-reduce
+  blocks a thread of one pool, of as many threads as there are cores, and on a busy machine one in
+  three runs stopped for good within half a minute. With `num_cpu_devices` the pool is made
+  larger (the variable `NPROC`), with which no hang was seen; it is also slower.
 
   Args:
-    num_cpu_devices: virtual CPU devices; None for one for each core, at most 8.
+    num_cpu_devices: virtual CPU devices; None leaves the number to JAX and the environment
+      (`JAX_NUM_CPU_DEVICES`), which is one by default.
     cache_dir: of the persistent compilation cache; None for none. `JAX_COMPILATION_CACHE_DIR`
       takes the place of the default.
     distributed: whether to join the other processes of a pod or cluster first.
@@ -87,41 +89,12 @@ def setup_jax(
   return Facts(_set_cpu_devices(num_cpu_devices), _set_cache(cache_dir), distributed)
 
 
-def available_cores() -> int:
-  """Cores that this process may use: its affinity, and the limit of its container."""
-  try:
-    cores = len(os.sched_getaffinity(0))
-  except AttributeError:
-    cores = os.cpu_count() or 1
-  try:
-    quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    cores = min(cores, max(1, int(quota) // int(period)))
-  except (OSError, ValueError):  # no such file, or "max": no limit
-    pass
-  return cores
-
-
-def accelerator_visible() -> bool:
-  """Whether JAX may find a GPU or TPU here, judged without starting it."""
-  platforms = os.environ.get("JAX_PLATFORMS", "")
-  if platforms:
-    return platforms.split(",")[0].strip() != "cpu"
-  patterns = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd", "/dev/dxg")
-  return any(glob.glob(pattern) for pattern in patterns)
-
-
 def _set_cpu_devices(count: int | None) -> int | None:
+  if count is None:
+    return None
+  os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * count))
   import jax
 
-  chosen = (
-    "JAX_NUM_CPU_DEVICES" in os.environ
-    or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    or jax.config.jax_num_cpu_devices > 0
-  )
-  if count is None:
-    if chosen or accelerator_visible():
-      return None
-    count = min(available_cores(), MAX_CPU_DEVICES)
   try:
     jax.config.update("jax_num_cpu_devices", count)
   except RuntimeError:  # a backend runs already

@@ -14,7 +14,7 @@ import numpy as np
 from ltdd_jax import artefacts
 from ltdd_jax import stages as stages_lib
 from ltdd_jax.data import longtail
-from ltdd_jax.report import images
+from ltdd_jax.report import images, plots
 
 SCHEMA = 1
 GROUPS = ("head", "mid", "tail")
@@ -40,6 +40,7 @@ def write_report(
   for source in stages_lib.image_sources(ctx.config):
     pictures, labels = ctx.images(source)
     images.write_grid(folder / f"images-{source}.png", pictures, labels)
+  plots.write_plots(results, folder)
   artefacts.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
   artefacts.write_text(folder / "report.md", text)
   print(text)
@@ -282,7 +283,7 @@ def _calibrations(results: Mapping[str, Any]) -> list[str]:
     for c, name in enumerate(results["class_names"])
   ]
   messages = [
-    f"* {r['images']} / {r['labels']}: tau {r['tau']:.3f}. {r['calibration'].get('message', '')}"
+    f"* {r['images']} / {r['labels']}: {r['calibration']['message']}"
     for r in fitted
   ]
   title = "## Class confidences (mean probability of the assigned class on the fitted views)"

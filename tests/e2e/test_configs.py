@@ -58,7 +58,7 @@ def real_size_source(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_part_of_every_config_can_be_made(name, preset, real_size_source):
   config = check.check(get_config(name, f"preset={preset}"))
-  ctx = stages.Context(config, None)
+  ctx = stages.Context(config)
   check.check_with_data(ctx)
   for model in ctx.networks.values():
     image = jax.ShapeDtypeStruct((2, *ctx.source.spec.image_shape), np.float32)
@@ -73,7 +73,7 @@ def test_every_part_of_every_config_can_be_made(name, preset, real_size_source):
 
 def test_presets_keep_the_split(real_size_source):
   counts = {
-    preset: stages.Context(check.check(get_config("cifar10_lt", f"preset={preset}")), None).counts
+    preset: stages.Context(check.check(get_config("cifar10_lt", f"preset={preset}"))).counts
     for preset in ("smoke", "cpu", "full")
   }
   assert sum(counts["full"]) == 12406
@@ -111,6 +111,6 @@ def test_folder_config_wants_a_path():
 
 def test_plan_says_steps_and_parameters(real_size_source):
   config = check.check(get_config("cifar10_lt", "preset=full"))
-  ctx = stages.Context(config, None)
+  ctx = stages.Context(config)
   assert "11,173,962 parameters" in plan.squeeze(ctx)
   assert "12,406 of 50,000" in plan.data(ctx)
