@@ -1,0 +1,181 @@
+"""The library's side of `steps.py`: its own step functions in its own loop, set up as a run is.
+
+A worker process; `steps.py` starts it. With `--untuned` the allocator is left alone; `--devices N`
+splits the CPU into virtual devices.
+"""
+
+import sys
+
+from ltdd_jax import startup
+
+if "--untuned" not in sys.argv:
+  startup.tune_host()  # before jax is imported, as launch/main.py does
+DEVICES = int(sys.argv[sys.argv.index("--devices") + 1]) if "--devices" in sys.argv else None
+startup.setup_jax(num_cpu_devices=DEVICES, cache_dir=None)
+
+import functools  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks import recipes, timing  # noqa: E402
+from ltdd_jax import (  # noqa: E402
+  distil,
+  labels,
+  loop,
+  losses,
+  models,
+  rng,
+  student,
+  teacher,
+  train,
+)
+from ltdd_jax import mesh as mesh_lib  # noqa: E402
+from ltdd_jax.data import augment, feed, specs  # noqa: E402
+from ltdd_jax.types import ArrayData  # noqa: E402
+
+SPEC = specs.SPECS["cifar10"]
+FOREVER = 1_000_000  # steps of the schedules: their end is never reached
+
+
+class Job(NamedTuple):
+  """What `loop.run` takes."""
+
+  step_fn: loop.StepFn
+  state: Any
+  consts: Any
+  inputs: Callable[[int], Any]
+  params: int
+
+
+def make_model(case: dict[str, Any]) -> Any:
+  return models.make_model(
+    num_classes=SPEC.num_classes, image_shape=SPEC.image_shape, **case["model"]
+  )
+
+
+def supervised(
+  case: dict[str, Any], batch_fn: train.BatchFn, loss_fn: train.LossFn, session: loop.Session
+) -> tuple[loop.StepFn, Any, int]:
+  """The step of a teacher or student, its state and the number of parameters."""
+  model = make_model(case)
+  tx = train.make_tx(case["optimizer"], {"name": "cosine"}, FOREVER)
+  state = jax.jit(lambda key: train.init_state(model, tx, key, SPEC.image_shape))(rng.key_for(0))
+  step_fn = functools.partial(
+    train.train_step,
+    apply_fn=model.apply,
+    tx=tx,
+    batch_fn=batch_fn,
+    loss_fn=loss_fn,
+    mesh=session.mesh,
+  )
+  state = mesh_lib.put(state, mesh_lib.replicated(session.mesh))
+  return step_fn, state, models.count_params(state.params)
+
+
+def teacher_job(case: dict[str, Any], session: loop.Session) -> Job:
+  batch_fn = functools.partial(
+    teacher.image_batch, spec=SPEC, augment_fn=augment.compose(case["augment"])
+  )
+  loss_fn = losses.make_supervised_loss("cross_entropy", class_counts=recipes.long_tail())
+  step_fn, state, params = supervised(case, batch_fn, loss_fn, session)
+  data = mesh_lib.put(
+    ArrayData(*recipes.random_images(case["images"])), mesh_lib.replicated(session.mesh)
+  )
+  inputs = feed.BatchSampler(0, "teacher", case["images"], case["batch"])
+  return Job(step_fn, state, {"data": data, "key": rng.key_for(1)}, inputs, params)
+
+
+def student_job(case: dict[str, Any], session: loop.Session) -> Job:
+  n = case["images"]
+  supervision = recipes.stored_labels(case["label_epochs"], n)
+  batch_fn = functools.partial(
+    student.make_batch,
+    views_of=labels.view_fn(SPEC, **case["views"]),
+    supervision=supervision,
+  )
+  loss_fn = functools.partial(student.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"]))
+  step_fn, state, params = supervised(case, batch_fn, loss_fn, session)
+  images, targets = recipes.random_images(n)
+  consts = {
+    "images": images,
+    "labels": targets,
+    "logits": supervision.logits,
+    "params": supervision.params,
+    "log_prior": supervision.log_prior,
+  }
+  consts = mesh_lib.put(consts, mesh_lib.replicated(session.mesh))
+  consts |= {"view_key": labels.view_key(0, "sre2l"), "key": rng.key_for(1)}
+  sampler = feed.BatchSampler(0, "student/0", n, case["batch"])
+  inputs = lambda t: {"indices": sampler(t), "epochs": sampler.epoch(t)}
+  return Job(step_fn, state, consts, inputs, params)
+
+
+def recover_job(case: dict[str, Any], session: loop.Session) -> Job:
+  model, size = make_model(case), case["batch"]
+  variables = models.init_variables(model, rng.key_for(0), SPEC.image_shape)
+  env = distil.Env(
+    SPEC.image_shape, SPEC.num_classes, SPEC.mean, SPEC.std, (distil.Observer("a", model),)
+  )
+  method = distil.make_method(env, "sre2l", num_steps=FOREVER)
+  slots = distil.make_slots(np.full(SPEC.num_classes, size // SPEC.num_classes))
+  fed = distil.Feed(mesh_lib.put((variables,), mesh_lib.replicated(session.mesh)))
+  state = jax.jit(method.init)(rng.key_for(1), slots, fed)
+  whole, split = mesh_lib.replicated(session.mesh), mesh_lib.batch_sharding(session.mesh, size)
+  state = jax.tree.map(lambda x: mesh_lib.put(x, split if x.ndim else whole), state)
+
+  def step_fn(state, consts, t):
+    return method.step(jax.random.fold_in(consts["key"], t), state, consts["feed"])
+
+  params = models.count_params(variables["params"])
+  return Job(step_fn, state, {"key": rng.key_for(2), "feed": fed}, np.int32, params)
+
+
+JOBS = {"teacher": teacher_job, "recover": recover_job, "student": student_job}
+
+
+class Side:
+  """Runs one case, some steps at a time."""
+
+  def __init__(self) -> None:
+    self.session = loop.Session(show_progress=False)
+    self.compiled: dict[int, loop.StepFn] = {}
+    self.done = 0
+
+  def handle(self, message: dict[str, Any]) -> dict[str, Any]:
+    """{"case": ...} prepares and compiles; {"steps": n} runs n steps, or a few more."""
+    if "case" in message:
+      self.job = JOBS[message["case"]["stage"]](message["case"], self.session)
+      self.state = self.job.state
+      first = self.run(1)
+      return {
+        "params": self.job.params,
+        "first_seconds": first["seconds"],
+        "device": jax.devices()[0].device_kind,
+      }
+    return self.run(message["steps"])
+
+  def run(self, steps: int) -> dict[str, Any]:
+    per_call = self.session.steps_per_call()
+    steps = -(-steps // per_call) * per_call  # whole dispatches
+    start, done = time.perf_counter(), self.done
+    self.state = loop.run(
+      self.job.step_fn,
+      self.state,
+      self.job.consts,
+      num_steps=steps,
+      session=self.session,
+      name="benchmark",
+      inputs=lambda t: self.job.inputs(done + t),
+      compiled=self.compiled,
+    )
+    jax.block_until_ready(self.state)
+    self.done += steps
+    return {"seconds": time.perf_counter() - start, "steps": steps}
+
+
+if __name__ == "__main__":
+  timing.serve(Side().handle)

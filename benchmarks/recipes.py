@@ -1,0 +1,67 @@
+"""What is timed: networks, batches and optimisers of `configs/cifar10_lt.py`, on noise.
+
+Times do not depend on what the images show, so that no data set is needed.
+"""
+
+from typing import Any
+
+import numpy as np
+
+IMAGE_SHAPE, CLASSES = (32, 32, 3), 10
+CONVNET = {"name": "convnet", "depth": 3, "width": 64}
+RESNET = {"name": "resnet18", "stem": "cifar"}
+TEACHER: dict[str, Any] = {
+  "stage": "teacher",
+  "batch": 128,
+  "images": 12_406,  # CIFAR-10-LT at imbalance factor 100
+  "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+  "augment": [{"name": "random_crop", "padding": 4}, {"name": "random_flip"}],
+}
+RECOVER: dict[str, Any] = {"stage": "recover", "batch": 100}
+STUDENT: dict[str, Any] = {
+  "stage": "student",
+  "batch": 50,
+  "images": 100,  # ten of each class
+  "label_epochs": 300,
+  "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+  "loss": {"name": "mse_ce", "ce_weight": 0.025},
+  "views": {"crop_scale": [0.08, 1.0], "flip": True, "mix": "cutmix", "mix_alpha": 1.0},
+}
+CASES: dict[str, dict[str, Any]] = {
+  "teacher/convnet": {**TEACHER, "model": {**CONVNET, "norm": "batch"}},
+  "recover/convnet": {**RECOVER, "model": {**CONVNET, "norm": "batch"}},
+  "student/convnet": {**STUDENT, "model": {**CONVNET, "norm": "instance"}},
+  "teacher/resnet18": {**TEACHER, "model": RESNET},
+  "recover/resnet18": {**RECOVER, "model": RESNET},
+}
+
+
+def random_images(n: int) -> tuple[np.ndarray, np.ndarray]:
+  """Noise in the shape of CIFAR-10: (n, h, w, c) uint8, and labels (n,) int32."""
+  draws = np.random.RandomState(0)
+  images = draws.randint(0, 256, (n, *IMAGE_SHAPE)).astype(np.uint8)
+  return images, np.arange(n, dtype=np.int32) % CLASSES
+
+
+def random_logits(epochs: int, n: int) -> np.ndarray:
+  """A label store (e, n, k) float16."""
+  return np.random.RandomState(1).randn(epochs, n, CLASSES).astype(np.float16)
+
+
+def long_tail() -> np.ndarray:
+  """Training images of each class (k,) of CIFAR-10-LT at imbalance factor 100."""
+  return (5000 * 100.0 ** (-np.arange(CLASSES) / (CLASSES - 1))).astype(np.int64)
+
+
+def stored_labels(epochs: int, n: int) -> Any:
+  """Stored soft labels, adjusted by tau = 1, as `student.train_students` takes them."""
+  from ltdd_jax import calibrate, student
+  from ltdd_jax.data import longtail
+
+  logits, log_prior = random_logits(epochs, n), longtail.log_prior(long_tail())
+  calibrator = calibrate.make_calibrator("fixed", tau=1.0)
+  labels = np.arange(n, dtype=np.int32) % CLASSES
+  params = calibrator.fit(logits, labels, log_prior)
+  return student.Supervision(
+    "stored", logits=logits, calibrator=calibrator, params=params, log_prior=log_prior
+  )

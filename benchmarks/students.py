@@ -1,0 +1,114 @@
+"""Several students at once (`vmap`) against one after another, as `student.train_students` does it.
+
+  python -m benchmarks.students --num-seeds 5 --steps 12 --rounds 3
+
+Both train the same number of steps: network, batch and labels of `configs/cifar10_lt.py` with
+`preset=cpu`, on noise. Time spent in compilation is taken apart: the first round compiles, later
+ones read the compilation cache. The rest is initialisation, the steps and one small evaluation.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import recipes, timing
+from ltdd_jax import startup
+
+WAYS = ("loop", "vmap")
+
+
+def arguments() -> argparse.Namespace:
+  p = timing.parser(__doc__)
+  p.add_argument("--num-seeds", type=int, default=5, help="students")
+  p.add_argument("--steps", type=int, help="of each student; default 12, or 500 on an accelerator")
+  p.add_argument("--rounds", type=int, default=3, help="turns of each way")
+  return p.parse_args()
+
+
+def make_training(num_seeds: int, steps: int | None) -> tuple[Callable[[str], Any], int]:
+  """Returns the call to time, a function of the way, and the number of steps of a student."""
+  from ltdd_jax import labels, loop, student
+  from ltdd_jax.data import specs
+  from ltdd_jax.types import ArrayData
+
+  case = recipes.CASES["student/convnet"]
+  session = loop.Session(show_progress=False)
+  steps = steps or (12 if session.steps_per_call() == 1 else 500)
+  images, targets = recipes.random_images(case["images"])
+  supervision = recipes.stored_labels(case["label_epochs"], case["images"])
+
+  def train(way: str) -> student.StudentResult:
+    return student.train_students(
+      f"benchmark/{way}",
+      images,
+      targets,
+      supervision,
+      ArrayData(images, targets),
+      specs.SPECS["cifar10"],
+      model=case["model"],
+      num_epochs=max(1, steps * case["batch"] // case["images"]),
+      batch_size=case["batch"],
+      optimizer=case["optimizer"],
+      schedule={"name": "cosine"},
+      loss=case["loss"],
+      views=case["views"],
+      view_key=labels.view_key(0, "sre2l"),
+      num_seeds=num_seeds,
+      evaluations=1,
+      parallel=way,
+      session=session,
+    )
+
+  return train, steps
+
+
+def measure(train: Callable[[str], Any], way: str) -> tuple[float, float]:
+  """Trains once; returns seconds of compilation and seconds of the rest."""
+  with timing.CompileClock() as clock:
+    start = time.perf_counter()
+    train(way)
+    total = time.perf_counter() - start
+  return clock.seconds, total - clock.seconds
+
+
+def main() -> None:
+  args = arguments()
+  os.environ.update(timing.choose_device(args.device))
+  startup.tune_host()
+  with tempfile.TemporaryDirectory() as cache:
+    startup.setup_jax(cache_dir=cache)
+    train, steps = make_training(args.num_seeds, args.steps)
+    pairs = timing.interleave(
+      {way: lambda way=way: measure(train, way) for way in WAYS}, args.rounds
+    )
+  compiling = {way: [pair[0] for pair in pairs[way]] for way in WAYS}
+  running = {way: [pair[1] for pair in pairs[way]] for way in WAYS}
+  rows = [
+    (
+      f"{args.num_seeds} by {way}",
+      timing.spread(running[way]),
+      f"{args.num_seeds * steps / statistics.median(running[way]):.2f}",
+      f"{timing.median_ratio(running[way], running['loop']):.2f}",
+      f"{compiling[way][0]:.1f}",
+      f"{statistics.median(compiling[way][1:] or compiling[way]):.1f}",
+    )
+    for way in WAYS
+  ]
+  import jax
+
+  device = jax.devices()[0].device_kind
+  line = timing.hardware(device, ("jax", "jaxlib", "flax"))
+  headers = (
+    "students", f"seconds for {steps} steps each", "steps a second, all together",
+    "time / loop's", "compile, s", "from the cache, s",
+  )  # fmt: skip
+  record = {"steps": steps, "seconds": running, "compile_seconds": compiling}
+  timing.finish(line, headers, rows, record, args.out)
+
+
+if __name__ == "__main__":
+  main()
