@@ -1,11 +1,24 @@
-"""The test run is stricter than the program: no silent broadcasting, no key used twice."""
+"""The test run is stricter than the program: no silent broadcasting, no key used twice.
+
+Programs are compiled without most optimisations, and once for the whole session: compiling is
+nearly all of the time of a test.
+"""
+
+import os
+import tempfile
+
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # before jax is imported
 
 import jax
 import pytest
 from absl import flags
 
+_CACHE = tempfile.TemporaryDirectory(prefix="ltdd_jax_tests_", ignore_cleanup_errors=True)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)  # writing costs too
 flags.FLAGS.mark_as_parsed()
 
 

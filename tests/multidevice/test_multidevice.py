@@ -10,7 +10,7 @@ def test_eight_devices_equal_one():
   env.pop("XLA_FLAGS", None)
   done = subprocess.run(
     [sys.executable, "-m", "tests.multidevice.program"],
-    env=env, capture_output=True, text=True, check=False, timeout=300,
+    env=env, capture_output=True, text=True, check=False, timeout=550,
   )  # fmt: skip
   assert done.returncode == 0, done.stdout + done.stderr
   assert done.stdout.count("ok") == 6
