@@ -38,7 +38,7 @@ COLLAPSED = 0.5  # confidences are alike for being low: their mean is below this
 STATUSES = ("fitted", "uniform", "flat", "bound", "edge")
 _MAX_WIDENINGS, _MAX_NEWTON, _MAX_BRACKETS = 3, 12, 4  # a widening doubles the searched range
 _CHUNK = 2**20  # elements of a chunk: 4 MB of float32 stay in a core's cache
-_UNIFORM = 1e-5  # span of a log prior that counts as uniform
+_UNIFORM, _NOISE = 1e-5, 1e-7  # spans of a log prior and of confidences that count as none
 _SAFE_EXPONENT = 60.0  # of |tau| * span(log pi): what float32 flushes, below -87, is negligible
 
 
@@ -206,12 +206,9 @@ class _Rows:
     self._logits = z.reshape(-1, self.k)
 
   def chunks(self) -> Iterator[tuple[int, int, Any, ndarray]]:
-    """Yields (first row, rows to skip, logits (r, k), classes (r,)), all of one shape.
-
-    The last chunk overlaps the one before it, whose rows it is to skip.
-    """
+    """Yields (first row, rows to skip, logits (r, k), classes (r,)), of one shape."""
     for i in range(-(-self.n // self.size)):
-      start = min(i * self.size, self.n - self.size)
+      start = min(i * self.size, self.n - self.size)  # the last overlaps the one before it
       y = self.labels[np.arange(start, start + self.size) % len(self.labels)]
       z = self._logits[start : start + self.size]
       if isinstance(z, ndarray):
@@ -288,7 +285,8 @@ def _class_sums(rows: _Rows, shift: Any, w: Array, lp: Array, order: int) -> nda
     waiting.append((start, skip, y, _probabilities(*exps, y, w, lp, order)))
     if len(waiting) > 2:  # the device is two chunks ahead of the host
       add(*waiting.pop(0))
-  add(*waiting.pop())
+  for last in waiting:
+    add(*last)
   return sums.reshape(shape)
 
 
@@ -305,8 +303,7 @@ def _search(means: Means, lo: float, hi: float, floor: float, span: float) -> Ad
   """A grid, wider if need be, then Newton's method in the best brackets."""
   step = min((hi - lo) / 30, 0.6 / span)  # a class confidence moves within about 4 / span
   taus = _grid(lo, hi, step)
-  q = means(np.append(taus, 0.0))[0]
-  q, before = q[:-1], q[-1]
+  q, before = np.split(means(np.append(taus, 0.0))[0], [-1])
   flat = np.ptp(_spread(q)) < FLAT and np.nanmean(before) > COLLAPSED  # certain, if not right
   flat |= np.nanmin(before) > 1 - FLAT  # certain and right
   if not flat:
@@ -316,15 +313,16 @@ def _search(means: Means, lo: float, hi: float, floor: float, span: float) -> Ad
   found = [_refine(means, taus, curve, best, span)] if status == "fitted" else []
   tau, after = min([*found, (float(taus[best]), q[best])], key=lambda pair: _spread(pair[1]))
   status = "flat" if flat or np.ptp(curve) < FLAT else "bound" if tau == floor else status
-  return _result(status, tau, before, after, np.stack([taus, curve], 1))
+  return _result(status, tau, before[0], after, np.stack([taus, curve], 1))
 
 
 def _widen(means: Means, taus: ndarray, q: ndarray, floor: float, step: float) -> list[ndarray]:
   """Doubles the grid where its minimum is an edge, and up where one class takes all near zero."""
   for _ in range(_MAX_WIDENINGS):
     curve, level, top = _spread(q), np.nanmean(q, axis=-1), len(taus) - 1
-    best, width = int(np.argmin(curve)), taus[-1] - taus[0]
-    if best == top or np.ptp(curve) < FLAT or (best == 0 and int(np.argmax(level)) == top):
+    best, width = int(np.argmax(curve <= curve.min() + _NOISE)), taus[-1] - taus[0]
+    rising = best == 0 and level[top] > level[:top].max() + _NOISE
+    if best == top or rising or np.ptp(curve) < FLAT:
       new = _grid(taus[-1], taus[-1] + width, step)[1:]
     elif best == 0 and taus[0] > floor:
       new = _grid(max(floor, taus[0] - width), taus[0], step)[:-1]
@@ -339,16 +337,17 @@ def _choose(taus: ndarray, q: ndarray, inside: ndarray, floor: float) -> tuple[i
   """The grid point to refine: the lowest, if it is a minimum or the bound at zero; and a status.
 
   On an edge or outside the range that was asked for, it may be low because a few classes take all;
-  then the lowest minimum where confidence did not collapse, else the lowest point of the range.
+  then the lowest minimum where they do not, if it is any use, else the lowest point of the range.
   """
   curve, level = _spread(q), np.nanmean(q, axis=-1)
   healthy = level >= COLLAPSED * level.max()
-  low = np.flatnonzero(curve <= curve.min() + 1e-9)
+  low = np.flatnonzero(curve <= curve.min() + _NOISE)
   best = int(low[np.argmin(np.abs(taus[low]))])  # of equals, the mildest
   minimum = 0 < best < len(taus) - 1 and (healthy[best] or inside[best])
   if minimum or (best == 0 and taus[0] <= floor):
     return best, "fitted"
-  minima = [i for i in _minima(curve) if healthy[i]]
+  useful = healthy & (curve <= curve[np.argmin(np.abs(taus))])
+  minima = [i for i in _minima(curve) if useful[i]]
   if minima:
     return minima[0], "fitted"
   return int(np.flatnonzero(inside)[np.argmin(curve[inside])]), "edge"

@@ -141,19 +141,22 @@ def test_no_minimum_says_so():
   assert "edge" in result.message
 
 
-def test_the_lower_of_two_minima():
-  """Of two classes of images one crosses early and one late; only the second closes the spread."""
+def test_the_lowest_of_several_minima():
+  """Few images of a sure but unreliable labeler: no point of a dense grid is lower."""
   random = np.random.default_rng(3)
   counts = (1000, 100, 10, 1)
   labels = np.arange(8) % 4
+  taus = np.linspace(-5, 5, 401)
+  statuses = set()
   for _ in range(20):
     logits = 6 * random.standard_normal((8, 4)).astype(np.float32)
     result = adsa.fit(logits, labels, counts, tau_range=(-5, 5), allow_negative=True)
-    if result.status == "fitted" and -5 < result.tau < 5:
-      taus = np.linspace(-5, 5, 401)
+    statuses.add(result.status)
+    if result.status == "fitted":
       prior = adsa._log_prior(counts, 0.0, 4)
       curve = adsa._spread(adsa._class_means(adsa._Rows(logits, labels), prior, taus)[0])
       assert result.objective_after <= curve.min() + 1e-6
+  assert "fitted" in statuses
 
 
 # ---- bad input ----
