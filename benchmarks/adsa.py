@@ -142,6 +142,7 @@ def main() -> None:
   if args.memory_of:
     prepare, function = todo[args.memory_of]
     z = prepare(logits)
+    time.sleep(0.5)  # JAX may still be freeing what it copied from
     print(peak_beyond(lambda: function(z)), z.nbytes)
     return
   if args.tune:
