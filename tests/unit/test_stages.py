@@ -1,0 +1,144 @@
+"""Stages: their names, what changes a fingerprint, and data that is not what it was."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from configs import digits_lt
+from ltdd_jax import check, pipeline, stages
+from ltdd_jax.artefacts import Workdir
+from ltdd_jax.data import sources
+from ltdd_jax.types import LtddError
+from tests import small
+
+
+@pytest.fixture
+def config():
+  return check.check(digits_lt.get_config("preset=smoke"))
+
+
+def changed(config, path, value):
+  """Names of the stages whose fingerprint a change of one value changes."""
+  other = copy.deepcopy(config)
+  *groups, key = path.split(".")
+  inner = other
+  for group in groups:
+    inner = inner[group]
+  assert inner[key] != value
+  inner[key] = value
+  before, after = (pipeline.fingerprints(stages.make_stages(c)) for c in (config, other))
+  return {name for name in before if before[name] != after[name]}
+
+
+def test_order_puts_simple_labels_and_the_control_where_tables_want_them(config):
+  assert stages.regimes(config) == ("hard", "plain", "tau1", "adsa")
+  assert stages.image_sources(config) == ("sre2l", "random")
+
+
+def test_every_stage_reads_what_runs_before_it(config):
+  seen = set()
+  for stage in stages.make_stages(config):
+    assert set(stage.inputs) <= seen
+    seen.add(stage.name)
+
+
+def test_a_change_reaches_what_depends_on_it_and_no_more(config):
+  assert changed(config, "calibrate.calibrators.tau1.tau", 2.0) == {
+    "calibrate/sre2l/tau1", "calibrate/random/tau1", "student/sre2l/tau1", "student/random/tau1"
+  }  # fmt: skip
+  students = changed(config, "student.num_epochs", 99)
+  assert {name.split("/")[0] for name in students} == {"student"}
+  assert "recover/random" not in changed(config, "recover.methods.sre2l.lr", 0.5)
+  loss = changed(config, "student.loss", {"name": "kl"})
+  assert "student/sre2l/hard" not in loss
+  assert len(changed(config, "seed", 7)) == len(stages.make_stages(config)) - 7  # data, calibrate
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "message"),
+  [
+    ("recover.images_per_class", 0, r"recover\.images_per_class is 0"),
+    ("squeeze.num_epochs", 0, r"squeeze\.num_epochs is 0"),
+    ("calibrate.fit_on", "test", "fit_on is 'test'"),
+    ("calibrate.calibrators.hard", {"name": "none"}, "'hard'"),
+    ("calibrate.calibrators", {}, "calibrators is empty"),
+    ("student.widht", 3, "widht"),
+    ("studnet", {"a": 1}, "studnet"),
+  ],
+)
+def test_configs_that_are_wrong_by_themselves(path, value, message):
+  plain = digits_lt.get_config("preset=smoke").to_dict()
+  *groups, key = path.split(".")
+  inner = plain
+  for group in groups:
+    inner = inner[group]
+  inner[key] = value
+  with pytest.raises(LtddError, match=message):
+    check.check(plain)
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "message"),
+  [
+    ("squeeze.models.teacher.name", "resnet19", "Did you mean 'resnet18'"),
+    ("student.model.depth", 9, "depth"),
+    ("student.optimizer.name", "adamq", "adamw"),
+    ("relabel.views.mix", "cutmx", "mix is 'cutmx'"),
+    ("recover.methods.sre2l.r_bm", 1.0, "Did you mean 'r_bn'"),
+    ("recover.slots_per_class", [1, 2], "slots_per_class has 2 entries for 10 classes"),
+    ("data.imbalance_factor", 0.5, "imbalance_factor"),
+    ("data.num_test", 3, "num_test is 3"),
+    ("report.groups", "halves", "halves"),
+    ("calibrate.calibrators.adsa.tau_rang", [0, 1], "Did you mean 'tau_range'"),
+  ],
+)
+def test_parts_that_cannot_be_made(config, path, value, message):
+  *groups, key = path.split(".")
+  inner = config
+  for group in groups:
+    inner = inner[group]
+  inner[key] = value
+  with pytest.raises(LtddError, match=message):
+    check.check_with_data(stages.Context(config))
+
+
+def source(names=("a", "b", "c"), seed=0):
+  data = small.train_data()
+  labels = np.random.RandomState(seed).permutation(data.labels)
+  return sources.open_source(
+    "arrays",
+    arrays={
+      "x_train": data.images,
+      "y_train": labels,
+      "x_test": small.images(3),
+      "y_test": np.arange(3),
+      "classes": np.array(names),
+    },
+  )
+
+
+def test_artefacts_of_another_class_map_or_other_data_are_refused(config, tmp_path, monkeypatch):
+  config["data"] |= {"rule": "as_is", "imbalance_factor": 1.0, "num_test": None}
+  ctx = stages.Context(config)
+  monkeypatch.setattr(sources, "open_source", lambda **kw: source())
+  (data, *_) = stages.make_stages(config)
+  with Workdir(tmp_path) as work:
+    ctx.workdir = work
+    prints = pipeline.fingerprints([data])
+    pipeline.run_stage(data, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
+    stored = work.load("data")
+    stages.check_split(stored, ctx.split, ctx.source)
+    for other, message in (
+      (source(("c", "b", "a")), r"made with classes \['a', 'b', 'c'\].*\['c', 'b', 'a'\]"),
+      (source(seed=1), "was made from other data"),
+    ):
+      monkeypatch.setattr(sources, "open_source", lambda other=other, **kw: other)
+      moved = stages.Context(config, work)
+      with pytest.raises(LtddError, match=message):
+        stages.check_split(stored, moved.split, moved.source)
+
+
+def test_test_images_are_the_first_of_each_class():
+  rows = stages.test_indices(source(), 3)
+  assert rows.tolist() == [0, 1, 2]
