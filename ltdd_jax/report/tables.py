@@ -282,10 +282,7 @@ def _calibrations(results: Mapping[str, Any]) -> list[str]:
     [name, *(cell(column[c]) for column in columns)]
     for c, name in enumerate(results["class_names"])
   ]
-  messages = [
-    f"* {r['images']} / {r['labels']}: {r['calibration']['message']}"
-    for r in fitted
-  ]
+  messages = [f"* {r['images']} / {r['labels']}: {r['calibration']['message']}" for r in fitted]
   title = "## Class confidences (mean probability of the assigned class on the fitted views)"
   return [title, "\n".join(messages), table(header, rows)]
 

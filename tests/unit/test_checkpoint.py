@@ -290,7 +290,10 @@ def test_a_signal_asks_to_stop(number, capfd):
   assert f"{number.name}: saving, then stopping" in capfd.readouterr().err
 
 
-def test_a_second_ctrl_c_quits_at_once():
+def test_a_second_ctrl_c_quits_at_once(request):
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
+  request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
   def nested():
     with checkpoint.interruptible():
       os.kill(os.getpid(), signal.SIGINT)
