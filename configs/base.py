@@ -29,6 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
   "random": {"name": "random"},
 }
 
+CROPS_AND_CUTMIX = {"crop_scale": (0.08, 1.0), "flip": True, "mix": "cutmix", "mix_alpha": 1.0}
+
 
 def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
   """Parses a config's argument and checks the names in it."""
@@ -46,7 +48,12 @@ def sources(method: str) -> dict[str, dict[str, Any]]:
 
 
 def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
-  """The published recipe for 32-pixel images and an accelerator, `preset=full`."""
+  """SRe2L's released CIFAR recipe, for an accelerator: `preset=full`.
+
+  In what we differ: the labeler's batch norms use their running statistics (the released code
+  forgets to ask for that), labels are stored and not made on line, a recover batch holds several
+  images of each class where there are fewer than 100 classes, and images are stored lossless.
+  """
   config = ConfigDict()
   config.seed = args.seed
   config.data = {  # data.sources.open_source and data.longtail.make_split
@@ -83,10 +90,11 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "batch_size": 500,
     "online": False,
     "views": {  # labels.view_fn
-      "crop_scale": (0.08, 1.0),
+      "crop_scale": None,
+      "padding": 4,
       "flip": True,
-      "mix": "cutmix",
-      "mix_alpha": 1.0,
+      "mix": "mixup",
+      "mix_alpha": 0.8,
     },
   }
   config.calibrate = {  # calibrate.make_calibrator
@@ -101,10 +109,10 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
   config.student = {  # student.train_students
     "model": {"name": "resnet18", "stem": "cifar"},
     "num_epochs": 400,
-    "batch_size": 100,
+    "batch_size": 128,
     "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
     "schedule": {"name": "cosine"},
-    "loss": {"name": "kl", "temperature": 20.0},
+    "loss": {"name": "kl", "temperature": 30.0},
     "num_seeds": 3,
     "evaluations": 5,
     "eval_batch_size": 500,
@@ -142,6 +150,7 @@ def cpu(config: ConfigDict, ipc: int) -> None:
     student__evaluations=3,
   )
   config.squeeze.optimizer.lr = 0.05
+  config.relabel.views = CROPS_AND_CUTMIX
   config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
   if "sre2l" in config.recover.methods:
     config.recover.methods.sre2l.num_steps = 300

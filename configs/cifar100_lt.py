@@ -3,6 +3,8 @@
   python -m launch.main --config configs/cifar100_lt.py:imbalance=10,ipc=10,preset=cpu \
       --config.data.data_dir=$HOME/tensorflow_datasets --workdir runs/cifar100
 
+Cost and results were not measured for this set; the smoke preset runs in the tests.
+
 Arguments: method (sre2l, random), imbalance (10), ipc (10), seed (0), preset (full, cpu, smoke).
 """
 

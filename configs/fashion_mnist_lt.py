@@ -3,6 +3,8 @@
   python -m launch.main --config configs/fashion_mnist_lt.py:imbalance=100,ipc=10,preset=cpu \
       --config.data.data_dir=$HOME/tensorflow_datasets --workdir runs/fashion
 
+Cost and results were not measured for this set; the smoke preset runs in the tests.
+
 Arguments: method (sre2l, random), imbalance (100), ipc (10), seed (0), preset (full, cpu, smoke).
 """
 

@@ -3,6 +3,8 @@
   python -m launch.main --config configs/folder_lt.py:path=my/images,size=32,preset=cpu \
       --workdir runs/mine
 
+The cost is that of CIFAR-10's recipe for as many images (docs/results.md).
+
 The counts are measured and used as they are (rule `as_is`); set
 `--config.data.rule=ltdd --config.data.imbalance_factor=50` to make a balanced set long-tailed. An
 unreadable image stops the run and is named; `--config.data.on_unreadable=skip` counts and skips.

@@ -4,15 +4,18 @@
 every model, optimiser, loss, view and method once, which costs milliseconds and finds the rest.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from ltdd_jax import (
   calibrate,
+  distil,
   labels,
   losses,
   models,
@@ -26,7 +29,7 @@ from ltdd_jax import (
   stages as stages_lib,
 )
 from ltdd_jax.data import augment, longtail
-from ltdd_jax.types import LtddError
+from ltdd_jax.types import LtddError, Slots
 
 
 def data_options(
@@ -136,11 +139,17 @@ def check(config: Any) -> dict[str, Any]:
     group: config_lib.with_defaults(SCHEMA[group], value) if group in SCHEMA else value
     for group, value in plain.items()
   }
-  if plain["calibrate"]["fit_on"] not in ("views", "clean"):
-    raise LtddError(
-      f"config.calibrate.fit_on is {plain['calibrate']['fit_on']!r}; expected 'views' (what "
-      "students see) or 'clean' (the images without augmentation)"
-    )
+  _check_choice("calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
+  _check_choice("relabel.dtype", plain["relabel"]["dtype"], ("float16", "float32"))
+  _check_choice("student.parallel", plain["student"]["parallel"], ("auto", "vmap", "loop"))
+  if plain["seed"] < 0:
+    raise LtddError(f"config.seed is {plain['seed']}; expected 0 or more")
+  for spec in plain["squeeze"]["augment"]:
+    if dict(spec).get("name") in ("cutmix", "mixup"):
+      raise LtddError(
+        f"config.squeeze.augment has {spec['name']!r}, which mixes images: teachers are trained on "
+        "the label of one. Leave it out; students' views have it (config.relabel.views.mix)"
+      )
   for group, keys in _POSITIVE.items():
     for key in keys:
       if plain[group][key] < 1:
@@ -153,6 +162,11 @@ def check(config: Any) -> dict[str, Any]:
       "regime without soft labels; use another"
     )
   return plain
+
+
+def _check_choice(where: str, value: Any, options: tuple[str, ...]) -> None:
+  if value not in options:
+    raise LtddError(f"config.{where} is {value!r}; expected one of {', '.join(map(repr, options))}")
 
 
 _POSITIVE = {
@@ -184,10 +198,33 @@ def check_with_data(ctx: stages_lib.Context) -> None:
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
-  for calibrator in config["calibrate"]["calibrators"].values():
+  for name, calibrator in config["calibrate"]["calibrators"].items():
     calibrate.make_calibrator(**calibrator)
-  ctx.slots()
+    if calibrator["name"] != "none" and (counts == 0).any():
+      raise LtddError(
+        f"calibrator {name!r} needs the log frequency of every class, but classes "
+        f"{np.flatnonzero(counts == 0).tolist()} have no training image. Leave them out of the "
+        "data set, or use {'name': 'none'} only"
+      )
   for source in config["recover"]["methods"]:
-    ctx.method(source)
+    _check_method(ctx, source)
   longtail.groups(counts, config["report"]["groups"])
   stages_lib.test_indices(ctx.source, config["data"]["num_test"])
+
+
+def _check_method(ctx: stages_lib.Context, source: str) -> None:
+  """Traces a method's `init` and `step` on shapes, with a slot for each class that has one."""
+  method, env, slots = ctx.method(source), ctx.env(), ctx.slots()
+  data, key = ctx.source.spec, jax.random.key(0)
+  shapes = lambda model: jax.eval_shape(
+    functools.partial(model.init, train=False), key, jnp.zeros((1, *data.image_shape))
+  )
+  feed = distil.Feed(
+    teachers=tuple(shapes(o.model) for o in env.observers),
+    images=jax.ShapeDtypeStruct((len(ctx.split.labels), *data.image_shape), jnp.uint8),
+    labels=ctx.split.labels,
+  )
+  distil.check_feed(source, method, slots, feed, env)
+  few = Slots(*(x[: data.num_classes] for x in slots))
+  state = jax.eval_shape(method.init, key, few, feed)
+  jax.eval_shape(method.step, key, state, feed)

@@ -36,6 +36,7 @@ def view_fn(
   spec: DatasetSpec,
   *,
   crop_scale: tuple[float, float] | None = (0.08, 1.0),
+  padding: int = 0,
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
   flip: bool = True,
   mix: str | None = "cutmix",
@@ -51,6 +52,7 @@ def view_fn(
   Args:
     spec: facts of the data set.
     crop_scale: least and largest share of the image in a crop, or None for no crop.
+    padding: black pixels on every side for a random crop of the image's own size, before that.
     crop_ratio: least and largest aspect ratio.
     flip: whether to flip left to right with probability 1/2.
     mix: "cutmix", "mixup" or None.
@@ -68,6 +70,9 @@ def view_fn(
 
   def single(key: jax.Array, image: jax.Array) -> jax.Array:
     """Crops and flips one image (h, w, c) in [0, 1]."""
+    if padding:
+      pad_key = jax.random.fold_in(key, 0)
+      image = augment.random_crop(pad_key, image[None], padding=padding)[0]
     crop_key, flip_key = jax.random.split(key)
     if crop_scale is not None:
       box = augment.rrc_box(crop_key, height, width, tuple(crop_scale), tuple(crop_ratio))
@@ -184,8 +189,8 @@ def relabel(
     flat = (start + jnp.arange(size, dtype=jnp.int32)) % total  # the last batch wraps round
     batch = views_of(consts["key"], consts["images"], consts["labels"], flat % n, flat // n)
     shown = mesh_lib.split_batch(session.mesh, batch.images)
-    logits = labeler_logits(networks, consts["variables"], shown)
-    return store.at[flat].set(logits.astype(store.dtype)), {"max_logit": jnp.max(jnp.abs(logits))}
+    logits = labeler_logits(networks, consts["variables"], shown).astype(store.dtype)
+    return store.at[flat].set(logits), {"max_logit": jnp.max(jnp.abs(logits))}  # inf: too large
 
   store = mesh_lib.put(jnp.zeros((total, spec.num_classes), dtype), everywhere)
   store = loop.run(

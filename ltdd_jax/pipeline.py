@@ -52,16 +52,17 @@ def run(
   """
   config = check.check(config)
   kinds = selected(stage)
-  stages = stages_lib.make_stages(config)
-  prints = fingerprints(stages)
-  if dry_run:
-    plan(config, stages, prints, workdir, cache, kinds)
-    return None
   ctx = stages_lib.Context(config)
   check.check_with_data(ctx)
+  stages = stages_lib.make_stages(config, ctx.identity)
+  prints = fingerprints(stages)
+  if dry_run:
+    plan(ctx, stages, prints, workdir, cache, kinds)
+    return None
   with artefacts.Workdir(workdir, cache=cache) as work, checkpoint.interruptible():
     ctx.workdir = work
-    check_workdir(ctx, [s for s in stages if s.kind in kinds or s.kind == "data"], prints)
+    last = KINDS.index(kinds[-1])
+    check_workdir(ctx, [s for s in stages if KINDS.index(s.kind) <= last], prints)
     work.write_run_info(config)
     skipped = {}
     for s in stages:
@@ -69,6 +70,8 @@ def run(
         skipped[s.name] = run_stage(
           s, ctx, prints, checkpoint_seconds=checkpoint_seconds, show_progress=show_progress
         )
+      if checkpoint.stop_requested():
+        raise checkpoint.Interrupted(f"stopped after {s.name}")
     if "report" not in kinds:
       return None
     return tables.write_report(ctx, stages, skipped)
@@ -98,11 +101,12 @@ def fingerprints(stages: list[stages_lib.Stage]) -> dict[str, str]:
 def check_workdir(
   ctx: stages_lib.Context, stages: list[stages_lib.Stage], prints: Mapping[str, str]
 ) -> None:
-  """Raises LtddError, before any work, if an artefact has another config or other data."""
+  """Brings artefacts from the cache; raises LtddError, before any work, if one does not fit.
+
+  All stages up to the last that runs are checked: also those that `only:` reads and does not run.
+  """
   for s in stages:
     ctx.workdir.status(s.name, s.config, {name: prints[name] for name in s.inputs})
-  if ctx.workdir.exists("data"):
-    stages_lib.check_split(ctx.workdir.load("data"), ctx.split, ctx.source)
 
 
 def run_stage(
@@ -122,9 +126,11 @@ def run_stage(
   for name in s.inputs:
     if not work.exists(name):
       raise LtddError(f"stage {s.name} reads {name}, which is missing; run --stage={s.kind} first")
+  scratch = work.scratch(s.name, s.config, inputs)
+  resumed = any(scratch.iterdir())
   session = loop.Session(
     mesh=mesh_lib.make_mesh(),
-    scratch=work.scratch(s.name, s.config, inputs),
+    scratch=scratch,
     metrics=work.path / "metrics",
     checkpoint_seconds=checkpoint_seconds,
     show_progress=show_progress,
@@ -133,13 +139,16 @@ def run_stage(
   start = time.monotonic()
   product = s.build(ctx, session)
   seconds, peak = time.monotonic() - start, writer.peak_bytes()
+  notes = list(product.extra.get("notes", ()))
+  if resumed:
+    notes.append("resumed; its time and memory are those of the last process")
   work.commit(
     s.name,
     config=s.config,
     inputs=inputs,
     arrays=product.arrays,
     trees=product.trees,
-    extra=product.extra,
+    extra=product.extra | {"notes": notes},
     class_names=list(ctx.source.class_names),
     split_sha256=ctx.split.sha256,
     seconds=seconds,
@@ -151,7 +160,7 @@ def run_stage(
 
 
 def plan(
-  config: dict[str, Any],
+  ctx: stages_lib.Context,
   stages: list[stages_lib.Stage],
   prints: Mapping[str, str],
   workdir: str | pathlib.Path,
@@ -159,8 +168,6 @@ def plan(
   kinds: tuple[str, ...],
 ) -> None:
   """Prints what a run would do, without taking the lock or writing anything."""
-  ctx = stages_lib.Context(config)
-  check.check_with_data(ctx)
   work = artefacts.Workdir(workdir, cache=cache)
   for s in stages:
     if s.kind in kinds:

@@ -7,6 +7,7 @@ stages are the names of their folders in the work directory: `data`, `squeeze`, 
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -68,6 +69,27 @@ class Context:
       imbalance_factor=data["imbalance_factor"],
       counts=data["counts"],
     )
+
+  @functools.cached_property
+  def identity(self) -> dict[str, Any]:
+    """What the data set is: every stage depends on it, so other data make other fingerprints."""
+    spec = self.source.spec
+    test = test_indices(self.source, self.config["data"]["num_test"])
+    return {
+      "split": self.split.sha256,
+      "classes": list(self.source.class_names),
+      "mean": list(spec.mean),
+      "std": list(spec.std),
+      "train_pixels": self._sample("train", self.split.indices),
+      "test_pixels": self._sample("test", test),
+      "test_labels": hashlib.sha256(self.source.test_labels[test].tobytes()).hexdigest(),
+    }
+
+  def _sample(self, split: str, indices: np.ndarray, size: int = 256) -> str:
+    """Hash of up to `size` images, evenly spaced: of all it would take seconds at each start."""
+    rows = indices[np.linspace(0, len(indices) - 1, min(size, len(indices))).astype(int)]
+    images = np.ascontiguousarray(self.source.read(split, rows))
+    return hashlib.sha256(images.tobytes()).hexdigest()
 
   @property
   def counts(self) -> np.ndarray:
@@ -137,25 +159,6 @@ def test_indices(source: sources.Source, num_test: int | None) -> np.ndarray:
   return np.sort(np.concatenate(rows))
 
 
-def check_split(
-  artefact: artefacts.Artefact, split: longtail.Split, source: sources.Source
-) -> None:
-  """Raises LtddError if the data set on disk is no longer the one that the artefacts came from."""
-  names = artefact.meta["class_names"]
-  if tuple(names) != tuple(source.class_names):
-    raise LtddError(
-      f"{artefact.path}: made with classes {list(names)}, but the data set now has "
-      f"{list(source.class_names)}. Point config.data.data_dir at the set it was made from, or use "
-      "another --workdir."
-    )
-  if artefact.meta["split_sha256"] != split.sha256:
-    raise LtddError(
-      f"{artefact.path}: split {artefact.meta['split_sha256'][:12]} was made from other data: the "
-      f"same rule gives {split.sha256[:12]} on this data set. Restore the data set, or use another "
-      "--workdir."
-    )
-
-
 # ---- the stages ----
 
 
@@ -167,7 +170,9 @@ def _data(ctx: Context, session: loop.Session) -> Product:
     "rule": split.rule,
     "imbalance_factor": split.imbalance_factor,
     "counts": [int(n) for n in split.counts],
-    "test_images": len(test_indices(ctx.source, ctx.config["data"]["num_test"])),
+    "test_counts": np.bincount(
+      ctx.test_data.labels, minlength=ctx.source.spec.num_classes
+    ).tolist(),
     "notes": list(ctx.source.notes),
   }
   return Product(arrays, extra=extra)
@@ -308,11 +313,19 @@ def image_sources(config: Mapping[str, Any]) -> tuple[str, ...]:
   return tuple(sorted(methods, key=lambda k: (methods[k]["name"] == "random", k)))
 
 
-def make_stages(config: Mapping[str, Any]) -> list[Stage]:
-  """Lists the stages of a config in the order in which they run."""
+def make_stages(
+  config: Mapping[str, Any], identity: Mapping[str, Any] | None = None
+) -> list[Stage]:
+  """Lists the stages of a config in the order in which they run.
+
+  Args:
+    config: as `check.check` returns it.
+    identity: `Context.identity` of the data set: what it is counts, and not where it lies.
+  """
   seed = {"seed": config["seed"]}
+  data = {k: v for k, v in config["data"].items() if k != "data_dir"}
   stages = [
-    Stage("data", {"data": config["data"]}, (), _data, plan.data),
+    Stage("data", {"data": data, "identity": identity or {}}, (), _data, plan.data),
     Stage("squeeze", seed | {"squeeze": config["squeeze"]}, ("data",), _squeeze, plan.squeeze),
   ]
   for kind in (_recover_stage, _relabel_stage, _calibrate_stages, _student_stages):

@@ -59,7 +59,7 @@ def collect(
     "schema": SCHEMA,
     "dataset": data["extra"]["dataset"],
     "class_names": list(data["class_names"]),
-    "test_images": data["extra"]["test_images"],
+    "test_counts": data["extra"]["test_counts"],
     "split": {
       "rule": data["extra"]["rule"],
       "imbalance_factor": data["extra"]["imbalance_factor"],
@@ -88,13 +88,11 @@ def collect(
   }
 
 
-def mean_std(values: np.ndarray) -> dict[str, float]:
-  """Mean and standard deviation over seeds (s,); one seed has std 0."""
+def mean_std(values: np.ndarray) -> dict[str, float | None]:
+  """Mean and standard deviation over seeds (s,); None for the std of one seed, or for no number."""
   values = np.asarray(values, np.float64)
-  return {
-    "mean": float(values.mean()),
-    "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-  }
+  std = float(values.std(ddof=1)) if len(values) > 1 else None
+  return {"mean": float(values.mean()), "std": std}
 
 
 def scores(
@@ -107,19 +105,21 @@ def scores(
     total: (k,) test images of each class.
     groups: classes of each group.
   """
-  per_class = 100.0 * correct[:, -1] / total  # (s, k)
+  tested = total > 0  # a class without test images counts nowhere
+  per_class = 100.0 * correct[:, -1] / np.where(tested, total, 1)  # (s, k)
   top1 = 100.0 * correct.sum(-1) / total.sum()  # (s, m)
-  mean = per_class.mean(0)
+  mean = np.where(tested, per_class.mean(0), np.inf)
   worst = int(np.argmin(mean))
+  groups = {name: [int(c) for c in members if tested[c]] for name, members in groups.items()}
   return {
     "top1": mean_std(top1[:, -1]),
     "best_top1": mean_std(top1.max(1)),
     "groups": {
-      name: mean_std(per_class[:, list(members)].mean(1)) | {"classes": [int(c) for c in members]}
+      name: mean_std(per_class[:, members].mean(1)) | {"classes": members}
       for name, members in groups.items()
       if len(members)
     },
-    "per_class": [float(x) for x in mean],
+    "per_class": [float(x) if ok else None for x, ok in zip(mean, tested, strict=True)],
     "worst_class": {"class": worst} | mean_std(per_class[:, worst]),
   }
 
@@ -169,6 +169,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def plus_minus(value: Mapping[str, float]) -> str:
   """Mean and standard deviation, one decimal."""
+  if value["std"] is None:
+    return f"{value['mean']:.1f}"
   return f"{value['mean']:.1f} ± {value['std']:.1f}"
 
 
@@ -180,7 +182,7 @@ def render(results: Mapping[str, Any]) -> str:
     f"# {results['dataset']}, long-tailed",
     f"Split: rule `{split['rule']}`, imbalance factor {split['imbalance_factor']:g}, "
     f"{sum(counts):,} training images ({max(counts):,} to {min(counts):,} a class), "
-    f"SHA-256 `{split['sha256'][:12]}`. Test: {results['test_images']:,} images, balanced. "
+    f"SHA-256 `{split['sha256'][:12]}`. Test: {_test_sentence(results['test_counts'])}. "
     "Accuracies in percent, of the last step unless called best; ± is the standard deviation over "
     "seeds.",
     _group_sentence(results),
@@ -196,6 +198,12 @@ def render(results: Mapping[str, Any]) -> str:
   if results["notes"]:
     parts += ["## Notes", "\n".join(f"* {note}" for note in results["notes"])]
   return "\n\n".join(parts) + "\n"
+
+
+def _test_sentence(counts: Sequence[int]) -> str:
+  if min(counts) == max(counts):
+    return f"{sum(counts):,} images, balanced"
+  return f"{sum(counts):,} images, {max(counts):,} to {min(counts):,} a class, not balanced"
 
 
 def _group_sentence(results: Mapping[str, Any]) -> str:
@@ -242,7 +250,7 @@ def per_class_table(results: Mapping[str, Any]) -> str:
   """Accuracy of each class, with its number of training images."""
   header = ["class", "images", *(f"{r['images']} {r['labels']}" for r in results["rows"])]
   rows = [
-    [name, f"{count:,}", *(f"{r['per_class'][c]:.1f}" for r in results["rows"])]
+    [name, f"{count:,}", *(_or_dash(r["per_class"][c], ".1f") for r in results["rows"])]
     for c, (name, count) in enumerate(
       zip(results["class_names"], results["split"]["counts"], strict=True)
     )
@@ -277,14 +285,17 @@ def _calibrations(results: Mapping[str, Any]) -> list[str]:
     for r in fitted
     for column in (r["calibration"]["confidence_before"], r["calibration"]["confidence_after"])
   ]
-  cell = lambda x: "-" if x is None else f"{x:.3f}"
   rows = [
-    [name, *(cell(column[c]) for column in columns)]
+    [name, *(_or_dash(column[c], ".3f") for column in columns)]
     for c, name in enumerate(results["class_names"])
   ]
   messages = [f"* {r['images']} / {r['labels']}: {r['calibration']['message']}" for r in fitted]
   title = "## Class confidences (mean probability of the assigned class on the fitted views)"
   return [title, "\n".join(messages), table(header, rows)]
+
+
+def _or_dash(value: float | None, form: str) -> str:
+  return "-" if value is None else format(value, form)
 
 
 def read_results(workdir: str | pathlib.Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import importlib
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from ltdd_jax import check, pipeline, plan, stages
 from ltdd_jax.data import sources, specs
@@ -88,6 +89,38 @@ def test_smoke_runs(name, small_source, tmp_path):
   results = pipeline.run(config, tmp_path, show_progress=False)
   assert len(results["rows"]) == 8
   assert (tmp_path / "report" / "report.md").exists()
+
+
+def test_folder_with_everything_unequal(tmp_path):
+  """Real files, unequal classes, two teachers, labels on line, slots by hand, a class untested."""
+  rng = np.random.RandomState(0)
+  for split, counts in (("train", (120, 30, 1)), ("test", (4, 2, 0))):
+    for name, count in zip(("ant", "bee", "cow"), counts, strict=True):
+      folder = tmp_path / "images" / split / name
+      folder.mkdir(parents=True)
+      for i in range(count):
+        size = (rng.randint(20, 40), rng.randint(20, 40), 3)
+        Image.fromarray(rng.randint(0, 256, size).astype(np.uint8)).save(folder / f"{i}.png")
+  config = importlib.import_module("configs.folder_lt").get_config(
+    f"path={tmp_path / 'images'},size=16,preset=smoke"
+  )
+  config.data.num_test = None
+  config.squeeze.models.second = dict(config.squeeze.models.teacher)
+  config.recover.slots_per_class = (3, 2, 2)
+  config.relabel.online = True
+  config.report.groups = "counts(100,20)"
+  results = pipeline.run(config, tmp_path / "run", show_progress=False)
+  assert results["split"]["counts"] == [120, 30, 1]
+  assert results["split"]["rule"] == "as_is"
+  assert results["test_counts"] == [4, 2, 0]
+  assert len(results["teachers"]) == 2
+  for row in results["rows"]:
+    assert row["images_per_class"] == [3, 2, 2]
+    assert row["per_class"][2] is None
+    assert row["groups"]["head"]["classes"] == [0]
+    assert "tail" not in row["groups"]
+  assert any("cow: 2 slots" in n or "class 2: 2 slots" in n for n in results["notes"])
+  assert "not balanced" in (tmp_path / "run" / "report" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
