@@ -70,7 +70,7 @@ def fit(
 
   Args:
     logits: (..., n, k) float16, bfloat16, float32 or float64; leading axes are label epochs and
-      are simply more rows. Average an ensemble beforehand.
+      are simply more rows. Average an ensemble beforehand. Or a row source, see `Rows`.
     labels: (n,) or (..., n) integers, the classes that the images were distilled for.
     class_counts: (k,) training images of each class, or anything proportional to them.
     tau_range: searched first; widened up to eight times while the best tau is an edge.
@@ -93,7 +93,7 @@ def fit(
     raise ValueError(f"tau_range is {tau_range}; expected two finite numbers, the lower first.")
   if lo < 0 and not allow_negative:
     raise ValueError(f"tau_range is {tau_range}; pass allow_negative=True to search below zero.")
-  rows = _Rows(logits, labels, chunk_size)
+  rows = Rows(logits, labels, chunk_size)
   prior = _log_prior(class_counts, smoothing, rows.k)
   means = functools.partial(_class_means, rows, prior)
   if np.ptp(prior) < _UNIFORM:
@@ -130,7 +130,7 @@ def confidence(
   logits: Either, labels: Either, class_counts: Any, tau: float, *, smoothing: float = 0.0
 ) -> ndarray:
   """Returns `q_c(tau)`, (k,) float64, NaN for classes without an image; arguments as of `fit`."""
-  rows = _Rows(logits, labels)
+  rows = Rows(logits, labels)
   prior = _log_prior(class_counts, smoothing, rows.k)
   return _class_means(rows, prior, np.array([float(tau)]))[0, 0]
 
@@ -189,28 +189,35 @@ def _check_labels(labels: Either, lead: tuple[int, ...], k: int) -> ndarray:
   return y.astype(np.int32)
 
 
-class _Rows:
-  """Checked logits as rows (n, k) with their classes; a JAX array on CPU is seen through NumPy."""
+class Rows:
+  """Checked logits as rows (n, k) with their classes; a JAX array on CPU is seen through NumPy.
 
-  def __init__(self, logits: Either, labels: Either, chunk_size: int | None = None) -> None:
+  Besides arrays, `logits` may be a *row source*: an object with `shape` (..., n, k), `dtype` and
+  `rows(start, stop)`, which gives NumPy logits (stop - start, k); leading axes count in C order.
+  """
+
+  def __init__(self, logits: Any, labels: Either, chunk_size: int | None = None) -> None:
     away = isinstance(logits, Array) and {d.platform for d in logits.devices()} != {"cpu"}
-    z = logits if away else np.asanyarray(logits)  # a view of a JAX array on CPU, like its slices
-    if z.ndim < 2 or z.size == 0 or not jnp.issubdtype(z.dtype, jnp.floating):
-      raise ValueError(f"logits are {z.dtype} of shape {z.shape}; expected floats (..., n, k).")
+    lazy = hasattr(logits, "rows")
+    z = logits if away or lazy else np.asanyarray(logits)  # a view of a JAX array on CPU
+    shape = tuple(z.shape)
+    if len(shape) < 2 or 0 in shape or not jnp.issubdtype(z.dtype, jnp.floating):
+      raise ValueError(f"logits are {z.dtype} of shape {shape}; expected floats (..., n, k).")
     if chunk_size is not None and chunk_size < 1:
       raise ValueError(f"chunk_size is {chunk_size}; expected a number of rows.")
-    self.lead, self.k, self.n = z.shape[:-1], z.shape[-1], math.prod(z.shape[:-1])
+    self.lead, self.k, self.n = shape[:-1], shape[-1], math.prod(shape[:-1])
     self.labels = _check_labels(labels, self.lead, self.k)
     self.counts = np.bincount(self.labels, minlength=self.k) * (self.n // len(self.labels))
     self.size = min(self.n, chunk_size or max(1, _CHUNK // max(self.k, 64)))
-    self._logits = z.reshape(-1, self.k)
+    flat = z if lazy else z.reshape(-1, self.k)
+    self._read = flat.rows if lazy else lambda start, stop: flat[start:stop]
 
   def chunks(self) -> Iterator[tuple[int, int, Any, ndarray]]:
     """Yields (first row, rows to skip, logits (r, k), classes (r,)), of one shape."""
     for i in range(-(-self.n // self.size)):
       start = min(i * self.size, self.n - self.size)  # the last overlaps the one before it
       y = self.labels[np.arange(start, start + self.size) % len(self.labels)]
-      z = self._logits[start : start + self.size]
+      z = self._read(start, start + self.size)
       if isinstance(z, ndarray):
         if z.dtype.itemsize > 4:  # float32 has no room for large offsets
           with np.errstate(invalid="ignore", over="ignore"):
@@ -247,7 +254,7 @@ def _probabilities(exps: Array, true: Array, y: Array, w: Array, lp: Array, orde
   return jnp.stack([p, p * gap, p * (gap**2 - square + mean**2)], 1)
 
 
-def _class_means(rows: _Rows, prior: ndarray, taus: ndarray, order: int = 0) -> ndarray:
+def _class_means(rows: Rows, prior: ndarray, taus: ndarray, order: int = 0) -> ndarray:
   """Class confidences and their tau-derivatives at each tau: (order + 1, g, k) float64."""
   lp = prior - (prior.min() + prior.max()) / 2
   width = 2 * _SAFE_EXPONENT / max(float(np.ptp(lp)), 1e-30)
@@ -265,7 +272,7 @@ def _class_means(rows: _Rows, prior: ndarray, taus: ndarray, order: int = 0) -> 
   return out
 
 
-def _class_sums(rows: _Rows, shift: Any, w: Array, lp: Array, order: int) -> ndarray:
+def _class_sums(rows: Rows, shift: Any, w: Array, lp: Array, order: int) -> ndarray:
   """Sums of `_probabilities` over the rows of each class: (k, order + 1, g) float64."""
   shape = (rows.k, order + 1, w.shape[1])
   sums, columns = np.zeros(math.prod(shape)), np.arange(math.prod(shape[1:]))

@@ -154,7 +154,7 @@ def test_the_lowest_of_several_minima():
     statuses.add(result.status)
     if result.status == "fitted":
       prior = adsa._log_prior(counts, 0.0, 4)
-      curve = adsa._spread(adsa._class_means(adsa._Rows(logits, labels), prior, taus)[0])
+      curve = adsa._spread(adsa._class_means(adsa.Rows(logits, labels), prior, taus)[0])
       assert result.objective_after <= curve.min() + 1e-6
   assert "fitted" in statuses
 
@@ -264,3 +264,22 @@ def test_errors_of_calibrators():
   prior = jnp.log(jnp.array(COUNTS) / sum(COUNTS))
   with pytest.raises(LtddError, match=r"adsa: logits\[2\]"):
     calibrate.make_calibrator("adsa").fit(bad_logits(np.nan), LABELS, prior)
+
+
+def test_a_row_source_is_read_in_chunks():
+  """Files and label stores show their logits through `rows`; no more than a chunk is asked for."""
+
+  class Source:
+    shape, dtype, asked = (2, 30, 4), np.dtype(np.float16), []
+
+    def rows(self, start, stop):
+      self.asked.append(stop - start)
+      return logits.reshape(-1, 4)[start:stop]
+
+  random = np.random.default_rng(0)
+  labels = np.arange(30) % 4
+  logits = (random.standard_normal((2, 30, 4)) + 2 * np.eye(4)[labels]).astype(np.float16)
+  counts = [400, 100, 20, 5]
+  found = adsa.fit(Source(), labels, counts, chunk_size=7)
+  assert found.tau == pytest.approx(adsa.fit(logits, labels, counts).tau, abs=1e-6)
+  assert set(Source.asked) == {7}
