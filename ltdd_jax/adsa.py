@@ -13,6 +13,12 @@ the long-tailed training set and `y_n` the class that image `n` was distilled fo
     q_c(tau)      = mean over { n : y_n = c } of p(c | x_n; tau)
     tau*          = argmin over tau of the population standard deviation of q_1 .. q_K
 
+which is the criterion "confidence". There are two more, ours, for the same tau (docs/criteria.md);
+means over all n give every class of y_n the same weight:
+
+    "marginal"      standard deviation over c of K * (mean over all n of p(c | x_n; tau))
+    "nll"           mean over all n of -log p(y_n | x_n; tau)
+
 Where we differ: a grid is followed by Newton's method with analytic derivatives; classes without a
 distilled image do not count; a range whose best tau is its edge is widened, but not to where the
 confidences are alike only because a few classes take everything; and an objective so flat that its
@@ -34,6 +40,7 @@ Either = Array | ndarray
 Means = Callable[..., np.ndarray]  # (taus (g,), order=0) -> (order + 1, g, k), see _class_means
 
 FLAT = 1e-3  # the range of the objective, or 1 - every class confidence at tau = 0, is below this
+CRITERIA = ("confidence", "marginal", "nll")
 COLLAPSED = 0.5  # confidences are alike for being low: their mean is below this part of its best
 STATUSES = ("fitted", "uniform", "flat", "bound", "edge")
 _MAX_WIDENINGS, _MAX_NEWTON, _MAX_BRACKETS = 3, 12, 4  # a widening doubles the searched range
@@ -43,10 +50,10 @@ _SAFE_EXPONENT = 60.0  # of |tau| * span(log pi): what float32 flushes, below -8
 
 
 class AdsaResult(NamedTuple):
-  """What `fit` found."""
+  """What `fit` found; objectives are those of the criterion, confidences are always `q_c`."""
 
   tau: float
-  objective_before: float  # spread of class confidences at tau = 0
+  objective_before: float  # at tau = 0: the spread of class confidences, or of another criterion
   objective_after: float
   confidence_before: ndarray  # (k,) float64, NaN for classes without an image
   confidence_after: ndarray  # (k,) float64
@@ -65,6 +72,7 @@ def fit(
   allow_negative: bool = False,
   smoothing: float = 0.0,
   chunk_size: int | None = None,
+  criterion: str = "confidence",
 ) -> AdsaResult:
   """Finds the tau whose class confidences are spread least, within 1e-6 (tau to about 1e-3).
 
@@ -78,10 +86,12 @@ def fit(
     smoothing: added to every count; needed if a class has no training image.
     chunk_size: rows in one step; memory beyond the logits is O(chunk_size * k). By default about
       a million logits, which stay in a core's cache.
+    criterion: one of `CRITERIA`.
 
   Raises:
-    ValueError: shapes or dtypes that do not fit; a NaN or infinite logit, a label outside [0, k)
-      or a class without training images, naming the first; fewer than two classes with an image.
+    ValueError: an unknown criterion; shapes or dtypes that do not fit; a NaN or infinite logit, a
+      label outside [0, k) or a class without training images, naming the first; fewer than two
+      classes with an image.
 
   Example:
     >>> logits = np.array([[2.0, 0.0], [0.5, 0.0]], np.float32)
@@ -95,12 +105,21 @@ def fit(
     raise ValueError(f"tau_range is {tau_range}; pass allow_negative=True to search below zero.")
   rows = Rows(logits, labels, chunk_size)
   prior = _log_prior(class_counts, smoothing, rows.k)
-  means = functools.partial(_class_means, rows, prior)
+  if criterion not in CRITERIA:
+    raise ValueError(f"criterion is {criterion!r}; expected one of {', '.join(CRITERIA)}.")
+  goal = _Goal(functools.partial(_class_means, rows, prior, criterion=criterion), criterion)
   if np.ptp(prior) < _UNIFORM:
-    (q,) = means(np.zeros(1))[0]
-    curve = np.stack([np.linspace(lo, hi, 31), np.full(31, _spread(q))], 1)
-    return _result("uniform", 0.0, q, q, curve)
-  return _search(means, lo, hi, -math.inf if allow_negative else 0.0, float(np.ptp(prior)))
+    value = goal.score(goal.means(np.zeros(1))[0, 0])
+    found = "uniform", 0.0, np.stack([np.linspace(lo, hi, 31), np.full(31, value)], 1)
+  else:
+    found = _search(goal, lo, hi, -math.inf if allow_negative else 0.0, float(np.ptp(prior)))
+  status, tau, curve = found
+  ends = np.array([0.0, tau])
+  before, after = goal.score(goal.means(ends)[0])
+  at_zero, at_tau = _class_means(rows, prior, ends)[0]
+  message = explain(status, tau, before, after, criterion)
+  flat = status in ("flat", "uniform")
+  return AdsaResult(tau, float(before), float(after), at_zero, at_tau, curve, flat, message, status)
 
 
 def align(
@@ -139,12 +158,19 @@ def objective(
   logits: Either, labels: Either, class_counts: Any, tau: float, *, smoothing: float = 0.0
 ) -> float:
   """Returns the population standard deviation over classes of `confidence`."""
-  return float(_spread(confidence(logits, labels, class_counts, tau, smoothing=smoothing)))
+  return float(np.nanstd(confidence(logits, labels, class_counts, tau, smoothing=smoothing)))
 
 
-def explain(status: str, tau: float, before: float, after: float) -> str:
-  """The message of a result, from its status, tau and objectives."""
-  change = f"the spread of class confidences goes from {before:.4f} to {after:.4f}"
+def explain(
+  status: str, tau: float, before: float, after: float, criterion: str = "confidence"
+) -> str:
+  """The message of a result, from its status, tau, objectives and criterion."""
+  what = {
+    "confidence": "the spread of class confidences",
+    "marginal": "the spread of predicted masses, of mean 1,",
+    "nll": "the mean log-loss",
+  }[criterion]
+  change = f"{what} goes from {before:.4f} to {after:.4f}"
   return {
     "fitted": f"tau = {tau:.3f}: {change}.",
     "uniform": "tau = 0: all classes have equally many training images, no prior to remove.",
@@ -228,34 +254,53 @@ class Rows:
 
 @jax.jit
 def _exponentials(z: Array, y: Array, shift: Array | None) -> tuple[Array, Array]:
-  """exp(z - shift), scaled by row, (r, k) float32, and its true classes (r, 1); bad rows NaN."""
+  """exp(z - shift) scaled by row, (r, k) float32, and log of its true class (r, 1), NaN if bad."""
   finite = jnp.isfinite(z.min(1, keepdims=True)) & jnp.isfinite(z.max(1, keepdims=True))
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
   z = z if shift is None else z - shift[None]
-  exps = jnp.exp((z - z.max(1, keepdims=True)).astype(jnp.float32))
-  return exps, jnp.where(finite, jnp.take_along_axis(exps, y[:, None], 1), jnp.nan)
+  gaps = (z - z.max(1, keepdims=True)).astype(jnp.float32)
+  return jnp.exp(gaps), jnp.where(finite, jnp.take_along_axis(gaps, y[:, None], 1), jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnames="order")
-def _probabilities(exps: Array, true: Array, y: Array, w: Array, lp: Array, order: int) -> Array:
-  """True-class probabilities and their tau-derivatives up to `order` (0 or 2): (r, order + 1, g).
+@functools.partial(jax.jit, static_argnames=("order", "criterion"))
+def _statistics(
+  exps: Array, true: Array, y: Array, v: Array, w: Array, lp: Array, order: int, criterion: str
+) -> Array:
+  """What a criterion averages, and its tau-derivatives up to `order` (0 or 2).
 
-  With weights w = exp(-tau * lp) of each class and tau, the denominators of all rows and all taus
-  are one matrix product, and so are the moments of lp = log pi that the derivatives need:
-  dp_y/dtau = p_y (m1 - lp_y) and d2p_y/dtau2 = p_y ((m1 - lp_y)^2 - (m2 - m1^2)).
+  With weights w = exp(-tau * lp) of each class and tau, the denominators S of all rows and all taus
+  are one matrix product, and so are the moments m1, m2 of lp = log pi that the derivatives need:
+  dp_c/dtau = p_c (m1 - lp_c) and d2p_c/dtau2 = p_c ((m1 - lp_c)^2 - (m2 - m1^2)).
+
+  Returns:
+    (r, order + 1, g), p_y or -log p_y of each row; or, with criterion "marginal", the sums over
+    rows (k, order + 1, g) of v p_c, with the weights v (r,) of rows.
   """
+  dot = functools.partial(jnp.dot, precision="highest")
   powers = jnp.concatenate([w * lp[:, None] ** i for i in range(order + 1)], 1)
-  total, *moments = jnp.split(jnp.dot(exps, powers, precision="highest"), order + 1, 1)
-  p = true * w[y] / total
-  if not moments:
-    return p[:, None]
-  mean, square = (m / total for m in moments)
+  total, *moments = jnp.split(dot(exps, powers), order + 1, 1)
+  mean, square = (m / total for m in moments) if moments else (total, total)
+  if criterion == "marginal":
+    mass = lambda x: w * dot(exps.T, v[:, None] / total * x)
+    m, c = mass(jnp.ones_like(total)), lp[:, None]
+    if not order:
+      return m[:, None]
+    tilted = mass(mean)
+    bent = mass(2 * mean**2 - square) - 2 * c * tilted + c**2 * m
+    return jnp.stack([m, tilted - c * m, bent], 1)
   gap = mean - lp[y][:, None]
-  return jnp.stack([p, p * gap, p * (gap**2 - square + mean**2)], 1)
+  if criterion == "nll":
+    parts = [jnp.log(total) - true - jnp.log(w[y]), -gap, square - mean**2]
+  else:
+    p = jnp.exp(true) * w[y] / total
+    parts = [p, p * gap, p * (gap**2 - square + mean**2)]
+  return jnp.stack(parts[: order + 1], 1)
 
 
-def _class_means(rows: Rows, prior: ndarray, taus: ndarray, order: int = 0) -> ndarray:
-  """Class confidences and their tau-derivatives at each tau: (order + 1, g, k) float64."""
+def _class_means(
+  rows: Rows, prior: ndarray, taus: ndarray, order: int = 0, criterion: str = "confidence"
+) -> ndarray:
+  """Class means of a criterion and their tau-derivatives at each tau: (order + 1, g, k) float64."""
   lp = prior - (prior.min() + prior.max()) / 2
   width = 2 * _SAFE_EXPONENT / max(float(np.ptp(lp)), 1e-30)
   windows = np.round(taus / width)
@@ -266,67 +311,102 @@ def _class_means(rows: Rows, prior: ndarray, taus: ndarray, order: int = 0) -> n
     shift = (base * lp).astype(np.float32) if window else None
     exponent = -np.outer(lp, taus[here] - base)
     w = jnp.asarray(np.exp(exponent - exponent.max(0)), jnp.float32)
-    sums = _class_sums(rows, shift, w, jnp.asarray(lp, jnp.float32), order)
-    with np.errstate(invalid="ignore"):
-      out[:, here] = np.moveaxis(sums / rows.counts[:, None, None], 0, 2)
+    sums = _class_sums(rows, shift, w, jnp.asarray(lp, jnp.float32), order, criterion)
+    out[:, here] = np.moveaxis(sums, 0, 2)
   return out
 
 
-def _class_sums(rows: Rows, shift: Any, w: Array, lp: Array, order: int) -> ndarray:
-  """Sums of `_probabilities` over the rows of each class: (k, order + 1, g) float64."""
+def _class_sums(rows: Rows, shift: Any, w: Array, lp: Array, order: int, criterion: str) -> ndarray:
+  """Means over each class of `_statistics`, NaN without an image: (k, order + 1, g) float64."""
   shape = (rows.k, order + 1, w.shape[1])
   sums, columns = np.zeros(math.prod(shape)), np.arange(math.prod(shape[1:]))
+  with np.errstate(divide="ignore"):
+    per_row = np.where(rows.counts, 1 / rows.counts, np.nan)
 
-  def add(start: int, skip: int, y: ndarray, p: Array) -> None:
-    values = np.asarray(p).reshape(len(y), -1)
-    bad = np.isnan(values[:, 0])
+  def add(start: int, skip: int, y: ndarray, true: Array, p: Array) -> None:
+    bad = np.isnan(np.asarray(true)[:, 0])
     if bad.any():
       index = map(int, np.unravel_index(start + int(np.argmax(bad)), rows.lead))
       raise ValueError(f"logits{[*index]} is the first row with a NaN or infinite value.")
+    if criterion == "marginal":
+      sums[:] += np.asarray(p, np.float64).reshape(-1)
+      return
+    values = np.asarray(p).reshape(len(y), -1)
     cells = y[skip:, None] * np.int64(len(columns)) + columns
     sums[:] += np.bincount(cells.reshape(-1), values[skip:].reshape(-1), len(sums))
 
-  waiting: list[tuple[int, int, ndarray, Array]] = []
+  waiting: list[tuple[int, int, ndarray, Array, Array]] = []
   for start, skip, z, y in rows.chunks():
-    exps = _exponentials(z, y, shift)
-    waiting.append((start, skip, y, _probabilities(*exps, y, w, lp, order)))
+    exps, true = _exponentials(z, y, shift)
+    v = np.where(np.arange(len(y)) < skip, 0, per_row[y]).astype(np.float32)
+    p = _statistics(exps, true, y, v, w, lp, order, criterion)
+    waiting.append((start, skip, y, true, p))
     if len(waiting) > 2:  # the device is two chunks ahead of the host
       add(*waiting.pop(0))
   for last in waiting:
     add(*last)
-  return sums.reshape(shape)
+  scale = np.where(rows.counts, 1.0, np.nan) if criterion == "marginal" else per_row
+  return sums.reshape(shape) * scale[:, None, None]
 
 
-def _spread(q: ndarray) -> Any:
-  """Population standard deviation over classes, (..., k) -> (...); NaN does not count."""
-  return np.nanstd(q, axis=-1)
+class _Goal(NamedTuple):
+  """What is minimised: a spread over classes, or a mean, of class means."""
+
+  means: Means
+  criterion: str
+
+  def score(self, q: ndarray) -> Any:
+    """(..., k) -> (...); NaN does not count."""
+    return np.nanmean(q, axis=-1) if self.criterion == "nll" else np.nanstd(q, axis=-1)
+
+  def level(self, q: ndarray) -> Any:
+    """How confident the labels are, where a low spread may only mean that they are not."""
+    return np.nanmean(q, -1) if self.criterion == "confidence" else np.ones(q.shape[:-1])
+
+  def taylor(self, q: ndarray) -> ndarray:
+    """Square of the spread, or the mean, with two derivatives: (3, g, k) -> (3, g)."""
+    if self.criterion == "nll":
+      return np.nanmean(q, axis=-1)
+    d, d1, d2 = q - np.nanmean(q, axis=-1, keepdims=True)
+    return np.nanmean(np.stack([d**2, 2 * d * d1, 2 * (d1**2 + d * d2)]), axis=-1)
+
+  def power(self, score: ndarray) -> ndarray:
+    """What `taylor` expands, from the objective."""
+    return score if self.criterion == "nll" else score**2
+
+  def root(self, value: ndarray) -> ndarray:
+    """Undoes `power`."""
+    return value if self.criterion == "nll" else np.sqrt(np.maximum(value, 0))
 
 
 def _grid(lo: float, hi: float, step: float) -> ndarray:
   return np.linspace(lo, hi, min(math.ceil(round((hi - lo) / step, 6)), 255) + 1)
 
 
-def _search(means: Means, lo: float, hi: float, floor: float, span: float) -> AdsaResult:
+def _search(
+  goal: _Goal, lo: float, hi: float, floor: float, span: float
+) -> tuple[str, float, ndarray]:
   """A grid, wider if need be, then Newton's method in the best brackets."""
   step = min((hi - lo) / 30, 0.6 / span)  # a class confidence moves within about 4 / span
   taus = _grid(lo, hi, step)
-  q, before = np.split(means(np.append(taus, 0.0))[0], [-1])
-  flat = np.ptp(_spread(q)) < FLAT and np.nanmean(before) > COLLAPSED  # certain, if not right
-  flat |= np.nanmin(before) > 1 - FLAT  # certain and right
+  q, before = np.split(goal.means(np.append(taus, 0.0))[0], [-1])
+  level = goal.level(before)
+  flat = np.ptp(goal.score(q)) < FLAT and level > COLLAPSED  # certain, if not right
+  flat |= goal.criterion == "confidence" and np.nanmin(before) > 1 - FLAT  # certain and right
   if not flat:
-    taus, q = _widen(means, taus, q, floor, step)
-  curve = _spread(q)
-  best, status = _choose(taus, q, (taus >= lo) & (taus <= hi), floor)
-  found = [_refine(means, taus, curve, best, span)] if status == "fitted" else []
-  tau, after = min([*found, (float(taus[best]), q[best])], key=lambda pair: _spread(pair[1]))
+    taus, q = _widen(goal, taus, q, floor, step)
+  curve = goal.score(q)
+  best, status = _choose(goal, taus, q, (taus >= lo) & (taus <= hi), floor)
+  found = [_refine(goal, taus, curve, best, span)] if status == "fitted" else []
+  tau, _ = min([*found, (float(taus[best]), q[best])], key=lambda pair: goal.score(pair[1]))
   status = "flat" if flat or np.ptp(curve) < FLAT else "bound" if tau == floor else status
-  return _result(status, tau, before[0], after, np.stack([taus, curve], 1))
+  return status, tau, np.stack([taus, curve], 1)
 
 
-def _widen(means: Means, taus: ndarray, q: ndarray, floor: float, step: float) -> list[ndarray]:
+def _widen(goal: _Goal, taus: ndarray, q: ndarray, floor: float, step: float) -> list[ndarray]:
   """Doubles the grid where its minimum is an edge, and up where one class takes all near zero."""
   for _ in range(_MAX_WIDENINGS):
-    curve, level, top = _spread(q), np.nanmean(q, axis=-1), len(taus) - 1
+    curve, level, top = goal.score(q), goal.level(q), len(taus) - 1
     best, width = int(np.argmax(curve <= curve.min() + _NOISE)), taus[-1] - taus[0]
     rising = best == 0 and level[top] > level[:top].max() + _NOISE
     if best == top or rising or np.ptp(curve) < FLAT:
@@ -336,17 +416,19 @@ def _widen(means: Means, taus: ndarray, q: ndarray, floor: float, step: float) -
     else:
       break
     order = np.argsort(np.append(taus, new))
-    taus, q = np.append(taus, new)[order], np.concatenate([q, means(new)[0]])[order]
+    taus, q = np.append(taus, new)[order], np.concatenate([q, goal.means(new)[0]])[order]
   return [taus, q]
 
 
-def _choose(taus: ndarray, q: ndarray, inside: ndarray, floor: float) -> tuple[int, str]:
+def _choose(
+  goal: _Goal, taus: ndarray, q: ndarray, inside: ndarray, floor: float
+) -> tuple[int, str]:
   """The grid point to refine: the lowest, if it is a minimum or the bound at zero; and a status.
 
   On an edge or outside the range that was asked for, it may be low because a few classes take all;
   then the lowest minimum where they do not, if it is any use, else the lowest point of the range.
   """
-  curve, level = _spread(q), np.nanmean(q, axis=-1)
+  curve, level = goal.score(q), goal.level(q)
   healthy = level >= COLLAPSED * level.max()
   low = np.flatnonzero(curve <= curve.min() + _NOISE)
   best = int(low[np.argmin(np.abs(taus[low]))])  # of equals, the mildest
@@ -367,40 +449,32 @@ def _minima(curve: ndarray) -> list[int]:
   return sorted(found.tolist(), key=lambda i: curve[i])
 
 
-def _refine(means: Means, taus: ndarray, curve: ndarray, best: int, span: float) -> Any:
-  """Newton's method on the squared spread, or bisection, in all brackets at once.
+def _refine(goal: _Goal, taus: ndarray, curve: ndarray, best: int, span: float) -> Any:
+  """Newton's method on what `taylor` expands, or bisection, in all brackets at once.
 
-  Returns tau and the class confidences (k,) there; the last small step is on their expansion.
+  Returns tau and the class means (k,) there; the last small step is on their expansion.
   """
   slack = 0.25 * np.max(np.abs(np.diff(curve, 2)), initial=0.0)  # what a bracket may hide
   rivals = [i for i in _minima(curve) if i != best and 0 <= curve[i] - curve[best] <= slack]
   at = np.array([best, *rivals[: _MAX_BRACKETS - 1]])
   left, right = np.maximum(at - 1, 0), np.minimum(at + 1, len(taus) - 1)
-  a, b, v = taus[left], taus[right], curve**2
+  a, b, v = taus[left], taus[right], goal.power(curve)
   bend = v[left] - 2 * v[at] + v[right]
   inner = (right - left == 2) & (bend > 0)  # start at the vertex of a parabola
   t = taus[at] + np.where(inner, (v[left] - v[right]) / np.where(inner, bend, 1) * (b - a) / 4, 0)
   for _ in range(_MAX_NEWTON):
-    q = means(t, order=2)
-    d, d1, d2 = q - np.nanmean(q, axis=-1, keepdims=True)
-    parts = np.stack([d**2, 2 * d * d1, 2 * (d1**2 + d * d2)])  # of the variance, and d/dtau
-    value, slope, curvature = np.nanmean(parts, axis=-1)
+    q = goal.means(t, order=2)
+    value, slope, curvature = goal.taylor(q)
     a, b = np.where(slope > 0, a, t), np.where(slope > 0, t, b)
     newton = t - slope / np.where(curvature > 0, curvature, 1)
     sound = (curvature > 0) & (newton >= a) & (newton <= b)
     step = np.where(sound, newton, (a + b) / 2) - t
-    gain = np.sqrt(value) - np.sqrt(np.maximum(value - np.abs(slope * step), 0))
+    gain = goal.root(value) - goal.root(value - np.abs(slope * step))
     short = np.abs(step) * span < 0.01
     if np.all((gain < 1e-10) | (gain < 5e-6) & short):
       break
     t = t + step
   step = np.where(short, step, 0)
   final = q[0] + step[:, None] * (q[1] + step[:, None] / 2 * q[2])
-  winner = int(np.argmin(_spread(final)))
+  winner = int(np.argmin(goal.score(final)))
   return float((t + step)[winner]), final[winner]
-
-
-def _result(status: str, tau: float, before: ndarray, after: ndarray, curve: ndarray) -> AdsaResult:
-  spreads = float(_spread(before)), float(_spread(after))
-  flat, message = status in ("flat", "uniform"), explain(status, tau, *spreads)
-  return AdsaResult(tau, *spreads, before, after, curve, flat, message, status)
