@@ -38,9 +38,9 @@ def objective(logits, labels, counts, tau):
   return math.sqrt(sum((x - mean) ** 2 for x in q) / len(q))
 
 
-def minimise(logits, labels, counts, lo, hi, points=61):
+def minimise(logits, labels, counts, lo, hi, points=61, criterion="confidence"):
   """A grid, then golden section between the neighbours of its best point: (tau, objective)."""
-  value = lambda tau: objective(logits, labels, counts, tau)
+  value = lambda tau: CRITERIA[criterion](logits, labels, counts, tau)
   grid = np.linspace(lo, hi, points)
   best = int(np.argmin([value(t) for t in grid]))
   a, b = grid[max(best - 1, 0)], grid[min(best + 1, points - 1)]
@@ -49,3 +49,38 @@ def minimise(logits, labels, counts, lo, hi, points=61):
     c, d = b - ratio * (b - a), a + ratio * (b - a)
     a, b = (a, d) if value(c) < value(d) else (c, b)
   return (a + b) / 2, value((a + b) / 2)
+
+
+def weights(labels):
+  """Weights of rows that give every class with an image the same weight; they sum to one."""
+  labels = labels.tolist()
+  present = len(set(labels))
+  return [1 / (present * labels.count(label)) for label in labels]
+
+
+def masses(logits, labels, counts, tau):
+  """Mean predicted probability of each class, times the number of classes with an image."""
+  out = [0.0] * len(counts)
+  rows = align(logits, counts, tau).tolist()
+  for row, weight in zip(rows, weights(labels), strict=True):
+    for c in range(len(counts)):
+      out[c] += weight * probability(row, c)
+  present = set(labels.tolist())
+  return np.array([len(present) * m if c in present else math.nan for c, m in enumerate(out)])
+
+
+def marginal(logits, labels, counts, tau):
+  """Population standard deviation of `masses`."""
+  return float(np.nanstd(masses(logits, labels, counts, tau)))
+
+
+def nll(logits, labels, counts, tau):
+  """Mean of -log p_y, every class weighted equally."""
+  rows = align(logits, counts, tau).tolist()
+  return -sum(
+    w * math.log(probability(row, y))
+    for row, y, w in zip(rows, labels.tolist(), weights(labels), strict=True)
+  )
+
+
+CRITERIA = {"confidence": objective, "marginal": marginal, "nll": nll}
