@@ -28,7 +28,7 @@ from ltdd_jax import (
 from ltdd_jax import (
   stages as stages_lib,
 )
-from ltdd_jax.data import augment, longtail
+from ltdd_jax.data import augment, longtail, sources
 from ltdd_jax.types import LtddError, Slots
 
 
@@ -207,9 +207,10 @@ def check_with_data(ctx: stages_lib.Context) -> None:
         "data set, or use {'name': 'none'} only"
       )
   for source in config["recover"]["methods"]:
-    _check_method(ctx, source)
+    if source not in ctx.imported:
+      _check_method(ctx, source)
   longtail.groups(counts, config["report"]["groups"])
-  stages_lib.test_indices(ctx.source, config["data"]["num_test"])
+  sources.test_indices(ctx.source, config["data"]["num_test"])
 
 
 def _check_method(ctx: stages_lib.Context, source: str) -> None:

@@ -54,7 +54,7 @@ def run(
   kinds = selected(stage)
   ctx = stages_lib.Context(config)
   check.check_with_data(ctx)
-  stages = stages_lib.make_stages(config, ctx.identity)
+  stages = stages_lib.make_stages(config, ctx.identity, ctx.imported)
   prints = fingerprints(stages)
   if dry_run:
     plan(ctx, stages, prints, workdir, cache, kinds)

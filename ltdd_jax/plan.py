@@ -41,6 +41,8 @@ def squeeze(ctx: "Context") -> str:
 
 
 def recover(ctx: "Context", *, source: str) -> str:
+  if source in ctx.imported:
+    return ctx.imported[source].about
   n, method = len(ctx.slots().labels), ctx.method(source)
   size = min(n, ctx.config["recover"]["batch_size"]) if method.num_steps else n
   shape = ctx.source.spec.image_shape
@@ -51,8 +53,7 @@ def recover(ctx: "Context", *, source: str) -> str:
 
 
 def relabel(ctx: "Context", *, source: str) -> str:
-  del source
-  config, n = ctx.config["relabel"], len(ctx.slots().labels)
+  config, n = ctx.config["relabel"], len(ctx.slot_labels(source))
   shape = (config["num_epochs"], n, ctx.source.spec.num_classes)
   size = int(np.prod(shape)) * np.dtype(config["dtype"]).itemsize
   where = "students label on line; stored for calibration: " if config["online"] else ""
@@ -64,8 +65,8 @@ def calibrate(ctx: "Context", *, calibrator: Mapping[str, Any]) -> str:
   return f"{calibrator['name']}({rest}) fitted on {ctx.config['calibrate']['fit_on']}"
 
 
-def student(ctx: "Context") -> str:
-  config, n = ctx.config["student"], len(ctx.slots().labels)
+def student(ctx: "Context", *, source: str) -> str:
+  config, n = ctx.config["student"], len(ctx.slot_labels(source))
   spec = ctx.source.spec
   model = models.make_model(
     num_classes=spec.num_classes, image_shape=spec.image_shape, **config["model"]

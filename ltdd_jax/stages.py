@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax import artefacts, calibrate, distil, labels, loop, plan, student, teacher
+from ltdd_jax import artefacts, calibrate, distil, imported, labels, loop, plan, student, teacher
 from ltdd_jax.data import longtail, sources
 from ltdd_jax.distil.recover import recover
 from ltdd_jax.types import ArrayData, LtddError, Teacher
@@ -74,7 +74,7 @@ class Context:
   def identity(self) -> dict[str, Any]:
     """What the data set is: every stage depends on it, so other data make other fingerprints."""
     spec = self.source.spec
-    test = test_indices(self.source, self.config["data"]["num_test"])
+    test = sources.test_indices(self.source, self.config["data"]["num_test"])
     return {
       "split": self.split.sha256,
       "classes": list(self.source.class_names),
@@ -102,7 +102,7 @@ class Context:
 
   @functools.cached_property
   def test_data(self) -> ArrayData:
-    indices = test_indices(self.source, self.config["data"]["num_test"])
+    indices = sources.test_indices(self.source, self.config["data"]["num_test"])
     return ArrayData(self.source.read("test", indices), self.source.test_labels[indices])
 
   @functools.cached_property
@@ -136,27 +136,20 @@ class Context:
       )
     return distil.make_slots(np.asarray(per_class), recover["order"])
 
+  @functools.cached_property
+  def imported(self) -> dict[str, imported.Imported]:
+    """Images that were made elsewhere, by image source: read and checked once."""
+    return imported.read_all(self.config["recover"]["methods"], self.source)
+
+  def slot_labels(self, source: str) -> np.ndarray:
+    """Classes (n,) of the slots of an image source."""
+    return self.imported[source].labels if source in self.imported else self.slots().labels
+
   def images(self, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Distilled images (n,h,w,c) uint8 and labels (n,); refuses those of another class map."""
     artefact = self.workdir.load(f"recover/{source}")
     artefacts.check_same_classes(artefact, self.workdir.load("data"))
     return artefact.arrays["images"], artefact.arrays["labels"]
-
-
-def test_indices(source: sources.Source, num_test: int | None) -> np.ndarray:
-  """All test images, or the first `num_test // k` of each class."""
-  if num_test is None:
-    return np.arange(len(source.test_labels))
-  per_class = num_test // source.spec.num_classes
-  if per_class < 1:
-    raise LtddError(
-      f"config.data.num_test is {num_test}; expected at least one image for each of the "
-      f"{source.spec.num_classes} classes, or None for all"
-    )
-  rows = [
-    np.flatnonzero(source.test_labels == c)[:per_class] for c in range(source.spec.num_classes)
-  ]
-  return np.sort(np.concatenate(rows))
 
 
 # ---- the stages ----
@@ -199,6 +192,8 @@ def _squeeze(ctx: Context, session: loop.Session) -> Product:
 
 
 def _recover(ctx: Context, session: loop.Session, *, source: str) -> Product:
+  if there := ctx.imported.get(source):
+    return Product(there.arrays, extra={"notes": list(there.notes)})
   method = ctx.method(source)
   fed = distil.Feed(
     teachers=tuple(t.variables for t in ctx.teachers) if "teachers" in method.needs else None,
@@ -314,14 +309,18 @@ def image_sources(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def make_stages(
-  config: Mapping[str, Any], identity: Mapping[str, Any] | None = None
+  config: Mapping[str, Any],
+  identity: Mapping[str, Any] | None = None,
+  found: Mapping[str, imported.Imported] | None = None,
 ) -> list[Stage]:
   """Lists the stages of a config in the order in which they run.
 
   Args:
     config: as `check.check` returns it.
     identity: `Context.identity` of the data set: what it is counts, and not where it lies.
+    found: `Context.imported`, of which the content counts too.
   """
+  config = imported.by_content(config, found or {})
   seed = {"seed": config["seed"]}
   data = {k: v for k, v in config["data"].items() if k != "data_dir"}
   stages = [
@@ -337,12 +336,15 @@ def make_stages(
 def _recover_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
   part = dict(config["recover"])
   part["method"] = part.pop("methods")[source]
+  group, inputs = seed | {"recover": part}, ("data", "squeeze")
+  if imported.is_imported(part["method"]):  # seed, slots and teachers have no part in it
+    group, inputs = {"recover": {"method": part["method"]}}, ("data",)
   bind = functools.partial
   return [
     Stage(
       f"recover/{source}",
-      seed | {"recover": part},
-      ("data", "squeeze"),
+      group,
+      inputs,
       bind(_recover, source=source),
       bind(plan.recover, source=source),
     )
@@ -392,7 +394,7 @@ def _student_stages(config: Mapping[str, Any], seed: dict[str, Any], source: str
         seed | {"student": part} | views,
         inputs,
         functools.partial(_student, source=source, regime=regime),
-        plan.student,
+        functools.partial(plan.student, source=source),
       )
     )
   return stages

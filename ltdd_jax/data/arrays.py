@@ -35,8 +35,8 @@ def open_arrays(
     raise LtddError(f"{name}: found {found}; expected {', '.join(_KEYS)} (and maybe classes).")
   images, labels = {}, {}
   for split in ("train", "test"):
-    images[split] = _images(f"{name}: x_{split}", np.asarray(arrays[f"x_{split}"]), image_size)
-    labels[split] = _integers(f"{name}: y_{split}", np.asarray(arrays[f"y_{split}"]))
+    images[split] = check_images(f"{name}: x_{split}", np.asarray(arrays[f"x_{split}"]), image_size)
+    labels[split] = check_integers(f"{name}: y_{split}", np.asarray(arrays[f"y_{split}"]))
   classes = _class_names(name, arrays.get("classes"), labels)
   k = len(classes)
   for split, y in labels.items():
@@ -74,7 +74,8 @@ def check_labels(where: str, labels: np.ndarray, num_classes: int, num_images: i
   return labels.astype(np.int32)
 
 
-def _integers(where: str, labels: np.ndarray) -> np.ndarray:
+def check_integers(where: str, labels: np.ndarray) -> np.ndarray:
+  """Returns labels (n,), n > 0, if they are integers; raises LtddError if not."""
   if labels.dtype.kind not in "iu" or labels.ndim != 1:
     raise LtddError(
       f"{where} is {labels.dtype} {labels.shape}: expected one integer an image, shape (n,)."
@@ -94,7 +95,8 @@ def _class_names(name: str, classes, labels: dict[str, np.ndarray]) -> tuple[str
   return tuple(n.decode() if isinstance(n, bytes) else n for n in names.tolist())
 
 
-def _images(where: str, images: np.ndarray, image_size) -> np.ndarray:
+def check_images(where: str, images: np.ndarray, image_size) -> np.ndarray:
+  """Returns uint8 images (n, h, w, c), resized if asked for; raises LtddError for others."""
   if images.dtype != np.uint8:
     raise LtddError(
       f"{where} is {images.dtype}: expected uint8 pixels. For floats in [0, 1] pass "
@@ -116,17 +118,26 @@ def open_npz(path: str, *, image_size: int | Sequence[int] | None = None) -> Sou
   Raises:
     LtddError: for a file that is missing, damaged or holds other things.
   """
+  arrays = read_npz(f"npz:{path}", path, (*_KEYS, "classes"))
+  return open_arrays(f"npz:{path}", arrays, image_size=image_size)
+
+
+def read_npz(name: str, path: str | pathlib.Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+  """Reads those arrays of an npz file that are there; nothing is ever unpickled.
+
+  Raises:
+    LtddError: for a file that is missing or damaged, or an array of objects.
+  """
   file = pathlib.Path(path).expanduser()
   if not file.is_file():
-    raise LtddError(f"npz:{path}: there is no such file.")
+    raise LtddError(f"{name}: there is no such file.")
   try:
     with file.open("rb") as opened, zipfile.ZipFile(opened):  # refuses what is no archive
       opened.seek(0)
       with np.load(opened, allow_pickle=False) as stored:
-        arrays = {key: stored[key] for key in stored.files if key in (*_KEYS, "classes")}
+        return {key: stored[key] for key in stored.files if key in keys}
   except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-    raise LtddError(f"npz:{path}: not a readable npz file of plain arrays ({error}).") from error
-  return open_arrays(f"npz:{path}", arrays, image_size=image_size)
+    raise LtddError(f"{name}: not a readable npz file of plain arrays ({error}).") from error
 
 
 def open_digits(*, image_size: int | Sequence[int] | None = None) -> Source:

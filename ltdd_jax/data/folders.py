@@ -43,7 +43,7 @@ def open_folder(
   notes = _check_test_classes(folders["test"], classes)
   files, labels = {}, {}
   for split, folder in folders.items():
-    found, other = _list_images(folder, classes)
+    found, other = list_images(folder, classes)
     found, skipped = _readable(found, size, on_unreadable)
     notes += _notes(split, skipped, other)
     files[split] = [file for file, _ in found]
@@ -107,7 +107,7 @@ def _check_test_classes(test: pathlib.Path, classes: tuple[str, ...]) -> list[st
   return []
 
 
-def _list_images(
+def list_images(
   folder: pathlib.Path, classes: tuple[str, ...]
 ) -> tuple[list[tuple[pathlib.Path, int]], list[pathlib.Path]]:
   """Returns (file, label) pairs sorted by class and name, and the files that are no images."""

@@ -273,3 +273,19 @@ def _damage_named(builder):
       f"{builder.data_path}: a file of this prepared data set is damaged or missing ({error}). "
       "Delete the folder and prepare or copy it anew."
     ) from error
+
+
+def test_indices(source: Source, num_test: int | None) -> np.ndarray:
+  """All test images, or the first `num_test // k` of each class."""
+  if num_test is None:
+    return np.arange(len(source.test_labels))
+  per_class = num_test // source.spec.num_classes
+  if per_class < 1:
+    raise LtddError(
+      f"config.data.num_test is {num_test}; expected at least one image for each of the "
+      f"{source.spec.num_classes} classes, or None for all"
+    )
+  rows = [
+    np.flatnonzero(source.test_labels == c)[:per_class] for c in range(source.spec.num_classes)
+  ]
+  return np.sort(np.concatenate(rows))

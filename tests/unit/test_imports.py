@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "ltdd_jax").rglob("*.py"))
 RANK = {
   "types": 0, "rng": 0, "mesh": 0, "startup": 0, "adsa": 0,
   "files": 1, "config": 1, "provenance": 2, "writer": 2, "registry": 2, "checkpoint": 2,
-  "manifest": 3, "artefacts": 4,
+  "manifest": 3, "artefacts": 4, "imported": 5,
   "data": 3, "losses": 3, "schedules": 3, "metrics": 4, "models": 4, "calibrate": 4,
   "loop": 5, "train": 5,
   "teacher": 6, "distil": 6, "labels": 6, "student": 7,

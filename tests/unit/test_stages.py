@@ -152,5 +152,5 @@ def test_artefacts_of_another_class_map_or_other_data_are_refused(config, tmp_pa
 
 
 def test_test_images_are_the_first_of_each_class():
-  rows = stages.test_indices(source(), 3)
+  rows = sources.test_indices(source(), 3)
   assert rows.tolist() == [0, 1, 2]
