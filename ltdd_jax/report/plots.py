@@ -3,6 +3,7 @@
   results = tables.read_results("runs/digits")
   plots.confidences(results, "confidences.png")     # what ADSA does to the soft labels
   plots.accuracies(results, "accuracies.png")       # what students make of them, class by class
+  plots.calibration(report, counts, (before, after), "curve.png")    # one calibration, by itself
 
 One panel for each image source, classes from head to tail. They need matplotlib, an optional
 package (`pip install -e '.[report]'`), which is imported when a plot is drawn; pyplot and its
@@ -85,6 +86,27 @@ def accuracies(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
   _save(accuracies_figure(results), path)
 
 
+def calibration(
+  report: Mapping[str, Any],
+  class_counts: Sequence[float],
+  confidence: tuple[Sequence[float], Sequence[float]],
+  path: str | pathlib.Path,
+) -> None:
+  """Draws what one calibration did, and writes a PNG.
+
+  Args:
+    report: of the calibrator; with a "curve" its objective is drawn too, with "tau_interval" the
+      interval of tau.
+    class_counts: (k,) training images of each class.
+    confidence: class confidences (k,) before and after.
+    path: of the PNG.
+
+  Raises:
+    LtddError: matplotlib is missing or the file cannot be written.
+  """
+  _save(calibration_figure(report, class_counts, confidence), path)
+
+
 def write_plots(results: Mapping[str, Any], folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
   """Writes the plots that a run has the numbers for; none if matplotlib is not installed.
 
@@ -131,6 +153,36 @@ def accuracies_figure(results: Mapping[str, Any]) -> Any:
     pairs = zip(rows, _colours(rows), strict=True)
     panels[source] = [Series(r["labels"], colour, r["per_class"]) for r, colour in pairs]
   return _bars(panels, _bins(results), "accuracy, %", top=100.0)
+
+
+def calibration_figure(
+  report: Mapping[str, Any],
+  class_counts: Sequence[float],
+  confidence: tuple[Sequence[float], Sequence[float]],
+) -> Any:
+  """Makes the figure of `calibration`, a `matplotlib.figure.Figure`."""
+  counts = [int(c) if float(c).is_integer() else round(float(c), 3) for c in class_counts]
+  names = [str(c) for c in range(len(counts))]
+  bins = _bins({"split": {"counts": counts}, "class_names": names})
+  names = ("before", f"after, tau = {report['tau']:.2f}")
+  colours = (_COLOURS["none"], _COLOURS["adsa"])
+  series = [Series(*x) for x in zip(names, colours, confidence, strict=True)]
+  figure = _bars({"distilled": series}, bins, "mean confidence", top=1.0)
+  curve = report.get("curve")
+  if not curve:
+    return figure
+  figure.set_size_inches(7.2, 5.4)
+  upper, lower = figure.add_gridspec(2, 1)
+  figure.axes[0].set_subplotspec(lower)
+  axis = figure.add_subplot(upper)
+  axis.plot(*np.transpose(curve), color="#0072b2")
+  axis.axvline(report["tau"], color="#000000", linestyle=":", label=f"tau = {report['tau']:.3f}")
+  if report.get("tau_interval"):
+    axis.axvspan(*report["tau_interval"], color="#e69f00", alpha=0.3, label="95 % interval")
+  axis.set_xlabel("tau")
+  axis.set_ylabel(f"objective ({report.get('criterion', 'confidence')})")
+  axis.legend(fontsize=8)
+  return figure
 
 
 def _has_confidences(row: Mapping[str, Any]) -> bool:
@@ -204,16 +256,23 @@ def _bars(panels: Mapping[str, list[Series]], bins: Bins, ylabel: str, *, top: f
 # ---- matplotlib ----
 
 
-def _figure(width: float, height: float) -> Any:
-  """An empty figure drawn by Agg, known to no global state."""
+def check_available() -> None:
+  """Imports matplotlib, or raises LtddError that says how to install it."""
   try:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    import matplotlib.figure  # noqa: F401
   except ImportError as error:
     raise LtddError(
       f"plots need matplotlib, which cannot be imported ({error}). Install it: "
       "pip install -e '.[report]', or pip install matplotlib"
     ) from error
+
+
+def _figure(width: float, height: float) -> Any:
+  """An empty figure drawn by Agg, known to no global state."""
+  check_available()
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
   figure = Figure(figsize=(width, height), layout="constrained")
   FigureCanvasAgg(figure)
   return figure

@@ -1,0 +1,113 @@
+"""Calibrates logits of any program: files in, soft labels out.
+
+    python -m launch.calibrate --logits z.npy --labels y.npy --counts n.npy --out labels.npz
+
+`docs/any_framework.md` says what the files may be, and what comes out.
+"""
+
+import logging as std_logging
+import pathlib
+import sys
+
+from ltdd_jax import startup
+
+startup.tune_host()  # before jax is imported, and so above the other imports
+
+from absl import app, flags, logging  # noqa: E402
+
+_LOGITS = flags.DEFINE_string(
+  "logits", None, "(n, k) or (epochs, n, k) floats: z.npy, store.npz:logits, z.safetensors:name, "
+  "z.parquet:column, z.raw:float16,300x50000x1000"
+)  # fmt: skip
+_LABELS = flags.DEFINE_string(
+  "labels", None, "(n,) or (epochs, n) integers, the classes that images were distilled for; the "
+  "same formats, and .txt .csv .json"
+)  # fmt: skip
+_COUNTS = flags.DEFINE_string("counts", None, "(k,) training images of each class")
+_OUT = flags.DEFINE_string("out", None, "file to write, .npz or .npy")
+_CALIBRATOR = flags.DEFINE_string("calibrator", "adsa", "a name in ltdd_jax.calibrate.CALIBRATORS")
+_ARGS = flags.DEFINE_string(
+  "calibrator_args", None, "its arguments: criterion=marginal,tau_range=(0,2)"
+)
+_TARGET_PRIOR = flags.DEFINE_string(
+  "target_prior", None, "(k,) class frequencies of a test set that is not balanced"
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides logits before the softmax")
+_KIND = flags.DEFINE_string("kind", "probabilities", "what to write: probabilities or logits")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "of what is written: float16 or float32")
+_SMOOTHING = flags.DEFINE_float("smoothing", 0.0, "training images to add to every class")
+_CHUNK_SIZE = flags.DEFINE_integer("chunk_size", None, "rows of a block; by default 1M logits")
+_PLOT = flags.DEFINE_string("plot", None, "PNG of the curve of tau and of class confidences")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace files that are there")
+_DRY_RUN = flags.DEFINE_bool(  # launch.main has one too, of the same meaning
+  "dry_run", False, "check everything, say what would be done, and stop", allow_override=True
+)
+
+
+def main(argv: list[str]) -> int:
+  """Calls `logit_files`; errors for the user are one message."""
+  from ltdd_jax.types import LtddError
+
+  logging.set_verbosity(logging.INFO)
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
+  try:
+    if len(argv) > 1:
+      raise LtddError(f"unexpected arguments {argv[1:]}; every value needs its --flag.")
+    startup.setup_jax()
+    _run()
+  except LtddError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def _run() -> None:
+  from ltdd_jax import logit_files
+  from ltdd_jax.report import calibration, plots
+
+  _check_plot()
+  job = logit_files.prepare(
+    _LOGITS.value, _LABELS.value, _COUNTS.value, out=_OUT.value, calibrator=_CALIBRATOR.value,
+    calibrator_args=logit_files.parse_args(_ARGS.value), target_prior=_TARGET_PRIOR.value,
+    temperature=_TEMPERATURE.value, kind=_KIND.value, dtype=_DTYPE.value,
+    smoothing=_SMOOTHING.value, chunk_size=_CHUNK_SIZE.value, overwrite=_OVERWRITE.value,
+  )  # fmt: skip
+  if _DRY_RUN.value:
+    print(calibration.describe_job(job))
+    return
+  found = logit_files.run(job)
+  print(calibration.describe(found))
+  print(f"\nwrote {job.out}: {job.kind}, {job.dtype} {job.shape}, {job.nbytes / 1e6:,.1f} MB")
+  if _PLOT.value:
+    pair = found.confidence_before, found.confidence_after
+    plots.calibration(found.report, found.class_counts, pair, _PLOT.value)
+    print(f"wrote {_PLOT.value}")
+
+
+def _check_plot() -> None:
+  """Finds before any work what would keep the plot from being drawn."""
+  from ltdd_jax.report import plots
+  from ltdd_jax.types import LtddError
+
+  if not _PLOT.value:
+    return
+  path = pathlib.Path(_PLOT.value)
+  plots.check_available()
+  if path.suffix.lower() != ".png":
+    raise LtddError(f"plot is {path}; expected a name that ends in .png.")
+  if path.exists() and not _OVERWRITE.value:
+    raise LtddError(f"plot is {path}, which is there already. Use another name, or --overwrite.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line; an error is one message."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    print(f"error: {str(error).strip()}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["logits", "labels", "counts", "out"])
+  app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,130 @@
+"""Arrays written block by block into .npy and .npz files that are whole or not there at all."""
+
+import contextlib
+import math
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO
+
+import numpy as np
+
+from ltdd_jax import config, files
+from ltdd_jax.types import LtddError
+
+FORMATS = (".npy", ".npz")
+_SLACK = 1 << 20  # bytes for what goes beside the array
+
+
+def check_target(
+  path: str | os.PathLike[str],
+  *,
+  overwrite: bool,
+  need: int,
+  inputs: Iterable[pathlib.Path] = (),
+) -> pathlib.Path:
+  """Says before any work what would keep a file from being written; returns its path.
+
+  Args:
+    path: of the file.
+    overwrite: whether one that is there may be replaced.
+    need: its bytes.
+    inputs: files that it must not replace.
+
+  Raises:
+    LtddError: another extension than .npy and .npz, no such folder, a file that is there, a full
+      disk.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.suffix not in FORMATS:
+    raise LtddError(f"out is {path}; expected a name that ends in .npz or .npy.")
+  if not path.parent.is_dir():
+    near = _suggest_folder(path.parent)
+    raise LtddError(f"out is {path}, but there is no folder {path.parent}. {near}Make it first.")
+  if any(path.resolve() == other.resolve() for other in inputs):
+    raise LtddError(f"out is {path}, which is one of the inputs; expected another name.")
+  if path.is_dir():
+    raise LtddError(f"out is {path}, which is a folder; expected the name of a file.")
+  if path.exists() and not overwrite:
+    raise LtddError(f"out is {path}, which is there already. Use another name, or overwrite.")
+  files.check_space(f"file {path}", path.parent, need + _SLACK)
+  return path
+
+
+def _suggest_folder(folder: pathlib.Path) -> str:
+  if not folder.parent.is_dir():
+    return ""
+  near = config.suggest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()])
+  return f"{near} " if near else ""
+
+
+def write(
+  path: pathlib.Path,
+  shape: tuple[int, ...],
+  dtype: np.dtype,
+  blocks: Iterable[np.ndarray],
+  beside: Callable[[], Mapping[str, np.ndarray]],
+) -> None:
+  """Writes an array in C order; a file of that name is replaced when the new one is whole.
+
+  Args:
+    path: .npz, where the array is called "labels", or .npy.
+    shape: of the array.
+    dtype: of the array.
+    blocks: consecutive parts of it.
+    beside: called after the last block: the other arrays of an .npz file.
+
+  Raises:
+    LtddError: the disk is full or the folder cannot be written.
+  """
+  need = math.prod(shape) * dtype.itemsize
+  with files.explained(f"file {path}", folder=path.parent, need=need):
+    with _replacing(path) as file:
+      if path.suffix == ".npz":
+        _write_npz(file, shape, dtype, blocks, beside)
+      else:
+        _write_array(file, shape, dtype, blocks)
+    files.sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """A temporary file in the same folder, which gets the name at the end, or is removed."""
+  handle, name = tempfile.mkstemp(dir=path.parent, prefix=files.TEMPORARY)
+  try:
+    with os.fdopen(handle, "w+b") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+  except BaseException:
+    pathlib.Path(name).unlink(missing_ok=True)
+    raise
+
+
+def _write_array(
+  file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]
+) -> None:
+  header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+  np.lib.format.write_array_header_1_0(file, header)
+  for block in blocks:
+    file.write(np.ascontiguousarray(block, dtype).data)
+
+
+def _write_npz(
+  file: IO[bytes],
+  shape: tuple[int, ...],
+  dtype: np.dtype,
+  blocks: Iterable[np.ndarray],
+  beside: Callable[[], Mapping[str, np.ndarray]],
+) -> None:
+  """Like np.savez, without the array in memory; dates are left out, so equal files are equal."""
+  with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with archive.open(zipfile.ZipInfo("labels.npy"), "w", force_zip64=True) as member:
+      _write_array(member, shape, dtype, blocks)
+    for name, array in beside().items():
+      with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
