@@ -189,7 +189,8 @@ def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
   """
   if prior.shape != (k,) or prior.dtype.kind not in "iuf":
     raise LtddError(
-      f"{text}: {prior.dtype} of shape {prior.shape}; logits of {k} classes need frequencies ({k},)."
+      f"{text}: {prior.dtype} of shape {prior.shape}; logits of {k} classes need frequencies of "
+      f"shape ({k},)."
     )
   prior = prior.astype(np.float64)
   bad = ~((prior > 0) & (prior < np.inf))
@@ -200,7 +201,5 @@ def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
       "occurs, give a small number."
     )
   if abs(prior.sum() - 1) > 1e-4:
-    raise LtddError(
-      f"{text}: sums to {prior.sum():.6g}; expected 1. Save prior / prior.sum()."
-    )
+    raise LtddError(f"{text}: sums to {prior.sum():.6g}; expected 1. Save prior / prior.sum().")
   return prior / prior.sum()

@@ -14,7 +14,9 @@ PARQUET = (".parquet", ".pq")
 ARRAYS = (".npy", ".npz", ".safetensors", *PARQUET, *RAW)
 TEXTS = (".txt", ".csv", ".json")
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_SPLIT = re.compile(r"(.*?(?:{}))(?::(.*))?".format("|".join(map(re.escape, (*ARRAYS, *TEXTS)))), re.IGNORECASE)
+_SPLIT = re.compile(
+  r"(.*?(?:{}))(?::(.*))?".format("|".join(map(re.escape, (*ARRAYS, *TEXTS)))), re.IGNORECASE
+)
 
 
 class Name(NamedTuple):

@@ -5,6 +5,7 @@ logits (stop - start, k); rows are numbered over the leading axes in C order. `a
 them, so whatever is one can be calibrated without fitting into memory.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,10 +27,8 @@ class ArraySource:
     array = np.asarray(array)  # a plain view: slicing a np.memmap costs more
     self.shape, self.dtype = array.shape, array.dtype.newbyteorder("=")
     self._array, self._flat = array, None
-    try:
+    with contextlib.suppress(ValueError, IndexError):  # Fortran order, or no array of rows at all
       self._flat = np.reshape(array, (-1, array.shape[-1]), copy=False)
-    except (ValueError, IndexError):  # Fortran order, or no array of rows at all
-      pass
 
   def rows(self, start: int, stop: int) -> np.ndarray:
     if self._flat is not None:

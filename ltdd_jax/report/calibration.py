@@ -1,6 +1,6 @@
 """What a calibration of logits did, as text for a terminal.
 
-  print(calibration.describe(calibrate_logits("z.npy", "y.npy", "n.npy", out="labels.npz")))
+print(calibration.describe(calibrate_logits("z.npy", "y.npy", "n.npy", out="labels.npz")))
 """
 
 import math
@@ -24,7 +24,9 @@ def describe(found: Calibration) -> str:
 def _tau(found: Calibration) -> str:
   interval = found.report.get("tau_interval")
   text = f"tau = {found.tau:.4f}"
-  return text if interval is None else f"{text}, 95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
+  return (
+    text if interval is None else f"{text}, 95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
+  )
 
 
 def _table(found: Calibration) -> str:
@@ -62,10 +64,10 @@ def _mean(values: np.ndarray) -> str:
 
 def describe_job(job: Job) -> str:
   """What a command would do, for a dry run."""
-  *_, k = job.shape
+  *lead, k = job.shape
   given = "".join(f", {key}={value}" for key, value in job.args.items() if key != "target_prior")
   lines = [
-    f"{job.text}: {job.source.dtype} {job.shape}, {math.prod(job.shape[:-1]):,} rows of {k} classes",
+    f"{job.text}: {job.source.dtype} {job.shape}, {math.prod(lead):,} rows of {k} classes",
     f"labels: {job.labels.shape}, {len(np.unique(job.labels))} of {k} classes have an image",
     f"counts: {_number(job.counts.max())} to {_number(job.counts.min())} training images a class",
     f"calibrator: {job.name}{given}",

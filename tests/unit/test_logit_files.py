@@ -114,8 +114,8 @@ def test_every_format_gives_the_rows_of_the_array(tmp_path, monkeypatch, form):
   np.testing.assert_array_equal(source.rows(20, 23), flat[20:23])
 
 
-@pytest.mark.parametrize("form", ("npy", "npz", "npz compressed", "safetensors", "raw"))
-@pytest.mark.parametrize("dtype", (np.float16, ml_dtypes.bfloat16))
+@pytest.mark.parametrize("form", ["npy", "npz", "npz compressed", "safetensors", "raw"])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision(tmp_path, form, dtype):
   logits = LOGITS.astype(dtype)
   _, source = inputs.open_logits(save(tmp_path, form, logits))
@@ -145,7 +145,9 @@ def test_calibration_of_a_file_is_that_of_the_array(tmp_path, form):
   close(found.confidence_after, direct.confidence_after, 1e-4)
 
 
-@pytest.mark.parametrize("suffix", ("npy", "npz", "safetensors", "raw", "parquet", "txt", "csv", "json"))
+@pytest.mark.parametrize(
+  "suffix", ["npy", "npz", "safetensors", "raw", "parquet", "txt", "csv", "json"]
+)
 def test_labels_in_every_format(tmp_path, suffix):
   path = name = tmp_path / f"y.{suffix}"
   if suffix == "npy":
@@ -205,7 +207,7 @@ def test_torch_tensors_are_recognised_without_torch():
 
 
 @pytest.mark.parametrize("name", sorted(calibrate.CALIBRATORS))
-@pytest.mark.parametrize("suffix", ("npz", "npy"))
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
 def test_files_hold_what_the_array_holds(tmp_path, monkeypatch, name, suffix):
   monkeypatch.setattr(sources, "BLOCK", 7 * K)  # 60 rows: blocks of seven, the last overlaps
   path = tmp_path / f"labels.{suffix}"

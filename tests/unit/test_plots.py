@@ -132,3 +132,19 @@ def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot():
     "assert 'matplotlib.pyplot' not in sys.modules\n"
   )
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_one_calibration_by_itself(tmp_path):
+  report = {"tau": 0.5, "curve": [[0.0, 0.3], [0.5, 0.1], [1.0, 0.2]], "tau_interval": [0.4, 0.7]}
+  confidence = [0.9, 0.2, np.nan], [0.5, 0.6, np.nan]
+  figure = plots.calibration_figure(report, [50.0, 4.0, 4.5], confidence)
+  bars, curve = figure.axes
+  values = heights(bars)
+  np.testing.assert_array_equal(values["before"], confidence[0])
+  np.testing.assert_array_equal(values["after, tau = 0.50"], confidence[1])
+  assert bars.get_xticklabels()[0].get_text() == "0\n50"
+  np.testing.assert_array_equal(curve.lines[0].get_xydata(), report["curve"])
+  assert [t.get_text() for t in curve.get_legend().get_texts()] == ["tau = 0.500", "95 % interval"]
+  plots.calibration({"tau": 0.0}, [3, 2, 1], confidence, tmp_path / "c.png")  # without a curve
+  with Image.open(tmp_path / "c.png") as picture:
+    assert picture.format == "PNG"

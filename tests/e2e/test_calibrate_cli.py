@@ -1,0 +1,207 @@
+"""The command `python -m launch.calibrate`: messages, memory, and what the docs say about it."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[2]
+K, N, E = 30, 120, 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder, random = tmp_path_factory.mktemp("logits"), np.random.default_rng(0)
+  counts = (500 * (1 / 100) ** (np.arange(K) / (K - 1))).astype(int)
+  labels = np.arange(N) % K
+  logits = random.standard_normal((E, N, K)) + 3 * np.eye(K)[labels]
+  np.save(folder / "z.npy", (logits + np.log(counts / counts.sum())).astype(np.float16))
+  np.save(folder / "y.npy", labels)
+  np.save(folder / "n.npy", counts)
+  return folder
+
+
+def run(folder, *flags, inputs=("z.npy", "y.npy", "n.npy")):
+  files = [
+    f"--{k}={folder / v}" for k, v in zip(("logits", "labels", "counts"), inputs, strict=True)
+  ]
+  command = [sys.executable, "-m", "launch.calibrate", *files, *flags]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_it_writes_prints_and_draws(folder, tmp_path):
+  out, png = tmp_path / "labels.npz", tmp_path / "curve.png"
+  done = run(
+    folder, f"--out={out}", f"--plot={png}", "--dtype=float16",
+    "--calibrator_args=tau_range=(0,2),allow_negative=true",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  stored = np.load(out, allow_pickle=False)
+  tau = float(stored["tau"])
+  assert 0.5 < tau < 1.5
+  assert stored["labels"].shape == (E, N, K)
+  assert f"tau = {tau:.4f}" in done.stdout
+  rows = re.findall(r"^\| +(\S.*?) \| +(\S.*?) \| +([\d.]+) \| +([\d.]+) \|$", done.stdout, re.M)
+  shown = {name: (float(before), float(after)) for name, _, before, after in rows}
+  assert len([name for name in shown if name.startswith("class ")]) == 20
+  assert {"class 0", f"class {K - 1}", "head, 10 classes", "mid, 10 classes"} <= set(shown)
+  before, after = stored["class_confidence_before"], stored["class_confidence_after"]
+  assert shown["class 0"] == (round(before[0], 3), round(after[0], 3))
+  assert shown["tail, 10 classes"][1] == pytest.approx(after[20:].mean(), abs=1e-3)
+  assert "10 more classes" in done.stdout
+  assert f"wrote {out}: probabilities, float16 (2, 120, 30)" in done.stdout
+  assert json.loads(str(stored["report"]))["calibrator_args"]["allow_negative"] is True
+  with Image.open(png) as picture:
+    assert picture.format == "PNG"
+    assert len(picture.getcolors(maxcolors=1 << 20)) > 2
+
+
+def test_a_dry_run_only_checks(folder, tmp_path):
+  done = run(folder, f"--out={tmp_path / 'o.npy'}", "--dry_run", "--calibrator=fixed")
+  assert done.returncode == 0, done.stderr
+  assert "float16 (2, 120, 30), 240 rows of 30 classes" in done.stdout
+  assert f"would write {tmp_path / 'o.npy'}" in done.stdout
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--out=o.npz", "--tua=1"], "Unknown command line flag 'tua'"),
+    (["--out=o.npz", "--temperature=warm"], "flag --temperature=warm"),
+    ([], "Flag --out must have a value"),
+    (["--out=no/o.npz"], "there is no folder no"),
+    (["--out=o.npz", "--calibrator=adas"], "unknown calibrator 'adas'. Did you mean 'adsa'?"),
+    (["--out=o.npz", "--calibrator_args=tau"], "expected key=value"),
+    (["--out=o.npz", "stray"], "unexpected arguments ['stray']"),
+    (["--out=o.npz", "--plot=c.pdf"], "expected a name that ends in .png"),
+  ],
+)
+def test_errors_are_one_message_and_exit_code_2(folder, flags, message):
+  done = run(folder, *flags)
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: ")
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_an_error_in_a_file_too(folder, tmp_path):
+  np.save(folder / "short.npy", np.arange(7))
+  done = run(folder, f"--out={tmp_path / 'o.npz'}", inputs=("z.npy", "short.npy", "n.npy"))
+  assert done.returncode == 2
+  assert re.fullmatch(r"error: labels .*short\.npy: shape \(7,\); .*\n", done.stderr)
+
+
+# ---- memory ----
+
+MEMORY = """
+import pathlib, sys, threading, time
+from ltdd_jax import startup
+startup.tune_host()
+import numpy as np
+from ltdd_jax.logit_files import calibrate_logits
+
+def anonymous():
+  text = pathlib.Path("/proc/self/status").read_text()
+  return int(text.split("RssAnon:")[1].split()[0]) * 1024
+
+folder = pathlib.Path(sys.argv[1])
+n, k = 400_000, 500
+z = np.lib.format.open_memmap(folder / "z.npy", "w+", np.float16, (n, k))  # zeros take no room
+labels, counts = np.arange(n) % k, np.linspace(500, 5, k)
+random = np.random.default_rng(0)
+for start in (0, n - 2 * k):  # the first and the last images are more than zeros
+  z[start:start + 2 * k] = random.standard_normal((2 * k, k)) + 3 * np.eye(k)[labels[:2 * k]]
+z.flush()
+del z
+before, peak, done = anonymous(), [0], threading.Event()
+
+def watch():
+  while not done.wait(0.005):
+    peak[0] = max(peak[0], anonymous() - before)
+
+thread = threading.Thread(target=watch)
+thread.start()
+found = calibrate_logits(folder / "z.npy", labels, counts, out=folder / "o.npy", dtype="float16")
+done.set()
+thread.join()
+print(peak[0], (folder / "z.npy").stat().st_size, (folder / "o.npy").stat().st_size)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux")
+def test_memory_does_not_grow_with_the_file(tmp_path):
+  """400 MB of logits in, 400 MB of labels out, and under 150 MB of memory that is no page cache."""
+  command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+  env = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env)
+  assert done.returncode == 0, done.stderr
+  peak, read, written = map(int, done.stdout.split())
+  assert min(read, written) >= 400e6
+  assert peak < 150e6
+
+
+# ---- docs ----
+
+
+def snippets(language):
+  text = (ROOT / "docs" / "any_framework.md").read_text()
+  return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+class Tensor:
+  """As much of torch.Tensor as the docs use, on NumPy."""
+
+  def __init__(self, array):
+    self.array = array
+
+  def detach(self):
+    return self
+
+  cpu = detach
+
+  def float(self):
+    return Tensor(self.array.astype(np.float32))
+
+  def numpy(self):
+    return self.array
+
+
+def test_the_documented_example_runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  random = np.random.default_rng(0)
+  labels, counts = np.arange(50) % 10, np.linspace(500, 5, 10)
+  logits = random.standard_normal((50, 10)) + 3 * np.eye(10)[labels] + np.log(counts)
+  torch = types.ModuleType("torch")
+  torch.from_numpy = lambda array: Tensor(np.asarray(array))
+  monkeypatch.setitem(sys.modules, "torch", torch)
+  scope = {
+    "logits": Tensor(logits.astype(np.float16)),
+    "labels": Tensor(labels),
+    "class_counts": counts.astype(int).tolist(),
+  }
+  save, notebook, back = snippets("python")[:3]
+  exec(save, scope)
+  (shell,) = [s for s in snippets("sh") if "--logits z.npy --labels y.npy" in s]
+  command = [sys.executable, *shell.replace("\\\n", " ").split()[1:]]
+  done = subprocess.run(
+    command,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+  )
+  assert done.returncode == 0, done.stderr
+  exec(back, scope)
+  soft_labels, tau = scope["soft_labels"].numpy(), scope["tau"]
+  assert soft_labels.shape == (50, 10)
+  exec(notebook, scope)
+  np.testing.assert_array_equal(scope["soft_labels"].numpy(), soft_labels)
+  assert scope["done"].tau == tau
