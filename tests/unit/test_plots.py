@@ -137,7 +137,7 @@ def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot():
 def test_one_calibration_by_itself(tmp_path):
   report = {"tau": 0.5, "curve": [[0.0, 0.3], [0.5, 0.1], [1.0, 0.2]], "tau_interval": [0.4, 0.7]}
   confidence = [0.9, 0.2, np.nan], [0.5, 0.6, np.nan]
-  figure = plots.calibration_figure(report, [50.0, 4.5, 4.0], confidence)
+  figure = plots.calibration_figure(report, [50.0, 5.0, 4.0], confidence)
   bars, curve = figure.axes
   values = heights(bars)
   np.testing.assert_array_equal(values["before"], confidence[0])
