@@ -11,6 +11,9 @@ from ltdd_jax import calibrate
 from ltdd_jax.types import LtddError
 
 KWARGS = {"fixed": {"tau": 0.7}}
+# Calibration by log-loss does not know of a prior, so there is none whose removal does nothing.
+NO_PRIOR = {"temperature", "vector_scaling"}
+FITTED = sorted(set(calibrate.CALIBRATORS) - {"none", "fixed"})
 COUNTS = np.array([300, 80, 20, 5, 1])
 E, N, K = 3, 20, len(COUNTS)
 UNIFORM = jnp.full(K, -np.log(K), jnp.float32)
@@ -81,7 +84,20 @@ def test_deterministic(calibrator):
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_uniform_prior_is_the_identity(calibrator):
+def test_before_a_fit_nothing_changes(name):
+  """`init` is the identity, and so is tau = 0."""
+  calibrator = calibrate.make_calibrator(name, **{"fixed": {"tau": 0.0}}.get(name, {}))
+  logits, labels = store()
+  params = [calibrator.init(log_prior())]
+  if name == "fixed":
+    params.append(calibrator.fit(logits, labels, log_prior()))
+  for p in params:
+    close(calibrator.apply(p, logits, log_prior()), logits.astype(np.float32), 1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(calibrate.CALIBRATORS) - NO_PRIOR))
+def test_uniform_prior_is_the_identity(name):
+  calibrator = calibrate.make_calibrator(name, **KWARGS.get(name, {}))
   logits, labels = store()
   close(probabilities(calibrator, logits, labels, UNIFORM), jax.nn.softmax(logits, axis=-1), 1e-3)
 
@@ -127,6 +143,70 @@ def test_duplicates_change_nothing(calibrator):
   )
 
 
+def test_more_labels_of_one_class_change_no_weights(name):
+  """Classes weigh the same however many images they have, all alike."""
+  if name not in FITTED:
+    return
+  calibrator = calibrate.make_calibrator(name)
+  logits, labels = store()
+  more = np.concatenate([np.arange(N), np.flatnonzero(labels == 1)])
+  params = [calibrator.fit(logits[:, i], labels[i], log_prior()) for i in (slice(None), more)]
+  close(*(calibrator.apply(p, logits, log_prior()) for p in params), 2e-3)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_chunks_memory_maps_and_row_sources(name, tmp_path):
+  logits, labels = store()
+  np.save(tmp_path / "logits.npy", logits)
+  mapped = np.load(tmp_path / "logits.npy", mmap_mode="r")
+  asked = []
+
+  class Source:
+    shape, dtype = logits.shape, logits.dtype
+
+    def rows(self, start, stop):
+      asked.append(stop - start)
+      return logits.reshape(-1, K)[start:stop]
+
+  whole = calibrate.make_calibrator(name).fit(logits, labels, log_prior())
+  small = calibrate.make_calibrator(name, chunk_size=7)
+  for z in (mapped, Source(), jnp.asarray(logits)):
+    params = small.fit(z, labels, log_prior())
+    outs = [jax.nn.softmax(small.apply(p, logits, log_prior())) for p in (params, whole)]
+    close(*outs)
+  assert set(asked) == {7}
+
+
+@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda z, y: (np.where(np.arange(N)[:, None] == 4, np.nan, z), y), r"logits\[0, 4\]"),
+    (lambda z, y: (np.where(np.arange(N)[:, None] == 4, np.inf, z), y), r"logits\[0, 4\]"),
+    (lambda z, y: (z, y.astype(float)), "labels have dtype float64"),
+    (lambda z, y: (z, y + 1), r"outside \[0, 5\)"),
+    (lambda z, y: (z, y[1:]), r"labels have shape \(19,\)"),
+    (lambda z, y: (z, 0 * y), "fewer than two classes"),
+    (lambda z, y: (z.astype(int), y), "expected floats"),
+    (lambda z, y: (z[..., :4], y % 4), r"log_prior has shape \(5,\)|class_counts has shape"),
+  ],
+)
+def test_bad_input_is_refused_by_name(name, change, message):
+  with pytest.raises(LtddError, match=f"^{name}: .*({message})"):
+    calibrate.make_calibrator(name).fit(*change(*store()), log_prior())
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_logits_that_are_certain(name):
+  """As on distilled images without augmentation: whatever comes out is finite."""
+  _, labels = store()
+  logits = (40 * np.eye(K)[labels])[None].astype(np.float32)
+  calibrator = calibrate.make_calibrator(name)
+  params = calibrator.fit(logits, labels, log_prior())
+  assert np.isfinite(np.asarray(calibrator.apply(params, logits, log_prior()))).all()
+  json.dumps(calibrator.report(params), allow_nan=False)
+
+
 def test_one_image_or_none_of_a_class(calibrator):
   logits, labels = store()
   for keep in (labels != 4, (labels != 4) | (np.arange(N) == 4)):
@@ -136,19 +216,25 @@ def test_one_image_or_none_of_a_class(calibrator):
 
 def test_a_class_without_training_images_is_refused_or_ignored(name, calibrator):
   prior = log_prior().at[2].set(-jnp.inf)
-  if name == "none":
+  assert set(calibrate.WITHOUT_PRIOR) == NO_PRIOR | {"none"}
+  if name in calibrate.WITHOUT_PRIOR:
     assert np.isfinite(probabilities(calibrator, *store(), prior)).all()
   else:
     with pytest.raises(LtddError, match="class 2 has no training image"):
       calibrator.fit(*store(), prior)
 
 
-def test_report_is_plain(calibrator):
+def test_report_is_plain(name, calibrator):
   logits, labels = store()
   keep = labels != 4
   report = calibrator.report(calibrator.fit(logits[:, keep], labels[keep], log_prior()))
+  calibrator.report(calibrator.init(log_prior()))
   assert json.loads(json.dumps(report, allow_nan=False)) == report
   assert isinstance(report["tau"], float)
+  assert isinstance(report["message"], str)
+  if name in FITTED:
+    assert report["confidence_before"][4] is None
+    assert report["objective_after"] <= report["objective_before"] + 1e-6
 
 
 def test_inputs_stay_as_they_were(calibrator):

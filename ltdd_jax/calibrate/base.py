@@ -1,0 +1,187 @@
+"""The interface of calibrators, and the checks and small formulas that they share."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax import adsa as adsa_lib
+from ltdd_jax.data import longtail
+from ltdd_jax.types import LtddError
+
+UNIFORM = 1e-5  # span of a log prior that counts as none, as in `ltdd_jax.adsa`
+Groups = Sequence[Sequence[int]] | str | None
+
+
+class Calibrator(NamedTuple):
+  """Pure functions; params are a pytree of arrays, the same structure in `init` and `fit`."""
+
+  init: Callable[..., Any]  # (log_prior (k,)) -> params before a fit; raises what k rules out
+  fit: Callable[..., Any]  # (logits (..., n, k), labels (n,), log_prior (k,)) -> params
+  apply: Callable[..., jax.Array]  # (params, logits (..., k), log_prior (k,)) -> float32 (..., k)
+  report: Callable[..., dict[str, Any]]  # (params) -> floats, strings, lists, None for NaN
+
+
+# ---- checks ----
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+  """Turns a ValueError inside into an LtddError that begins with the calibrator's name."""
+  try:
+    yield
+  except LtddError:
+    raise
+  except ValueError as error:
+    raise LtddError(f"{name}: {error}") from error
+
+
+def check_prior(log_prior: Any) -> None:
+  """Raises LtddError if a class has no training image."""
+  empty = np.flatnonzero(~np.isfinite(np.asarray(log_prior)))
+  if empty.size:
+    raise LtddError(
+      f"class {empty[0]} has no training image, so its log frequency is minus infinity and soft "
+      "labels cannot be aligned. Leave the class out of the data."
+    )
+
+
+def check_choice(name: str, key: str, value: Any, options: Sequence[str]) -> None:
+  """Raises LtddError unless the value is one of the options."""
+  if value not in options:
+    known = ", ".join(map(repr, options))
+    raise LtddError(f"{name}: {key} is {value!r}; expected one of {known}.")
+
+
+def check_number(
+  name: str, key: str, value: float, *, least: float = 0.0, above: bool = False
+) -> None:
+  """Raises LtddError unless the value is finite and at least (or above) `least`."""
+  if not math.isfinite(value) or value < least or (above and value == least):
+    bound = f"above {least:g}" if above else f"of {least:g} or more"
+    raise LtddError(f"{name}: {key} is {value}; expected a finite number {bound}.")
+
+
+def open_rows(logits: Any, labels: Any, log_prior: Any, chunk_size: int | None) -> adsa_lib.Rows:
+  """Checked rows of logits with as many classes as the prior; raises ValueError."""
+  rows = adsa_lib.Rows(logits, labels, chunk_size)
+  if np.shape(log_prior) != (rows.k,):
+    raise ValueError(
+      f"log_prior has shape {np.shape(log_prior)}; logits of {rows.k} classes need ({rows.k},)."
+    )
+  return rows
+
+
+def target_shift(name: str, target_prior: Sequence[float] | None) -> np.ndarray | None:
+  """Log frequencies (k,) of the classes in a test set, their mean taken off; None for none.
+
+  Raises:
+    LtddError: frequencies that are not positive or do not sum to one within 1e-6.
+  """
+  if target_prior is None:
+    return None
+  q = np.asarray(target_prior, np.float64)
+  if q.ndim != 1 or not q.size or not np.all((q > 0) & (q < np.inf)):
+    raise LtddError(
+      f"{name}: target_prior is {target_prior}; expected the frequency of each class in the test "
+      "set, each above 0. For a class that never occurs there, give a small number."
+    )
+  if abs(q.sum() - 1) > 1e-6:
+    raise LtddError(
+      f"{name}: target_prior sums to {q.sum():.6g}; expected 1. Divide it by its sum."
+    )
+  return np.log(q) - np.log(q).mean()
+
+
+def check_target(name: str, target: np.ndarray | None, k: int) -> None:
+  """Raises LtddError if a target prior is not one of k classes."""
+  if target is not None and len(target) != k:
+    raise LtddError(f"{name}: target_prior has {len(target)} entries; there are {k} classes.")
+
+
+def check_groups(name: str, groups: Groups) -> None:
+  """Raises LtddError unless groups are None, "thirds" or lists that cover 0, 1, ... once."""
+  if groups is None or (isinstance(groups, str) and groups == "thirds"):
+    return
+  if isinstance(groups, str):
+    raise LtddError(f"{name}: groups is {groups!r}; expected 'thirds' or lists of classes.")
+  classes = sorted(c for group in groups for c in group)
+  if classes != list(range(len(classes))) or not all(len(group) for group in groups):
+    raise LtddError(
+      f"{name}: groups is {groups}; expected lists that hold each class 0, 1, ... exactly once."
+    )
+
+
+def group_index(name: str, groups: Groups, log_prior: np.ndarray) -> np.ndarray:
+  """The number of each class's group, (k,) int; with None every class is a group of its own.
+
+  Raises:
+    LtddError: lists of another number of classes.
+  """
+  k = len(log_prior)
+  if groups is None:
+    return np.arange(k)
+  if isinstance(groups, str):
+    groups = [g for g in longtail.groups(log_prior, groups).values() if g]
+  if sum(map(len, groups)) != k:
+    raise LtddError(f"{name}: groups hold {sum(map(len, groups))} classes; there are {k}.")
+  index = np.empty(k, int)
+  for i, members in enumerate(groups):
+    index[list(members)] = i
+  return index
+
+
+# ---- formulas ----
+
+
+def is_uniform(log_prior: Any) -> bool:
+  """Whether all classes have equally many training images: then there is no bias to remove."""
+  return float(np.ptp(np.asarray(log_prior, np.float64))) < UNIFORM
+
+
+def centered(values: Any) -> np.ndarray:
+  """Values (k,) as float64 less their mean."""
+  values = np.asarray(values, np.float64)
+  return values - values.mean()
+
+
+def slope(bias: np.ndarray, log_prior: np.ndarray) -> float:
+  """Slope of the regression of a bias (k,) on the log prior: the tau that it resembles most."""
+  known = np.isfinite(log_prior)
+  x, y = centered(np.asarray(log_prior)[known]), centered(np.asarray(bias)[known])
+  return float(x @ y / (x @ x)) if np.ptp(x) >= UNIFORM else 0.0
+
+
+def on_the_line(bias: np.ndarray, present: np.ndarray, log_prior: np.ndarray) -> np.ndarray:
+  """Gives classes without an image the bias of the regression line at their log prior."""
+  x, y = log_prior[present], bias[present]
+  line = y.mean() + slope(y, x) * (log_prior - x.mean())
+  return np.where(present, bias, line)
+
+
+def shift(tau: jax.Array, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
+  """Returns `logits - tau * (log_prior - mean log_prior)` in float32.
+
+  A softmax cannot see that the prior is centred; students' losses on raw logits (MSE) can.
+  """
+  centre = log_prior.astype(jnp.float32) - log_prior.mean(dtype=jnp.float32)
+  return subtract(tau * centre, logits)
+
+
+def subtract(bias: jax.Array, logits: jax.Array) -> jax.Array:
+  """Returns `logits - bias` in float32 for logits (..., k) and a bias (k,) of mean zero."""
+  return logits.astype(jnp.float32) - jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
+
+
+# ---- reports ----
+
+
+def plain(values: Any) -> Any:
+  """An array as lists of floats, with None for NaN."""
+  if np.ndim(values):
+    return [plain(v) for v in np.asarray(values)]
+  return None if math.isnan(values) else float(values)

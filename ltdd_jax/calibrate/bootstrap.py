@@ -1,0 +1,79 @@
+"""How sure tau is: a bootstrap over distilled images."""
+
+import numpy as np
+
+from ltdd_jax import rng
+from ltdd_jax.adsa import Rows
+from ltdd_jax.calibrate import curves, stream
+
+LEVEL = (2.5, 97.5)  # percentiles of the interval
+
+
+def replicate_taus(
+  rows: Rows, log_prior: np.ndarray, taus: np.ndarray, criterion: str, replicates: int
+) -> np.ndarray:
+  """The tau of each bootstrap replicate, (b,) float64.
+
+  A replicate draws, within each class, as many images as there are, with replacement; an image
+  comes with all its label epochs, since these are views of one thing. Images are those of the last
+  leading axis of the logits. What a replicate needs is a mean over images with weights, so the
+  logits are read once: p_y (or -log p_y) is averaged over the epochs of each image at every tau,
+  O(images x taus) numbers; for "marginal" the masses of all replicates are summed as the chunks go
+  by, O(replicates x taus x k) numbers and as many times the arithmetic.
+
+  Its tau is the least point of its curve on the grid `taus` (as `adsa.fit` searched it), refined by
+  a parabola. The draws come from a fixed seed.
+
+  Raises:
+    ValueError: labels that give an image different classes in different epochs.
+  """
+  labels = _image_labels(rows)
+  draw = rng.np_rng(0, "adsa", "bootstrap")
+  if criterion == "marginal":
+    values = _replicate_masses(rows, log_prior, taus, labels, draw, replicates)
+  else:
+    values = _replicate_means(rows, log_prior, taus, labels, draw, replicates, criterion)
+  objective = curves.spread(values, criterion)
+  level = np.nanmean(values, -1) if criterion == "confidence" else np.ones(values.shape[:2])
+  return np.array([curves.lowest(taus, *pair) for pair in zip(objective, level, strict=True)])
+
+
+def interval(replicates: np.ndarray) -> np.ndarray:
+  """The 95 % percentile interval, (2,)."""
+  return np.percentile(replicates, LEVEL)
+
+
+def _image_labels(rows: Rows) -> np.ndarray:
+  labels = rows.labels.reshape(-1, rows.lead[-1])
+  if np.any(labels != labels[0]):
+    raise ValueError(
+      "bootstrap needs one class for each image, but some images (the last leading axis of the "
+      "logits) have several over the label epochs. Give labels (n,), or bootstrap=0."
+    )
+  return labels[0]
+
+
+def _draws(generator: np.random.Generator, count: int, replicates: int) -> np.ndarray:
+  """How often each of `count` images is drawn in each replicate, (b, count) float64."""
+  return generator.multinomial(count, np.full(count, 1 / count), replicates).astype(np.float64)
+
+
+def _replicate_means(rows, log_prior, taus, labels, draw, replicates, criterion) -> np.ndarray:
+  """Class means of p_y or -log p_y in each replicate, (b, g, k), NaN without an image."""
+  scores = curves.image_scores(rows, log_prior, taus, log=criterion == "nll")
+  out = np.full((replicates, len(taus), rows.k), np.nan)
+  for c in np.unique(labels):
+    members = np.flatnonzero(labels == c)
+    out[:, :, c] = _draws(draw, len(members), replicates) @ scores[members] / len(members)
+  return out
+
+
+def _replicate_masses(rows, log_prior, taus, labels, draw, replicates) -> np.ndarray:
+  """Mean masses times the number of classes in each replicate, (b, g, k), NaN without an image."""
+  weights = np.empty((replicates, len(labels)))
+  for c in np.unique(labels):
+    members = np.flatnonzero(labels == c)
+    weights[:, members] = _draws(draw, len(members), replicates)
+  masses = curves.predicted_masses(rows, log_prior, taus, weights)
+  keep = stream.present(rows)
+  return np.where(keep, keep.sum() * masses, np.nan)

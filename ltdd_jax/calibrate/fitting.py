@@ -1,0 +1,73 @@
+"""L-BFGS on streamed objectives, and how it ended."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# How a fit ended; the first two are convergence.
+REASONS = ("gradient", "rounding", "limit", "stuck", "uniform", "bound")
+_TEXT = {
+  "gradient": "converged",
+  "rounding": "converged to the rounding error of the objective",
+  "limit": "NOT converged: the limit of iterations was reached",
+  "stuck": "NOT converged: no step lowers the objective, though its gradient is not zero",
+  "uniform": "all classes have equally many training images: no prior to remove",
+  "bound": "NOT converged: a parameter is at its bound, these logits do not determine it",
+}
+_SMALL = 1e-4  # a gradient that rounding may leave
+
+
+class Outcome(NamedTuple):
+  """The end of a fit."""
+
+  x: np.ndarray  # (p,) float64
+  reason: str  # one of REASONS
+  iterations: int
+
+
+def converged(reason: str) -> bool:
+  """Whether a reason is convergence, or there was nothing to fit."""
+  return reason in ("gradient", "rounding", "uniform")
+
+
+def explain(reason: str, iterations: int) -> str:
+  """A few words for a report."""
+  if reason == "uniform":
+    return _TEXT[reason]
+  return f"{_TEXT[reason]} ({iterations} iterations)"
+
+
+def minimise(
+  fn: Callable[[np.ndarray], tuple[float, np.ndarray]],
+  start: Any,
+  *,
+  max_iterations: int,
+  bound: float | None = None,
+) -> Outcome:
+  """L-BFGS-B from `start` (p,), which is deterministic.
+
+  Args:
+    fn: value and gradient (p,), both float64.
+    start: first guess.
+    max_iterations: steps, each of which takes one value and gradient or a few.
+    bound: on the absolute value of each parameter.
+  """
+  from scipy.optimize import minimize  # half a second to import, and only fits need it
+
+  start = np.asarray(start, np.float64)
+  bounds = None if bound is None else [(-bound, bound)] * len(start)
+  found = minimize(
+    fn, start, jac=True, method="L-BFGS-B", bounds=bounds,
+    options={"maxiter": max_iterations, "maxfun": 20 * max_iterations, "gtol": 1e-6, "ftol": 1e-13},
+  )  # fmt: skip
+  small = float(np.max(np.abs(found.jac), initial=0.0)) < _SMALL
+  if bound is not None and np.any(np.abs(found.x) >= bound):
+    reason = "bound"
+  elif found.status == 0:
+    reason = "gradient"
+  elif found.status == 1:
+    reason = "limit"
+  else:
+    reason = "rounding" if small else "stuck"
+  return Outcome(np.asarray(found.x), reason, int(found.nit))

@@ -1,0 +1,55 @@
+"""Calibrators that fit nothing."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ltdd_jax.calibrate import base
+from ltdd_jax.calibrate.base import Calibrator
+from ltdd_jax.types import LtddError
+
+
+def none() -> Calibrator:
+  """Plain soft labels: changes nothing."""
+  return Calibrator(
+    init=lambda log_prior: (),
+    fit=lambda logits, labels, log_prior: (),
+    apply=lambda params, logits, log_prior: logits.astype(jnp.float32),
+    report=lambda params: {"tau": 0.0, "message": "labels as the teacher gives them."},
+  )
+
+
+def fixed(*, tau: float = 1.0, target_prior: Sequence[float] | None = None) -> Calibrator:
+  """Logit adjustment with a given tau (Menon et al., ICLR 2021): nothing is fitted.
+
+  Args:
+    tau: the shift is `tau * log pi`.
+    target_prior: as for `adsa`.
+
+  Raises:
+    LtddError: a tau that is not finite, or a target prior that is none.
+  """
+  if not math.isfinite(tau):
+    raise LtddError(f"fixed: tau is {tau}; expected a finite number.")
+  target = base.target_shift("fixed", target_prior)
+
+  def init(log_prior: Any) -> jax.Array:
+    base.check_target("fixed", target, len(log_prior))
+    return jnp.float32(tau)
+
+  def fit(logits: Any, labels: Any, log_prior: Any) -> jax.Array:
+    base.check_prior(log_prior)
+    return init(log_prior)
+
+  def apply(params: jax.Array, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
+    out = base.shift(params, logits, log_prior)
+    return out if target is None else base.subtract(-jnp.asarray(target, jnp.float32), out)
+
+  def report(params: jax.Array) -> dict[str, Any]:
+    extra = {} if target_prior is None else {"target_prior": base.plain(target_prior)}
+    return {"tau": float(params), "message": f"tau = {float(params):g}, given."} | extra
+
+  return Calibrator(init, fit, apply, report)

@@ -1,0 +1,185 @@
+"""Statistics of logits and their gradients, over `adsa.Rows`, in memory O(chunk x k).
+
+Every calibrator that is fitted here makes of logits z (k,)
+
+    x(z) = scale * (z - mean z) - bias        or, with scale None, z - bias
+
+and looks at softmax(x) restricted to the classes in `keep`. Means over rows give every class with
+an image the same weight: a row of class c weighs v = 1 / (number of such classes * rows of c).
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax.adsa import Rows
+
+# (scale (k,) or None, bias (k,)) -> value, its gradients by scale (0 for None) and by bias
+Objective = Callable[[Any, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
+
+
+class Summary(NamedTuple):
+  """What labels say on average."""
+
+  confidence: np.ndarray  # (k,) mean of p(c | x_n) over the rows of class c, NaN without one
+  mass: np.ndarray  # (k,) mean of p(c | x_n) over all rows, by the weights v
+  log_loss: float  # mean of -log p(y_n | x_n), by the weights v
+
+
+def adjust(z: jax.Array, scale: Any, bias: Any) -> jax.Array:
+  """`scale * (z - mean z) - bias` of each row, for z (r, k): float32 (r, k)."""
+  z = z.astype(jnp.float32)
+  if scale is None:  # the mean would cost precision where one logit is huge
+    return z - bias[None]
+  return scale[None] * (z - z.mean(1, keepdims=True)) - bias[None]
+
+
+def present(rows: Rows) -> np.ndarray:
+  """Which classes have an image, (k,) bool."""
+  return rows.counts > 0
+
+
+def row_weights(rows: Rows) -> np.ndarray:
+  """Weight of a row of each class, (k,) float64, 0 for classes without one."""
+  return np.where(rows.counts > 0, 1 / (present(rows).sum() * np.maximum(rows.counts, 1)), 0.0)
+
+
+def ahead(items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
+  """Yields the items in order, made `depth` ahead: the device works while the host adds."""
+  waiting: collections.deque[Any] = collections.deque()
+  for item in items:
+    waiting.append(item)
+    if len(waiting) > depth:
+      yield waiting.popleft()
+  yield from waiting
+
+
+def weighted_chunks(rows: Rows, weights: np.ndarray) -> Iterator[tuple[int, int, Any, Any, Any]]:
+  """Chunks as of `Rows.chunks` with weights (r,) float32 of their rows, 0 for rows to skip."""
+  for start, skip, z, y in rows.chunks():
+    w = np.where(np.arange(len(y)) < skip, 0.0, weights[y]).astype(np.float32)
+    yield start, skip, z, y, w
+
+
+def check_finite(rows: Rows, start: int, finite: Any) -> None:
+  """Raises ValueError naming the first row that is not finite; `finite` is (r,)."""
+  bad = ~np.asarray(finite)
+  if bad.any():
+    index = map(int, np.unravel_index(start + int(np.argmax(bad)), rows.lead))
+    raise ValueError(f"logits{[*index]} is the first row with a NaN or infinite value.")
+
+
+def finite_rows(z: jax.Array) -> jax.Array:
+  """Whether each row of z (r, k) is finite."""
+  return jnp.isfinite(z.min(1)) & jnp.isfinite(z.max(1))
+
+
+@jax.jit
+def _describe(z: Any, y: Any, v: Any, scale: Any, bias: Any, keep: Any) -> tuple[Any, ...]:
+  """Log-probability of each row's class (r,), sum of v p (k,), and whether rows are finite."""
+  log_p = jax.nn.log_softmax(jnp.where(keep[None], adjust(z, scale, bias), -jnp.inf))
+  true = jnp.take_along_axis(log_p, y[:, None], 1)[:, 0]
+  return true, jnp.dot(v, jnp.exp(log_p), precision="highest"), finite_rows(z)
+
+
+def _single(values: Any) -> np.ndarray | None:
+  return None if values is None else np.asarray(values, np.float32)
+
+
+def describe(rows: Rows, scale: Any, bias: Any, keep: np.ndarray | None = None) -> Summary:
+  """One pass over the rows.
+
+  Args:
+    rows: logits with their classes.
+    scale: (k,), or None.
+    bias: (k,), or one number.
+    keep: (k,) bool, classes of the softmax; all by default.
+
+  Raises:
+    ValueError: a row that is not finite.
+  """
+  v, k = row_weights(rows), rows.k
+  keep = np.ones(k, bool) if keep is None else keep
+  theta = _single(scale), np.broadcast_to(_single(bias), (k,))
+  confidence, mass, log_loss = np.zeros(k), np.zeros(k), 0.0
+  parts = (
+    (start, skip, y, w, _describe(z, y, w, *theta, keep))
+    for start, skip, z, y, w in weighted_chunks(rows, v)
+  )
+  for start, skip, y, w, (true, part, finite) in ahead(parts):
+    check_finite(rows, start, finite)
+    true = np.asarray(true, np.float64)
+    confidence += np.bincount(y[skip:], np.exp(true[skip:]), k)
+    mass += np.asarray(part, np.float64)
+    log_loss -= float(w.astype(np.float64) @ true)
+  with np.errstate(invalid="ignore"):
+    return Summary(confidence / rows.counts, mass, log_loss)
+
+
+def spread_of(summary: Summary, criterion: str) -> float:
+  """The objective of `adsa.fit` that goes by that name, from a summary."""
+  if criterion == "nll":
+    return summary.log_loss
+  some = ~np.isnan(summary.confidence)
+  values = summary.confidence if criterion == "confidence" else some.sum() * summary.mass
+  return float(np.std(values[some]))
+
+
+# ---- objectives with gradients ----
+
+
+@functools.partial(jax.jit, static_argnames="term")
+def _gradients(scale: Any, bias: Any, z: Any, y: Any, w: Any, keep: Any, term: str) -> Any:
+  """Sum over rows of w * (p_y or -log p_y), with its gradients by scale (k,) and bias (k,)."""
+
+  def total(scale: jax.Array, bias: jax.Array) -> jax.Array:
+    log_p = jax.nn.log_softmax(jnp.where(keep[None], adjust(z, scale, bias), -jnp.inf))
+    true = jnp.take_along_axis(log_p, y[:, None], 1)[:, 0]
+    return (w * (jnp.exp(true) if term == "confidence" else -true)).sum()
+
+  return jax.value_and_grad(total, argnums=(0, 1))(scale, bias)
+
+
+def _pass(
+  rows: Rows, weights: np.ndarray, term: str, scale: Any, bias: Any
+) -> tuple[float, np.ndarray, np.ndarray]:
+  keep = present(rows)
+  theta = _single(scale), _single(bias)
+  value, by_scale, by_bias = 0.0, np.zeros(rows.k), np.zeros(rows.k)
+  parts = (
+    _gradients(*theta, z, y, w, keep, term) for _, _, z, y, w in weighted_chunks(rows, weights)
+  )
+  for part, (ds, db) in ahead(parts):
+    value += float(part)
+    by_scale += 0.0 if ds is None else np.asarray(ds, np.float64)
+    by_bias += np.asarray(db, np.float64)
+  return value, by_scale, by_bias
+
+
+def log_loss(rows: Rows) -> Objective:
+  """Mean of -log p_y by the weights v: convex in the bias, one pass for value and gradient.
+
+  By the bias of class c its gradient is (1 / number of classes with an image) - m_c, with the mean
+  predicted mass m: at its minimum the mass is uniform, so this is also the potential of prior
+  matching, `mean of logsumexp(z - b) + mean of b`, but for a constant.
+  """
+  return functools.partial(_pass, rows, row_weights(rows), "nll")
+
+
+def confidence_variance(rows: Rows) -> Objective:
+  """Variance over classes of the mean confidences q_c: two passes, since q enters its gradient."""
+  keep, counts = present(rows), np.maximum(rows.counts, 1)
+
+  def objective(scale: Any, bias: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    q = describe(rows, scale, bias, keep).confidence
+    gaps = np.where(keep, q - np.nanmean(q), 0.0)
+    weights = 2 * gaps / (keep.sum() * counts)
+    _, by_scale, by_bias = _pass(rows, weights, "confidence", scale, bias)
+    return float(gaps @ gaps / keep.sum()), by_scale, by_bias
+
+  return objective
