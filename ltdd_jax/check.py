@@ -192,25 +192,40 @@ def check_with_data(ctx: stages_lib.Context) -> None:
   for group in (squeeze, trained):
     train.make_tx(group["optimizer"], group["schedule"], 10)
   losses.make_supervised_loss(class_counts=counts, **squeeze["loss"])
-  losses.make_soft_loss(**trained["loss"])
+  _check_loss(losses.make_soft_loss(**trained["loss"]), spec.num_classes)
   augment.compose(squeeze["augment"])
   views_of = labels.view_fn(spec, **config["relabel"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
   for name, calibrator in config["calibrate"]["calibrators"].items():
-    calibrate.make_calibrator(**calibrator)
-    if calibrator["name"] != "none" and (counts == 0).any():
-      raise LtddError(
-        f"calibrator {name!r} needs the log frequency of every class, but classes "
-        f"{np.flatnonzero(counts == 0).tolist()} have no training image. Leave them out of the "
-        "data set, or use {'name': 'none'} only"
-      )
+    _check_calibrator(name, calibrator, counts)
   for source in config["recover"]["methods"]:
     if source not in ctx.imported:
       _check_method(ctx, source)
   longtail.groups(counts, config["report"]["groups"])
   sources.test_indices(ctx.source, config["data"]["num_test"])
+
+
+def _check_loss(loss_fn: losses.SoftLoss, k: int) -> None:
+  """Traces a student's loss, which may refuse a number of classes."""
+  row = jax.ShapeDtypeStruct((2, k), jnp.float32)
+  jax.eval_shape(loss_fn, row, row, jax.ShapeDtypeStruct((2,), jnp.int32))
+
+
+def _check_calibrator(key: str, config: Mapping[str, Any], counts: np.ndarray) -> None:
+  """Makes a calibrator and its parameters for k classes, which may refuse that number of them."""
+  calibrator = calibrate.make_calibrator(**config)
+  try:
+    jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct(counts.shape, jnp.float32))
+  except LtddError as error:
+    raise LtddError(f"config.calibrate.calibrators.{key}: {error}") from error
+  if config["name"] not in calibrate.WITHOUT_PRIOR and (counts == 0).any():
+    raise LtddError(
+      f"calibrator {key!r} needs the log frequency of every class, but classes "
+      f"{np.flatnonzero(counts == 0).tolist()} have no training image. Leave them out of the "
+      f"data set, or use {', '.join(calibrate.WITHOUT_PRIOR)} only"
+    )
 
 
 def _check_method(ctx: stages_lib.Context, source: str) -> None:

@@ -295,11 +295,11 @@ def _student(ctx: Context, session: loop.Session, *, source: str, regime: str) -
 
 
 def regimes(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Names of the label regimes: hard labels if asked for, then calibrators, simple ones first."""
+  """Names of the label regimes: hard labels if asked for, then calibrators in registry order."""
   hard = (HARD,) if config["student"]["hard_labels"] else ()
   calibrators = config["calibrate"]["calibrators"]
-  simple = {"none": 0, "fixed": 1}
-  return hard + tuple(sorted(calibrators, key=lambda k: (simple.get(calibrators[k]["name"], 2), k)))
+  rank = [*calibrate.CALIBRATORS].index
+  return hard + tuple(sorted(calibrators, key=lambda k: (rank(calibrators[k]["name"]), k)))
 
 
 def image_sources(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from ltdd_jax.calibrate import base, fitting, stream
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.types import Leaf
 
-
 _NAMES = {
   "confidence": "the spread of class confidences",
   "marginal": "the spread of predicted masses",

@@ -74,6 +74,26 @@ def test_mse_ce(draws):
   close(fn(logits, targets, labels), ref.mse_ce(logits, targets, labels, 0.025))
 
 
+@pytest.mark.parametrize("rebalance", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_ltkd(draws, temperature, rebalance):
+  logits, targets, labels = draws
+  groups = ((2,), (3, 0), (1,))
+  kwargs = {"temperature": temperature, "alpha": 0.7, "beta": 2.0, "rebalance": rebalance}
+  fn = losses.make_soft_loss("ltkd", groups=groups, **kwargs)
+  expected = ref.ltkd(logits, targets, groups, *kwargs.values())
+  close(fn(logits, targets, labels), expected, 1e-4)
+
+
+def test_ltkd_of_one_group_or_of_classes_is_kl(draws):
+  """The chain rule at its two ends: nothing between groups, or nothing within them."""
+  logits, targets, labels = draws
+  expected = ref.kl(logits, targets, 1.0, False)
+  for groups in ([range(K)], [[c] for c in range(K)]):
+    fn = losses.make_soft_loss("ltkd", groups=groups, rebalance=False)
+    close(fn(logits, targets, labels), expected, 1e-4)
+
+
 def test_moments_do_not_cancel():
   """One pass, E[x^2] - E[x]^2, would lose a variance of 1e-2 beside a mean of 100."""
   x = (np.random.RandomState(1).randn(3, 4, 5, 2) * 0.1 + 100).astype(np.float32)

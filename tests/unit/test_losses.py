@@ -6,6 +6,8 @@ import pytest
 from ltdd_jax import losses
 from ltdd_jax.types import LtddError
 
+SOFT = {"kl": {}, "mse_ce": {}, "ltkd": {"groups": ((0, 1), (2,))}}
+
 
 def test_uniform_logits_cost_log_k():
   loss = losses.cross_entropy(jnp.zeros((3, 4)), jnp.array([0, 1, 3]))
@@ -48,7 +50,8 @@ def test_extreme_logits_stay_finite():
   logits, targets = jnp.array([[1e4, -1e4, 0.0]]), jnp.array([[-1e4, 1e4, 0.0]])
   labels = jnp.array([1])
   for name in losses.SOFT_LOSSES:
-    value, grad = jax.value_and_grad(losses.make_soft_loss(name))(logits, targets, labels)
+    fn = losses.make_soft_loss(name, **SOFT[name])
+    value, grad = jax.value_and_grad(fn)(logits, targets, labels)
     assert jnp.isfinite(value), name
     assert jnp.isfinite(grad).all(), name
 
@@ -65,7 +68,7 @@ def test_supervised_losses_are_float32_scalars(name):
 def test_soft_losses_are_float32_scalars(name):
   logits = jax.ShapeDtypeStruct((4, 3), jnp.float16)
   labels = jax.ShapeDtypeStruct((4,), jnp.int32)
-  out = jax.eval_shape(losses.make_soft_loss(name), logits, logits, labels)
+  out = jax.eval_shape(losses.make_soft_loss(name, **SOFT[name]), logits, logits, labels)
   assert (out.shape, out.dtype) == ((), jnp.float32)
 
 
@@ -96,6 +99,10 @@ def test_cross_entropy_takes_an_empty_class():
     ({"name": "kl", "temprature": 2.0}, "Did you mean 'temperature'"),
     ({"name": "kl", "temperature": 0.0}, "temperature=0.0"),
     ({"name": "mse_ce", "ce_weight": -1.0}, "ce_weight=-1.0"),
+    ({"name": "ltkd", "groups": ((0,), (0, 1))}, "exactly once"),
+    ({"name": "ltkd", "groups": ()}, "exactly once"),
+    ({"name": "ltkd", "groups": ((0,), (1,)), "temperature": 0.0}, "temperature=0.0"),
+    ({"name": "ltkd", "groups": ((0,), (1,)), "beta": -1.0}, "beta=-1.0"),
   ],
 )
 def test_soft_errors(kwargs, message):

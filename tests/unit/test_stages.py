@@ -97,6 +97,8 @@ def test_configs_that_are_wrong_by_themselves(path, value, message):
     ("data.counts", [9, 9, 9, 9, 9, 9, 9, 9, 9, 0], r"classes \[9\]"),
     ("report.groups", "halves", "halves"),
     ("calibrate.calibrators.adsa.tau_rang", [0, 1], "Did you mean 'tau_range'"),
+    ("calibrate.calibrators.adsa.target_prior", [0.5, 0.5], "adsa: .* 2 entries; there are 10"),
+    ("student.loss", {"name": "ltkd", "groups": [[0], [1, 2]]}, "hold 3 classes, but .* have 10"),
   ],
 )
 def test_parts_that_cannot_be_made(config, path, value, message):
