@@ -277,14 +277,13 @@ def _calibrations(results: Mapping[str, Any]) -> list[str]:
   fitted = [r for r in results["rows"] if "confidence_before" in r.get("calibration", {})]
   if not fitted:
     return []
-  header = ["class"]
-  for r in fitted:
-    header += [f"{r['images']} before", f"{r['images']} {r['labels']}"]
-  columns = [
-    column
-    for r in fitted
-    for column in (r["calibration"]["confidence_before"], r["calibration"]["confidence_after"])
-  ]
+  header, columns = ["class"], []
+  for i, r in enumerate(fitted):
+    if r["images"] not in [other["images"] for other in fitted[:i]]:  # the same for its calibrators
+      header.append(f"{r['images']} before")
+      columns.append(r["calibration"]["confidence_before"])
+    header.append(f"{r['images']} {r['labels']}")
+    columns.append(r["calibration"]["confidence_after"])
   rows = [
     [name, *(_or_dash(column[c], ".3f") for column in columns)]
     for c, name in enumerate(results["class_names"])
