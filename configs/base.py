@@ -8,10 +8,12 @@ value can be changed on the command line, `--config.student.num_epochs=300`.
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from ltdd_jax.config import parse_arg
+from ltdd_jax.data.specs import SPECS
 from ltdd_jax.types import LtddError
 
 PRESETS = ("smoke", "cpu", "full")
@@ -31,15 +33,58 @@ METHODS: dict[str, dict[str, Any]] = {
 
 CROPS_AND_CUTMIX = {"crop_scale": (0.08, 1.0), "flip": True, "mix": "cutmix", "mix_alpha": 1.0}
 
+CALIBRATORS: dict[str, dict[str, Any]] = {
+  "plain": {"name": "none"},
+  "tau1": {"name": "fixed", "tau": 1.0},
+  "adsa": {"name": "adsa", "bootstrap": 200},
+  "adsa_nll": {"name": "adsa", "criterion": "nll", "bootstrap": 200},
+}
+MORE_CALIBRATORS: dict[str, dict[str, Any]] = {
+  "adsa_marginal": {"name": "adsa", "criterion": "marginal"},
+  "adsa_head10": {"name": "adsa", "max_head_drop": 0.1},
+  "adsa_nll_head10": {"name": "adsa", "criterion": "nll", "max_head_drop": 0.1},
+  "vector": {"name": "adsa_vector"},
+  "vector_marginal": {"name": "adsa_vector", "criterion": "marginal"},
+  "vector_groups": {"name": "adsa_vector", "groups": "thirds"},
+  "em": {"name": "em"},
+  "matching": {"name": "em", "known": "uniform"},
+  "ltkd": {"name": "ltkd"},
+  "temperature": {"name": "temperature"},
+  "vector_scaling": {"name": "vector_scaling"},
+}
+
 
 def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
   """Parses a config's argument and checks the names in it."""
-  args = parse_arg(arg, **defaults)
+  args = parse_arg(arg, calibrators="few", **defaults)
   if args.preset not in PRESETS:
     raise LtddError(f"preset={args.preset}: expected one of {', '.join(PRESETS)}")
   if args.method not in METHODS:
     raise LtddError(f"method={args.method}: expected one of {', '.join(METHODS)}")
   return args
+
+
+def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str, Any]]:
+  """Those to compare: "few", "all", or "priors" for test sets that are not balanced.
+
+  The priors are as long-tailed as the square root of the training set: `head` along it, `tail`
+  against it.
+  """
+  if kind == "few":
+    return CALIBRATORS
+  if kind == "all":
+    return CALIBRATORS | MORE_CALIBRATORS
+  if kind != "priors" or dataset not in SPECS:
+    raise LtddError(f"calibrators={kind}: expected few or all, or for sets of {[*SPECS]} priors")
+  k = SPECS[dataset].num_classes
+  head = imbalance ** (-np.arange(k) / (k - 1) / 2)
+  head = head / head.sum()
+  targets = {"head": tuple(head.tolist()), "tail": tuple(head[::-1].tolist())}
+  return {k: CALIBRATORS[k] for k in ("plain", "adsa", "adsa_nll")} | {
+    f"{criterion}_{name}": {"name": "adsa", "criterion": criterion, "target_prior": q}
+    for criterion in ("confidence", "nll")
+    for name, q in targets.items()
+  }
 
 
 def sources(method: str) -> dict[str, dict[str, Any]]:
@@ -100,11 +145,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
   config.calibrate = {  # calibrate.make_calibrator
     "fit_on": "views",
     "max_epochs": 100,
-    "calibrators": {
-      "plain": {"name": "none"},
-      "tau1": {"name": "fixed", "tau": 1.0},
-      "adsa": {"name": "adsa"},
-    },
+    "calibrators": calibrators(args.calibrators, args.imbalance, dataset),
   }
   config.student = {  # student.train_students
     "model": {"name": "resnet18", "stem": "cifar"},
@@ -123,11 +164,13 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
   return config
 
 
-def small_networks(config: ConfigDict, *, depth: int, width: int) -> None:
-  """Puts a ConvNet with batch norm in the teacher's place and one without in the student's."""
+def small_networks(
+  config: ConfigDict, *, depth: int, width: int, student_norm: str = "instance"
+) -> None:
+  """Puts a ConvNet with batch norm in the teacher's place and another in the student's."""
   net = {"name": "convnet", "depth": depth, "width": width}
   config.squeeze.models = {"teacher": net | {"norm": "batch"}}
-  config.student.model = net | {"norm": "instance"}
+  config.student.model = net | {"norm": student_norm}
 
 
 def shrink(config: ConfigDict, **values: Any) -> None:
@@ -138,14 +181,18 @@ def shrink(config: ConfigDict, **values: Any) -> None:
 
 
 def cpu(config: ConfigDict, ipc: int) -> None:
-  """Two cores and half an hour: a narrow ConvNet-3, 300 recover steps, fewer passes."""
-  small_networks(config, depth=3, width=64)
+  """Two cores and half an hour: a narrow ConvNet-3, 300 recover steps, fewer passes.
+
+  Small batches, since the time goes by images: 2,000 steps of 10 images, and not 400 of 50, which
+  leave students far from trained (docs/results.md).
+  """
+  small_networks(config, depth=3, width=64, student_norm="batch")
   shrink(
     config,
     squeeze__num_epochs=30,
     squeeze__batch_size=64,
     student__num_epochs=200 if ipc <= 10 else 40,
-    student__batch_size=50,
+    student__batch_size=10,
     relabel__num_epochs=200 if ipc <= 10 else 40,
     student__evaluations=3,
   )

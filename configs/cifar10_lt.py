@@ -8,7 +8,8 @@ with the teacher, 24 at ipc=50 without. Top-1 of plain soft labels -> ADSA, mean
 images 23.0 -> 32.6 (ipc=10) and 24.3 -> 32.9 (ipc=50), random images 27.0 -> 32.5 and 27.8 -> 34.1.
 `full` is for an accelerator and was not run; `smoke` takes about a minute.
 
-Arguments: method (sre2l, random), imbalance (100), ipc (10), seed (0), preset (full, cpu, smoke).
+Arguments: method (sre2l, random), imbalance (100), ipc (10), seed (0), preset (full, cpu, smoke),
+calibrators (few, all, priors).
 """
 
 from configs import base

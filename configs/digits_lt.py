@@ -8,7 +8,8 @@ class), plain soft labels -> ADSA, mean of 3 seeds: SRe2L images 54.1 -> 62.2, r
 61.1 -> 77.2. The head pays more: top-1 falls from 73.5 to 69.2 and from 84.2 to 82.4
 (docs/results.md).
 
-Arguments: method (sre2l, random), imbalance (50), ipc (5), seed (0), preset (cpu, smoke, full).
+Arguments: method (sre2l, random), imbalance (50), ipc (5), seed (0), preset (cpu, smoke, full),
+calibrators (few, all, priors).
 """
 
 from configs import base

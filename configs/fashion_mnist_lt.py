@@ -5,7 +5,8 @@
 
 Cost and results were not measured for this set; the smoke preset runs in the tests.
 
-Arguments: method (sre2l, random), imbalance (100), ipc (10), seed (0), preset (full, cpu, smoke).
+Arguments: method (sre2l, random), imbalance (100), ipc (10), seed (0), preset (full, cpu, smoke),
+calibrators (few, all, priors).
 """
 
 from configs import base
