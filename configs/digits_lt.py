@@ -28,7 +28,7 @@ def get_config(arg: str | None = None):
     recover__batch_size=50,
     relabel__num_epochs=300,
     student__num_epochs=300,
-    student__batch_size=25,
+    student__batch_size=10,
     student__evaluations=3,
   )
   config.squeeze.optimizer.lr = 0.05
