@@ -6,10 +6,11 @@
     artefact = work.load("squeeze")                   # checks every file against its SHA-256
     artefact.arrays["x"], artefact.tree("net"), artefact.meta["seconds"]
 
-`workdir/<stage>/` holds `meta.json`, one `.npy` file for each array and one Orbax folder for each
-tree. A stage is identified by its fingerprint, a hash of the part of the config that it depends on
-and of the fingerprints of the stages that it read. Versions of packages are recorded, but are no
-part of the fingerprint. A cache folder, if there is one, holds artefacts of many work directories
+`workdir/<stage>/` holds `meta.json`, one `.npy` file for each array, one Orbax folder for each
+tree, and folders that a stage wrote by itself, such as a label store. A stage is identified by its
+fingerprint, a hash of the part of the config that it depends on and of the fingerprints of the
+stages that it read. Versions of packages are recorded, but are no part of the fingerprint. A cache
+folder, if there is one, holds artefacts of many work directories
 under `cache/<stage>/<fingerprint>/`.
 """
 
@@ -31,6 +32,7 @@ from ltdd_jax import config as config_lib
 from ltdd_jax import files, manifest, provenance
 from ltdd_jax.files import write_text as write_text
 from ltdd_jax.manifest import META, Artefact, fingerprint
+from ltdd_jax.mesh import barrier
 from ltdd_jax.types import LtddError
 
 _STALE_SECONDS = 86400  # a temporary folder in the cache that is older has no owner
@@ -79,7 +81,7 @@ class Workdir:
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
       self._sweep()
-    _barrier("workdir opened")
+    barrier("workdir opened")
     return self
 
   def _acquire(self) -> None:
@@ -143,7 +145,7 @@ class Workdir:
       raise LtddError(f"{folder} has files but no {META}: it is no artefact. Delete {folder}")
     if self._lock is not None and not self.exists(stage):
       self._fetch(stage, mark)
-    _barrier("artefact fetched")
+    barrier("artefact fetched")
     if not self.exists(stage):
       return "ready" if self._lock is None and self._cached(stage, mark) else "missing"
     meta = self._check(stage, config, inputs)
@@ -225,6 +227,7 @@ class Workdir:
     inputs: Mapping[str, str],
     arrays: Mapping[str, Any],
     trees: Mapping[str, Any] | None = None,
+    folders: Mapping[str, pathlib.Path] | None = None,
     extra: Mapping[str, Any] | None = None,
     class_names: tuple[str, ...] | list[str] = (),
     split_sha256: str = "",
@@ -239,6 +242,7 @@ class Workdir:
       inputs: {stage: fingerprint} of what it read.
       arrays: name -> array.
       trees: name -> pytree of arrays made of dicts and lists, such as variables of a network.
+      folders: name -> folder that the stage wrote, in its scratch; it becomes part of the artefact.
       extra: further JSON values for the report.
       class_names: the class map, index to name.
       split_sha256: hash of the long-tailed split.
@@ -255,8 +259,10 @@ class Workdir:
       raise LtddError(f"work directory {self.path} is not open; use 'with Workdir(...) as work:'")
     arrays = {k: np.asarray(jax.device_get(v)) for k, v in arrays.items()}
     trees = {k: jax.tree.map(np.asarray, jax.device_get(v)) for k, v in (trees or {}).items()}
-    for name in trees:
-      manifest.check_name("tree", name)
+    folders = dict(folders or {})
+    for kind, names in (("tree", trees), ("folder", folders)):
+      for name in names:
+        manifest.check_name(kind, name)
     meta = {
       "format": manifest.FORMAT,
       "stage": stage,
@@ -270,16 +276,17 @@ class Workdir:
       "peak_bytes": int(peak_bytes),
       "arrays": {k: manifest.about_array(k, v) for k, v in arrays.items()},
       "trees": sorted(trees),
+      "folders": sorted(folders),
       "extra": extra or {},
     }
     if self._lock is not None:
       if self.exists(stage):
         self._check(stage, config, inputs)
       else:
-        self._write(stage, config_lib.canonical(meta, "meta"), arrays, trees)
+        self._write(stage, config_lib.canonical(meta, "meta"), arrays, trees, folders)
         self._offer(stage, meta["fingerprint"])
       shutil.rmtree(self._scratch(stage), ignore_errors=True)
-    _barrier("artefact committed")
+    barrier("artefact committed")
     return self.load(stage)
 
   def _write(
@@ -288,13 +295,14 @@ class Workdir:
     meta: dict[str, Any],
     arrays: Mapping[str, np.ndarray],
     trees: Mapping[str, Any],
+    folders: Mapping[str, pathlib.Path],
   ) -> None:
     need = sum(x.nbytes for x in jax.tree.leaves((dict(arrays), dict(trees)))) + 4096
     files.check_space(f"stage {stage}", self.path, need)
     temporary = self._temporary(self.path)
     try:
       with files.explained(f"stage {stage}", folder=self.path, need=need):
-        manifest.write_content(temporary, arrays, trees)
+        manifest.write_content(temporary, arrays, trees, folders)
         manifest.seal(temporary, meta)
         files.move_into_place(temporary, self.folder(stage))
     finally:
@@ -361,11 +369,3 @@ def _remove(path: pathlib.Path) -> None:
 
 def _show(value: Any) -> str:
   return value if value == config_lib.ABSENT else json.dumps(value)
-
-
-def _barrier(name: str) -> None:
-  """Waits for the other processes, if there are any."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(f"ltdd_jax: {name}")

@@ -16,9 +16,11 @@ import numpy as np
 from ltdd_jax import (
   calibrate,
   distil,
+  encoding,
   labels,
   losses,
   models,
+  student,
   teacher,
   train,
 )
@@ -64,6 +66,8 @@ def relabel_options(
   num_epochs: int,
   views: Mapping[str, Any],
   dtype: str = "float16",
+  top_k: int | None = None,
+  rest: str = "spread",
   batch_size: int = 500,
   online: bool = False,
 ) -> None:
@@ -97,6 +101,7 @@ def student_options(
   optimizer: Mapping[str, Any],
   schedule: Mapping[str, Any],
   loss: Mapping[str, Any],
+  hard_weight: float = 0.0,
   num_seeds: int = 3,
   evaluations: int = 5,
   eval_batch_size: int = 500,
@@ -140,8 +145,8 @@ def check(config: Any) -> dict[str, Any]:
     for group, value in plain.items()
   }
   _check_choice("calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
-  _check_choice("relabel.dtype", plain["relabel"]["dtype"], ("float16", "float32"))
   _check_choice("student.parallel", plain["student"]["parallel"], ("auto", "vmap", "loop"))
+  _check_labels(plain["relabel"], plain["student"])
   if plain["seed"] < 0:
     raise LtddError(f"config.seed is {plain['seed']}; expected 0 or more")
   for spec in plain["squeeze"]["augment"]:
@@ -162,6 +167,18 @@ def check(config: Any) -> dict[str, Any]:
       "regime without soft labels; use another"
     )
   return plain
+
+
+def _check_labels(relabel: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
+  stored = encoding.from_config(relabel)
+  student.check_hard_weight(trained["hard_weight"])
+  kept = stored.top_k is not None and stored.rest == "kept"
+  if kept and not relabel["online"] and trained["loss"]["name"] == "mse_ce":
+    raise LtddError(
+      "config.relabel.rest is 'kept', which gives classes outside the top "
+      f"{stored.top_k} a logit of nothing, and config.student.loss compares raw logits "
+      "('mse_ce'). Use rest='spread', or the loss 'kl'"
+    )
 
 
 def _check_choice(where: str, value: Any, options: tuple[str, ...]) -> None:
@@ -194,6 +211,7 @@ def check_with_data(ctx: stages_lib.Context) -> None:
   losses.make_supervised_loss(class_counts=counts, **squeeze["loss"])
   _check_loss(losses.make_soft_loss(**trained["loss"]), spec.num_classes)
   augment.compose(squeeze["augment"])
+  encoding.from_config(config["relabel"]).check(spec.num_classes)
   views_of = labels.view_fn(spec, **config["relabel"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   row = jax.ShapeDtypeStruct((2,), jnp.int32)

@@ -122,14 +122,15 @@ def explained(what: str, *, folder: pathlib.Path, need: int | None = None) -> It
 
 def _full(what: str, folder: pathlib.Path, need: int | None) -> str:
   free = shutil.disk_usage(existing_parent(folder)).free
-  size = "" if need is None else f" needs {_size(need)} and"
+  needed = "" if need is None else f" needs {size(need)} and"
   return (
-    f"{what}{size} cannot be written: the disk of {folder} has {_size(free)} free. Artefacts "
+    f"{what}{needed} cannot be written: the disk of {folder} has {size(free)} free. Artefacts "
     "that were finished before stay valid; make room and give the same command again."
   )
 
 
-def _size(count: int) -> str:
+def size(count: float) -> str:
+  """A number of bytes for people: "6.4 kB"."""
   for unit in ("bytes", "kB", "MB"):
     if count < 1000:
       return f"{count:.4g} {unit}"

@@ -1,11 +1,18 @@
 """Views of distilled images, recomputed from keys, and the logits that teachers give them.
 
 A *view* of image i in label epoch e is a pure function of (key, e, i): a crop, a flip, and a mix
-with another image. Nothing of it is stored. The label store holds only the teachers' logits of the
-views, `logits[e, i]`, as float16; a calibration, a temperature or a target prior can be changed
-after the fact. (Released pipelines store crop, flip, permutation and box beside the logits, FKD.)
+with another image. Nothing of it is stored. The label store (`labelstore.py`) holds only the
+teachers' logits of the views, `logits[e, i]`; a calibration, a temperature or a target prior can be
+changed after the fact. (Released pipelines store crop, flip, permutation and box beside the logits,
+FKD.)
 """
 
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax import loop, rng
+from ltdd_jax import encoding as encoding_lib
+from ltdd_jax import labelstore, loop, rng
 from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.data import augment
 from ltdd_jax.data.specs import DatasetSpec
@@ -124,11 +132,20 @@ def labeler_logits(models: Sequence[Any], variables: Sequence[Any], images: jax.
   return jnp.mean(jnp.stack(logits), axis=0)
 
 
-class LabelStore(NamedTuple):
-  """Logits of views (and of the plain images), with what is needed to recompute the views."""
+class Labelled(NamedTuple):
+  """What relabelling gives."""
 
-  logits: np.ndarray  # (e, n, k) float16 or float32
+  store: labelstore.LabelStore  # encoded logits of views (e, n, k), on disk
   clean_logits: np.ndarray  # (n, k) float32, of the images without augmentation
+
+  @property
+  def logits(self) -> np.ndarray:
+    """All logits of the store, decoded: (e, n, k) float32."""
+    return self.store.logits()
+
+
+GROUP_BYTES = 1 << 26  # label epochs are made in groups of about this size, and then written
+STORE = "labels.zarr"  # the store's folder, in the artefact and before
 
 
 def view_key(seed: int, source: str) -> jax.Array:
@@ -146,11 +163,17 @@ def relabel(
   num_epochs: int,
   views: dict[str, Any],
   dtype: str = "float16",
+  top_k: int | None = None,
+  rest: str = "spread",
   batch_size: int = 500,
+  class_names: Sequence[str] | None = None,
+  folder: str | os.PathLike[str] | None = None,
   seed: int = 0,
   session: loop.Session | None = None,
-) -> LabelStore:
-  """Labels `num_epochs` views of every distilled image.
+) -> Labelled:
+  """Labels `num_epochs` views of every distilled image, into a label store.
+
+  Label epochs that the store has already are not made again, so that work that was stopped goes on.
 
   Args:
     name: of the image source.
@@ -158,54 +181,145 @@ def relabel(
     labels: (n,) int32.
     teachers: those that label; a soft label is the mean of their logits.
     spec: facts of the data set.
-    num_epochs: label epochs; a student of more epochs goes round again.
+    num_epochs: label epochs, the labels of each image; a student of more epochs goes round again.
     views: keyword arguments of `view_fn`.
-    dtype: "float16" or "float32".
+    dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next two are an `Encoding`.
+    top_k: classes kept of each label, or None for all.
+    rest: "spread" or "kept": what becomes of the mass of the others.
     batch_size: views in one pass.
+    class_names: the class map, number to name; None for that of `spec`.
+    folder: of the store; None for one in the session's scratch, or if there is none, for one that
+      is removed together with the result.
     seed: the run's seed.
     session: devices, checkpoints, progress.
 
   Raises:
-    LtddError: an unknown dtype, fewer than one epoch, or logits that are not finite in the dtype.
+    LtddError: a bad encoding, fewer than one epoch, a folder with other labels, or logits that are
+      not finite in the dtype.
   """
-  if dtype not in ("float16", "float32"):
-    raise LtddError(f"config.relabel.dtype is {dtype!r}; expected 'float16' or 'float32'")
+  encoding = labelstore.Encoding(dtype, top_k, rest)
   if num_epochs < 1:
     raise LtddError(f"config.relabel.num_epochs is {num_epochs}; expected 1 or more")
   session = session or loop.Session()
-  n = len(labels)
-  views_of = view_fn(spec, **views)
-  everywhere = mesh_lib.replicated(session.mesh)
+  numbers = map(str, range(spec.num_classes))
+  names = list(class_names or spec.class_names or numbers)
+  variables = tuple(t.variables for t in teachers)
+  facts = {
+    "source": name,
+    "seed": seed,
+    "views": views,
+    "images": _digest((images, labels)),
+    "teachers": _digest(variables),
+  }
+  store = _make_store(
+    folder, session, (num_epochs, len(labels), spec.num_classes), encoding, names, facts
+  )
   consts = mesh_lib.put(
-    {"images": images, "labels": labels, "variables": tuple(t.variables for t in teachers)},
-    everywhere,
+    {"images": images, "labels": labels, "variables": variables}, mesh_lib.replicated(session.mesh)
   )
   consts["key"] = view_key(seed, name)
   networks = tuple(t.model for t in teachers)
-  total = num_epochs * n
-  size = min(batch_size, total)
-
-  def step_fn(store, consts, start):
-    flat = (start + jnp.arange(size, dtype=jnp.int32)) % total  # the last batch wraps round
-    batch = views_of(consts["key"], consts["images"], consts["labels"], flat % n, flat // n)
-    shown = mesh_lib.split_batch(session.mesh, batch.images)
-    logits = labeler_logits(networks, consts["variables"], shown).astype(store.dtype)
-    return store.at[flat].set(logits), {"max_logit": jnp.max(jnp.abs(logits))}  # inf: too large
-
-  store = mesh_lib.put(jnp.zeros((total, spec.num_classes), dtype), everywhere)
-  store = loop.run(
-    step_fn,
-    store,
-    consts,
-    num_steps=-(-total // size),
-    session=session,
-    name=f"relabel/{name}",
-    inputs=lambda t: np.int32(t * size),
-    advice=f"logits may not fit into {dtype}: set config.relabel.dtype='float32'",
+  _label_epochs(
+    f"relabel/{name}", store, networks, consts, view_fn(spec, **views), batch_size, session
   )
-  logits = np.asarray(jax.device_get(store)).reshape(num_epochs, n, -1)
-  clean = _clean_logits(consts, networks, spec, min(batch_size, n))
-  return LabelStore(logits, clean)
+  clean = _clean_logits(consts, networks, spec, min(batch_size, len(labels)))
+  return Labelled(store, clean)
+
+
+def _digest(tree: Any) -> str:
+  """SHA-256 of all arrays of a tree."""
+  total = hashlib.sha256()
+  for leaf in jax.tree.leaves(jax.device_get(tree)):
+    array = np.ascontiguousarray(leaf)
+    total.update(f"{array.dtype.name} {array.shape} ".encode())
+    total.update(array.tobytes())
+  return total.hexdigest()
+
+
+def _make_store(
+  folder: str | os.PathLike[str] | None,
+  session: loop.Session,
+  shape: tuple[int, int, int],
+  encoding: labelstore.Encoding,
+  class_names: Sequence[str],
+  facts: dict[str, Any],
+) -> labelstore.LabelStore:
+  """Makes or opens the store; the first process makes it, and the others wait for that."""
+  temporary = None
+  if folder is None and session.scratch is not None:
+    folder = session.scratch / STORE
+  elif folder is None:
+    folder = temporary = tempfile.mkdtemp(prefix="ltdd_jax-")
+  create = functools.partial(
+    labelstore.create, folder, shape, encoding, class_names=class_names, facts=facts
+  )
+  store = create() if jax.process_index() == 0 else None
+  mesh_lib.barrier("label store made")
+  store = store or create()
+  if temporary:
+    weakref.finalize(store, shutil.rmtree, temporary, ignore_errors=True)
+  return store
+
+
+def _label_epochs(
+  name: str,
+  store: labelstore.LabelStore,
+  networks: tuple[Any, ...],
+  consts: dict[str, Any],
+  views_of: ViewFn,
+  batch_size: int,
+  session: loop.Session,
+) -> None:
+  """Makes the label epochs that are missing, group by group.
+
+  Groups, and the batches within them, do not depend on what is there, so that the bits of a label
+  do not depend on where an earlier run was stopped.
+  """
+  e, n, k = store.shape
+  encoding = store.encoding
+  group = min(e, max(1, GROUP_BYTES // (n * encoding.row_bytes(k))))
+  size = min(batch_size, group * n)
+
+  def step_fn(state, consts, x):
+    start, first, total = x
+    flat = (start + jnp.arange(size, dtype=jnp.int32)) % total  # the last batch wraps round
+    batch = views_of(consts["key"], consts["images"], consts["labels"], flat % n, first + flat // n)
+    shown = mesh_lib.split_batch(session.mesh, batch.images)
+    logits = labeler_logits(networks, consts["variables"], shown)
+    encoded = encoding.encode(logits)
+    state = {key: state[key].at[flat].set(encoded[key]) for key in state}
+    largest = jnp.maximum(encoding_lib.largest(encoded), jnp.max(jnp.abs(logits)))
+    return state, {"max_logit": largest}  # inf: too large
+
+  present, compiled = store.present(), {}
+  mesh_lib.barrier("label epochs listed")
+  for first in range(0, e, group):
+    epochs = range(first, min(first + group, e))
+    missing = [i for i in epochs if i not in present]
+    if not missing:
+      continue
+    part, total = f"{name}/epochs{first}-{epochs[-1]}", len(epochs) * n
+    layout = encoding.layout(k).items()
+    empty = {key: np.zeros((group * n, count), dtype) for key, (count, dtype) in layout}
+    state = loop.run(
+      step_fn,
+      mesh_lib.put(empty, mesh_lib.replicated(session.mesh)),
+      consts,
+      num_steps=-(-total // size),
+      session=session,
+      name=part,
+      inputs=lambda t, first=first, total=total: (
+        np.int32(t * size), np.int32(first), np.int32(total)
+      ),
+      compiled=compiled,
+      advice=f"logits may not fit into {encoding.dtype}: set config.relabel.dtype='float32'",
+    )  # fmt: skip
+    if jax.process_index() == 0:
+      rows = {key: x.reshape(group, n, -1) for key, x in jax.device_get(state).items()}
+      store.write({i: {key: x[i - first] for key, x in rows.items()} for i in missing})
+      if session.scratch is not None:
+        shutil.rmtree(session.scratch / part, ignore_errors=True)
+  mesh_lib.barrier("label epochs written")
 
 
 def _clean_logits(

@@ -1,8 +1,8 @@
 """The folder of one artefact: its arrays, its trees and the manifest that vouches for them.
 
 `artefacts.py` is what to use; this file holds the format. A folder has one `.npy` file for each
-array, one Orbax folder `trees/<name>` for each tree, and `meta.json` with the size and SHA-256 of
-every file, and of itself.
+array, one Orbax folder `trees/<name>` for each tree, folders `<name>` that the stage wrote by
+itself, and `meta.json` with the size and SHA-256 of every file, and of itself.
 """
 
 import hashlib
@@ -70,6 +70,7 @@ class Artefact(NamedTuple):
 
   `meta` has the keys stage, config, inputs {stage: fingerprint}, fingerprint, split_sha256,
   class_names, versions, seconds, peak_bytes, arrays {name: {dtype, shape}}, trees [name],
+  folders [name] (absent in artefacts of older versions, which have none),
   files {path: {bytes, sha256}}, extra, format and meta_sha256.
   """
 
@@ -82,6 +83,12 @@ class Artefact(NamedTuple):
     if name not in self.meta["trees"]:
       raise LtddError(f"{self.path} has no tree {name!r}; it has {self.meta['trees']}")
     return checkpoint.load_tree(self.path / "trees" / name)
+
+  def folder(self, name: str) -> pathlib.Path:
+    """A folder that the stage wrote by itself."""
+    if name not in (found := self.meta.get("folders", [])):
+      raise LtddError(f"{self.path} has no folder {name!r}; it has {found}")
+    return self.path / name
 
 
 # ---- folders of artefacts ----
@@ -102,15 +109,20 @@ def _is_extension(dtype: np.dtype) -> bool:
 
 
 def write_content(
-  folder: pathlib.Path, arrays: Mapping[str, np.ndarray], trees: Mapping[str, Any]
+  folder: pathlib.Path,
+  arrays: Mapping[str, np.ndarray],
+  trees: Mapping[str, Any],
+  folders: Mapping[str, pathlib.Path],
 ) -> None:
-  """Writes arrays and trees into a new folder."""
+  """Writes arrays and trees into a new folder, and links the folders that are there into it."""
   folder.mkdir(parents=True)
   for name, array in arrays.items():
     plain = array.view(f"u{array.dtype.itemsize}") if _is_extension(array.dtype) else array
     np.save(folder / f"{name}.npy", plain, allow_pickle=False)
   for name, tree in trees.items():
     checkpoint.save_tree(folder / "trees" / name, tree)
+  for name, source in folders.items():
+    files.link_tree(source, folder / name)
 
 
 def seal(folder: pathlib.Path, meta: dict[str, Any]) -> None:

@@ -45,6 +45,14 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
   return jax.tree.map(place, tree)
 
 
+def barrier(name: str) -> None:
+  """Waits for the other processes, if there are any."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(f"ltdd_jax: {name}")
+
+
 def split_batch(mesh: Mesh, tree: Any) -> Any:
   """Inside `jit`: asks for arrays to be split along their first axis over the mesh."""
 

@@ -148,6 +148,7 @@ def run_stage(
     inputs=inputs,
     arrays=product.arrays,
     trees=product.trees,
+    folders=product.folders,
     extra=product.extra | {"notes": notes},
     class_names=list(ctx.source.class_names),
     split_sha256=ctx.split.sha256,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from ltdd_jax import models
+from ltdd_jax import encoding, labelstore, models
 from ltdd_jax.data import feed
 
 if TYPE_CHECKING:
@@ -55,9 +55,11 @@ def recover(ctx: "Context", *, source: str) -> str:
 def relabel(ctx: "Context", *, source: str) -> str:
   config, n = ctx.config["relabel"], len(ctx.slot_labels(source))
   shape = (config["num_epochs"], n, ctx.source.spec.num_classes)
-  size = int(np.prod(shape)) * np.dtype(config["dtype"]).itemsize
+  stored = encoding.from_config(config)
+  size = labelstore.disk_bytes(shape, stored)
   where = "students label on line; stored for calibration: " if config["online"] else ""
-  return f"{where}logits {shape} {config['dtype']}, {size:,} bytes"
+  each = stored.row_bytes(shape[-1])
+  return f"{where}logits {shape} as {stored}, {each:,} bytes a label, {size:,} bytes"
 
 
 def calibrate(ctx: "Context", *, calibrator: Mapping[str, Any]) -> str:

@@ -8,18 +8,29 @@ stages are the names of their folders in the work directory: `data`, `squeeze`, 
 import dataclasses
 import functools
 import hashlib
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ltdd_jax import artefacts, calibrate, distil, imported, labels, loop, plan, student, teacher
+from ltdd_jax import (
+  artefacts,
+  calibrate,
+  distil,
+  imported,
+  labels,
+  loop,
+  plan,
+  student,
+  supervision,
+  teacher,
+)
 from ltdd_jax.data import longtail, sources
 from ltdd_jax.distil.recover import recover
+from ltdd_jax.supervision import HARD as HARD
 from ltdd_jax.types import ArrayData, LtddError, Teacher
-
-HARD = "hard"  # the name of the label regime without a teacher
 
 
 class Product(NamedTuple):
@@ -28,6 +39,7 @@ class Product(NamedTuple):
   arrays: dict[str, np.ndarray]
   trees: dict[str, Any] = {}  # noqa: RUF012 (never changed)
   extra: dict[str, Any] = {}  # noqa: RUF012
+  folders: dict[str, pathlib.Path] = {}  # noqa: RUF012 (of its scratch, moved into the artefact)
 
 
 class Stage(NamedTuple):
@@ -218,56 +230,33 @@ def _relabel(ctx: Context, session: loop.Session, *, source: str) -> Product:
   images, targets = ctx.images(source)
   config = dict(ctx.config["relabel"])
   config.pop("online")
-  store = labels.relabel(
+  labelled = labels.relabel(
     source,
     images,
     targets,
     ctx.teachers,
     ctx.source.spec,
     **config,
+    class_names=ctx.source.class_names,
     seed=ctx.config["seed"],
     session=session,
   )
-  return Product({"logits": store.logits, "clean_logits": store.clean_logits, "labels": targets})
+  arrays = {"clean_logits": labelled.clean_logits, "labels": targets}
+  return Product(arrays, folders={labels.STORE: labelled.store.path})
 
 
 def _calibrate(ctx: Context, session: loop.Session, *, source: str, name: str) -> Product:
   config = ctx.config["calibrate"]
   calibrator = calibrate.make_calibrator(**config["calibrators"][name])
-  store = ctx.workdir.load(f"relabel/{source}").arrays
-  if config["fit_on"] == "views":
-    logits = store["logits"][: config["max_epochs"]]
+  arrays = ctx.workdir.load(f"relabel/{source}").arrays
+  if config["fit_on"] == "views":  # streamed from the store
+    logits = supervision.open_store(ctx, source).first(config["max_epochs"])
   else:
-    logits = store["clean_logits"]
-  targets, log_prior = store["labels"], longtail.log_prior(ctx.counts)
+    logits = arrays["clean_logits"]
+  targets, log_prior = arrays["labels"], longtail.log_prior(ctx.counts)
   params = calibrator.fit(logits, targets, log_prior)
   arrays = {f"param{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
   return Product(arrays, extra={"report": calibrator.report(params)})
-
-
-def load_params(ctx: Context, source: str, name: str) -> tuple[calibrate.Calibrator, Any]:
-  """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
-  calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][name])
-  arrays = ctx.workdir.load(f"calibrate/{source}/{name}").arrays
-  like = jax.eval_shape(calibrator.init, longtail.log_prior(ctx.counts))
-  leaves = [arrays[f"param{i}"] for i in range(len(jax.tree.leaves(like)))]
-  return calibrator, jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def supervision(ctx: Context, source: str, regime: str) -> student.Supervision:
-  """Where the labels of a regime come from."""
-  if regime == HARD:
-    return student.Supervision()
-  calibrator, params = load_params(ctx, source, regime)
-  common = {
-    "calibrator": calibrator,
-    "params": params,
-    "log_prior": longtail.log_prior(ctx.counts),
-  }
-  if ctx.config["relabel"]["online"]:
-    return student.Supervision("online", teachers=ctx.teachers, **common)
-  store = ctx.workdir.load(f"relabel/{source}")
-  return student.Supervision("stored", logits=store.arrays["logits"], **common)
 
 
 def _student(ctx: Context, session: loop.Session, *, source: str, regime: str) -> Product:
@@ -278,7 +267,7 @@ def _student(ctx: Context, session: loop.Session, *, source: str, regime: str) -
     f"student/{source}/{regime}",
     images,
     targets,
-    supervision(ctx, source, regime),
+    supervision.of_regime(ctx, source, regime),
     ctx.test_data,
     ctx.source.spec,
     **config,
@@ -384,7 +373,7 @@ def _student_stages(config: Mapping[str, Any], seed: dict[str, Any], source: str
     part = {k: v for k, v in config["student"].items() if k != "hard_labels"}
     inputs = ("data", f"recover/{source}")
     if regime == HARD:
-      part.pop("loss")
+      part = {k: v for k, v in part.items() if k not in ("loss", "hard_weight")}
     else:
       inputs += (f"relabel/{source}", f"calibrate/{source}/{regime}")
     views = {"views": config["relabel"]["views"]}

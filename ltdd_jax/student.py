@@ -14,6 +14,7 @@ import numpy as np
 
 from ltdd_jax import (
   calibrate,
+  labelstore,
   loop,
   losses,
   metrics,
@@ -35,16 +36,28 @@ from ltdd_jax.types import ArrayData, Leaf, LtddError, Teacher
 class Supervision(NamedTuple):
   """Where the labels of students come from.
 
-  Hard labels need nothing. Soft labels need `logits` (a store) or `teachers` (on line), and may
-  have a calibrator with its fitted parameters and the log class frequencies it was fitted with.
+  Hard labels need nothing. Soft labels need `logits` (see `stored`) or `teachers` (on line), and
+  may have a calibrator with its fitted parameters and the log class frequencies it was fitted with.
   """
 
   kind: str = "hard"  # "hard", "stored" or "online"
-  logits: Leaf = None  # (e, n, k) of a label store
+  logits: Leaf = None  # (e, n, k), or a dict of arrays (e, n, numbers) that `decode` reads
+  decode: Callable[[Any], jax.Array] | None = None  # encoded rows -> float32 logits (b, k)
   teachers: tuple[Teacher, ...] = ()
   calibrator: calibrate.Calibrator | None = None
   params: Any = None
   log_prior: Leaf = None  # (k,)
+
+
+def stored(store: labelstore.LabelStore, **calibration: Any) -> Supervision:
+  """Supervision by a label store: its encoded arrays, decoded batch by batch.
+
+  Args:
+    store: read whole into memory, encoded.
+    **calibration: calibrator, params and log_prior, as of `Supervision`.
+  """
+  decode = functools.partial(store.encoding.decode, k=store.shape[-1])
+  return Supervision("stored", logits=store.read(), decode=decode, **calibration)
 
 
 class Target(NamedTuple):
@@ -72,9 +85,21 @@ def hard_loss(logits: jax.Array, target: Target) -> jax.Array:
   return jnp.mean(target.weight * own + (1 - target.weight) * other)
 
 
-def soft_loss(logits: jax.Array, target: Target, *, loss_fn: Callable[..., jax.Array]) -> jax.Array:
-  """A loss from `losses.make_soft_loss`; its hard part, if any, uses the image's own class."""
-  return loss_fn(logits, target.logits, target.labels)
+def soft_loss(
+  logits: jax.Array,
+  target: Target,
+  *,
+  loss_fn: Callable[..., jax.Array],
+  hard_weight: float = 0.0,
+) -> jax.Array:
+  """Computes (1 - hard_weight) * loss_fn + hard_weight * `hard_loss`.
+
+  `loss_fn` is from `losses.make_soft_loss`; its own hard part, if any, uses the image's own class.
+  """
+  soft = loss_fn(logits, target.logits, target.labels)
+  if not hard_weight:
+    return soft
+  return (1 - hard_weight) * soft + hard_weight * hard_loss(logits, target)
 
 
 def make_batch(
@@ -88,8 +113,8 @@ def make_batch(
   """Makes the views of a batch and their labels. The views' keys are the label store's.
 
   Args:
-    consts: images (n,h,w,c), labels (n,), view_key, and for soft labels logits or teachers'
-      variables, the calibrator's params and log_prior.
+    consts: images (n,h,w,c), labels (n,), view_key, and for soft labels (encoded) logits or
+      teachers' variables, the calibrator's params and log_prior.
     x: indices (b,) and epochs (b,) of the batch.
     key: unused: views come from the key of the label store.
     views_of: from `labels.view_fn`.
@@ -98,10 +123,11 @@ def make_batch(
   del key
   indices, epochs = x["indices"], x["epochs"]
   if supervision.kind == "stored":
-    epochs = epochs % consts["logits"].shape[0]
+    epochs = epochs % jax.tree.leaves(consts["logits"])[0].shape[0]
   views = views_of(consts["view_key"], consts["images"], consts["labels"], indices, epochs)
   if supervision.kind == "stored":
-    logits = consts["logits"][epochs, indices].astype(jnp.float32)
+    rows = jax.tree.map(lambda x: x[epochs, indices], consts["logits"])
+    logits = supervision.decode(rows) if supervision.decode else rows.astype(jnp.float32)
   elif supervision.kind == "online":
     networks = tuple(t.model for t in supervision.teachers)
     logits = labels_lib.labeler_logits(networks, consts["variables"], views.images)
@@ -128,6 +154,7 @@ def train_students(
   loss: Mapping[str, Any],
   views: Mapping[str, Any],
   view_key: jax.Array,
+  hard_weight: float = 0.0,
   num_seeds: int = 3,
   evaluations: int = 5,
   eval_batch_size: int = 500,
@@ -153,6 +180,7 @@ def train_students(
     optimizer: {name, lr, **kwargs}.
     schedule: {name, **kwargs}.
     loss: {name, **kwargs} for `losses.make_soft_loss`; hard labels always use cross-entropy.
+    hard_weight: share, in [0, 1), of the hard loss in the loss of soft labels, see `soft_loss`.
     views: keyword arguments of `labels.view_fn`.
     view_key: from `labels.view_key`.
     num_seeds: students.
@@ -170,6 +198,7 @@ def train_students(
   _check_numbers(num_seeds=num_seeds, evaluations=evaluations, num_epochs=num_epochs)
   if parallel not in ("auto", "vmap", "loop"):
     raise LtddError(f"config.student.parallel is {parallel!r}; expected 'auto', 'vmap' or 'loop'")
+  check_hard_weight(hard_weight)
   n = len(labels)
   num_steps = feed.num_steps(n, min(batch_size, n), num_epochs=num_epochs)
   network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
@@ -181,7 +210,7 @@ def train_students(
     batch_fn=functools.partial(
       make_batch, views_of=labels_lib.view_fn(spec, **views), supervision=supervision
     ),
-    loss_fn=_loss_fn(supervision, loss),
+    loss_fn=_loss_fn(supervision, loss, hard_weight),
     mesh=session.mesh,
   )
   run = _Run(
@@ -217,10 +246,21 @@ def _check_numbers(**numbers: int) -> None:
       raise LtddError(f"config.student.{key} is {value}; expected 1 or more")
 
 
-def _loss_fn(supervision: Supervision, loss: Mapping[str, Any]) -> train.LossFn:
+def check_hard_weight(hard_weight: float) -> None:
+  """Raises LtddError unless soft labels keep a share of the loss."""
+  if not 0 <= hard_weight < 1:
+    raise LtddError(
+      f"config.student.hard_weight is {hard_weight}; expected 0 or more and below 1. For hard "
+      "labels alone set config.student.hard_labels=True"
+    )
+
+
+def _loss_fn(supervision: Supervision, loss: Mapping[str, Any], hard_weight: float) -> train.LossFn:
   if supervision.kind == "hard":
     return hard_loss
-  return functools.partial(soft_loss, loss_fn=losses.make_soft_loss(**loss))
+  return functools.partial(
+    soft_loss, loss_fn=losses.make_soft_loss(**loss), hard_weight=hard_weight
+  )
 
 
 def _consts(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ltdd_jax import artefacts
+from ltdd_jax import artefacts, files, supervision
 from ltdd_jax import stages as stages_lib
 from ltdd_jax.data import longtail
 from ltdd_jax.report import images, plots
@@ -148,9 +148,10 @@ def student_row(
     row["tau"] = fitted.get("tau")
     row["calibration"] = fitted
   row["seeds"] = len(arrays["correct"])
-  row["images_per_class"] = np.bincount(
-    ctx.images(source)[1], minlength=ctx.source.spec.num_classes
-  ).tolist()
+  pictures, targets = ctx.images(source)
+  row["images_per_class"] = np.bincount(targets, minlength=ctx.source.spec.num_classes).tolist()
+  row["image_bytes"] = pictures.nbytes
+  row["label_bytes"] = supervision.label_bytes(ctx, source, regime)
   return row | scores(arrays["correct"], arrays["total"], groups)
 
 
@@ -223,6 +224,7 @@ def _group_cells(row: Mapping[str, Any]) -> list[str]:
 def students_table(results: Mapping[str, Any]) -> str:
   """The main table."""
   header = ["images", "labels", "tau", "top-1", "best top-1", *GROUPS, "worst class", "seeds"]
+  header += ["image bytes", "label bytes"]
   rows = [
     [
       r["images"],
@@ -233,6 +235,8 @@ def students_table(results: Mapping[str, Any]) -> str:
       *_group_cells(r),
       f"{r['worst_class']['mean']:.1f} ({results['class_names'][r['worst_class']['class']]})",
       str(r["seeds"]),
+      files.size(r["image_bytes"]),
+      "on line" if r["label_bytes"] is None else files.size(r["label_bytes"]),
     ]
     for r in results["rows"]
   ]

@@ -13,12 +13,13 @@ FILES = sorted((ROOT / "ltdd_jax").rglob("*.py"))
 # A module may import those of lower rank, and its own package.
 RANK = {
   "types": 0, "rng": 0, "mesh": 0, "startup": 0, "adsa": 0,
-  "files": 1, "config": 1, "provenance": 2, "writer": 2, "registry": 2, "checkpoint": 2,
+  "files": 1, "config": 1, "encoding": 1, "labelstore": 2,
+  "provenance": 2, "writer": 2, "registry": 2, "checkpoint": 2,
   "manifest": 3, "artefacts": 4, "imported": 5,
   "data": 3, "losses": 3, "schedules": 3, "metrics": 4, "models": 4, "calibrate": 4,
   "loop": 5, "train": 5, "logit_files": 5,
   "teacher": 6, "distil": 6, "labels": 6, "student": 7,
-  "plan": 8, "stages": 9, "report": 10, "check": 10, "pipeline": 11,
+  "supervision": 8, "plan": 8, "stages": 9, "report": 10, "check": 10, "pipeline": 11,
 }  # fmt: skip
 
 
