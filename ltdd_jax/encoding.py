@@ -108,7 +108,7 @@ class Encoding:
     """
     k = logits.shape[-1]
     layout, width = self.layout(k), self.width(k)
-    values, numbers, out = logits.astype(jnp.float32), {}, {}
+    values, numbers, out = jnp.asarray(logits, jnp.float32), {}, {}
     if width < k:
       every = values
       values, indices = jax.lax.top_k(every, width)

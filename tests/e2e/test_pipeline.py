@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import manifest, pipeline
+from ltdd_jax import labelstore, manifest, pipeline
 from ltdd_jax.report import tables
 from ltdd_jax.types import LtddError
 
@@ -57,6 +57,36 @@ def test_report_shows_every_row_and_the_confidences(finished):
   for word in ("hard", "plain", "tau1", "adsa", "head", "tail", "peak MB", "Class confidences"):
     assert word in text
   assert (workdir / "report" / "images-sre2l.png").stat().st_size > 0
+
+
+def test_bytes_stand_beside_accuracies(finished):
+  workdir, results = finished
+  for row in results["rows"]:
+    assert row["image_bytes"] == 20 * 8 * 8
+    shape = (3, 20, 10)  # label epochs, images, classes
+    soft = labelstore.disk_bytes(shape, labelstore.Encoding("float16"))
+    assert row["label_bytes"] == (0 if row["labels"] == "hard" else soft)
+  text = (workdir / "report" / "report.md").read_text()
+  assert "label bytes" in text
+  assert "1.28 kB" in text
+
+
+def test_labels_in_few_bytes(tmp_path, capsys):
+  """Levels of three classes: calibrated, learned from with a share of hard labels, damaged."""
+  config = digits_lt.get_config("preset=smoke,method=random")
+  config.relabel.update(num_epochs=2, dtype="uint8", top_k=3)
+  config.student.update(num_seeds=1, hard_weight=0.25, hard_labels=False)
+  config.calibrate.max_epochs = 1
+  del config.calibrate.calibrators.tau1
+  pipeline.run(config, tmp_path, dry_run=True)
+  assert "as uint8 top-3 spread, 12 bytes a label, 504 bytes" in capsys.readouterr().out
+  rows = pipeline.run(config, tmp_path, show_progress=False)["rows"]
+  assert [(r["labels"], r["label_bytes"]) for r in rows] == [("plain", 504), ("adsa", 504)]
+  assert rows[1]["tau"] > 0
+  path = tmp_path / "relabel" / "random" / "labels.zarr" / "values" / "c.1.0.0"
+  path.write_bytes(path.read_bytes()[::-1])
+  with pytest.raises(LtddError, match=r"values/c\.1\.0\.0 is damaged"):
+    pipeline.run(config, tmp_path, stage="only:report", show_progress=False)
 
 
 def test_second_run_skips_everything_and_says_the_same(finished):
@@ -173,6 +203,9 @@ def contents(workdir):
   for path in sorted(workdir.rglob("meta.json")):
     artefact = manifest.open_artefact(path.parent)
     found |= {(str(path.parent.name), str(path.parent), k): v for k, v in artefact.arrays.items()}
+    for name in artefact.meta["folders"]:
+      for file in sorted(p for p in artefact.folder(name).rglob("*") if p.is_file()):
+        found[name, str(file)] = np.frombuffer(file.read_bytes(), np.uint8)
     for name in artefact.meta["trees"]:
       for where, leaf in jax.tree.leaves_with_path(artefact.tree(name)):
         found[name, jax.tree_util.keystr(where), str(path.parent)] = leaf

@@ -1,5 +1,7 @@
 """Views are functions of (key, epoch, image); the store holds their logits."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,9 +71,8 @@ def test_unknown_mix_is_refused():
 
 def relabel(**kwargs):
   kwargs = {"num_epochs": 3, "views": {}, "dtype": "float32", "batch_size": 4} | kwargs
-  return labels.relabel(
-    "a", IMAGES, LABELS, (small.teacher(),), small.SPEC, session=QUIET, **kwargs
-  )
+  kwargs = {"session": QUIET} | kwargs
+  return labels.relabel("a", IMAGES, LABELS, (small.teacher(),), small.SPEC, **kwargs)
 
 
 def test_store_holds_the_logits_of_recomputed_views():
@@ -93,6 +94,82 @@ def test_float16_store_is_the_rounded_one():
   np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
 
 
+def test_labels_without_a_folder_go_with_the_result():
+  labelled = relabel()
+  part = labelled.store.first(2)
+  path = labelled.store.path
+  del labelled
+  gc.collect()
+  assert part.logits().shape == (2, 5, small.K)
+  del part
+  gc.collect()
+  assert not path.exists()
+
+
+class Killed(BaseException):
+  """As if by a signal that cannot be caught."""
+
+
+def contents(folder):
+  return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("scratch", [True, False])
+def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monkeypatch, scratch):
+  """Groups of two label epochs; killed after the first group and one epoch of the second."""
+  monkeypatch.setattr(
+    labels, "GROUP_BYTES", 2 * 5 * labels.labelstore.Encoding("uint8", 2).row_bytes(3)
+  )
+  kwargs = {"num_epochs": 5, "dtype": "uint8", "top_k": 2}
+  made, run = [], loop.run
+  monkeypatch.setattr(
+    loop, "run", lambda *args, **kw: (made.append(kw["name"]), run(*args, **kw))[1]
+  )
+  straight = relabel(**kwargs, folder=tmp_path / "straight")
+  assert made == [f"relabel/a/epochs{e}" for e in ("0-1", "2-3", "4-4")]
+
+  write, session = labels.labelstore.LabelStore.write, QUIET
+  if scratch:
+    session = loop.Session(scratch=tmp_path / "scratch", show_progress=False)
+
+  def write_and_die(self, epochs):
+    if 2 in epochs:
+      write(self, {2: epochs[2]})
+      raise Killed
+    write(self, epochs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(labels.labelstore.LabelStore, "write", write_and_die)
+    with pytest.raises(Killed):
+      relabel(**kwargs, folder=tmp_path / "killed", session=session)
+  before = (tmp_path / "killed" / "values" / "c.2.0.0").stat().st_mtime_ns
+  made.clear()
+  resumed = relabel(**kwargs, folder=tmp_path / "killed", session=session)
+  assert made == [
+    "relabel/a/epochs2-3",
+    "relabel/a/epochs4-4",
+  ]  # the first group was not made again
+  assert (tmp_path / "killed" / "values" / "c.2.0.0").stat().st_mtime_ns == before
+  assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
+  np.testing.assert_array_equal(resumed.logits, straight.logits)
+  made.clear()
+  relabel(**kwargs, folder=tmp_path / "killed", session=session)
+  assert made == []
+  if scratch:
+    assert not [p for p in (tmp_path / "scratch").rglob("*") if p.is_file()]
+
+
+def test_labels_of_other_images_or_teachers_are_not_mixed(tmp_path):
+  relabel(folder=tmp_path / "s")
+  with pytest.raises(LtddError, match=r"facts\.seed: 0 -> 1"):
+    relabel(folder=tmp_path / "s", seed=1)
+  with pytest.raises(LtddError, match=r"facts\.teachers"):
+    labels.relabel(
+      "a", IMAGES, LABELS, (small.teacher(1),), small.SPEC, num_epochs=3, views={},
+      dtype="float32", folder=tmp_path / "s", session=QUIET,
+    )  # fmt: skip
+
+
 def test_several_teachers_are_averaged():
   one, two = small.teacher(), small.teacher(1)
   model, x = one.model, np.zeros((1, 8, 8, 1), np.float32)
@@ -103,7 +180,11 @@ def test_several_teachers_are_averaged():
 
 @pytest.mark.parametrize(
   ("kwargs", "message"),
-  [({"dtype": "int8"}, "dtype is 'int8'"), ({"num_epochs": 0}, "num_epochs is 0")],
+  [
+    ({"dtype": "int8"}, "dtype is 'int8'"),
+    ({"num_epochs": 0}, "num_epochs is 0"),
+    ({"top_k": 4}, "top_k is 4; expected 1 to 3"),
+  ],
 )
 def test_bad_numbers_are_refused(kwargs, message):
   with pytest.raises(LtddError, match=message):

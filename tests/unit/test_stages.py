@@ -50,8 +50,12 @@ def test_a_change_reaches_what_depends_on_it_and_no_more(config):
   students = changed(config, "student.num_epochs", 99)
   assert {name.split("/")[0] for name in students} == {"student"}
   assert "recover/random" not in changed(config, "recover.methods.sre2l.lr", 0.5)
-  loss = changed(config, "student.loss", {"name": "kl"})
-  assert "student/sre2l/hard" not in loss
+  for key, value in (("loss", {"name": "kl"}), ("hard_weight", 0.5)):
+    soft = changed(config, f"student.{key}", value)
+    assert "student/sre2l/plain" in soft
+    assert "student/sre2l/hard" not in soft
+  labels = {name.split("/")[0] for name in changed(config, "relabel.top_k", 5)}
+  assert labels == {"relabel", "calibrate", "student"}
   assert len(changed(config, "seed", 7)) == len(stages.make_stages(config)) - 1  # all but data
 
 
@@ -64,6 +68,9 @@ def test_a_change_reaches_what_depends_on_it_and_no_more(config):
     ("calibrate.calibrators.hard", {"name": "none"}, "'hard'"),
     ("calibrate.calibrators", {}, "calibrators is empty"),
     ("relabel.dtype", "int8", r"relabel\.dtype is 'int8'"),
+    ("relabel.top_k", 0, r"relabel\.top_k is 0"),
+    ("relabel.rest", "gone", r"relabel\.rest is 'gone'"),
+    ("student.hard_weight", 1.5, r"student\.hard_weight is 1\.5"),
     ("student.parallel", "pmap", r"student\.parallel is 'pmap'"),
     ("squeeze.augment", ({"name": "cutmix"},), "mixes images"),
     ("seed", -1, "seed is -1"),
@@ -82,6 +89,16 @@ def test_configs_that_are_wrong_by_themselves(path, value, message):
     check.check(plain)
 
 
+def test_labels_that_keep_all_the_mass_are_refused_for_raw_logits():
+  plain = digits_lt.get_config("preset=smoke").to_dict()
+  plain["relabel"] |= {"top_k": 3, "rest": "kept"}
+  assert plain["student"]["loss"]["name"] == "mse_ce"
+  with pytest.raises(LtddError, match=r"rest is 'kept'.*'mse_ce'.*rest='spread', or the loss 'kl'"):
+    check.check(plain)
+  plain["student"]["loss"] = {"name": "kl"}
+  check.check(plain)
+
+
 @pytest.mark.parametrize(
   ("path", "value", "message"),
   [
@@ -89,6 +106,7 @@ def test_configs_that_are_wrong_by_themselves(path, value, message):
     ("student.model.depth", 9, "depth"),
     ("student.optimizer.name", "adamq", "adamw"),
     ("relabel.views.mix", "cutmx", "mix is 'cutmx'"),
+    ("relabel.top_k", 11, "top_k is 11; expected 1 to 10"),
     ("recover.methods.sre2l.r_bm", 1.0, "Did you mean 'r_bn'"),
     ("recover.slots_per_class", [1, 2], "slots_per_class has 2 entries for 10 classes"),
     ("data.imbalance_factor", 0.5, "imbalance_factor"),

@@ -1,10 +1,12 @@
 """Students: kinds of labels, seeds, evaluation."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
-from ltdd_jax import calibrate, labels, loop, student
+from ltdd_jax import calibrate, labels, loop, losses, student
 from ltdd_jax.types import LtddError
 from tests import small
 
@@ -65,6 +67,29 @@ def test_vmap_equals_one_by_one(store):
   np.testing.assert_array_equal(one.correct, many.correct)
 
 
+def test_an_encoded_store_teaches_what_its_decoded_logits_do():
+  encoded = labels.relabel(
+    "a", IMAGES, LABELS, (small.teacher(),), small.SPEC, num_epochs=3, views=VIEWS,
+    dtype="uint8", top_k=2, session=QUIET,
+  )  # fmt: skip
+  one = train(student.stored(encoded.store, **adsa_like(0.7)), parallel="vmap")
+  two = train(student.Supervision("stored", logits=encoded.logits, **adsa_like(0.7)))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.variables, two.variables
+  )
+
+
+def test_hard_weight_mixes_soft_and_hard_loss(key):
+  logits = jax.random.normal(key, (2, 3))
+  target = student.Target(np.array([0, 1]), np.array([2, 2]), np.array([0.25, 1.0]), 2 * logits)
+  loss = functools.partial(student.soft_loss, loss_fn=losses.make_soft_loss("kl"))
+  soft, hard = loss(logits, target), student.hard_loss(logits, target)
+  np.testing.assert_allclose(
+    loss(logits, target, hard_weight=0.3), 0.7 * soft + 0.3 * hard, rtol=1e-6
+  )
+  assert float(soft) != float(hard)
+
+
 def test_labels_on_line_equal_those_of_the_store(store):
   stored = train(student.Supervision("stored", logits=store.logits, **adsa_like(0.7)))
   online = train(student.Supervision("online", teachers=(small.teacher(),), **adsa_like(0.7)))
@@ -95,6 +120,7 @@ def test_hard_loss_weighs_both_classes(key):
   [
     ({"num_seeds": 0}, "num_seeds is 0"),
     ({"parallel": "pmap"}, "parallel is 'pmap'"),
+    ({"hard_weight": 1.0}, "hard_weight is 1.0; expected 0 or more and below 1"),
     ({"loss": {"name": "mse"}}, "mse"),
     ({"model": {"name": "convmet"}}, "convnet"),
   ],
