@@ -198,6 +198,7 @@ def relabel(
       not finite in the dtype.
   """
   encoding = labelstore.Encoding(dtype, top_k, rest)
+  encoding.check(spec.num_classes)
   if num_epochs < 1:
     raise LtddError(f"config.relabel.num_epochs is {num_epochs}; expected 1 or more")
   session = session or loop.Session()

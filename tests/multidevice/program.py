@@ -64,10 +64,11 @@ def distilled(session):
 
 
 def store(session):
-  return labels.relabel(
+  labelled = labels.relabel(
     "a", small.images(16), np.arange(16, dtype=np.int32) % 3, (small.teacher(),), small.SPEC,
     num_epochs=2, views={}, dtype="float32", batch_size=16, session=session,
   )  # fmt: skip
+  return labelled.logits, labelled.clean_logits
 
 
 def students(parallel):
