@@ -30,6 +30,7 @@ from ltdd_jax import (
 from ltdd_jax.data import longtail, sources
 from ltdd_jax.distil.recover import recover
 from ltdd_jax.supervision import HARD as HARD
+from ltdd_jax.supervision import load_params as load_params
 from ltdd_jax.types import ArrayData, LtddError, Teacher
 
 
