@@ -132,6 +132,8 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
   config.relabel = {  # labels.relabel
     "num_epochs": 400,
     "dtype": "float16",
+    "top_k": placeholder(int),
+    "rest": "spread",
     "batch_size": 500,
     "online": False,
     "views": {  # labels.view_fn
@@ -154,6 +156,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
     "schedule": {"name": "cosine"},
     "loss": {"name": "kl", "temperature": 30.0},
+    "hard_weight": 0.0,
     "num_seeds": 3,
     "evaluations": 5,
     "eval_batch_size": 500,
