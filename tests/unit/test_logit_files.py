@@ -13,6 +13,7 @@ import pytest
 
 from ltdd_jax import adsa, calibrate, logit_files
 from ltdd_jax.logit_files import arrays, inputs, names, parquet, sources
+from ltdd_jax.report import calibration
 from ltdd_jax.types import LtddError
 
 E, N, K = 2, 30, 5
@@ -289,6 +290,23 @@ def test_labels_of_each_epoch_and_classes_without_an_image():
   assert found.tau == pytest.approx(direct.tau, abs=1e-6)
   close(found.confidence_after, direct.confidence_after, 1e-4)
   assert np.isnan(found.confidence_before[4])
+
+
+def test_target_priors_and_intervals(tmp_path):
+  """By Bayes' rule: labels for a test set with frequencies q. The interval comes from `report`."""
+  q = np.array([0.1, 0.1, 0.2, 0.2, 0.4], np.float32)
+  np.save(tmp_path / "q.npy", q)
+  plain = logit_files.calibrate_logits(LOGITS, LABELS, COUNTS)
+  found = logit_files.calibrate_logits(
+    LOGITS, LABELS, COUNTS, target_prior=tmp_path / "q.npy", calibrator_args={"bootstrap": 20}
+  )
+  assert found.tau == plain.tau
+  moved = plain.soft_labels * q
+  close(found.soft_labels, moved / moved.sum(-1, keepdims=True))
+  low, high = found.report["tau_interval"]
+  assert low < found.tau < high
+  text = calibration.describe(found)
+  assert f"95 % interval {low:.4f} to {high:.4f}" in text
 
 
 def test_smoothing_adds_to_every_count():

@@ -271,8 +271,8 @@ def test_target_priors():
     np.full(4, 0.25),
   )
   bad("class 1 has 0; expected a frequency above 0", [0.5, 0, 0.2, 0.2, 0.1])
-  with pytest.raises(LtddError, match="calibrator 'fixed' takes none"):
-    calibrate_logits(LOGITS, LABELS, COUNTS, calibrator="fixed", target_prior=np.full(K, 0.2))
+  with pytest.raises(LtddError, match=r"calibrator 'em' takes none. Those that do: .*adsa"):
+    calibrate_logits(LOGITS, LABELS, COUNTS, calibrator="em", target_prior=np.full(K, 0.2))
 
 
 def test_options():
