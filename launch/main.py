@@ -29,7 +29,7 @@ _COMPILE_CACHE = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> int:
-  """Sets up the devices and calls `pipeline.run`; errors for the user are one message."""
+  """Sets up devices and runs the pipeline or a study; errors for the user are one message."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
@@ -38,11 +38,12 @@ def main(argv: list[str]) -> int:
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
   facts = startup.setup_jax(cache_dir=_COMPILE_CACHE.value or None, distributed=_DISTRIBUTED.value)
   logging.info("%s", facts)
-  from ltdd_jax import checkpoint, pipeline
+  from ltdd_jax import analysis, checkpoint, pipeline
   from ltdd_jax.types import LtddError
 
+  run = analysis.run if "study" in _CONFIG.value else pipeline.run
   try:
-    pipeline.run(
+    run(
       _CONFIG.value,
       _WORKDIR.value,
       cache=_CACHE.value,

@@ -18,7 +18,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ltdd_jax.types import Leaf
+from ltdd_jax.types import Leaf, LtddError
 
 
 class LayerInput(NamedTuple):
@@ -108,3 +108,19 @@ def _moment(layer: LayerInput, batch_stats: Any) -> Moment:
     running = running[name]
   mean, var = moments(layer.value)
   return Moment(layer.path, mean, var, running["mean"], running["var"])
+
+
+def features(
+  model: nn.Module, variables: Any, images: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b k"], Float[Array, "b f"]]:
+  """Runs a model in eval mode and returns its logits and its penultimate features.
+
+  These are what the classifier, the last `nn.Dense` that is called, was called with.
+
+  Raises:
+    LtddError: a model without a dense layer.
+  """
+  logits, inputs = apply_with_inputs(model, variables, images, nn.Dense)
+  if not inputs:
+    raise LtddError(f"{type(model).__name__} has no dense layer, so its features are not known")
+  return logits, inputs[-1].value

@@ -25,7 +25,7 @@ MAX_BARS = 20  # more classes than that are averaged in bins of neighbours
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; by kind of label.
 _COLOURS = {None: "#999999", "none": "#56b4e9", "fixed": "#e69f00", "adsa": "#009e73"}
-_OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#000000")
+COLOURS = ("#cc79a7", "#0072b2", "#d55e00", "#000000")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -50,6 +50,8 @@ class Series(NamedTuple):
   name: str
   colour: str
   values: Sequence[float | None]  # (k,)
+  low: Sequence[float | None] | None = None  # (k,) ends of its interval, drawn if classes are not
+  high: Sequence[float | None] | None = None  # binned
 
 
 def available() -> bool:
@@ -70,7 +72,7 @@ def confidences(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
   Raises:
     LtddError: matplotlib is missing, no row has confidences, or the file cannot be written.
   """
-  _save(confidences_figure(results), path)
+  save(confidences_figure(results), path)
 
 
 def accuracies(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
@@ -83,7 +85,7 @@ def accuracies(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
   Raises:
     LtddError: matplotlib is missing or the file cannot be written.
   """
-  _save(accuracies_figure(results), path)
+  save(accuracies_figure(results), path)
 
 
 def calibration(
@@ -104,7 +106,7 @@ def calibration(
   Raises:
     LtddError: matplotlib is missing or the file cannot be written.
   """
-  _save(calibration_figure(report, class_counts, confidence), path)
+  save(calibration_figure(report, class_counts, confidence), path)
 
 
 def write_plots(results: Mapping[str, Any], folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -143,7 +145,7 @@ def confidences_figure(results: Mapping[str, Any]) -> Any:
       for r, c in zip(rows, _colours(rows), strict=True)
     ]
     panels[source] = [plain, *after]
-  return _bars(panels, _bins(results), "mean confidence", top=1.0)
+  return bars(panels, bins(results), "mean confidence", top=1.0)
 
 
 def accuracies_figure(results: Mapping[str, Any]) -> Any:
@@ -152,7 +154,7 @@ def accuracies_figure(results: Mapping[str, Any]) -> Any:
   for source, rows in _by_source(results["rows"]).items():
     pairs = zip(rows, _colours(rows), strict=True)
     panels[source] = [Series(r["labels"], colour, r["per_class"]) for r, colour in pairs]
-  return _bars(panels, _bins(results), "accuracy, %", top=100.0)
+  return bars(panels, bins(results), "accuracy, %", top=100.0)
 
 
 def calibration_figure(
@@ -163,11 +165,11 @@ def calibration_figure(
   """Makes the figure of `calibration`, a `matplotlib.figure.Figure`."""
   counts = [int(c) if float(c).is_integer() else round(float(c), 3) for c in class_counts]
   names = [str(c) for c in range(len(counts))]
-  bins = _bins({"split": {"counts": counts}, "class_names": names})
+  groups = bins({"split": {"counts": counts}, "class_names": names})
   names = ("before", f"after, tau = {report['tau']:.2f}")
   colours = (_COLOURS["none"], _COLOURS["adsa"])
   series = [Series(*x) for x in zip(names, colours, confidence, strict=True)]
-  figure = _bars({"distilled": series}, bins, "mean confidence", top=1.0)
+  figure = bars({"distilled": series}, groups, "mean confidence", top=1.0)
   curve = report.get("curve")
   if not curve:
     return figure
@@ -203,7 +205,7 @@ def _by_source(rows: Any) -> dict[str, list[Mapping[str, Any]]]:
 
 def _colours(rows: Rows) -> list[str]:
   """The colour of each row's kind of label; a kind that was seen already gets another."""
-  others, used, out = iter(_OTHERS * len(rows)), set(), []
+  others, used, out = iter(COLOURS * len(rows)), set(), []
   for row in rows:
     colour = _COLOURS.get(row["calibrator"])
     out.append(next(others) if colour is None or colour in used else colour)
@@ -211,7 +213,7 @@ def _colours(rows: Rows) -> list[str]:
   return out
 
 
-def _bins(results: Mapping[str, Any]) -> Bins:
+def bins(results: Mapping[str, Any]) -> Bins:
   """Classes by descending number of training images, cut into `MAX_BARS` bins if there are more."""
   counts, names = np.asarray(results["split"]["counts"]), results["class_names"]
   order = np.argsort(-counts, kind="stable")
@@ -229,16 +231,19 @@ def _sizes(members: Sequence[np.ndarray]) -> str:
   return " or ".join(map(str, sizes))
 
 
-def _bars(panels: Mapping[str, list[Series]], bins: Bins, ylabel: str, *, top: float) -> Any:
+def bars(panels: Mapping[str, list[Series]], groups: Bins, ylabel: str, *, top: float) -> Any:
   """Draws one panel of grouped bars for each image source, one below the other."""
-  figure = _figure(7.2, 0.6 + 2.3 * len(panels))
+  figure = new_figure(7.2, 0.6 + 2.3 * len(panels))
   axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-  x = np.arange(len(bins.names))
+  x = np.arange(len(groups.names))
   for axis, (source, series) in zip(axes, panels.items(), strict=True):
     width = 0.84 / len(series)
     for i, one in enumerate(series):
       at = x + (i - (len(series) - 1) / 2) * width
-      axis.bar(at, bins.means(one.values), width, label=one.name, color=one.colour)
+      axis.bar(at, groups.means(one.values), width, label=one.name, color=one.colour)
+      if one.low is not None and all(len(m) == 1 for m in groups.members):
+        ends = [groups.means(one.low), groups.means(one.high)]
+        axis.vlines(at, *ends, colors="#333333", linewidth=0.8)
     axis.set_ylim(0, top)
     axis.set_ylabel(ylabel)
     axis.set_title(f"{source} images", loc="left", fontsize=10)
@@ -247,9 +252,9 @@ def _bars(panels: Mapping[str, list[Series]], bins: Bins, ylabel: str, *, top: f
       borderaxespad=0.2, columnspacing=1.2, handlelength=1.0,
     )  # fmt: skip
     axis.spines[["top", "right"]].set_visible(False)
-  long = sum(max(map(len, name.split("\n"))) for name in bins.names) > 100
-  axes[-1].set_xticks(x, bins.names, fontsize=8, rotation=45 if long else 0)
-  axes[-1].set_xlabel(bins.axis)
+  long = sum(max(map(len, name.split("\n"))) for name in groups.names) > 100
+  axes[-1].set_xticks(x, groups.names, fontsize=8, rotation=45 if long else 0)
+  axes[-1].set_xlabel(groups.axis)
   return figure
 
 
@@ -267,7 +272,7 @@ def check_available() -> None:
     ) from error
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
   """An empty figure drawn by Agg, known to no global state."""
   check_available()
   from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -278,7 +283,8 @@ def _figure(width: float, height: float) -> Any:
   return figure
 
 
-def _save(figure: Any, path: str | pathlib.Path) -> None:
+def save(figure: Any, path: str | pathlib.Path) -> None:
+  """Writes a figure as PNG; raises LtddError if that is not possible."""
   path, png = pathlib.Path(path), io.BytesIO()
   figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
   with files.explained(f"plot {path}", folder=path.parent, need=png.tell()):

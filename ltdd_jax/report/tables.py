@@ -217,7 +217,8 @@ def _group_sentence(results: Mapping[str, Any]) -> str:
   return f"Groups by rule `{results['group_rule']}`: {'; '.join(sizes)}."
 
 
-def _group_cells(row: Mapping[str, Any]) -> list[str]:
+def group_cells(row: Mapping[str, Any]) -> list[str]:
+  """Accuracies of head, mid and tail, with dashes for groups without a class."""
   return [plus_minus(row["groups"][g]) if g in row["groups"] else "-" for g in GROUPS]
 
 
@@ -232,7 +233,7 @@ def students_table(results: Mapping[str, Any]) -> str:
       "-" if r["tau"] is None else f"{r['tau']:.3f}",
       plus_minus(r["top1"]),
       plus_minus(r["best_top1"]),
-      *_group_cells(r),
+      *group_cells(r),
       f"{r['worst_class']['mean']:.1f} ({results['class_names'][r['worst_class']['class']]})",
       str(r["seeds"]),
       files.size(r["image_bytes"]),
@@ -254,7 +255,7 @@ def per_class_table(results: Mapping[str, Any]) -> str:
   """Accuracy of each class, with its number of training images."""
   header = ["class", "images", *(f"{r['images']} {r['labels']}" for r in results["rows"])]
   rows = [
-    [name, f"{count:,}", *(_or_dash(r["per_class"][c], ".1f") for r in results["rows"])]
+    [name, f"{count:,}", *(or_dash(r["per_class"][c], ".1f") for r in results["rows"])]
     for c, (name, count) in enumerate(
       zip(results["class_names"], results["split"]["counts"], strict=True)
     )
@@ -289,7 +290,7 @@ def _calibrations(results: Mapping[str, Any]) -> list[str]:
     header.append(f"{r['images']} {r['labels']}")
     columns.append(r["calibration"]["confidence_after"])
   rows = [
-    [name, *(_or_dash(column[c], ".3f") for column in columns)]
+    [name, *(or_dash(column[c], ".3f") for column in columns)]
     for c, name in enumerate(results["class_names"])
   ]
   messages = [f"* {r['images']} / {r['labels']}: {r['calibration']['message']}" for r in fitted]
@@ -297,7 +298,8 @@ def _calibrations(results: Mapping[str, Any]) -> list[str]:
   return [title, "\n".join(messages), table(header, rows)]
 
 
-def _or_dash(value: float | None, form: str) -> str:
+def or_dash(value: float | None, form: str) -> str:
+  """A formatted number, or a dash where there is none."""
   return "-" if value is None else format(value, form)
 
 

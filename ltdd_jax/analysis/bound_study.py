@@ -1,0 +1,207 @@
+"""The bound as runs: one for each imbalance factor, and a reference teacher.
+
+`workdir/if1`, `workdir/if10`, ... are ordinary work directories of the same config at several
+imbalance factors. `workdir/reference` holds a teacher trained on all images of the source, with
+another seed than the others, so that at factor 1 the conditional term shows what two balanced
+teachers differ by. Its penultimate features are the space of the marginal term, for all factors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ltdd_jax import check, labels, stages
+from ltdd_jax.analysis import bound, bound_report, runs
+from ltdd_jax.data import augment
+from ltdd_jax.models import taps
+from ltdd_jax.types import LtddError
+
+SCHEMA = 1
+_BATCH = 500
+
+
+def options(
+  *,
+  imbalance_factors: Sequence[float] = (1.0, 10.0, 50.0, 100.0),
+  dims: int = 8,
+  neighbours: int = 5,
+  view_epochs: int = 20,
+  students: bool = True,
+) -> None:
+  """Schema of `config.study`, beside its name.
+
+  Args:
+    imbalance_factors: of the runs, in place of `config.data.imbalance_factor`.
+    dims: directions of the feature space that the marginal term is estimated in.
+    neighbours: k of the nearest-neighbour estimator.
+    view_epochs: label epochs whose views stand for the distilled distribution.
+    students: whether to train students too, to show their accuracy beside the terms.
+  """
+
+
+class Reference(NamedTuple):
+  """The balanced teacher, and the test set as it sees it."""
+
+  logits_of: Callable[[np.ndarray], np.ndarray]  # normalised images -> (n, k)
+  points_of: Callable[[np.ndarray], np.ndarray]  # normalised images -> (n, dims)
+  test_images: np.ndarray  # (n, h, w, c) float32, normalised
+  test_labels: np.ndarray  # (n,)
+  test_logits: np.ndarray  # (n, k)
+  test_points: np.ndarray  # (n, dims)
+
+
+def run(
+  config: Mapping[str, Any], study: Mapping[str, Any], runner: runs.Runner
+) -> dict[str, Any] | None:
+  """Runs the study; see `analysis.run`. Returns the contents of `report/bound.json`."""
+  config = runs.with_plain(check.check(config))
+  reference = at_factor(config, 1.0) | {"seed": config["seed"] + 1}
+  runner("reference", reference, stage="squeeze")
+  factors = {f"if{factor:g}": float(factor) for factor in study["imbalance_factors"]}
+  if not factors:
+    raise LtddError("config.study.imbalance_factors is empty; expected numbers >= 1")
+  for name, factor in factors.items():
+    runner(name, at_factor(config, factor), stage=None if study["students"] else "calibrate")
+  if runner.dry_run:
+    return None
+  there = make_reference(runner.context("reference", reference), study["dims"])
+  results = {
+    "schema": SCHEMA,
+    "study": dict(study),
+    "seed": config["seed"],
+    "plain": runs.plain_name(config),
+    "reference_top1": 100.0 * np.mean(there.test_logits.argmax(1) == there.test_labels),
+    "conditional": [],
+    "marginal": [],
+    "seconds": 0.0,
+  }
+  for name, factor in factors.items():
+    ctx = runner.context(name, at_factor(config, factor))
+    results["dataset"] = ctx.source.spec.name
+    results["class_names"] = list(ctx.source.class_names)
+    for source in stages.image_sources(ctx.config):
+      about = {"imbalance": factor, "images": source}
+      results["marginal"].append(about | marginal(ctx, source, there, study))
+      results["conditional"] += [about | r for r in conditional(ctx, source, there, study)]
+    results["seconds"] += runs.seconds(ctx)
+  results = runs.jsonable(results)
+  folder = runner.write_report("bound", results, bound_report.render(results))
+  bound_report.write_plots(results, folder)
+  return results
+
+
+def at_factor(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
+  """The config of the run at an imbalance factor."""
+  rule = config["data"]["rule"]
+  if rule not in ("ltdd", "ldam"):
+    raise LtddError(
+      f"config.data.rule is {rule!r}; the study sets imbalance factors, so it needs 'ltdd' or "
+      "'ldam'"
+    )
+  return {**config, "data": {**config["data"], "imbalance_factor": factor}}
+
+
+# ---- networks ----
+
+
+def make_reference(ctx: stages.Context, dims: int) -> Reference:
+  """The reference teacher; of several, the mean of their logits and the first one's features."""
+  test, spec = ctx.test_data, ctx.source.spec
+  images = np.asarray(augment.normalize(test.images, spec.mean, spec.std))
+  first = ctx.teachers[0]
+  features_of = _in_batches(lambda x: taps.features(first.model, first.variables, x)[1])
+  logits_of = teacher_logits(ctx)
+  features = features_of(images)
+  project = bound.pca(features, dims)
+  return Reference(
+    logits_of=logits_of,
+    points_of=lambda x: project(features_of(x)),
+    test_images=images,
+    test_labels=np.asarray(test.labels),
+    test_logits=logits_of(images),
+    test_points=project(features),
+  )
+
+
+def teacher_logits(ctx: stages.Context) -> Callable[[np.ndarray], np.ndarray]:
+  """The labeler of a run as a function of normalised images (n, h, w, c), giving (n, k)."""
+  networks = tuple(t.model for t in ctx.teachers)
+  variables = tuple(t.variables for t in ctx.teachers)
+  return _in_batches(lambda x: labels.labeler_logits(networks, variables, x))
+
+
+def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
+  """Compiles a function of images once, for batches of one size; the last wraps round."""
+  compiled = jax.jit(fn)
+
+  def apply(images: np.ndarray) -> np.ndarray:
+    n = len(images)
+    rows = [(s + np.arange(_BATCH)) % n for s in range(0, n, _BATCH)]
+    return np.concatenate([np.asarray(compiled(images[r])) for r in rows])[:n]
+
+  return apply
+
+
+def make_views(ctx: stages.Context, source: str, num_epochs: int) -> np.ndarray:
+  """The first views (e, n, h, w, c) of an image source, normalised: those that students see."""
+  images, targets = ctx.images(source)
+  views_of = labels.view_fn(ctx.source.spec, **ctx.config["relabel"]["views"])
+  key, n = labels.view_key(ctx.config["seed"], source), len(targets)
+  index = np.arange(n, dtype=np.int32)
+  epoch = jax.jit(lambda t: views_of(key, images, targets, index, t + 0 * index).images)
+  return np.stack([np.asarray(epoch(np.int32(t))) for t in range(num_epochs)])
+
+
+# ---- the terms of one image source ----
+
+
+def conditional(
+  ctx: stages.Context, source: str, there: Reference, study: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+  """The conditional term for each kind of label of an image source."""
+  k, targets = ctx.source.spec.num_classes, np.asarray(ctx.images(source)[1])
+  epochs = min(study["view_epochs"], ctx.config["relabel"]["num_epochs"])
+  views = make_views(ctx, source, epochs)
+  on_views = there.logits_of(views.reshape(-1, *views.shape[2:]))
+  on_test = teacher_logits(ctx)(there.test_images)
+  rows = []
+  for regime in ctx.config["calibrate"]["calibrators"]:
+    own = runs.calibrate_logits(ctx, source, regime, on_test)
+    seen = np.concatenate(list(runs.label_chunks(ctx, source, regime, epochs))).reshape(-1, k)
+    fitted = ctx.workdir.load(f"calibrate/{source}/{regime}").meta["extra"]["report"]
+    rows.append(
+      {
+        "labels": regime,
+        "tau": fitted.get("tau"),
+        "kl_test": bound.conditional_kl(there.test_logits, own, there.test_labels, k),
+        "log_loss": bound.log_loss(own, there.test_labels, k),
+        "kl_views": bound.conditional_kl(on_views, seen, np.tile(targets, epochs), k),
+        "top1": _top1(ctx, source, regime) if study["students"] else None,
+      }
+    )
+  return rows
+
+
+def marginal(
+  ctx: stages.Context, source: str, there: Reference, study: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The marginal term of an image source: of its images as they are, and of its views."""
+  spec = ctx.source.spec
+  views = make_views(ctx, source, study["view_epochs"])
+  plain = np.asarray(augment.normalize(ctx.images(source)[0], spec.mean, spec.std))
+  out = {}
+  for name, images in {"images": plain, "views": views.reshape(-1, *views.shape[2:])}.items():
+    points = there.points_of(images)
+    out[f"gaussian_{name}"] = bound.gaussian_marginal(there.test_points, points)
+    out[f"knn_{name}"] = bound.knn_marginal(
+      there.test_points, points, neighbours=study["neighbours"]
+    )
+  return out
+
+
+def _top1(ctx: stages.Context, source: str, regime: str) -> dict[str, float | None]:
+  arrays = ctx.workdir.load(f"student/{source}/{regime}").arrays
+  top1 = 100.0 * arrays["correct"][:, -1].sum(-1) / arrays["total"].sum()
+  return {"mean": float(top1.mean()), "std": float(top1.std(ddof=1)) if len(top1) > 1 else None}
