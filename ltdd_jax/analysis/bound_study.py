@@ -167,7 +167,7 @@ def conditional(
   on_views = there.logits_of(views.reshape(-1, *views.shape[2:]))
   on_test = teacher_logits(ctx)(there.test_images)
   rows = []
-  for regime in ctx.config["calibrate"]["calibrators"]:
+  for regime in stages.regimes(ctx.config | {"student": {"hard_labels": False}}):
     own = runs.calibrate_logits(ctx, source, regime, on_test)
     seen = np.concatenate(list(runs.label_chunks(ctx, source, regime, epochs))).reshape(-1, k)
     fitted = ctx.workdir.load(f"calibrate/{source}/{regime}").meta["extra"]["report"]

@@ -216,15 +216,17 @@ def _heat_map(axis, matrix, order, names, *, cmap: str, low: float, high: float)
 def confidences_figure(results: Mapping[str, Any]) -> Any:
   """Class confidences: a panel for each image source, bars for teachers and calibrators."""
   labels, plain = results["labels"], results["plain"]
-  others = iter(plots.COLOURS)
-  colours = {regime: next(others) for regime in labels if regime != plain}
+  kinds = {r["labels"]: r["calibrator"] for r in results["students"]}
+  first, *rest = plots.colours([{"calibrator": c} for c in (None, *map(kinds.get, labels))])
   panels = {}
   for short, side in SIDES.items():
     cell = lambda teacher, regime, s=short: _series(labels[regime]["confidence"][s + teacher])
     panels[side] = [
-      plots.Series("balanced teacher", "#999999", **cell("b", plain)),
-      plots.Series(f"imbalanced, {plain}", "#56b4e9", **cell("i", plain)),
-      *(plots.Series(f"imbalanced, {r}", c, **cell("i", r)) for r, c in colours.items()),
+      plots.Series("balanced teacher", first, **cell("b", plain)),
+      *(
+        plots.Series(f"imbalanced, {r}", c, **cell("i", r))
+        for r, c in zip(labels, rest, strict=True)
+      ),
     ]
   return plots.bars(panels, _bins(results), "mean confidence", top=1.0)
 

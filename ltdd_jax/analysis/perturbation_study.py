@@ -109,7 +109,7 @@ def collect(contexts: Mapping[str, stages.Context], study: Mapping[str, Any]) ->
   methods = contexts["balanced"].config["recover"]["methods"]
   labels = {
     regime: decomposition(contexts, regime, study["num_bootstrap"])
-    for regime in ctx.config["calibrate"]["calibrators"]
+    for regime in stages.regimes(ctx.config)
   }
   results = {
     "schema": SCHEMA,

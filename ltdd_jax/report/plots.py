@@ -142,7 +142,7 @@ def confidences_figure(results: Mapping[str, Any]) -> Any:
     plain = Series("plain soft labels", _COLOURS["none"], before)
     after = [
       Series(_fitted_name(r), c, r["calibration"]["confidence_after"])
-      for r, c in zip(rows, _colours(rows), strict=True)
+      for r, c in zip(rows, colours(rows), strict=True)
     ]
     panels[source] = [plain, *after]
   return bars(panels, bins(results), "mean confidence", top=1.0)
@@ -152,7 +152,7 @@ def accuracies_figure(results: Mapping[str, Any]) -> Any:
   """Makes the figure of `accuracies`, a `matplotlib.figure.Figure`."""
   panels = {}
   for source, rows in _by_source(results["rows"]).items():
-    pairs = zip(rows, _colours(rows), strict=True)
+    pairs = zip(rows, colours(rows), strict=True)
     panels[source] = [Series(r["labels"], colour, r["per_class"]) for r, colour in pairs]
   return bars(panels, bins(results), "accuracy, %", top=100.0)
 
@@ -203,7 +203,7 @@ def _by_source(rows: Any) -> dict[str, list[Mapping[str, Any]]]:
   return out
 
 
-def _colours(rows: Rows) -> list[str]:
+def colours(rows: Rows) -> list[str]:
   """The colour of each row's kind of label; a kind that was seen already gets another."""
   others, used, out = iter(COLOURS * len(rows)), set(), []
   for row in rows:
@@ -233,7 +233,8 @@ def _sizes(members: Sequence[np.ndarray]) -> str:
 
 def bars(panels: Mapping[str, list[Series]], groups: Bins, ylabel: str, *, top: float) -> Any:
   """Draws one panel of grouped bars for each image source, one below the other."""
-  figure = new_figure(7.2, 0.6 + 2.3 * len(panels))
+  beside = any(map(_is_long, panels.values()))
+  figure = new_figure(9.2 if beside else 7.2, 0.6 + 2.3 * len(panels))
   axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
   x = np.arange(len(groups.names))
   for axis, (source, series) in zip(axes, panels.items(), strict=True):
@@ -248,14 +249,20 @@ def bars(panels: Mapping[str, list[Series]], groups: Bins, ylabel: str, *, top: 
     axis.set_ylabel(ylabel)
     axis.set_title(f"{source} images", loc="left", fontsize=10)
     axis.legend(
-      loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series), frameon=False, fontsize=8,
-      borderaxespad=0.2, columnspacing=1.2, handlelength=1.0,
+      loc="upper left" if beside else "lower right", bbox_to_anchor=(1, 1), frameon=False,
+      ncols=1 if beside else len(series), fontsize=8, borderaxespad=0.2, columnspacing=1.2,
+      handlelength=1.0,
     )  # fmt: skip
     axis.spines[["top", "right"]].set_visible(False)
   long = sum(max(map(len, name.split("\n"))) for name in groups.names) > 100
   axes[-1].set_xticks(x, groups.names, fontsize=8, rotation=45 if long else 0)
   axes[-1].set_xlabel(groups.axis)
   return figure
+
+
+def _is_long(series: Sequence[Series]) -> bool:
+  """Whether a legend in one line would reach the panel's title."""
+  return sum(len(one.name) + 5 for one in series) > 70
 
 
 # ---- matplotlib ----

@@ -9,6 +9,7 @@ import pytest
 
 from ltdd_jax import models
 from ltdd_jax.models import taps
+from ltdd_jax.types import LtddError
 
 SHAPE = (8, 8, 3)
 
@@ -124,3 +125,27 @@ def test_missing_statistics_are_named(network):
   model, variables, images = network
   with pytest.raises(flax.errors.ScopeCollectionNotFound, match="batch_stats"):
     taps.apply_with_moments(model, {"params": variables["params"]}, images)
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+def test_features_are_what_the_classifier_sees(name, key):
+  kwargs = {"depth": 1, "width": 4} if name == "convnet" else {"width": 2}
+  model = models.make_model(name, num_classes=3, image_shape=(8, 8, 1), **kwargs)
+  variables = models.init_variables(model, key, (8, 8, 1))
+  images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+  logits, features = jax.jit(lambda v, x: taps.features(model, v, x))(variables, images)
+  classifier = variables["params"]["classifier"]
+  want = features @ classifier["kernel"] + classifier["bias"][None]
+  np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-6)  # float32, two orders of a sum
+
+
+def test_a_model_without_a_dense_layer_has_no_features(key):
+  class Flat(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+      return nn.Conv(3, (8, 8), padding=0)(x).reshape(len(x), -1)
+
+  images = jnp.zeros((2, 8, 8, 1))
+  variables = Flat().init(key, images, train=False)
+  with pytest.raises(LtddError, match="Flat has no dense layer"):
+    taps.features(Flat(), variables, images)

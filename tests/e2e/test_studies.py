@@ -1,0 +1,69 @@
+"""Both studies on digits, as small as they go, and again from what is there."""
+
+import numpy as np
+
+from configs import bound as bound_config
+from configs import perturbation as perturbation_config
+from ltdd_jax import analysis, manifest
+from ltdd_jax.analysis import perturbation
+from ltdd_jax.data import longtail
+
+
+def small(config):
+  """One student a cell, plain labels and ADSA."""
+  config.student.update(num_seeds=1, evaluations=1, num_epochs=2, hard_labels=False)
+  config.calibrate.calibrators = {"adsa": {"name": "adsa", "tau_range": (0.0, 1.0)}}
+  return config
+
+
+def test_perturbation(tmp_path, capsys):
+  config = small(perturbation_config.get_config("preset=smoke,method=random,ipc=2"))
+  config.study.num_bootstrap = 100
+  results = analysis.run(config, tmp_path, show_progress=False)
+  load = lambda side, stage: manifest.open_artefact(tmp_path / side / stage).arrays
+  for source in ("balanced", "imbalanced"):
+    one, two = (load(side, f"recover/{source}") for side in ("balanced", "imbalanced"))
+    np.testing.assert_array_equal(one["images"], two["images"])
+  np.testing.assert_array_equal(
+    np.bincount(load("balanced", "data")["labels"]), results["counts"]["balanced"]
+  )
+  # A cell of the analysis, by hand: imbalanced images, imbalanced teacher, calibrated.
+  labels = load("imbalanced", "recover/imbalanced")["labels"]
+  counts = load("imbalanced", "data")["counts"]
+  tau = results["labels"]["adsa"]["tau"]["imbalanced"]
+  chunks = list(logits_of(tmp_path / "imbalanced" / "relabel" / "imbalanced"))
+  shifted = [x - tau * longtail.log_prior(counts) for x in chunks]
+  want = perturbation.class_means(perturbation.mean_soft_labels(shifted), labels, 10)
+  np.testing.assert_allclose(
+    results["labels"]["adsa"]["matrices"]["ii"], want, atol=1e-5
+  )  # float32
+  cells = [(r["images"], r["teacher"], r["labels"]) for r in results["students"]]
+  assert cells == [
+    (images, *rest)
+    for images in ("balanced", "imbalanced")
+    for rest in (("balanced", "plain"), ("imbalanced", "plain"), ("imbalanced", "adsa"))
+  ]
+  found = {p.name for p in (tmp_path / "report").iterdir()}
+  assert {"perturbation.json", "report.md", "perturbation-labels.png"} <= found
+  capsys.readouterr()
+  again = analysis.run(config, tmp_path, show_progress=False)
+  assert again == results  # and it took no training: times are those of the artefacts
+
+
+def logits_of(folder):
+  """Stored logits (e, n, k) of a relabel artefact."""
+  yield manifest.open_artefact(folder).arrays["logits"]
+
+
+def test_bound(tmp_path):
+  config = small(bound_config.get_config("preset=smoke,method=random,ipc=2"))
+  config.study.update(imbalance_factors=(1.0, 20.0), students=False, view_epochs=3)
+  results = analysis.run(config, tmp_path, show_progress=False)
+  assert not (tmp_path / "if1" / "student").exists()
+  rows = {(r["imbalance"], r["labels"]): r for r in results["conditional"]}
+  assert set(rows) == {(f, r) for f in (1.0, 20.0) for r in ("plain", "adsa")}
+  assert rows[1.0, "plain"]["kl_test"] == rows[1.0, "adsa"]["kl_test"]  # a uniform prior
+  assert all(r["kl_test"]["total"] > 0 for r in rows.values())
+  assert [r["images"] for r in results["marginal"]] == ["random", "random"]
+  assert all(np.isfinite(r["knn_views"]["value"]) for r in results["marginal"])
+  assert (tmp_path / "report" / "bound.png").exists()
