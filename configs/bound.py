@@ -30,8 +30,8 @@ def get_config(arg: str | None = None):
   config.study = {
     "name": "bound",
     "imbalance_factors": (1.0, 10.0, 50.0, 100.0),
-    "dims": 8,
-    "neighbours": 5,
+    "dims": 4,
+    "neighbours": 1,
     "view_epochs": 20,
     "students": True,
   }

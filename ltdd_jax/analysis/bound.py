@@ -233,7 +233,7 @@ def knn_marginal(x: np.ndarray, y: np.ndarray, *, neighbours: int = 5) -> Margin
   Args:
     x: (n, d) from p, the test set.
     y: (m, d) from q, the distilled set.
-    neighbours: k; more is steadier and more biased.
+    neighbours: k; more is steadier, and more biased where classes are tight clusters of few points.
 
   Raises:
     LtddError: samples that do not fit or have fewer than k + 1 vectors, or k copies of a vector.

@@ -29,8 +29,9 @@ def render(results: Mapping[str, Any]) -> str:
     "## The marginal term: KL(p_te(x) || p_dd(x))",
     f"In {study['dims']} principal directions of the reference's penultimate features: a lower "
     "bound of the divergence of images. Gaussian with Ledoit and Wolf's shrinkage (its share in "
-    f"brackets, of the distilled sample), and {study['neighbours']} nearest neighbours, for "
-    "distilled images as they are and for their views.",
+    f"brackets, of the distilled sample), and nearest neighbours, k = {study['neighbours']}, for "
+    "distilled images as they are and for their views. *real*: as many real images of each class "
+    "from the balanced set, where the truth is about 0; mean ± standard deviation of draws.",
     marginal_table(results),
     f"{results['seconds']:.0f} s in all stages of the runs.",
   ]
@@ -79,7 +80,11 @@ def marginal_table(results: Mapping[str, Any]) -> str:
     [f"{r['imbalance']:g}", r["images"], *(_marginal(r[name]) for name in _MARGINALS)]
     for r in results["marginal"]
   ]
-  return tables.table(header, rows)
+  base = results["baseline"]
+  cells = [
+    f"{base[n]['mean']:.2f} ± {base[n]['std']:.2f}" if n in base else "-" for n in _MARGINALS
+  ]
+  return tables.table(header, [["-", "real", *cells], *rows])
 
 
 def _marginal(term: Mapping[str, Any]) -> str:

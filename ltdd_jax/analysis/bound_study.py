@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax import check, labels, stages
+from ltdd_jax import check, labels, rng, stages
 from ltdd_jax.analysis import bound, bound_report, runs
 from ltdd_jax.data import augment
 from ltdd_jax.models import taps
@@ -20,13 +20,14 @@ from ltdd_jax.types import LtddError
 
 SCHEMA = 1
 _BATCH = 500
+_DRAWS = 10  # of the baseline
 
 
 def options(
   *,
   imbalance_factors: Sequence[float] = (1.0, 10.0, 50.0, 100.0),
-  dims: int = 8,
-  neighbours: int = 5,
+  dims: int = 4,
+  neighbours: int = 1,
   view_epochs: int = 20,
   students: bool = True,
 ) -> None:
@@ -66,13 +67,15 @@ def run(
     runner(name, at_factor(config, factor), stage=None if study["students"] else "calibrate")
   if runner.dry_run:
     return None
-  there = make_reference(runner.context("reference", reference), study["dims"])
+  balanced = runner.context("reference", reference)
+  there = make_reference(balanced, study["dims"])
   results = {
     "schema": SCHEMA,
     "study": dict(study),
     "seed": config["seed"],
     "plain": runs.plain_name(config),
     "reference_top1": 100.0 * np.mean(there.test_logits.argmax(1) == there.test_labels),
+    "baseline": None,
     "conditional": [],
     "marginal": [],
     "seconds": 0.0,
@@ -85,6 +88,8 @@ def run(
       about = {"imbalance": factor, "images": source}
       results["marginal"].append(about | marginal(ctx, source, there, study))
       results["conditional"] += [about | r for r in conditional(ctx, source, there, study)]
+    targets = ctx.images(stages.image_sources(ctx.config)[0])[1]
+    results["baseline"] = results["baseline"] or baseline(balanced, there, targets, study)
     results["seconds"] += runs.seconds(ctx)
   results = runs.jsonable(results)
   folder = runner.write_report("bound", results, bound_report.render(results))
@@ -146,12 +151,12 @@ def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], 
 
 def make_views(ctx: stages.Context, source: str, num_epochs: int) -> np.ndarray:
   """The first views (e, n, h, w, c) of an image source, normalised: those that students see."""
-  images, targets = ctx.images(source)
-  views_of = labels.view_fn(ctx.source.spec, **ctx.config["relabel"]["views"])
-  key, n = labels.view_key(ctx.config["seed"], source), len(targets)
-  index = np.arange(n, dtype=np.int32)
-  epoch = jax.jit(lambda t: views_of(key, images, targets, index, t + 0 * index).images)
-  return np.stack([np.asarray(epoch(np.int32(t))) for t in range(num_epochs)])
+  images, targets = map(jax.numpy.asarray, ctx.images(source))
+  views_of = jax.jit(labels.view_fn(ctx.source.spec, **ctx.config["relabel"]["views"]))
+  key = labels.view_key(ctx.config["seed"], source)
+  rows = np.arange(len(targets), dtype=np.int32)
+  epochs = [np.full_like(rows, t) for t in range(num_epochs)]
+  return np.stack([np.asarray(views_of(key, images, targets, rows, e).images) for e in epochs])
 
 
 # ---- the terms of one image source ----
@@ -199,6 +204,34 @@ def marginal(
       there.test_points, points, neighbours=study["neighbours"]
     )
   return out
+
+
+def baseline(
+  ctx: stages.Context, there: Reference, targets: np.ndarray, study: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+  """What the estimators give for as many real images of each class, drawn from the balanced set.
+
+  The truth is zero there, but for what the teacher knows of its training images: this is the bias
+  of the estimators at this number of images.
+  """
+  data, spec = ctx.train_data, ctx.source.spec
+  points = there.points_of(np.asarray(augment.normalize(data.images, spec.mean, spec.std)))
+  draw = rng.np_rng(ctx.config["seed"], "bound", "baseline")
+  members = [np.flatnonzero(np.asarray(data.labels) == c) for c in range(spec.num_classes)]
+  found: dict[str, list[float]] = {"gaussian_images": [], "knn_images": []}
+  for _ in range(_DRAWS):
+    rows = np.concatenate(
+      [draw.choice(members[c], n, replace=n > len(members[c])) for c, n in _counts(targets)]
+    )
+    found["gaussian_images"].append(bound.gaussian_marginal(there.test_points, points[rows]).value)
+    found["knn_images"].append(
+      bound.knn_marginal(there.test_points, points[rows], neighbours=study["neighbours"]).value
+    )
+  return {k: {"mean": np.mean(v), "std": np.std(v, ddof=1)} for k, v in found.items()}
+
+
+def _counts(targets: np.ndarray) -> list[tuple[int, int]]:
+  return [(int(c), int(n)) for c, n in zip(*np.unique(targets, return_counts=True), strict=True)]
 
 
 def _top1(ctx: stages.Context, source: str, regime: str) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ MAX_BARS = 20  # more classes than that are averaged in bins of neighbours
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; by kind of label.
 _COLOURS = {None: "#999999", "none": "#56b4e9", "fixed": "#e69f00", "adsa": "#009e73"}
-COLOURS = ("#cc79a7", "#0072b2", "#d55e00", "#000000")
+_OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#000000")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -205,7 +205,7 @@ def _by_source(rows: Any) -> dict[str, list[Mapping[str, Any]]]:
 
 def colours(rows: Rows) -> list[str]:
   """The colour of each row's kind of label; a kind that was seen already gets another."""
-  others, used, out = iter(COLOURS * len(rows)), set(), []
+  others, used, out = iter(_OTHERS * len(rows)), set(), []
   for row in rows:
     colour = _COLOURS.get(row["calibrator"])
     out.append(next(others) if colour is None or colour in used else colour)

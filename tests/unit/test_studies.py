@@ -226,6 +226,7 @@ def bound_results(k=3):
   marginal = lambda value, share: {"value": value, "bias": 0.0, "shrinkage": [0.0, share]}
   return {
     "dataset": "small", "class_names": ["a", "b", "c"], "plain": "plain", "reference_top1": 97.5,
+    "baseline": {n: {"mean": 0.5, "std": 0.25} for n in ("gaussian_images", "knn_images")},
     "study": {"view_epochs": 20, "dims": 8, "neighbours": 5}, "seconds": 9.0,
     "conditional": [
       {
@@ -251,6 +252,7 @@ def test_bound_report_says_what_the_results_say(tmp_path):
   assert "0.500 ± 0.125" in text
   assert "9.00 (0.25)" in text
   assert "-0.12 |" in text
+  assert "real |     0.50 ± 0.25 |" in text
   assert text.count("| 0.25 | - | 0.75 |") == 6  # plain once a factor, adsa by image source
   (path,) = bound_report.write_plots(results, tmp_path)
   assert path.stat().st_size > 1000
