@@ -252,7 +252,7 @@ def test_bound_report_says_what_the_results_say(tmp_path):
   assert "0.500 ± 0.125" in text
   assert "9.00 (0.25)" in text
   assert "-0.12 |" in text
-  assert "real |     0.50 ± 0.25 |" in text
+  assert "|   - |   real |      0.50 ± 0.25 |               - | 0.50 ± 0.25 |" in text
   assert text.count("| 0.25 | - | 0.75 |") == 6  # plain once a factor, adsa by image source
   (path,) = bound_report.write_plots(results, tmp_path)
   assert path.stat().st_size > 1000

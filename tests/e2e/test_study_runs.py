@@ -10,7 +10,10 @@ from ltdd_jax.data import longtail
 
 
 def small(config):
-  """One student a cell, plain labels and ADSA."""
+  """One student a cell, plain labels and ADSA, and little to compile."""
+  config.squeeze.models.teacher.update(depth=1, width=4)
+  config.student.model.update(depth=1, width=4)
+  config.relabel.views = {"crop_scale": None, "padding": 1, "flip": False, "mix": None}
   config.student.update(num_seeds=1, evaluations=1, num_epochs=2, hard_labels=False)
   config.calibrate.calibrators = {"adsa": {"name": "adsa", "tau_range": (0.0, 1.0)}}
   return config
