@@ -108,10 +108,13 @@ def figure(results: Mapping[str, Any]) -> Any:
   """How each term moves with the imbalance factor: lines for calibrators and image sources."""
   out = plots.new_figure(9.0, 6.4)
   axes = out.subplots(2, 2).ravel()
+  factors = sorted({r["imbalance"] for r in results["marginal"]})
   titles = ("conditional: KL test", "conditional: log-loss", "marginal, views", "students, top-1 %")
   for axis, title in zip(axes, titles, strict=True):
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_xscale("log")
+    axis.set_xticks(factors, [f"{f:g}" for f in factors])
+    axis.minorticks_off()
     axis.set_xlabel("imbalance factor")
     axis.spines[["top", "right"]].set_visible(False)
   for name, rows in _lines(results["conditional"], results["plain"]).items():
