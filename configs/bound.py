@@ -9,7 +9,7 @@ can be changed on the command line, for all runs at once. `--config.study.studen
 the students, and with them most of the time.
 
 Arguments: dataset (digits, cifar10), method (sre2l, random), ipc (5 for digits, 10), seed (0),
-preset (cpu, smoke, full).
+preset (cpu, smoke, full), calibrators (few, all).
 """
 
 import importlib
@@ -25,7 +25,8 @@ def get_config(arg: str | None = None):
     raise LtddError(f"dataset={args.dataset}: expected one of {', '.join(perturbation.DATASETS)}")
   _, ipc = perturbation.DATASETS[args.dataset]
   config = importlib.import_module(f"configs.{args.dataset}_lt").get_config(
-    f"method={args.method},ipc={args.ipc or ipc},seed={args.seed},preset={args.preset}"
+    f"method={args.method},ipc={args.ipc or ipc},seed={args.seed},preset={args.preset},"
+    f"calibrators={args.calibrators}"
   )
   config.study = {
     "name": "bound",

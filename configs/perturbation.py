@@ -9,8 +9,9 @@ trains students in the four cells (docs/perturbation.md). Written: `report/repor
 of it can be changed on the command line, for both runs at once.
 
 Arguments: dataset (digits, cifar10), method (sre2l, random), imbalance (50 for digits, 100), ipc (5
-for digits, 10), matched (True), seed (0), preset (cpu, smoke, full). `matched=False` gives the
-balanced run all images of the source and not as many as the imbalanced run has.
+for digits, 10), matched (True), seed (0), preset (cpu, smoke, full), calibrators (few, all).
+`matched=False` gives the balanced run all images of the source and not as many as the imbalanced
+run has.
 """
 
 import importlib
@@ -31,7 +32,7 @@ def get_config(arg: str | None = None):
   imbalance, ipc = DATASETS[args.dataset]
   config = importlib.import_module(f"configs.{args.dataset}_lt").get_config(
     f"method={args.method},imbalance={args.imbalance or imbalance},ipc={args.ipc or ipc},"
-    f"seed={args.seed},preset={args.preset}"
+    f"seed={args.seed},preset={args.preset},calibrators={args.calibrators}"
   )
   config.recover.methods = {args.method: config.recover.methods[args.method].to_dict()}
   config.study = {"name": "perturbation", "matched": args.matched, "num_bootstrap": 2000}

@@ -47,7 +47,7 @@ def render(results: Mapping[str, Any]) -> str:
     "## Students",
     "Accuracies in percent, of the last step; ± is the standard deviation over seeds. Students of "
     "one image source see the same views whoever labels them. With the balanced teacher the prior "
-    "is uniform and every calibration is the identity.",
+    "is uniform, and calibrators that follow the prior change nothing.",
     students_table(results),
     "Teachers:",
     tables.teachers_table(results),

@@ -62,9 +62,9 @@ def run(
 def side_config(config: Mapping[str, Any], side: str, matched: bool) -> dict[str, Any]:
   """The config of a run that distils its own images only.
 
-  Calibrators are for the imbalanced teacher: the balanced one has a uniform prior, for which every
-  calibration is the identity. Hard labels need no teacher and are trained once, in the balanced
-  run.
+  Calibrators are for the imbalanced teacher: the balanced one has a uniform prior, for which those
+  that follow the prior (adsa, tau1, ...) are the identity. Hard labels need no teacher and are
+  trained once, in the balanced run.
   """
   methods = config["recover"]["methods"]
   if len(methods) != 1 or any(imported.is_imported(m) for m in methods.values()):
