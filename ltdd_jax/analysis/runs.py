@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ltdd_jax import artefacts, check, pipeline, stages
+from ltdd_jax import artefacts, check, pipeline, stages, supervision
 from ltdd_jax.data import longtail
 
 _CHUNK = 1 << 22  # logits that are calibrated at once
@@ -57,20 +57,23 @@ def label_chunks(
   ctx: stages.Context, source: str, regime: str, num_epochs: int | None = None
 ) -> Iterator[np.ndarray]:
   """Calibrated logits (e, n, k) float32 of an image source, some label epochs at a time."""
-  calibrator, params = stages.load_params(ctx, source, regime)
+  calibrator, params = supervision.load_params(ctx, source, regime)
   log_prior = longtail.log_prior(ctx.counts)
   apply = jax.jit(calibrator.apply)
-  logits = ctx.workdir.load(f"relabel/{source}").arrays["logits"][:num_epochs]
-  step = max(1, _CHUNK // logits[0].size)
-  for start in range(0, len(logits), step):
-    yield np.asarray(apply(params, logits[start : start + step], log_prior))
+  store = supervision.open_store(ctx, source)
+  epochs, n, k = store.shape
+  epochs = min(epochs, num_epochs or epochs)
+  step = max(1, _CHUNK // (n * k))
+  for start in range(0, epochs, step):
+    logits = store.logits(start, min(start + step, epochs))
+    yield np.asarray(apply(params, logits, log_prior))
 
 
 def calibrate_logits(
   ctx: stages.Context, source: str, regime: str, logits: np.ndarray
 ) -> np.ndarray:
   """Applies a fitted calibrator to other logits (n, k) of the same teachers."""
-  calibrator, params = stages.load_params(ctx, source, regime)
+  calibrator, params = supervision.load_params(ctx, source, regime)
   return np.asarray(calibrator.apply(params, logits, longtail.log_prior(ctx.counts)))
 
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from configs import bound as bound_config
 from configs import perturbation as perturbation_config
-from ltdd_jax import analysis, manifest
+from ltdd_jax import analysis, labelstore, manifest
+from ltdd_jax import labels as labels_lib
 from ltdd_jax.analysis import perturbation
 from ltdd_jax.data import longtail
 
@@ -34,7 +35,8 @@ def test_perturbation(tmp_path, capsys):
   labels = load("imbalanced", "recover/imbalanced")["labels"]
   counts = load("imbalanced", "data")["counts"]
   tau = results["labels"]["adsa"]["tau"]["imbalanced"]
-  chunks = list(logits_of(tmp_path / "imbalanced" / "relabel" / "imbalanced"))
+  artefact = manifest.open_artefact(tmp_path / "imbalanced" / "relabel" / "imbalanced")
+  chunks = [labelstore.open_store(artefact.folder(labels_lib.STORE)).logits()]
   shifted = [x - tau * longtail.log_prior(counts) for x in chunks]
   want = perturbation.class_means(perturbation.mean_soft_labels(shifted), labels, 10)
   np.testing.assert_allclose(
@@ -51,11 +53,6 @@ def test_perturbation(tmp_path, capsys):
   capsys.readouterr()
   again = analysis.run(config, tmp_path, show_progress=False)
   assert again == results  # and it took no training: times are those of the artefacts
-
-
-def logits_of(folder):
-  """Stored logits (e, n, k) of a relabel artefact."""
-  yield manifest.open_artefact(folder).arrays["logits"]
 
 
 def test_bound(tmp_path):
