@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ltdd_jax import adsa, calibrate, logit_files
+from ltdd_jax import adsa, calibrate, labelstore, logit_files
 from ltdd_jax.logit_files import arrays, inputs, names, parquet, sources
 from ltdd_jax.report import calibration
 from ltdd_jax.types import LtddError
@@ -340,3 +340,12 @@ def test_old_zip_flags_and_folders_in_archives(tmp_path):
     archive.writestr(info, pathlib.Path(tmp_path / "z.npy").read_bytes())
   _, source = inputs.open_logits(path)
   np.testing.assert_array_equal(source.rows(0, E * N), LOGITS.reshape(-1, K))
+
+
+def test_a_label_store_stands_for_logits(tmp_path):
+  encoding = labelstore.Encoding(dtype="float32")
+  store = labelstore.create(tmp_path / "s", LOGITS.shape, encoding, class_names=list("abcde"))
+  store.write({e: jax.device_get(encoding.encode(z)) for e, z in enumerate(LOGITS)})
+  found = logit_files.calibrate_logits(store, LABELS, COUNTS)
+  expected = logit_files.calibrate_logits(LOGITS, LABELS, COUNTS)
+  np.testing.assert_array_equal(found.soft_labels, expected.soft_labels)
