@@ -135,14 +135,19 @@ def spread_of(summary: Summary, criterion: str) -> float:
 
 @functools.partial(jax.jit, static_argnames="term")
 def _gradients(scale: Any, bias: Any, z: Any, y: Any, w: Any, keep: Any, term: str) -> Any:
-  """Sum over rows of w * (p_y or -log p_y), with its gradients by scale (k,) and bias (k,)."""
+  """p_y or -log p_y of each row (r,); gradients of their sum, weighted by w, by scale and bias.
 
-  def total(scale: jax.Array, bias: jax.Array) -> jax.Array:
+  The sum itself is left to the host in float64: a line search sees its rounding.
+  """
+
+  def total(scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
     log_p = jax.nn.log_softmax(jnp.where(keep[None], adjust(z, scale, bias), -jnp.inf))
     true = jnp.take_along_axis(log_p, y[:, None], 1)[:, 0]
-    return (w * (jnp.exp(true) if term == "confidence" else -true)).sum()
+    terms = jnp.exp(true) if term == "confidence" else -true
+    return w @ terms, terms
 
-  return jax.value_and_grad(total, argnums=(0, 1))(scale, bias)
+  (_, terms), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(scale, bias)
+  return terms, gradients
 
 
 def _pass(
@@ -152,10 +157,10 @@ def _pass(
   theta = _single(scale), _single(bias)
   value, by_scale, by_bias = 0.0, np.zeros(rows.k), np.zeros(rows.k)
   parts = (
-    _gradients(*theta, z, y, w, keep, term) for _, _, z, y, w in weighted_chunks(rows, weights)
+    (w, *_gradients(*theta, z, y, w, keep, term)) for *_, z, y, w in weighted_chunks(rows, weights)
   )
-  for part, (ds, db) in ahead(parts):
-    value += float(part)
+  for w, terms, (ds, db) in ahead(parts):
+    value += float(w.astype(np.float64) @ np.asarray(terms, np.float64))
     by_scale += 0.0 if ds is None else np.asarray(ds, np.float64)
     by_bias += np.asarray(db, np.float64)
   return value, by_scale, by_bias

@@ -13,6 +13,9 @@ from ltdd_jax.types import LtddError
 KWARGS = {"fixed": {"tau": 0.7}}
 # Calibration by log-loss does not know of a prior, so there is none whose removal does nothing.
 NO_PRIOR = {"temperature", "vector_scaling"}
+# Where L-BFGS stops depends on the rounding of a float32 objective, some 1e-8: with a curvature h
+# that leaves sqrt(2e-8 / h) in a parameter, and h is least for the scales of vector scaling.
+TOLERANCE = {"adsa_vector": 3e-4, "ltkd": 3e-4, "temperature": 3e-4, "vector_scaling": 1.5e-3}
 FITTED = sorted(set(calibrate.CALIBRATORS) - {"none", "fixed"})
 COUNTS = np.array([300, 80, 20, 5, 1])
 E, N, K = 3, 20, len(COUNTS)
@@ -108,13 +111,14 @@ def test_rows_sum_to_one(calibrator):
   close(p.sum(-1), 1, 1e-5)
 
 
-def test_a_constant_added_to_a_row_changes_nothing(calibrator):
+def test_a_constant_added_to_a_row_changes_nothing(name, calibrator):
   logits, labels = store()
   logits = logits.astype(np.float32)
   moved = logits + np.arange(N, dtype=np.float32)[:, None]
   close(
     probabilities(calibrator, moved, labels, log_prior()),
     probabilities(calibrator, logits, labels, log_prior()),
+    TOLERANCE.get(name, 1e-4),
   )
 
 
@@ -125,33 +129,35 @@ def test_the_mean_of_a_row_stays(calibrator):
   close(out.mean(-1), logits.astype(np.float32).mean(-1), 1e-5)
 
 
-def test_relabelling_classes_permutes_the_answer(calibrator):
+def test_relabelling_classes_permutes_the_answer(name, calibrator):
   logits, labels = store()
   order = np.array([3, 0, 4, 1, 2])
   close(
     probabilities(calibrator, logits[..., order], np.argsort(order)[labels], log_prior()[order]),
     probabilities(calibrator, logits, labels, log_prior())[..., order],
+    TOLERANCE.get(name, 1e-4),
   )
 
 
-def test_duplicates_change_nothing(calibrator):
+def test_duplicates_change_nothing(name, calibrator):
   logits, labels = store()
   twice = np.concatenate([logits, logits])
   close(
     probabilities(calibrator, twice, labels, log_prior())[:E],
     probabilities(calibrator, logits, labels, log_prior()),
+    TOLERANCE.get(name, 1e-4),
   )
 
 
-def test_more_labels_of_one_class_change_no_weights(name):
-  """Classes weigh the same however many images they have, all alike."""
-  if name not in FITTED:
-    return
+@pytest.mark.parametrize("name", FITTED)
+def test_more_copies_of_one_class_change_nothing(name):
+  """Classes weigh the same however many images they have."""
   calibrator = calibrate.make_calibrator(name)
   logits, labels = store()
   more = np.concatenate([np.arange(N), np.flatnonzero(labels == 1)])
   params = [calibrator.fit(logits[:, i], labels[i], log_prior()) for i in (slice(None), more)]
-  close(*(calibrator.apply(p, logits, log_prior()) for p in params), 2e-3)
+  outs = [jax.nn.softmax(calibrator.apply(p, logits, log_prior())) for p in params]
+  close(*outs, TOLERANCE.get(name, 1e-4))
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -173,7 +179,7 @@ def test_chunks_memory_maps_and_row_sources(name, tmp_path):
   for z in (mapped, Source(), jnp.asarray(logits)):
     params = small.fit(z, labels, log_prior())
     outs = [jax.nn.softmax(small.apply(p, logits, log_prior())) for p in (params, whole)]
-    close(*outs, 5e-4)
+    close(*outs, TOLERANCE.get(name, 1e-4))
   assert set(asked) == {7}
 
 
