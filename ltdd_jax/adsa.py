@@ -115,10 +115,12 @@ def fit(
     found = _search(goal, lo, hi, -math.inf if allow_negative else 0.0, float(np.ptp(prior)))
   status, tau, curve = found
   ends = np.array([0.0, tau])
-  before, after = goal.score(goal.means(ends)[0])
-  at_zero, at_tau = _class_means(rows, prior, ends)[0]
+  means = goal.means(ends)[0]
+  before, after = goal.score(means)
+  confident = means if criterion == "confidence" else _class_means(rows, prior, ends)[0]
   message = explain(status, tau, before, after, criterion)
   flat = status in ("flat", "uniform")
+  at_zero, at_tau = confident
   return AdsaResult(tau, float(before), float(after), at_zero, at_tau, curve, flat, message, status)
 
 
@@ -255,8 +257,8 @@ class Rows:
 @jax.jit
 def _exponentials(z: Array, y: Array, shift: Array | None) -> tuple[Array, Array]:
   """exp(z - shift) scaled by row, (r, k) float32, and log of its true class (r, 1), NaN if bad."""
-  finite = jnp.isfinite(z.min(1, keepdims=True)) & jnp.isfinite(z.max(1, keepdims=True))
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+  finite = jnp.isfinite(z.min(1, keepdims=True)) & jnp.isfinite(z.max(1, keepdims=True))
   z = z if shift is None else z - shift[None]
   gaps = (z - z.max(1, keepdims=True)).astype(jnp.float32)
   return jnp.exp(gaps), jnp.where(finite, jnp.take_along_axis(gaps, y[:, None], 1), jnp.nan)
