@@ -3,10 +3,9 @@
   python -m launch.main --config configs/digits_lt.py --workdir runs/digits
 
 The set is scikit-learn's, embedded; 600 images, 60 of each class, are held out as a balanced test.
-From a cold start on 2 CPU cores it takes one minute. Tail accuracy (2 to 5 training images a
-class), plain soft labels -> ADSA, mean of 3 seeds: SRe2L images 54.1 -> 62.2, random images
-61.1 -> 77.2. The head pays more: top-1 falls from 73.5 to 69.2 and from 84.2 to 82.4
-(docs/results.md).
+It takes one to two minutes on 2 CPU cores. Plain soft labels -> ADSA, mean of 3 seeds: SRe2L
+images top-1 82.9 -> 83.2 and tail (2 to 5 training images a class) 61.7 -> 69.1, random images
+85.7 -> 90.8 and 63.3 -> 86.3 (docs/results.md).
 
 Arguments: method (sre2l, random), imbalance (50), ipc (5), seed (0), preset (cpu, smoke, full),
 calibrators (few, all, priors).
