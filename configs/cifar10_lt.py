@@ -4,8 +4,8 @@
       --config.data.data_dir=$HOME/tensorflow_datasets --workdir runs/cifar10
 
 `imbalance=100,ipc=10,preset=cpu` was measured on 2 busy CPU cores (docs/results.md), about 45
-minutes. Top-1 of plain soft labels -> ADSA, mean of 3 seeds: SRe2L images 31.9 -> 40.9, random images
-38.1 -> 46.6.
+minutes. Top-1 of plain soft labels -> ADSA, mean of 3 seeds: SRe2L images 31.9 -> 40.9, random
+images 38.1 -> 46.6.
 `full` is for an accelerator and was not run; `smoke` takes about a minute.
 
 Arguments: method (sre2l, random), imbalance (100), ipc (10), seed (0), preset (full, cpu, smoke),
