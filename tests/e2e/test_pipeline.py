@@ -77,7 +77,7 @@ def test_labels_in_few_bytes(tmp_path, capsys):
   config.relabel.update(num_epochs=2, dtype="uint8", top_k=3)
   config.student.update(num_seeds=1, hard_weight=0.25, hard_labels=False)
   config.calibrate.max_epochs = 1
-  del config.calibrate.calibrators.tau1
+  config.calibrate.calibrators = {"plain": {"name": "none"}, "adsa": {"name": "adsa"}}
   pipeline.run(config, tmp_path, dry_run=True)
   assert "as uint8 top-3 spread, 12 bytes a label, 504 bytes" in capsys.readouterr().out
   rows = pipeline.run(config, tmp_path, show_progress=False)["rows"]

@@ -1,0 +1,174 @@
+"""What soft labels cost: a student's step with and without calibration and with each encoding.
+
+  python -m benchmarks.labels --rounds 11 --steps 20
+
+Network, batch and views of `configs/cifar10_lt.py` with `preset=cpu`, on noise. Each way is
+compiled once and takes its turn in every round; ratios are medians over rounds of the ratio within
+the round. The ways differ by little, so the first is there twice: what its copy differs by is
+noise. Then a store of large label epochs is written and read.
+"""
+
+import argparse
+import functools
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import recipes, timing
+from ltdd_jax import startup
+
+DECODED = "decoded float32, none"
+STORE_SHAPE = (4, 5_000, 1_000)  # label epochs, images, classes: 40 MB of float16 an epoch
+
+
+def arguments() -> argparse.Namespace:
+  p = timing.parser(__doc__)
+  p.add_argument("--steps", type=int, default=20, help="in one turn")
+  p.add_argument("--rounds", type=int, default=11, help="turns of each way")
+  return p.parse_args()
+
+
+def encodings(top_k: int) -> list[Any]:
+  from ltdd_jax.encoding import DTYPES, Encoding
+
+  return [*map(Encoding, DTYPES), Encoding("float16", top_k), Encoding("uint8", top_k)]
+
+
+def supervisions() -> dict[str, Any]:
+  """The ways to read labels, by name."""
+  import jax
+
+  from ltdd_jax import calibrate, student
+  from ltdd_jax.data import longtail
+
+  case = recipes.CASES["student/convnet"]
+  logits = recipes.random_logits(case["label_epochs"], case["images"])
+  log_prior = longtail.log_prior(recipes.long_tail())
+  labels = recipes.random_images(case["images"])[1]
+  calibration = {}
+  for name in ("none", "adsa"):
+    calibrator = calibrate.make_calibrator(name)
+    params = calibrator.fit(logits, labels, log_prior)
+    calibration[name] = {"calibrator": calibrator, "params": params, "log_prior": log_prior}
+  out = {DECODED: student.Supervision("stored", logits=logits.astype("float32"))}
+  out["the same again"] = out[DECODED]
+  out["decoded float32, adsa"] = out[DECODED]._replace(**calibration["adsa"])
+  for encoding in encodings(top_k=3):
+    k = logits.shape[-1]
+    encode = jax.jit(lambda rows, encoding=encoding: encoding.encode(rows))
+    arrays = jax.device_get(encode(logits.reshape(-1, k).astype("float32")))
+    arrays = {key: x.reshape(*logits.shape[:2], -1) for key, x in arrays.items()}
+    decode = functools.partial(encoding.decode, k=k)
+    for name in ("none", "adsa") if str(encoding) == "uint8" else ("adsa",):
+      out[f"{encoding}, {name}"] = student.Supervision(
+        "stored", logits=arrays, decode=decode, **calibration[name]
+      )
+  return out
+
+
+def make_turn(supervision: Any, steps: int) -> Callable[[], float]:
+  """Compiles a way; returns the function that runs some steps and gives milliseconds a step."""
+  import jax
+
+  from ltdd_jax import labels, loop, losses, models, rng, student, train
+  from ltdd_jax.data import feed, specs
+
+  case, spec = recipes.CASES["student/convnet"], specs.SPECS["cifar10"]
+  session = loop.Session(show_progress=False)
+  model = models.make_model(
+    num_classes=spec.num_classes, image_shape=spec.image_shape, **case["model"]
+  )
+  tx = train.make_tx(case["optimizer"], {"name": "cosine"}, 1_000_000)
+  step = functools.partial(
+    train.train_step,
+    apply_fn=model.apply,
+    tx=tx,
+    batch_fn=functools.partial(
+      student.make_batch, views_of=labels.view_fn(spec, **case["views"]), supervision=supervision
+    ),
+    loss_fn=functools.partial(student.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"])),
+    mesh=session.mesh,
+  )
+  state = jax.jit(lambda key: train.init_state(model, tx, key, spec.image_shape))(rng.key_for(0))
+  images, targets = recipes.random_images(case["images"])
+  consts = {"images": images, "labels": targets, "logits": supervision.logits}
+  if supervision.calibrator is not None:
+    consts |= {"params": supervision.params, "log_prior": supervision.log_prior}
+  consts = jax.device_put(consts) | {"view_key": labels.view_key(0, "a"), "key": rng.key_for(1)}
+  sampler = feed.BatchSampler(0, "student/0", case["images"], case["batch"])
+  compiled = loop.compile_step(step, state)
+  inputs = [
+    jax.device_put({"indices": sampler(t), "epochs": sampler.epoch(t)}) for t in range(steps)
+  ]
+  held = {"state": compiled(state, consts, inputs[0])[0]}
+
+  def turn() -> float:
+    start = time.perf_counter()
+    for x in inputs:
+      held["state"], metrics = compiled(held["state"], consts, x)
+    jax.block_until_ready(metrics)
+    return 1e3 * (time.perf_counter() - start) / steps
+
+  return turn
+
+
+def store_speed(encoding: Any, rounds: int) -> tuple[Any, ...]:
+  """MB/s of encoded bytes written and read, and of decoded float32 logits from `rows`."""
+  import jax
+
+  from ltdd_jax import labelstore
+
+  e, n, k = STORE_SHAPE
+  logits = jax.random.normal(jax.random.key(0), (n, k)) * 5
+  arrays = jax.device_get(jax.jit(encoding.encode)(logits))
+  writes, reads, streams = [], [], []
+  for _ in range(rounds):
+    with tempfile.TemporaryDirectory() as folder:
+      store = labelstore.create(folder, STORE_SHAPE, encoding, class_names=list(map(str, range(k))))
+      start = time.perf_counter()
+      store.write(dict.fromkeys(range(e), arrays))
+      writes.append(store.nbytes / (time.perf_counter() - start) / 1e6)
+      start = time.perf_counter()
+      store.read()
+      reads.append(store.nbytes / (time.perf_counter() - start) / 1e6)
+      start = time.perf_counter()
+      for row in range(0, e * n, 1000):
+        store.rows(row, row + 1000)
+      streams.append(4 * e * n * k / (time.perf_counter() - start) / 1e6)
+      size = store.nbytes
+  return (
+    str(encoding),
+    f"{size / 1e6:.1f}",
+    *(timing.spread(x, 0) for x in (writes, reads, streams)),
+  )
+
+
+def main() -> None:
+  args = arguments()
+  os.environ.update(timing.choose_device(args.device))
+  startup.tune_host()
+  startup.setup_jax()
+  import jax
+
+  ways = {}
+  for name, supervision in supervisions().items():
+    timing.note(f"compiling {name}")
+    ways[name] = make_turn(supervision, args.steps)
+    ways[name]()
+  times = timing.interleave(ways, args.rounds, pause=0.05)
+  rows = [
+    (name, timing.spread(t), f"{timing.median_ratio(t, times[DECODED]):.3f}")
+    for name, t in times.items()
+  ]
+  line = timing.hardware(jax.devices()[0].device_kind, ("jax", "jaxlib", "flax", "tensorstore"))
+  headers = ("labels, calibrator", "ms a step", "time / first row's")
+  timing.finish(line, headers, rows, times, args.out)
+  speeds = [store_speed(encoding, 3) for encoding in encodings(top_k=10)]
+  headers = ("encoding", "MB on disk", "write, MB/s", "read, MB/s", "decoded by `rows`, MB/s")
+  print(f"\n{timing.markdown(headers, speeds)}")
+
+
+if __name__ == "__main__":
+  main()
