@@ -4,17 +4,21 @@
 
 Network, batch and views of `configs/cifar10_lt.py` with `preset=cpu`, on noise. Each way is
 compiled once and takes its turn in every round; ratios are medians over rounds of the ratio within
-the round. The ways differ by little, so the first is there twice: what its copy differs by is
-noise. Then a store of large label epochs is written and read.
+the round, of CPU time on a CPU, which other programs disturb less, and of wall time elsewhere. The
+ways differ by little, so the first is there twice: what its copy differs by is noise. "read alone"
+is the label part of the step as a program of its own, its dispatch included; inside the step it is
+fused with the rest, so this is an estimate of what reading costs. Then a store of large label
+epochs is written and read.
 """
 
 import argparse
 import functools
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import recipes, timing
 from ltdd_jax import startup
@@ -68,8 +72,16 @@ def supervisions() -> dict[str, Any]:
   return out
 
 
-def make_turn(supervision: Any, steps: int) -> Callable[[], float]:
-  """Compiles a way; returns the function that runs some steps and gives milliseconds a step."""
+class Turn(NamedTuple):
+  """Milliseconds of a step, and of reading its labels alone."""
+
+  wall: float
+  cpu: float
+  alone: float
+
+
+def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
+  """Compiles a way; returns the function that runs some steps."""
   import jax
 
   from ltdd_jax import labels, loop, losses, models, rng, student, train
@@ -103,15 +115,34 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], float]:
     jax.device_put({"indices": sampler(t), "epochs": sampler.epoch(t)}) for t in range(steps)
   ]
   held = {"state": compiled(state, consts, inputs[0])[0]}
+  read = jax.jit(functools.partial(read_labels, supervision=supervision))
+  read(consts, inputs[0]).block_until_ready()
 
-  def turn() -> float:
-    start = time.perf_counter()
+  def turn() -> Turn:
+    wall, cpu = time.perf_counter(), time.process_time()
     for x in inputs:
       held["state"], metrics = compiled(held["state"], consts, x)
     jax.block_until_ready(metrics)
-    return 1e3 * (time.perf_counter() - start) / steps
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    alone = []
+    for x in inputs * 4:
+      start = time.perf_counter()
+      read(consts, x).block_until_ready()
+      alone.append(time.perf_counter() - start)
+    return Turn(1e3 * wall / steps, 1e3 * cpu / steps, 1e3 * statistics.median(alone))
 
   return turn
+
+
+def read_labels(consts: Any, x: Any, *, supervision: Any) -> Any:
+  """What `student.make_batch` does to stored labels: takes rows, decodes and calibrates them."""
+  import jax
+
+  rows = jax.tree.map(lambda a: a[x["epochs"], x["indices"]], consts["logits"])
+  logits = supervision.decode(rows) if supervision.decode else rows
+  if supervision.calibrator is None:
+    return logits
+  return supervision.calibrator.apply(consts["params"], logits, consts["log_prior"])
 
 
 def store_speed(encoding: Any, rounds: int) -> tuple[Any, ...]:
@@ -158,12 +189,24 @@ def main() -> None:
     ways[name] = make_turn(supervision, args.steps)
     ways[name]()
   times = timing.interleave(ways, args.rounds, pause=0.05)
+  kind = "cpu" if jax.devices()[0].platform == "cpu" else "wall"
+  column = lambda name, field: [getattr(t, field) for t in times[name]]
   rows = [
-    (name, timing.spread(t), f"{timing.median_ratio(t, times[DECODED]):.3f}")
-    for name, t in times.items()
+    (
+      name,
+      timing.spread(column(name, "wall"), 1),
+      timing.spread(column(name, kind), 1),
+      f"{timing.median_ratio(column(name, kind), column(DECODED, kind)):.3f}",
+      f"{statistics.median(column(name, 'alone')):.3f}",
+      f"{100 * timing.median_ratio(column(name, 'alone'), column(name, kind)):.2f} %",
+    )
+    for name in times
   ]
   line = timing.hardware(jax.devices()[0].device_kind, ("jax", "jaxlib", "flax", "tensorstore"))
-  headers = ("labels, calibrator", "ms a step", "time / first row's")
+  headers = (
+    "labels, calibrator", "ms a step", f"{kind} ms a step", "of that / first row's",
+    "read alone, ms", "of a step",
+  )  # fmt: skip
   timing.finish(line, headers, rows, times, args.out)
   speeds = [store_speed(encoding, 3) for encoding in encodings(top_k=10)]
   headers = ("encoding", "MB on disk", "write, MB/s", "read, MB/s", "decoded by `rows`, MB/s")
