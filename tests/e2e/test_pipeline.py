@@ -19,6 +19,7 @@ from ltdd_jax.report import tables
 from ltdd_jax.types import LtddError
 
 ROOT = pathlib.Path(__file__).parents[2]
+LABELS = ("hard", "plain", "tau1", "adsa", "adsa_nll")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_results_have_the_documented_shape(finished):
   assert set(results) >= {"schema", "dataset", "split", "rows", "stages", "versions"}
   assert set(results["split"]) == {"rule", "imbalance_factor", "counts", "sha256"}
   regimes = [(r["images"], r["labels"]) for r in results["rows"]]
-  assert regimes == [(s, r) for s in ("sre2l", "random") for r in ("hard", "plain", "tau1", "adsa")]
+  assert regimes == [(s, r) for s in ("sre2l", "random") for r in LABELS]
   for row in results["rows"]:
     assert set(row) >= {
       "images", "labels", "calibrator", "tau", "seeds", "top1", "best_top1", "groups", "per_class"
@@ -117,7 +118,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 def test_dry_run_says_what_would_be_skipped(finished, capsys):
   workdir, _ = finished
   pipeline.run(digits_lt.get_config("preset=smoke"), workdir, dry_run=True)
-  assert capsys.readouterr().out.count(" ready ") == 20
+  assert capsys.readouterr().out.count(" ready ") == 24
 
 
 def test_stage_runs_up_to_it_and_only_it(tmp_path):
