@@ -40,13 +40,17 @@ def batches(total: int) -> list[np.ndarray]:
   return [(start + np.arange(size)) % total for start in range(0, total, size)]
 
 
-def label(ctx: stages.Context, images_of: Any, total: int) -> np.ndarray:
-  """Logits (total, k) of the teachers on images (b, h, w, c) that `images_of(rows)` makes."""
+def label(ctx: stages.Context, images_of: Any, arrays: Any, total: int) -> np.ndarray:
+  """Logits (total, k) of the teachers on images (b, h, w, c), `images_of(arrays, rows)`."""
   teachers = ctx.teachers
   networks = tuple(t.model for t in teachers)
-  run = jax.jit(lambda variables, rows: labels.labeler_logits(networks, variables, images_of(rows)))
+
+  @jax.jit
+  def run(variables: Any, arrays: Any, rows: Any) -> Any:
+    return labels.labeler_logits(networks, variables, images_of(arrays, rows))
+
   variables = tuple(t.variables for t in teachers)
-  return np.concatenate([run(variables, rows) for rows in batches(total)])[:total]
+  return np.concatenate([run(variables, arrays, rows) for rows in batches(total)])[:total]
 
 
 def of_views(ctx: stages.Context, source: str, views: dict[str, Any]) -> tuple[Any, Any]:
@@ -57,17 +61,15 @@ def of_views(ctx: stages.Context, source: str, views: dict[str, Any]) -> tuple[A
   views_of = labels.view_fn(spec, **{"flip": flip, **views})
   key = labels.view_key(ctx.config["seed"], source)
   epochs = EPOCHS if views["crop_scale"] else 1
-  pixels, targets = jax.numpy.asarray(images), jax.numpy.asarray(classes)
-  make = lambda rows: views_of(key, pixels, targets, rows % n, rows // n).images
-  return label(ctx, make, epochs * n).reshape(epochs, n, -1), classes
+  make = lambda arrays, rows: views_of(key, *arrays, rows % n, rows // n).images
+  return label(ctx, make, (images, classes), epochs * n).reshape(epochs, n, -1), classes
 
 
 def on_test(ctx: stages.Context) -> np.ndarray:
   """Accuracy of the teacher's logits on the test set after a shift by each tau of the grid."""
   test, spec = ctx.test_data, ctx.source.spec
-  pixels = jax.numpy.asarray(test.images)
-  make = lambda rows: augment.normalize_pixels(pixels[rows] / 255.0, spec.mean, spec.std)
-  logits = label(ctx, make, len(test.labels))
+  make = lambda pixels, rows: augment.normalize_pixels(pixels[rows] / 255.0, spec.mean, spec.std)
+  logits = label(ctx, make, test.images, len(test.labels))
   log_prior = np.log(ctx.counts / ctx.counts.sum())
   return np.array([np.mean((logits - t * log_prior).argmax(1) == test.labels) for t in GRID])
 
@@ -107,6 +109,7 @@ def summary(losses: list[tuple[str, str, float]]) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
+  startup.setup_jax()
   found = [study(path) for path in parser.parse_args().workdirs]
   header = ("run", "best tau", "images", "views", *(f"{c} (lost)" for c in adsa.CRITERIA))
   print(timing.markdown(header, [row for rows, _ in found for row in rows]), end="\n\n")
