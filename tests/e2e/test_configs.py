@@ -87,7 +87,7 @@ def test_smoke_runs(name, small_source, tmp_path):
   config = get_config(name, "preset=smoke,imbalance=4")
   config.data.num_test = 20
   results = pipeline.run(config, tmp_path, show_progress=False)
-  assert len(results["rows"]) == 8
+  assert len(results["rows"]) == 2 * 5  # image sources, labels
   assert (tmp_path / "report" / "report.md").exists()
 
 
