@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import IO
 
 from ltdd_jax.types import LtddError
 
@@ -29,18 +30,25 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
   path = pathlib.Path(path)
   with explained(f"file {path}", folder=path.parent, need=len(text)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
-    try:
-      with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-      os.chmod(name, 0o644)
-      os.replace(name, path)
-    except BaseException:
-      pathlib.Path(name).unlink(missing_ok=True)
-      raise
+    with replacing(path) as file:
+      file.write(text.encode("utf-8"))
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """A temporary file in the same folder, which gets the name at the end, or is removed."""
+  handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+  try:
+    with os.fdopen(handle, "w+b") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+  except BaseException:
+    pathlib.Path(name).unlink(missing_ok=True)
+    raise
 
 
 def sync_folder(folder: pathlib.Path) -> None:

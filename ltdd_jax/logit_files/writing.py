@@ -1,12 +1,10 @@
 """Arrays written block by block into .npy and .npz files that are whole or not there at all."""
 
-import contextlib
 import math
 import os
 import pathlib
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO
 
 import numpy as np
@@ -81,28 +79,12 @@ def write(
   """
   need = math.prod(shape) * dtype.itemsize
   with files.explained(f"file {path}", folder=path.parent, need=need):
-    with _replacing(path) as file:
+    with files.replacing(path) as file:
       if path.suffix == ".npz":
         _write_npz(file, shape, dtype, blocks, beside)
       else:
         _write_array(file, shape, dtype, blocks)
     files.sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
-  """A temporary file in the same folder, which gets the name at the end, or is removed."""
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=files.TEMPORARY)
-  try:
-    with os.fdopen(handle, "w+b") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-  except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
-    raise
 
 
 def _write_array(
