@@ -2,19 +2,17 @@
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from ltdd_jax import encoding, labelstore, models
+from ltdd_jax.context import Context
 from ltdd_jax.data import feed
 
-if TYPE_CHECKING:
-  from ltdd_jax.stages import Context
 
-
-def data(ctx: "Context") -> str:
+def data(ctx: Context) -> str:
   spec, counts = ctx.source.spec, ctx.counts
   return (
     f"{spec.name}: {counts.sum():,} of {len(ctx.source.train_labels):,} training images, "
@@ -24,14 +22,14 @@ def data(ctx: "Context") -> str:
   )
 
 
-def parameters(ctx: "Context", model: Any) -> int:
+def parameters(ctx: Context, model: Any) -> int:
   shape = (1, *ctx.source.spec.image_shape)
   init = functools.partial(model.init, train=False)
   image = jax.ShapeDtypeStruct(shape, np.float32)
   return models.count_params(jax.eval_shape(init, jax.random.key(0), image)["params"])
 
 
-def squeeze(ctx: "Context") -> str:
+def squeeze(ctx: Context) -> str:
   config = ctx.config["squeeze"]
   steps = feed.num_steps(
     int(ctx.counts.sum()), config["batch_size"], num_epochs=config["num_epochs"]
@@ -40,7 +38,7 @@ def squeeze(ctx: "Context") -> str:
   return f"{', '.join(nets)}: {steps:,} steps of {config['batch_size']} images"
 
 
-def recover(ctx: "Context", *, source: str) -> str:
+def recover(ctx: Context, *, source: str) -> str:
   if source in ctx.imported:
     return ctx.imported[source].about
   n, method = len(ctx.slots().labels), ctx.method(source)
@@ -52,7 +50,7 @@ def recover(ctx: "Context", *, source: str) -> str:
   )
 
 
-def relabel(ctx: "Context", *, source: str) -> str:
+def relabel(ctx: Context, *, source: str) -> str:
   config, n = ctx.config["relabel"], len(ctx.slot_labels(source))
   shape = (config["num_epochs"], n, ctx.source.spec.num_classes)
   stored = encoding.from_config(config)
@@ -62,12 +60,12 @@ def relabel(ctx: "Context", *, source: str) -> str:
   return f"{where}logits {shape} as {stored}, {each:,} bytes a label, {size:,} bytes"
 
 
-def calibrate(ctx: "Context", *, calibrator: Mapping[str, Any]) -> str:
+def calibrate(ctx: Context, *, calibrator: Mapping[str, Any]) -> str:
   rest = ", ".join(f"{k}={v}" for k, v in calibrator.items() if k != "name")
   return f"{calibrator['name']}({rest}) fitted on {ctx.config['calibrate']['fit_on']}"
 
 
-def student(ctx: "Context", *, source: str) -> str:
+def student(ctx: Context, *, source: str) -> str:
   config, n = ctx.config["student"], len(ctx.slot_labels(source))
   spec = ctx.source.spec
   model = models.make_model(

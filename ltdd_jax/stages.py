@@ -5,9 +5,7 @@ stages are the names of their folders in the work directory: `data`, `squeeze`, 
 `relabel/<source>`, `calibrate/<source>/<calibrator>`, `student/<source>/<labels>`.
 """
 
-import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,23 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax import (
-  artefacts,
-  calibrate,
-  distil,
-  imported,
-  labels,
-  loop,
-  plan,
-  student,
-  supervision,
-  teacher,
-)
-from ltdd_jax.data import longtail, sources
+from ltdd_jax import calibrate, distil, imported, labels, loop, plan, student, supervision, teacher
+from ltdd_jax.context import Context as Context
+from ltdd_jax.data import longtail
 from ltdd_jax.distil.recover import recover
 from ltdd_jax.supervision import HARD as HARD
 from ltdd_jax.supervision import load_params as load_params
-from ltdd_jax.types import ArrayData, LtddError, Teacher
 
 
 class Product(NamedTuple):
@@ -49,120 +36,13 @@ class Stage(NamedTuple):
   name: str
   config: dict[str, Any]  # the part of the config that it depends on
   inputs: tuple[str, ...]  # stages that it reads
-  build: Callable[["Context", loop.Session], Product]
-  plan: Callable[["Context"], str]  # one line for --dry_run
+  build: Callable[[Context, loop.Session], Product]
+  plan: Callable[[Context], str]  # one line for --dry_run
 
   @property
   def kind(self) -> str:
     """The first part of the name."""
     return self.name.split("/")[0]
-
-
-@dataclasses.dataclass
-class Context:
-  """The config of a run and its artefacts, loaded when first asked for."""
-
-  config: dict[str, Any]
-  workdir: artefacts.Workdir | None = None
-
-  @functools.cached_property
-  def source(self) -> sources.Source:
-    data = self.config["data"]
-    keys = ("name", "data_dir", "image_size", "on_unreadable", "mean", "std")
-    return sources.open_source(**{k: data[k] for k in keys})
-
-  @functools.cached_property
-  def split(self) -> longtail.Split:
-    """The long-tailed split."""
-    data = self.config["data"]
-    return longtail.make_split(
-      self.source.train_labels,
-      self.source.spec.num_classes,
-      rule=data["rule"],
-      imbalance_factor=data["imbalance_factor"],
-      counts=data["counts"],
-    )
-
-  @functools.cached_property
-  def identity(self) -> dict[str, Any]:
-    """What the data set is: every stage depends on it, so other data make other fingerprints."""
-    spec = self.source.spec
-    test = sources.test_indices(self.source, self.config["data"]["num_test"])
-    return {
-      "split": self.split.sha256,
-      "classes": list(self.source.class_names),
-      "mean": list(spec.mean),
-      "std": list(spec.std),
-      "train_pixels": self._sample("train", self.split.indices),
-      "test_pixels": self._sample("test", test),
-      "test_labels": hashlib.sha256(self.source.test_labels[test].tobytes()).hexdigest(),
-    }
-
-  def _sample(self, split: str, indices: np.ndarray, size: int = 256) -> str:
-    """Hash of up to `size` images, evenly spaced: of all it would take seconds at each start."""
-    rows = indices[np.linspace(0, len(indices) - 1, min(size, len(indices))).astype(int)]
-    images = np.ascontiguousarray(self.source.read(split, rows))
-    return hashlib.sha256(images.tobytes()).hexdigest()
-
-  @property
-  def counts(self) -> np.ndarray:
-    return np.asarray(self.split.counts)
-
-  @functools.cached_property
-  def train_data(self) -> ArrayData:
-    images = self.source.read("train", self.split.indices)
-    return ArrayData(images, self.split.labels)
-
-  @functools.cached_property
-  def test_data(self) -> ArrayData:
-    indices = sources.test_indices(self.source, self.config["data"]["num_test"])
-    return ArrayData(self.source.read("test", indices), self.source.test_labels[indices])
-
-  @functools.cached_property
-  def networks(self) -> dict[str, Any]:
-    return teacher.build_models(self.source.spec, self.config["squeeze"]["models"])
-
-  @functools.cached_property
-  def teachers(self) -> tuple[Teacher, ...]:
-    artefact = self.workdir.load("squeeze")
-    return tuple(
-      Teacher(key, self.networks[key], artefact.tree(key)) for key in sorted(self.networks)
-    )
-
-  def env(self) -> distil.Env:
-    spec = self.source.spec
-    observers = tuple(distil.Observer(k, self.networks[k]) for k in sorted(self.networks))
-    return distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, observers)
-
-  def method(self, source: str) -> distil.Method:
-    return distil.make_method(self.env(), **self.config["recover"]["methods"][source])
-
-  def slots(self) -> Any:
-    recover = self.config["recover"]
-    per_class = recover["slots_per_class"]
-    if per_class is None:
-      per_class = [recover["images_per_class"]] * self.source.spec.num_classes
-    if len(per_class) != self.source.spec.num_classes:
-      raise LtddError(
-        f"config.recover.slots_per_class has {len(per_class)} entries for "
-        f"{self.source.spec.num_classes} classes; expected one for each class"
-      )
-    return distil.make_slots(np.asarray(per_class), recover["order"])
-
-  @functools.cached_property
-  def imported(self) -> dict[str, imported.Imported]:
-    """Images that were made elsewhere, by image source: read and checked once."""
-    return imported.read_all(self.config["recover"]["methods"], self.source)
-
-  def slot_labels(self, source: str) -> np.ndarray:
-    """Classes (n,) of the slots of an image source."""
-    return self.imported[source].labels if source in self.imported else self.slots().labels
-
-  def images(self, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Distilled images (n,h,w,c) uint8 and labels (n,); refuses those of another class map."""
-    artefact = self.workdir.load(f"recover/{source}")
-    artefacts.check_same_classes(artefact, self.workdir.load("data"))
-    return artefact.arrays["images"], artefact.arrays["labels"]
 
 
 # ---- the stages ----

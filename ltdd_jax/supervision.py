@@ -3,26 +3,24 @@
 Part of the stages; `regime` is "hard" or the name of a calibrator of the config.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
 from ltdd_jax import calibrate, labels, labelstore, student
+from ltdd_jax.context import Context
 from ltdd_jax.data import longtail
-
-if TYPE_CHECKING:
-  from ltdd_jax.stages import Context
 
 HARD = "hard"  # the name of the label regime without a teacher
 
 
-def open_store(ctx: "Context", source: str) -> labelstore.LabelStore:
+def open_store(ctx: Context, source: str) -> labelstore.LabelStore:
   """The label store of an image source; refuses one of another class map."""
   folder = ctx.workdir.load(f"relabel/{source}").folder(labels.STORE)
   return labelstore.open_store(folder, class_names=ctx.source.class_names)
 
 
-def load_params(ctx: "Context", source: str, name: str) -> tuple[calibrate.Calibrator, Any]:
+def load_params(ctx: Context, source: str, name: str) -> tuple[calibrate.Calibrator, Any]:
   """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
   calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][name])
   arrays = ctx.workdir.load(f"calibrate/{source}/{name}").arrays
@@ -31,7 +29,7 @@ def load_params(ctx: "Context", source: str, name: str) -> tuple[calibrate.Calib
   return calibrator, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def of_regime(ctx: "Context", source: str, regime: str) -> student.Supervision:
+def of_regime(ctx: Context, source: str, regime: str) -> student.Supervision:
   """Where the labels of a regime come from."""
   if regime == HARD:
     return student.Supervision()
@@ -46,7 +44,7 @@ def of_regime(ctx: "Context", source: str, regime: str) -> student.Supervision:
   return student.stored(open_store(ctx, source), **common)
 
 
-def label_bytes(ctx: "Context", source: str, regime: str) -> int | None:
+def label_bytes(ctx: Context, source: str, regime: str) -> int | None:
   """Bytes on disk of the labels of a regime; None for labels on line, which take teachers."""
   if regime == HARD:
     return 0
