@@ -26,6 +26,14 @@ class LayerInput(NamedTuple):
 
   path: str  # its place in the variable tree, such as "stage1_block0/norm2"
   value: Leaf  # (b, h, w, c)
+  kind: str  # "batch_norm", "conv", "dense", or the name of another layer's class
+
+
+_KINDS = ((nn.BatchNorm, "batch_norm"), (nn.Conv, "conv"), (nn.Dense, "dense"))
+
+
+def _kind(module: nn.Module) -> str:
+  return next((name for cls, name in _KINDS if isinstance(module, cls)), type(module).__name__)
 
 
 @flax.struct.dataclass
@@ -60,7 +68,8 @@ def apply_with_inputs(
 
   def record(call, args, kwargs, context):
     if isinstance(context.module, layer_types) and context.method_name == "__call__":
-      inputs.append(LayerInput("/".join(context.module.path), args[0]))
+      path = "/".join(context.module.path)
+      inputs.append(LayerInput(path, args[0], _kind(context.module)))
     return call(*args, **kwargs)
 
   with nn.intercept_methods(record):

@@ -110,6 +110,7 @@ def test_convolution_inputs(network):
   model, variables, images = network
   _, inputs = taps.apply_with_inputs(model, variables, images, nn.Conv)
   assert [layer.path for layer in inputs] == ["conv0", "conv1"]
+  assert {layer.kind for layer in inputs} == {"conv"}
   np.testing.assert_array_equal(inputs[0].value, images)
   assert inputs[1].value.shape == (6, 4, 4, 4)
 
