@@ -142,7 +142,7 @@ class Side:
 
   def __init__(self) -> None:
     self.session = loop.Session(show_progress=False)
-    self.compiled: dict[int, loop.StepFn] = {}
+    self.compiled: loop.Compiled = {}
     self.done = 0
 
   def handle(self, message: dict[str, Any]) -> dict[str, Any]:

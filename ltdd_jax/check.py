@@ -247,7 +247,7 @@ def _check_calibrator(key: str, config: Mapping[str, Any], counts: np.ndarray) -
 
 
 def _check_method(ctx: stages_lib.Context, source: str) -> None:
-  """Traces a method's `init` and `step` on shapes, with a slot for each class that has one."""
+  """Traces a method's `init` and each turn of its `step` on shapes, with one slot a class."""
   method, env, slots = ctx.method(source), ctx.env(), ctx.slots()
   data, key = ctx.source.spec, jax.random.key(0)
   shapes = lambda model: jax.eval_shape(
@@ -261,4 +261,5 @@ def _check_method(ctx: stages_lib.Context, source: str) -> None:
   distil.check_feed(source, method, slots, feed, env)
   few = Slots(*(x[: data.num_classes] for x in slots))
   state = jax.eval_shape(method.init, key, few, feed)
-  jax.eval_shape(method.step, key, state, feed)
+  for turn in range(method.turns):
+    jax.eval_shape(functools.partial(method.step, turn=turn), key, state, feed)

@@ -7,13 +7,16 @@ donates the state, writes metrics, saves checkpoints by time, stops cleanly on a
 to go on after a loss that is not finite. On an accelerator many steps go in one dispatch
 (`lax.scan`); on CPU they do not, since a weight-gradient convolution inside a loop is there some
 thirty times slower than outside.
+
+Several step functions take turns: step t is `step_fns[(first_turn + t) % len(step_fns)]`. Each is
+compiled once; where many steps go in one dispatch they are the branches of one `lax.switch`.
 """
 
 import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +28,7 @@ from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.types import LtddError
 
 StepFn = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
+Compiled = dict[tuple[int, int], StepFn]  # by steps in one dispatch, and turn if that is one step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +121,49 @@ def compile_step(step_fn: StepFn, state: Any, steps_per_call: int = 1) -> StepFn
   )
 
 
+def in_turn(step_fns: Sequence[StepFn]) -> StepFn:
+  """Makes one step of several; its input is a pair of their input and the turn, [] int32."""
+
+  def step_fn(state, consts, x):
+    inputs, turn = x
+    return jax.lax.switch(turn, step_fns, state, consts, inputs)
+
+  return step_fn
+
+
+class _Steps:
+  """Compiles the steps of a loop when they are first called, and calls them."""
+
+  def __init__(
+    self,
+    step_fns: Sequence[StepFn],
+    inputs: Callable[[int], Any],
+    first_turn: int,
+    compiled: Compiled,
+  ):
+    self.step_fns, self.inputs, self.first_turn = step_fns, inputs, first_turn
+    self.compiled = compiled
+
+  def _turn(self, t: int) -> int:
+    return (self.first_turn + t) % len(self.step_fns)
+
+  def __call__(self, t: int, count: int, state: Any, consts: Any) -> tuple[Any, dict[str, Any]]:
+    """Runs steps t, ..., t + count - 1 in one dispatch."""
+    several = len(self.step_fns) > 1
+    slot = (count, self._turn(t) if count == 1 else 0)
+    if slot not in self.compiled:
+      step_fn = in_turn(self.step_fns) if several and count > 1 else self.step_fns[slot[1]]
+      self.compiled[slot] = compile_step(step_fn, state, count)
+    if count == 1:
+      return self.compiled[slot](state, consts, self.inputs(t))
+    x = _stack([self.inputs(t + i) for i in range(count)])
+    if several:
+      x = (x, np.array([self._turn(t + i) for i in range(count)], np.int32))
+    return self.compiled[slot](state, consts, x)
+
+
 def run(
-  step_fn: StepFn,
+  step_fn: StepFn | Sequence[StepFn],
   state: Any,
   consts: Any,
   *,
@@ -128,13 +173,15 @@ def run(
   inputs: Callable[[int], Any] = lambda step: None,
   hook: Callable[[int, Any], Any] | None = None,
   hook_at: Iterable[int] = (),
-  compiled: dict[int, StepFn] | None = None,
+  compiled: Compiled | None = None,
+  first_turn: int = 0,
   advice: str = "lower the learning rate of this stage",
 ) -> Any:
   """Runs `num_steps` steps from the newest checkpoint, or from `state`.
 
   Args:
-    step_fn: pure step; `metrics` are scalars (or one value a seed, whose mean is logged).
+    step_fn: pure step; `metrics` are scalars (or one value a seed, whose mean is logged). Several
+      take turns; they agree in state and metrics.
     state: a pytree of arrays, donated.
     consts: a pytree of arrays that do not change (data, teachers).
     num_steps: total steps, counted from 0.
@@ -143,7 +190,8 @@ def run(
     inputs: `inputs(t)` gives the host arrays of step t (None for none).
     hook: `hook(t, state) -> state`, called after t steps for each t of `hook_at`.
     hook_at: numbers of steps after which the hook is called.
-    compiled: steps compiled earlier, by steps per call: loops of the same shapes share them.
+    compiled: steps compiled earlier: loops of the same step functions and shapes share them.
+    first_turn: turn of step 0, for a loop that goes on where another one ended.
     advice: what to do when a number is not finite, for the error message.
 
   Returns:
@@ -153,7 +201,8 @@ def run(
     LtddError: a metric is not finite.
     checkpoint.Interrupted: a signal asked to stop; the state is saved.
   """
-  compiled = {} if compiled is None else compiled
+  step_fns = (step_fn,) if callable(step_fn) else tuple(step_fn)
+  steps = _Steps(step_fns, inputs, first_turn, {} if compiled is None else compiled)
   progress, first = None, 0
   if session.scratch is not None:
     progress = checkpoint.Progress(session.scratch / name, every_seconds=session.checkpoint_seconds)
@@ -163,6 +212,8 @@ def run(
   hooks = {t for t in hook_at if t > first}
   monitor = _Monitor(session, name, num_steps, first, advice)
   per_call, t = session.steps_per_call(), first
+  if len(step_fns) > 1:  # no remainder, so that no step is compiled in the scan and alone
+    per_call = math.gcd(per_call, num_steps)
   due = time.monotonic() + 1.0
   try:
     while t < num_steps:
@@ -170,10 +221,7 @@ def run(
         [num_steps, t - t % session.log_every + session.log_every, *(h for h in hooks if h > t)]
       )
       count = per_call if stop_at - t >= per_call else 1
-      if count not in compiled:
-        compiled[count] = compile_step(step_fn, state, count)
-      x = inputs(t) if count == 1 else _stack([inputs(t + i) for i in range(count)])
-      state, metrics = compiled[count](state, consts, x)
+      state, metrics = steps(t, count, state, consts)
       t += count
       monitor.add(t, metrics)
       if t in hooks:

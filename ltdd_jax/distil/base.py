@@ -5,7 +5,7 @@ A method is a NamedTuple of pure functions made by a factory:
   method = sre2l(env, num_steps=1000, lr=0.25)
   state = method.init(key, slots, feed)
   for t in range(method.num_steps):
-    state, metrics = method.step(jax.random.fold_in(key, t), state, feed)
+    state, metrics = method.step(jax.random.fold_in(key, t), state, feed, turn=t % method.turns)
   synth = method.read(state)
 
 The factory binds numbers and static functions (`env`). Arrays are never bound: a teacher closed
@@ -14,7 +14,7 @@ over by a jitted function would become a constant of the program. They arrive as
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -45,17 +45,35 @@ class Feed(NamedTuple):
   teachers: Leaf = None  # tuple of variable collections, one for each observer
   images: Leaf = None  # (N, h, w, c) uint8, the long-tailed training set
   labels: Leaf = None  # (N,) int32
+  statistics: Leaf = None  # tuple of `statistics.Statistics`, one for each observer
+
+
+class StepFn(Protocol):
+  """One step. `turn` is static: each turn is a program of its own."""
+
+  def __call__(
+    self, key: jax.Array, state: Any, feed: Feed, *, turn: int = 0
+  ) -> tuple[Any, dict[str, jax.Array]]: ...
 
 
 class Method(NamedTuple):
-  """A distillation method."""
+  """A distillation method.
+
+  Step t of a recover stage, counted on over its batches of images, is called with
+  `turn = t % turns`: observers that take turns are programs of their own, and none is compiled
+  twice. `carry(fresh, last)` makes the state with which a batch of images starts from its own
+  initial state and the last state of the batch before: it takes over what goes on, such as running
+  means of statistics.
+  """
 
   init: Callable[[jax.Array, Slots, Feed], Any]
-  step: Callable[[jax.Array, Any, Feed], tuple[Any, dict[str, jax.Array]]]
+  step: StepFn
   read: Callable[[Any], SynthSet]
   needs: tuple[str, ...]  # fields of `Feed` that must be there
   num_steps: int
   real_images: bool = False  # whether every class with a slot needs a training image
+  turns: int = 1
+  carry: Callable[[Any, Any], Any] | None = None  # (fresh, last) -> state
 
 
 def make_slots(slots_per_class: np.ndarray, order: str = "interleaved") -> Slots:
@@ -103,11 +121,12 @@ def check_feed(name: str, method: Method, slots: Slots, feed: Feed, env: Env) ->
         f"method {name!r} needs feed.{field}, which is None. It needs {', '.join(method.needs)}; "
         "pass them in Feed(...), or run the stage that makes them."
       )
-  if "teachers" in method.needs and len(feed.teachers) != len(env.observers):
-    raise LtddError(
-      f"method {name!r} got {len(feed.teachers)} teachers' variables for {len(env.observers)} "
-      "observers; expected one for each, in the same order"
-    )
+  for field, what in (("teachers", "teachers' variables"), ("statistics", "teachers' statistics")):
+    if field in method.needs and len(getattr(feed, field)) != len(env.observers):
+      raise LtddError(
+        f"method {name!r} got {len(getattr(feed, field))} {what} for {len(env.observers)} "
+        "observers; expected one for each, in the same order"
+      )
   if not method.real_images:
     return ()
   have = np.bincount(np.asarray(feed.labels), minlength=env.num_classes)

@@ -27,8 +27,10 @@ def random(env: Env, /) -> Method:
     images = augment.normalize(jnp.asarray(feed.images)[rows], env.mean, env.std)
     return SynthSet(images, slot_labels)
 
-  def step(key: jax.Array, state: SynthSet, feed: Feed) -> tuple[SynthSet, dict[str, jax.Array]]:
-    del key, feed
+  def step(
+    key: jax.Array, state: SynthSet, feed: Feed, *, turn: int = 0
+  ) -> tuple[SynthSet, dict[str, jax.Array]]:
+    del key, feed, turn
     return state, {}
 
   return Method(

@@ -95,8 +95,9 @@ def sre2l(
     return loss, {"loss": loss, "cross_entropy": ce_mean, "bn_statistics": bn_mean}
 
   def step(
-    key: jax.Array, state: PixelState, feed: Feed
+    key: jax.Array, state: PixelState, feed: Feed, *, turn: int = 0
   ) -> tuple[PixelState, dict[str, jax.Array]]:
+    del turn
     grads, metrics = jax.grad(objective, has_aux=True)(state.images, state.labels, key, feed)
     updates, opt_state = tx.update(grads, state.opt_state, state.images)
     images = optax.apply_updates(state.images, updates)

@@ -1,6 +1,7 @@
 """Recover: runs a method over the slots, batch by batch, and stores images as uint8."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,8 +35,9 @@ def recover(
   """Fills all slots.
 
   A method that optimises does so for `batch_size` images at a time, so that memory does not grow
-  with the number of slots; a published method's statistics are those of such a batch. A method
-  that only selects sees all slots at once.
+  with the number of slots; a published method's statistics are those of such a batch. Steps are
+  counted on from batch to batch, so that observers go on taking turns, and what `method.carry`
+  names goes along. A method that only selects sees all slots at once.
 
   Args:
     name: of the image source, for messages, keys and checkpoints.
@@ -61,14 +63,25 @@ def recover(
   total = len(slots.labels)
   size = min(batch_size, total) if method.num_steps else total
   starts = range(0, total, size)
-  shared: dict[int, dict[int, loop.StepFn]] = {}
-  parts = []
+  compiled: dict[int, loop.Compiled] = {}
+  parts, last = [], None
   for number, start in enumerate(starts):
     chunk = Slots(*(x[start : start + size] for x in slots))
-    compiled = shared.setdefault(len(chunk.labels), {})
-    parts.append(
-      _recover_chunk(f"recover/{name}/{number}", method, env, chunk, feed, seed, session, compiled)
+    part = f"recover/{name}/{number}"
+    state = jax.jit(method.init)(rng.key_for(seed, part, "init"), chunk, feed)
+    if method.carry and last is not None:
+      state = method.carry(state, last)
+    last = _optimise(
+      part,
+      method,
+      _spread(state, len(chunk.labels), session),
+      {"key": rng.key_for(seed, part, "step"), "feed": feed},
+      session,
+      first_turn=number * method.num_steps % method.turns,
+      compiled=compiled.setdefault(len(chunk.labels), {}),
     )
+    images = augment.denormalize(method.read(last).images, env.mean, env.std)
+    parts.append(np.asarray(jax.device_get(images)))
   return Distilled(np.concatenate(parts), np.asarray(slots.labels, np.int32), notes)
 
 
@@ -78,42 +91,40 @@ def _place(value: object, needed: bool, session: loop.Session) -> object:
   return mesh_lib.put(value, mesh_lib.replicated(session.mesh))
 
 
-def _recover_chunk(
+def _spread(state: Any, size: int, session: loop.Session) -> Any:
+  """Splits what has one entry for each image over the devices, and copies the rest to each."""
+  split, whole = mesh_lib.batch_sharding(session.mesh, size), mesh_lib.replicated(session.mesh)
+  return jax.tree.map(
+    lambda x: mesh_lib.put(x, split if x.ndim and x.shape[0] == size else whole), state
+  )
+
+
+def _optimise(
   name: str,
   method: Method,
-  env: Env,
-  slots: Slots,
-  feed: Feed,
-  seed: int,
+  state: Any,
+  consts: Any,
   session: loop.Session,
-  compiled: dict[int, loop.StepFn],
-) -> np.ndarray:
-  size = len(slots.labels)
-  state = jax.jit(method.init)(rng.key_for(seed, name, "init"), slots, feed)
-  state = jax.tree.map(
-    lambda x: mesh_lib.put(
-      x,
-      mesh_lib.batch_sharding(session.mesh, size)
-      if x.ndim and x.shape[0] == size
-      else mesh_lib.replicated(session.mesh),
-    ),
+  *,
+  first_turn: int,
+  compiled: loop.Compiled,
+) -> Any:
+  """Runs the steps of one batch of images; returns the last state."""
+  if not method.num_steps:
+    return state
+
+  def step_fn(state, consts, t, turn):
+    key = jax.random.fold_in(consts["key"], t)
+    return method.step(key, state, consts["feed"], turn=turn)
+
+  return loop.run(
+    [functools.partial(step_fn, turn=turn) for turn in range(method.turns)],
     state,
+    consts,
+    num_steps=method.num_steps,
+    session=session,
+    name=name,
+    inputs=np.int32,
+    first_turn=first_turn,
+    compiled=compiled,
   )
-  consts = {"key": rng.key_for(seed, name, "step"), "feed": feed}
-
-  def step_fn(state, consts, t):
-    return method.step(jax.random.fold_in(consts["key"], t), state, consts["feed"])
-
-  if method.num_steps:
-    state = loop.run(
-      step_fn,
-      state,
-      consts,
-      num_steps=method.num_steps,
-      session=session,
-      name=name,
-      inputs=np.int32,
-      compiled=compiled,
-    )
-  images = method.read(state).images
-  return np.asarray(jax.device_get(augment.denormalize(images, env.mean, env.std)))

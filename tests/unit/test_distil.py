@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax import distil, loop
+from ltdd_jax import checkpoint, distil, loop
 from ltdd_jax.data import augment
 from ltdd_jax.distil import terms
 from ltdd_jax.distil.recover import recover
 from ltdd_jax.models.taps import Moment
-from ltdd_jax.types import LtddError
+from ltdd_jax.types import LtddError, SynthSet
 from tests import small
 
 
@@ -103,3 +103,44 @@ def test_recover_in_batches_fills_all_slots():
   assert result.images.dtype == np.uint8
   np.testing.assert_array_equal(result.labels, slots.labels)
   assert len(np.unique(result.images.reshape(7, -1), axis=0)) == 7
+
+
+def counting(turns=3, num_steps=2):
+  """A method whose images count its steps, in the digits of their turns, over all batches."""
+
+  def init(key, slots, feed):
+    images = jnp.zeros((len(slots.labels), 8, 8, 1))
+    return {"images": images, "labels": jnp.asarray(slots.labels), "seen": jnp.zeros(())}
+
+  def step(key, state, feed, *, turn=0):
+    seen = 10 * state["seen"] + turn
+    images = jnp.broadcast_to((seen / 255 - 0.4) / 0.3, state["images"].shape)
+    return state | {"images": images, "seen": seen}, {"loss": seen}
+
+  return distil.Method(
+    init, step, lambda s: SynthSet(s["images"], s["labels"]), needs=(), num_steps=num_steps,
+    turns=turns, carry=lambda fresh, last: fresh | {"seen": last["seen"] % 10},
+  )  # fmt: skip
+
+
+def test_turns_and_what_is_carried_go_on_over_batches_of_images():
+  slots = distil.make_slots(np.array([2, 2, 2]))
+  result = recover(
+    "a", counting(), small.env(), slots, distil.Feed(), batch_size=2,
+    session=loop.Session(show_progress=False),
+  )  # fmt: skip
+  assert result.images[::2, 0, 0, 0].tolist() == [1, 120, 12]  # turns 0 1, 2 0, 1 2
+
+
+def test_a_batch_that_was_stopped_goes_on_with_what_was_carried(tmp_path, monkeypatch):
+  session = loop.Session(show_progress=False, scratch=tmp_path, checkpoint_seconds=0.0)
+  slots = distil.make_slots(np.array([2, 2, 0]))
+  fill = lambda: recover(
+    "a", counting(), small.env(), slots, distil.Feed(), batch_size=2, session=session
+  )
+  calls = iter([False, False, True])
+  monkeypatch.setattr(checkpoint, "stop_requested", lambda: next(calls))
+  with pytest.raises(checkpoint.Interrupted, match="recover/a/1: stopped after step 1 of 2"):
+    fill()
+  monkeypatch.setattr(checkpoint, "stop_requested", lambda: False)
+  assert fill().images[::2, 0, 0, 0].tolist() == [1, 120]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,12 +65,45 @@ def test_a_finished_loop_is_not_run_again(tmp_path):
 
 
 def test_many_steps_in_one_dispatch_equal_one_by_one():
-  class Scanning(loop.Session):
-    def steps_per_call(self):
-      return 4
-
   scanned = run(Scanning(show_progress=False, log_every=8), num_steps=18)
   np.testing.assert_allclose(scanned["position"], run(QUIET, 18)["position"], rtol=1e-6)
+
+
+def double(state, consts, x):
+  """Another step with the same state and metrics."""
+  del consts
+  new = {"step": state["step"] + 1, "position": 2 * state["position"] - x}
+  return new, {"loss": jnp.max(new["position"])}
+
+
+class Scanning(loop.Session):
+  def steps_per_call(self):
+    return 4
+
+
+def test_step_functions_take_turns_and_compile_once_each():
+  steps = [chex.assert_max_traces(f, n=1) for f in (walk, double)]
+  compiled = {}
+  state = run(QUIET, num_steps=5, step_fn=steps, compiled=compiled)
+  state = loop.run(
+    steps, state, {"key": jax.random.key(0)}, num_steps=5, session=QUIET, name="walk",
+    inputs=lambda t: np.float32(t), first_turn=5 % 2, compiled=compiled,
+  )  # fmt: skip
+  want = start()
+  for t in range(10):
+    want, _ = (walk, double)[t % 2](want, {"key": jax.random.key(0)}, np.float32(t % 5))
+  assert len(compiled) == 2
+  np.testing.assert_allclose(state["position"], want["position"], rtol=1e-5)
+
+
+def test_turns_in_one_dispatch_equal_one_by_one():
+  steps = [chex.assert_max_traces(f, n=1) for f in (walk, double)]
+  compiled = {}
+  # 18 steps and 4 in a call: calls of 2, so that no step is compiled in the scan and alone.
+  scanned = run(Scanning(show_progress=False, log_every=8), 18, steps, compiled=compiled)
+  assert list(compiled) == [(2, 0)]
+  alone = run(QUIET, 18, [walk, double])
+  np.testing.assert_allclose(scanned["position"], alone["position"], rtol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
