@@ -109,19 +109,18 @@ def fit(
     raise ValueError(f"criterion is {criterion!r}; expected one of {', '.join(CRITERIA)}.")
   goal = _Goal(functools.partial(_class_means, rows, prior, criterion=criterion), criterion)
   if np.ptp(prior) < _UNIFORM:
-    value = goal.score(goal.means(np.zeros(1))[0, 0])
-    found = "uniform", 0.0, np.stack([np.linspace(lo, hi, 31), np.full(31, value)], 1)
+    means = goal.means(np.zeros(2))[0]
+    curve = np.stack([np.linspace(lo, hi, 31), np.full(31, goal.score(means[0]))], 1)
+    found = "uniform", 0.0, means, curve
   else:
     found = _search(goal, lo, hi, -math.inf if allow_negative else 0.0, float(np.ptp(prior)))
-  status, tau, curve = found
-  ends = np.array([0.0, tau])
-  means = goal.means(ends)[0]
+  status, tau, means, curve = found
   before, after = goal.score(means)
-  confident = means if criterion == "confidence" else _class_means(rows, prior, ends)[0]
+  if criterion != "confidence":
+    means = _class_means(rows, prior, np.array([0.0, tau]))[0]
   message = explain(status, tau, before, after, criterion)
   flat = status in ("flat", "uniform")
-  at_zero, at_tau = confident
-  return AdsaResult(tau, float(before), float(after), at_zero, at_tau, curve, flat, message, status)
+  return AdsaResult(tau, float(before), float(after), *means, curve, flat, message, status)
 
 
 def align(
@@ -387,22 +386,25 @@ def _grid(lo: float, hi: float, step: float) -> ndarray:
 
 def _search(
   goal: _Goal, lo: float, hi: float, floor: float, span: float
-) -> tuple[str, float, ndarray]:
-  """A grid, wider if need be, then Newton's method in the best brackets."""
+) -> tuple[str, float, ndarray, ndarray]:
+  """A grid, wider if need be, then Newton's method in the best brackets.
+
+  Returns status, tau, class means at 0 and at tau (2, k), and the searched curve.
+  """
   step = min((hi - lo) / 30, 0.6 / span)  # a class confidence moves within about 4 / span
   taus = _grid(lo, hi, step)
-  q, before = np.split(goal.means(np.append(taus, 0.0))[0], [-1])
-  level = goal.level(before)
-  flat = np.ptp(goal.score(q)) < FLAT and level > COLLAPSED  # certain, if not right
+  *q, before = goal.means(np.append(taus, 0.0))[0]
+  q = np.stack(q)
+  flat = np.ptp(goal.score(q)) < FLAT and goal.level(before) > COLLAPSED  # certain, if not right
   flat |= goal.criterion == "confidence" and np.nanmin(before) > 1 - FLAT  # certain and right
   if not flat:
     taus, q = _widen(goal, taus, q, floor, step)
   curve = goal.score(q)
   best, status = _choose(goal, taus, q, (taus >= lo) & (taus <= hi), floor)
   found = [_refine(goal, taus, curve, best, span)] if status == "fitted" else []
-  tau, _ = min([*found, (float(taus[best]), q[best])], key=lambda pair: goal.score(pair[1]))
+  tau, after = min([*found, (float(taus[best]), q[best])], key=lambda pair: goal.score(pair[1]))
   status = "flat" if flat or np.ptp(curve) < FLAT else "bound" if tau == floor else status
-  return status, tau, np.stack([taus, curve], 1)
+  return status, tau, np.stack([before, after]), np.stack([taus, curve], 1)
 
 
 def _widen(goal: _Goal, taus: ndarray, q: ndarray, floor: float, step: float) -> list[ndarray]:
