@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ltdd_jax import config
 from ltdd_jax.distil.base import Env, Feed, Method, Observer, check_feed, make_slots
-from ltdd_jax.distil.coreset import random
+from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
 from ltdd_jax.distil.decoupled import sre2l
 from ltdd_jax.types import LtddError
 
@@ -19,7 +19,13 @@ __all__ = [
   "make_slots",
 ]
 
-METHODS: dict[str, Callable[..., Method]] = {"random": random, "sre2l": sre2l}
+METHODS: dict[str, Callable[..., Method]] = {
+  "herding": herding,
+  "k_center": k_center,
+  "kmeans": kmeans,
+  "random": random,
+  "sre2l": sre2l,
+}
 
 
 def make_method(env: Env, name: str, **kwargs: object) -> Method:

@@ -56,6 +56,18 @@ class StepFn(Protocol):
   ) -> tuple[Any, dict[str, jax.Array]]: ...
 
 
+# Training images and slots of each class, both (k,), to sentences for the report.
+Notes = Callable[[np.ndarray, np.ndarray], tuple[str, ...]]
+
+
+def repeats(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
+  """Notes of a method that repeats images of a class with fewer of them than slots."""
+  return tuple(
+    f"class {c}: {want[c]} slots but {have[c]} training images; images are repeated"
+    for c in np.flatnonzero(have < want)
+  )
+
+
 class Method(NamedTuple):
   """A distillation method.
 
@@ -74,6 +86,24 @@ class Method(NamedTuple):
   real_images: bool = False  # whether every class with a slot needs a training image
   turns: int = 1
   carry: Callable[[Any, Any], Any] | None = None  # (fresh, last) -> state
+  notes: Notes = repeats  # what `check_feed` says of short classes; may refuse a budget
+
+
+def still(
+  init: Callable[[jax.Array, Slots, Feed], SynthSet],
+  needs: tuple[str, ...],
+  notes: Notes = repeats,
+) -> Method:
+  """Makes a method that takes its images from real ones at once, and optimises nothing."""
+
+  def step(
+    key: jax.Array, state: SynthSet, feed: Feed, *, turn: int = 0
+  ) -> tuple[SynthSet, dict[str, jax.Array]]:
+    del key, feed, turn
+    return state, {}
+
+  read = lambda state: state
+  return Method(init, step, read, needs, num_steps=0, real_images=True, notes=notes)
 
 
 def make_slots(slots_per_class: np.ndarray, order: str = "interleaved") -> Slots:
@@ -113,7 +143,7 @@ def check_feed(name: str, method: Method, slots: Slots, feed: Feed, env: Env) ->
     Notes for the report, such as classes with fewer training images than slots.
 
   Raises:
-    LtddError: something that the method needs is missing.
+    LtddError: something that the method needs is missing, or it cannot fill so many slots.
   """
   for field in method.needs:
     if getattr(feed, field) is None:
@@ -137,7 +167,4 @@ def check_feed(name: str, method: Method, slots: Slots, feed: Feed, env: Env) ->
       f"method {name!r} copies real images, but classes {empty.tolist()} have slots and no "
       "training image. Give them no slots, or use a method that needs none, such as 'sre2l'."
     )
-  short = np.flatnonzero(have < want)
-  return tuple(
-    f"class {c}: {want[c]} slots but {have[c]} training images; images are repeated" for c in short
-  )
+  return method.notes(have, want)

@@ -1,11 +1,23 @@
-"""Methods that choose real images: the controls that every table needs."""
+"""Methods that choose real images: the controls that every table needs.
+
+`random` needs no teacher. `herding`, `k_center` and `kmeans` choose in the penultimate features of
+the observers (`models.taps.features`; those of several side by side, see `passes.features`), of
+the clean images. All take unequal slots and classes without slots, and repeat the images of a class
+that has fewer of them than slots evenly, after all were used once.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from ltdd_jax.data import augment
-from ltdd_jax.distil.base import Env, Feed, Method
-from ltdd_jax.types import Slots, SynthSet
+from ltdd_jax.distil import passes, selection
+from ltdd_jax.distil.base import Env, Feed, Method, still
+from ltdd_jax.types import LtddError, Slots, SynthSet
+
+Choose = Callable[[jax.Array, jax.Array, Int[Array, " N"], Slots], Int[Array, " n"]]
 
 
 def random(env: Env, /) -> Method:
@@ -27,12 +39,76 @@ def random(env: Env, /) -> Method:
     images = augment.normalize(jnp.asarray(feed.images)[rows], env.mean, env.std)
     return SynthSet(images, slot_labels)
 
-  def step(
-    key: jax.Array, state: SynthSet, feed: Feed, *, turn: int = 0
-  ) -> tuple[SynthSet, dict[str, jax.Array]]:
-    del key, feed, turn
-    return state, {}
+  return still(init, needs=("images", "labels"))
 
-  return Method(
-    init, step, read=lambda state: state, needs=("images", "labels"), num_steps=0, real_images=True
-  )
+
+def herding(env: Env, /, *, unit_norm: bool = False, chunk_size: int = 500) -> Method:
+  """Real images whose mean feature follows that of the class: see `selection.herding`.
+
+  Draws nothing: every key gives the same images. iCaRL first scales each image's features to unit
+  norm (`unit_norm=True`); the controls of dataset distillation, which this is, do not.
+
+  Args:
+    env: with one observer or more.
+    unit_norm: whether each image's features are scaled to norm 1.
+    chunk_size: images in one forward pass.
+  """
+  choose = lambda key, x, labels, slots: selection.herding(x, labels, slots, env.num_classes)
+  return _by_features("herding", env, choose, unit_norm, chunk_size)
+
+
+def k_center(env: Env, /, *, unit_norm: bool = False, chunk_size: int = 500) -> Method:
+  """Real images that leave no image of the class far away: see `selection.k_center`.
+
+  Starts at the image nearest the class's mean. Draws nothing: every key gives the same images.
+
+  Args:
+    env: with one observer or more.
+    unit_norm: whether each image's features are scaled to norm 1.
+    chunk_size: images in one forward pass.
+  """
+  choose = lambda key, x, labels, slots: selection.k_center(x, labels, slots, env.num_classes)
+  return _by_features("k_center", env, choose, unit_norm, chunk_size)
+
+
+def kmeans(
+  env: Env, /, *, num_iterations: int = 20, unit_norm: bool = False, chunk_size: int = 500
+) -> Method:
+  """The real images nearest the centres of the class's clusters: see `selection.k_means`.
+
+  Each class is clustered by itself into as many clusters as it has slots: one k-means++ start and a
+  fixed number of Lloyd's iterations. scikit-learn tries several candidates for each centre of the
+  start, and stops when nothing moves.
+
+  Args:
+    env: with one observer or more.
+    num_iterations: of Lloyd's algorithm.
+    unit_norm: whether each image's features are scaled to norm 1.
+    chunk_size: images in one forward pass.
+  """
+  if num_iterations < 0:
+    raise LtddError(f"method 'kmeans': num_iterations is {num_iterations}; expected 0 or more")
+
+  def choose(key, x, labels, slots):
+    return selection.k_means(key, x, labels, slots, env.num_classes, num_iterations)
+
+  return _by_features("kmeans", env, choose, unit_norm, chunk_size)
+
+
+def _by_features(
+  name: str, env: Env, choose: Choose, unit_norm: bool, chunk_size: int
+) -> Method:
+  """Makes a method of a function that chooses rows by their features."""
+  passes.check_observers(name, env, chunk_size)
+
+  def init(key: jax.Array, slots: Slots, feed: Feed) -> SynthSet:
+    labels = jnp.asarray(feed.labels, jnp.int32)
+    slots = Slots(*(jnp.asarray(x, jnp.int32) for x in slots))
+    x = passes.features(env, feed, chunk_size)
+    if unit_norm:
+      x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    rows = choose(key, x, labels, slots)
+    images = augment.normalize(jnp.asarray(feed.images)[rows], env.mean, env.std)
+    return SynthSet(images, slots.labels)
+
+  return still(init, needs=("teachers", "images", "labels"))
