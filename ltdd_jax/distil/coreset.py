@@ -95,9 +95,7 @@ def kmeans(
   return _by_features("kmeans", env, choose, unit_norm, chunk_size)
 
 
-def _by_features(
-  name: str, env: Env, choose: Choose, unit_norm: bool, chunk_size: int
-) -> Method:
+def _by_features(name: str, env: Env, choose: Choose, unit_norm: bool, chunk_size: int) -> Method:
   """Makes a method of a function that chooses rows by their features."""
   passes.check_observers(name, env, chunk_size)
 

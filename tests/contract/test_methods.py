@@ -1,5 +1,6 @@
 """Joining `distil.METHODS` means passing these."""
 
+import functools
 import inspect
 
 import chex
@@ -23,13 +24,24 @@ def name(request):
 
 @pytest.fixture
 def method(name):
+  return make(name)
+
+
+@functools.cache
+def make(name):
   return distil.make_method(small.env(), name, **KWARGS.get(name, {}))
+
+
+@functools.cache
+def compiled(method):
+  """`init` and `step`, compiled once for all tests: the shapes of these are the same."""
+  return jax.jit(method.init), jax.jit(method.step, static_argnames="turn")
 
 
 def run(method, key, slots=SLOTS, feed=None):
   feed = feed or small.feed()
-  state = method.init(key, slots, feed)
-  step = jax.jit(method.step, static_argnames="turn")
+  init, step = compiled(method)
+  state = init(key, slots, feed)
   for t in range(method.num_steps):
     state, _ = step(jax.random.fold_in(key, t), state, feed, turn=t % method.turns)
   return method.read(state)
@@ -46,9 +58,10 @@ def test_initialises_abstractly(method, key):
 
 def test_step_keeps_structure_and_compiles_once_a_turn(method, key):
   feed = small.feed()
+  chex.clear_trace_counter()  # it counts by the place of a function, which several methods share
   traced = chex.assert_max_traces(method.step, n=method.turns)
   step = jax.jit(traced, static_argnames="turn")
-  state = method.init(key, SLOTS, feed)
+  state = compiled(method)[0](key, SLOTS, feed)
   for t in range(method.turns + 2):
     new, metrics = step(jax.random.fold_in(key, t), state, feed, turn=t % method.turns)
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
