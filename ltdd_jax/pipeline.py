@@ -1,4 +1,4 @@
-"""The whole run, in order: data, squeeze, recover, relabel, calibrate, student, report.
+"""The whole run, in order: data, squeeze, statistics, recover, relabel, calibrate, student, report.
 
 Read this file first. Each stage writes one artefact under `workdir/<stage>/`; a stage whose
 artefact is there, made with the same config from the same inputs, is skipped. What a stage
@@ -19,7 +19,7 @@ from ltdd_jax import stages as stages_lib
 from ltdd_jax.report import tables
 from ltdd_jax.types import LtddError
 
-KINDS = ("data", "squeeze", "recover", "relabel", "calibrate", "student", "report")
+KINDS = ("data", "squeeze", "statistics", "recover", "relabel", "calibrate", "student", "report")
 
 
 def run(

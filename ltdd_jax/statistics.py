@@ -145,6 +145,27 @@ def of_batch(
   return Statistics(member.sum(0), tuple(_of_layer(x, member, tile) for x in inputs))
 
 
+def of_images(
+  model: nn.Module,
+  variables: Any,
+  images: Float[Array, "b h w c"],
+  member: Float[Array, "b k"],
+  tile: int,
+) -> Statistics:
+  """Runs a model in eval mode on one batch of normalised images; see `of_batch`."""
+  return of_batch(taps.apply_with_inputs(model, variables, images, LAYERS)[1], member, tile)
+
+
+def shapes(
+  model: nn.Module, variables: Any, image_shape: Sequence[int], num_classes: int, tile: int
+) -> Statistics:
+  """Gives the shapes of a network's statistics, without computing; `variables` may be shapes."""
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  member = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
+  compute = lambda v, x, m: of_images(model, v, x, m, tile)
+  return jax.eval_shape(compute, variables, images, member)
+
+
 def merge(a: Statistics, b: Statistics) -> Statistics:
   """Combines the statistics of two disjoint sets of images to those of their union.
 
@@ -203,3 +224,28 @@ def _pool(counts: Any, mean: Any, within: Any, between: Any) -> tuple[jax.Array,
   pooled_mean = (weight * mean).sum(0)
   spread = within + between + jnp.square(mean - pooled_mean[None])
   return pooled_mean, (weight * spread).sum(0)
+
+
+# ---- how they are stored ----
+
+
+def to_tree(statistics: Statistics) -> dict[str, Any]:
+  """Makes a tree of dicts and lists of arrays, as artefacts hold them; see `from_tree`."""
+  names = ("mean", "within", "between", "tile_mean", "tile_within", "tile_between")
+  layers = [
+    {name: value for name in names if (value := getattr(layer, name)) is not None}
+    for layer in statistics.layers
+  ]
+  return {"counts": statistics.counts, "layers": layers}
+
+
+def from_tree(tree: Any, layers: Sequence[Sequence[str]]) -> Statistics:
+  """Reads what `to_tree` made, given (path, kind) of each layer."""
+  rows = zip(layers, tree["layers"], strict=True)
+  found = tuple(LayerStatistics(path, kind, **arrays) for (path, kind), arrays in rows)
+  return Statistics(tree["counts"], found)
+
+
+def num_bytes(statistics: Statistics) -> int:
+  """Counts the bytes of statistics, or of their shapes."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(statistics))

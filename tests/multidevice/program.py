@@ -10,7 +10,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import numpy as np  # noqa: E402
 
-from ltdd_jax import checkpoint, distil, labels, loop, mesh, student, teacher  # noqa: E402
+from ltdd_jax import checkpoint, collect, distil, labels, loop, mesh, student, teacher  # noqa: E402
 from ltdd_jax.data import feed  # noqa: E402
 from ltdd_jax.distil.recover import recover  # noqa: E402
 from ltdd_jax.types import ArrayData  # noqa: E402
@@ -54,6 +54,13 @@ def squeeze(session):
     session=session,
   )
   return trained.variables
+
+
+def statistics(session):
+  data = ArrayData(small.images(21), np.arange(21, dtype=np.int32) % 3)  # 8 + 8 + 5 images
+  options = {"tile": 4, "batch_size": 8, "session": session}
+  flip = ({"name": "random_flip"},)
+  return collect.collect(data, small.SPEC, (small.teacher(),), augment=flip, **options)
 
 
 def distilled(session):
@@ -125,6 +132,7 @@ def sampler_is_the_same_everywhere():
 
 def main():
   compare("squeeze", squeeze)
+  compare("statistics", statistics)
   compare("recover", distilled)
   compare("relabel", store)
   compare("students, one by one", students("loop"))

@@ -19,7 +19,7 @@ RANK = {
   "data": 3, "losses": 3, "schedules": 3, "metrics": 4, "models": 4, "calibrate": 4,
   "loop": 5, "train": 5, "logit_files": 5,
   "teacher": 6, "distil": 6, "labels": 6, "student": 7, "context": 7,
-  "statistics": 5,
+  "statistics": 5, "collect": 7,
   "supervision": 8, "plan": 8, "stages": 9, "report": 10, "check": 10, "pipeline": 11,
   "analysis": 12,
 }  # fmt: skip
