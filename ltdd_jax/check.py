@@ -50,6 +50,10 @@ def data_options(
   """Schema of `config.data`: see `data.sources.open_source` and `data.longtail.make_split`."""
 
 
+def statistics_options(*, tile: int = 4, batch_size: int = 256) -> None:
+  """Schema of `config.statistics`, which may be left out: see `collect.collect`."""
+
+
 def recover_options(
   *,
   methods: Mapping[str, Any],
@@ -118,6 +122,7 @@ def report_options(*, groups: str = "thirds") -> None:
 SCHEMA = {
   "data": data_options,
   "squeeze": squeeze_options,
+  "statistics": statistics_options,
   "recover": recover_options,
   "relabel": relabel_options,
   "calibrate": calibrate_options,
@@ -139,6 +144,7 @@ def check(config: Any) -> dict[str, Any]:
     LtddError: an unknown, missing or ill-typed key, or a bad number.
   """
   plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+  plain.setdefault("statistics", {})
   config_lib.check_groups(plain, SCHEMA)
   plain = {
     group: config_lib.with_defaults(SCHEMA[group], value) if group in SCHEMA else value
@@ -188,6 +194,7 @@ def _check_choice(where: str, value: Any, options: tuple[str, ...]) -> None:
 
 _POSITIVE = {
   "squeeze": ("num_epochs", "batch_size"),
+  "statistics": ("tile", "batch_size"),
   "recover": ("images_per_class", "batch_size"),
   "relabel": ("num_epochs", "batch_size"),
   "calibrate": ("max_epochs",),
@@ -250,13 +257,11 @@ def _check_method(ctx: stages_lib.Context, source: str) -> None:
   """Traces a method's `init` and each turn of its `step` on shapes, with one slot a class."""
   method, env, slots = ctx.method(source), ctx.env(), ctx.slots()
   data, key = ctx.source.spec, jax.random.key(0)
-  shapes = lambda model: jax.eval_shape(
-    functools.partial(model.init, train=False), key, jnp.zeros((1, *data.image_shape))
-  )
   feed = distil.Feed(
-    teachers=tuple(shapes(o.model) for o in env.observers),
+    teachers=tuple(ctx.variable_shapes(o.model) for o in env.observers),
     images=jax.ShapeDtypeStruct((len(ctx.split.labels), *data.image_shape), jnp.uint8),
     labels=ctx.split.labels,
+    statistics=ctx.statistics_shapes() if "statistics" in method.needs else None,
   )
   distil.check_feed(source, method, slots, feed, env)
   few = Slots(*(x[: data.num_classes] for x in slots))

@@ -5,9 +5,11 @@ import functools
 import hashlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from ltdd_jax import artefacts, distil, imported, teacher
+from ltdd_jax import statistics as statistics_lib
 from ltdd_jax.data import longtail, sources
 from ltdd_jax.types import ArrayData, LtddError, Teacher
 
@@ -81,6 +83,31 @@ class Context:
     artefact = self.workdir.load("squeeze")
     return tuple(
       Teacher(key, self.networks[key], artefact.tree(key)) for key in sorted(self.networks)
+    )
+
+  def variable_shapes(self, model: Any) -> Any:
+    """Shapes of the variables of a network for the images of this run."""
+    init = functools.partial(model.init, train=False)
+    image = jax.ShapeDtypeStruct((1, *self.source.spec.image_shape), np.float32)
+    return jax.eval_shape(init, jax.random.key(0), image)
+
+  @functools.cached_property
+  def statistics(self) -> tuple[statistics_lib.Statistics, ...]:
+    """Statistics of the training set in each observer."""
+    artefact = self.workdir.load("statistics")
+    layers = artefact.meta["extra"]["layers"]
+    return tuple(
+      statistics_lib.from_tree(artefact.tree(o.name), layers[o.name]) for o in self.env().observers
+    )
+
+  def statistics_shapes(self) -> tuple[statistics_lib.Statistics, ...]:
+    """The shapes of what `statistics` loads, before it is there."""
+    spec, tile = self.source.spec, self.config["statistics"]["tile"]
+    return tuple(
+      statistics_lib.shapes(
+        o.model, self.variable_shapes(o.model), spec.image_shape, spec.num_classes, tile
+      )
+      for o in self.env().observers
     )
 
   def env(self) -> distil.Env:

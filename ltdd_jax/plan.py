@@ -1,13 +1,14 @@
 """One line for each stage, for `--dry_run`: shapes, parameters, steps, bytes."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from ltdd_jax import encoding, labelstore, models
+from ltdd_jax import (
+  statistics as statistics_lib,
+)
 from ltdd_jax.context import Context
 from ltdd_jax.data import feed
 
@@ -23,10 +24,7 @@ def data(ctx: Context) -> str:
 
 
 def parameters(ctx: Context, model: Any) -> int:
-  shape = (1, *ctx.source.spec.image_shape)
-  init = functools.partial(model.init, train=False)
-  image = jax.ShapeDtypeStruct(shape, np.float32)
-  return models.count_params(jax.eval_shape(init, jax.random.key(0), image)["params"])
+  return models.count_params(ctx.variable_shapes(model)["params"])
 
 
 def squeeze(ctx: Context) -> str:
@@ -36,6 +34,16 @@ def squeeze(ctx: Context) -> str:
   )
   nets = [f"{k} ({parameters(ctx, m):,} parameters)" for k, m in sorted(ctx.networks.items())]
   return f"{', '.join(nets)}: {steps:,} steps of {config['batch_size']} images"
+
+
+def statistics(ctx: Context) -> str:
+  found, names = ctx.statistics_shapes(), [o.name for o in ctx.env().observers]
+  layers = [f"{name} ({len(x.layers)} layers)" for name, x in zip(names, found, strict=True)]
+  n, size = int(ctx.counts.sum()), ctx.config["statistics"]["batch_size"]
+  return (
+    f"{', '.join(layers)}, {ctx.source.spec.num_classes} classes: "
+    f"{sum(map(statistics_lib.num_bytes, found)):,} bytes; {-(-n // size):,} steps of {size} images"
+  )
 
 
 def recover(ctx: Context, *, source: str) -> str:

@@ -1,8 +1,9 @@
 """What each stage of the pipeline reads, computes and stores.
 
 A stage is a function from artefacts to one artefact; `pipeline.py` decides which run. The names of
-stages are the names of their folders in the work directory: `data`, `squeeze`, `recover/<source>`,
-`relabel/<source>`, `calibrate/<source>/<calibrator>`, `student/<source>/<labels>`.
+stages are the names of their folders in the work directory: `data`, `squeeze`, `statistics` (if a
+method needs it), `recover/<source>`, `relabel/<source>`, `calibrate/<source>/<calibrator>`,
+`student/<source>/<labels>`.
 """
 
 import functools
@@ -13,7 +14,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax import calibrate, distil, imported, labels, loop, plan, student, supervision, teacher
+from ltdd_jax import (
+  calibrate,
+  collect,
+  distil,
+  imported,
+  labels,
+  loop,
+  plan,
+  statistics,
+  student,
+  supervision,
+  teacher,
+)
 from ltdd_jax.context import Context as Context
 from ltdd_jax.data import longtail
 from ltdd_jax.distil.recover import recover
@@ -84,6 +97,25 @@ def _squeeze(ctx: Context, session: loop.Session) -> Product:
   return Product(arrays, trees={t.name: t.variables for t in teachers}, extra=extra)
 
 
+def _statistics(ctx: Context, session: loop.Session) -> Product:
+  teachers = {t.name: t for t in ctx.teachers}
+  names = [o.name for o in ctx.env().observers]
+  found = collect.collect(
+    ctx.train_data,
+    ctx.source.spec,
+    [teachers[name] for name in names],
+    augment=ctx.config["squeeze"]["augment"],
+    **ctx.config["statistics"],
+    seed=ctx.config["seed"],
+    session=session,
+  )
+  layers = {
+    name: [[x.path, x.kind] for x in one.layers] for name, one in zip(names, found, strict=True)
+  }
+  trees = {name: statistics.to_tree(one) for name, one in zip(names, found, strict=True)}
+  return Product({}, trees=trees, extra={"layers": layers})
+
+
 def _recover(ctx: Context, session: loop.Session, *, source: str) -> Product:
   if there := ctx.imported.get(source):
     return Product(there.arrays, extra={"notes": list(there.notes)})
@@ -92,6 +124,7 @@ def _recover(ctx: Context, session: loop.Session, *, source: str) -> Product:
     teachers=tuple(t.variables for t in ctx.teachers) if "teachers" in method.needs else None,
     images=ctx.train_data.images if "images" in method.needs else None,
     labels=ctx.train_data.labels if "labels" in method.needs else None,
+    statistics=ctx.statistics if "statistics" in method.needs else None,
   )
   result = recover(
     source,
@@ -197,10 +230,21 @@ def make_stages(
     Stage("data", {"data": data, "identity": identity or {}}, (), _data, plan.data),
     Stage("squeeze", seed | {"squeeze": config["squeeze"]}, ("data",), _squeeze, plan.squeeze),
   ]
+  if any(map(_needs_statistics, config["recover"]["methods"].values())):
+    stages.append(_statistics_stage(config, seed))
   for kind in (_recover_stage, _relabel_stage, _calibrate_stages, _student_stages):
     for source in image_sources(config):
       stages += kind(config, seed, source)
   return stages
+
+
+def _needs_statistics(method: Mapping[str, Any]) -> bool:
+  return method["name"] in distil.NEEDS_STATISTICS
+
+
+def _statistics_stage(config: Mapping[str, Any], seed: dict[str, Any]) -> Stage:
+  group = seed | {"statistics": config["statistics"]}
+  return Stage("statistics", group, ("data", "squeeze"), _statistics, plan.statistics)
 
 
 def _recover_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
@@ -209,6 +253,8 @@ def _recover_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str)
   group, inputs = seed | {"recover": part}, ("data", "squeeze")
   if imported.is_imported(part["method"]):  # seed, slots and teachers have no part in it
     group, inputs = {"recover": {"method": part["method"]}}, ("data",)
+  elif _needs_statistics(part["method"]):
+    inputs += ("statistics",)
   bind = functools.partial
   return [
     Stage(

@@ -10,6 +10,7 @@ from ltdd_jax.types import LtddError
 
 __all__ = [
   "METHODS",
+  "NEEDS_STATISTICS",
   "Env",
   "Feed",
   "Method",
@@ -26,6 +27,9 @@ METHODS: dict[str, Callable[..., Method]] = {
   "random": random,
   "sre2l": sre2l,
 }
+
+NEEDS_STATISTICS: frozenset[str] = frozenset()
+"""Methods with "statistics" in their `needs`: their runs have a stage that collects them."""
 
 
 def make_method(env: Env, name: str, **kwargs: object) -> Method:

@@ -110,3 +110,7 @@ def test_class_without_an_image(method, name, key):
 def test_arguments_are_keyword_only_with_defaults(name):
   _, *rest = inspect.signature(distil.METHODS[name]).parameters.values()
   assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in rest)
+
+
+def test_the_stage_of_statistics_runs_for_those_that_need_it(method, name):
+  assert ("statistics" in method.needs) == (name in distil.NEEDS_STATISTICS)
