@@ -37,7 +37,7 @@ from jax import Array
 from numpy import ndarray
 
 Either = Array | ndarray
-Means = Callable[..., np.ndarray]  # (taus (g,), order=0) -> (order + 1, g, k), see _class_means
+Means = Callable[..., np.ndarray]  # (taus (g,), order=0) -> (order + 1, g, k), see class_means
 
 FLAT = 1e-3  # the range of the objective, or 1 - every class confidence at tau = 0, is below this
 CRITERIA = ("confidence", "marginal", "nll")
@@ -107,7 +107,7 @@ def fit(
   prior = _log_prior(class_counts, smoothing, rows.k)
   if criterion not in CRITERIA:
     raise ValueError(f"criterion is {criterion!r}; expected one of {', '.join(CRITERIA)}.")
-  goal = _Goal(functools.partial(_class_means, rows, prior, criterion=criterion), criterion)
+  goal = _Goal(functools.partial(class_means, rows, prior, criterion=criterion), criterion)
   if np.ptp(prior) < _UNIFORM:
     means = goal.means(np.zeros(2))[0]
     curve = np.stack([np.linspace(lo, hi, 31), np.full(31, goal.score(means[0]))], 1)
@@ -117,10 +117,10 @@ def fit(
   status, tau, means, curve = found
   before, after = goal.score(means)
   if criterion != "confidence":
-    means = _class_means(rows, prior, np.array([0.0, tau]))[0]
+    means = class_means(rows, prior, np.array([0.0, tau]))[0]
   message = explain(status, tau, before, after, criterion)
-  flat = status in ("flat", "uniform")
-  return AdsaResult(tau, float(before), float(after), *means, curve, flat, message, status)
+  flat, (at_zero, at_tau) = status in ("flat", "uniform"), means
+  return AdsaResult(tau, float(before), float(after), at_zero, at_tau, curve, flat, message, status)
 
 
 def align(
@@ -152,7 +152,7 @@ def confidence(
   """Returns `q_c(tau)`, (k,) float64, NaN for classes without an image; arguments as of `fit`."""
   rows = Rows(logits, labels)
   prior = _log_prior(class_counts, smoothing, rows.k)
-  return _class_means(rows, prior, np.array([float(tau)]))[0, 0]
+  return class_means(rows, prior, np.array([float(tau)]))[0, 0]
 
 
 def objective(
@@ -298,10 +298,24 @@ def _statistics(
   return jnp.stack(parts[: order + 1], 1)
 
 
-def _class_means(
+def class_means(
   rows: Rows, prior: ndarray, taus: ndarray, order: int = 0, criterion: str = "confidence"
 ) -> ndarray:
-  """Class means of a criterion and their tau-derivatives at each tau: (order + 1, g, k) float64."""
+  """Class means of what a criterion averages, at each tau, in one pass over the rows.
+
+  Args:
+    rows: logits with their classes.
+    prior: (k,) log class frequencies, float64.
+    taus: (g,).
+    order: of the highest derivative by tau to return with them, 0 or 2.
+    criterion: one of `CRITERIA`.
+
+  Returns:
+    (order + 1, g, k) float64, NaN for classes without an image.
+
+  Raises:
+    ValueError: a NaN or infinite logit.
+  """
   lp = prior - (prior.min() + prior.max()) / 2
   width = 2 * _SAFE_EXPONENT / max(float(np.ptp(lp)), 1e-30)
   windows = np.round(taus / width)
@@ -350,6 +364,11 @@ def _class_sums(rows: Rows, shift: Any, w: Array, lp: Array, order: int, criteri
   return sums.reshape(shape) * scale[:, None, None]
 
 
+def score(q: ndarray, criterion: str) -> Any:
+  """The objective of a criterion from its class means (..., k) -> (...); NaN does not count."""
+  return np.nanmean(q, axis=-1) if criterion == "nll" else np.nanstd(q, axis=-1)
+
+
 class _Goal(NamedTuple):
   """What is minimised: a spread over classes, or a mean, of class means."""
 
@@ -357,8 +376,7 @@ class _Goal(NamedTuple):
   criterion: str
 
   def score(self, q: ndarray) -> Any:
-    """(..., k) -> (...); NaN does not count."""
-    return np.nanmean(q, axis=-1) if self.criterion == "nll" else np.nanstd(q, axis=-1)
+    return score(q, self.criterion)
 
   def level(self, q: ndarray) -> Any:
     """How confident the labels are, where a low spread may only mean that they are not."""

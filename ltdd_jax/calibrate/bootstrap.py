@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ltdd_jax import rng
+from ltdd_jax import adsa, rng
 from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import curves, stream
 
@@ -33,7 +33,7 @@ def replicate_taus(
     values = _replicate_masses(rows, log_prior, taus, labels, draw, replicates)
   else:
     values = _replicate_means(rows, log_prior, taus, labels, draw, replicates, criterion)
-  objective = curves.spread(values, criterion)
+  objective = adsa.score(values, criterion)
   level = np.nanmean(values, -1) if criterion == "confidence" else np.ones(values.shape[:2])
   return np.array([curves.lowest(taus, *pair) for pair in zip(objective, level, strict=True)])
 

@@ -1,8 +1,9 @@
-"""Averages of aligned labels at many tau at once, over classes or over images.
+"""Averages of aligned labels at many tau at once, over images and over resampled images.
 
     p(c | x; tau) = softmax(f(x) - tau * log pi)_c
 
-One pass over the logits each, in memory O(chunk x k) and that of the answer.
+Those over classes are `adsa.class_means`. One pass over the logits each, in memory O(chunk x k) and
+that of the answer.
 """
 
 import functools
@@ -31,33 +32,17 @@ def _true(z: Any, y: Any, lp: Any, taus: Any, log: bool) -> tuple[jax.Array, jax
   return out if log else jnp.exp(out), stream.finite_rows(z)
 
 
-def _sums(
-  rows: Rows, log_prior: np.ndarray, taus: np.ndarray, number: Any, size: int, log: bool
-) -> np.ndarray:
-  """Sums of p_y over the rows of each number: (size, g) float64."""
-  out = np.zeros((size, len(taus)))
-  lp, taus = log_prior.astype(np.float32), taus.astype(np.float32)
-  parts = ((start, skip, y, *_true(z, y, lp, taus, log)) for start, skip, z, y in rows.chunks())
-  for start, skip, y, p, finite in stream.ahead(parts):
-    stream.check_finite(rows, start, finite)
-    index = number(np.arange(start + skip, start + len(y)), y[skip:])
-    np.add.at(out, index, np.asarray(p)[skip:])
-  return out
-
-
-def class_confidences(rows: Rows, log_prior: np.ndarray, taus: np.ndarray) -> np.ndarray:
-  """The class confidences q_c(tau), (g, k) float64, NaN for classes without an image."""
-  sums = _sums(rows, log_prior, taus, lambda row, y: y, rows.k, False)
-  with np.errstate(invalid="ignore"):
-    return (sums / rows.counts[:, None]).T
-
-
 def image_scores(
   rows: Rows, log_prior: np.ndarray, taus: np.ndarray, *, log: bool = False
 ) -> np.ndarray:
   """Mean over label epochs of p_y, or of -log p_y, of each image: (n, g) float64."""
   n = rows.lead[-1]
-  sums = _sums(rows, log_prior, taus, lambda row, y: row % n, n, log)
+  sums = np.zeros((n, len(taus)))
+  lp, taus = log_prior.astype(np.float32), taus.astype(np.float32)
+  parts = ((start, skip, *_true(z, y, lp, taus, log)) for start, skip, z, y in rows.chunks())
+  for start, skip, p, finite in stream.ahead(parts):
+    stream.check_finite(rows, start, finite)
+    np.add.at(sums, np.arange(start + skip, start + len(finite)) % n, np.asarray(p)[skip:])
   return (-1 if log else 1) * sums * n / rows.n
 
 
@@ -96,11 +81,6 @@ def predicted_masses(
   for part in stream.ahead(parts()):
     out += np.asarray(part, np.float64)
   return np.moveaxis(out, 0, 1)
-
-
-def spread(values: np.ndarray, criterion: str) -> np.ndarray:
-  """A criterion from class means (..., k), as `adsa.fit` has it; NaN does not count."""
-  return np.nanmean(values, -1) if criterion == "nll" else np.nanstd(values, -1)
 
 
 def lowest(taus: np.ndarray, curve: np.ndarray, level: np.ndarray | None = None) -> float:

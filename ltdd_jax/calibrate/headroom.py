@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ltdd_jax import adsa
 from ltdd_jax.adsa import AdsaResult, Rows
-from ltdd_jax.calibrate import base, curves, stream
+from ltdd_jax.calibrate import base, stream
 from ltdd_jax.types import LtddError
 
 _PARTS = 33  # points of a refined cell; twice, so that an edge is known to a thousandth of a cell
@@ -70,7 +71,7 @@ def bounded(
   if not stream.present(rows)[first].any():
     raise LtddError(f"adsa: max_head_drop, but no head class {first.tolist()} has an image.")
   mean = lambda q, members: np.nanmean(np.where(stream.present(rows), q, np.nan)[:, members], 1)
-  confidences = lambda taus: curves.class_confidences(rows, log_prior, taus)
+  confidences = lambda taus: adsa.class_means(rows, log_prior, taus)[0]
   taus, objective = result.curve.T
   q = confidences(np.concatenate([taus, [0.0, result.tau]]))
   h = mean(q, first)

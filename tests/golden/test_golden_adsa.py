@@ -77,7 +77,7 @@ def test_derivatives_are_those_of_the_formula(order):
   logits, labels = draw()
   prior = np.array(ref.log_prior(COUNTS))
   tau, h = 0.8, 1e-3
-  actual = adsa._class_means(adsa.Rows(logits, labels), prior, np.array([tau]), 2)[order, 0]
+  actual = adsa.class_means(adsa.Rows(logits, labels), prior, np.array([tau]), 2)[order, 0]
   before, here, after = (ref.confidence(logits, labels, COUNTS, tau + d) for d in (-h, 0, h))
   # Central differences: an error of h^2, and of rounding 1e-16 / h^2.
   expected = (after - before) / (2 * h) if order == 1 else (before - 2 * here + after) / h**2

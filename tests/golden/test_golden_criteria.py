@@ -47,7 +47,7 @@ def test_a_class_without_an_image(criterion):
 def test_class_means_and_their_derivatives(criterion, tau):
   logits, labels = draw(4, 35)
   rows, prior = adsa.Rows(logits, labels, 8), np.array(ref.log_prior(COUNTS))
-  means = adsa._class_means(rows, prior, np.array([tau]), 2, criterion)[:, 0]
+  means = adsa.class_means(rows, prior, np.array([tau]), 2, criterion)[:, 0]
   score = ref.CRITERIA[criterion](logits, labels, COUNTS, tau)
   goal = adsa._Goal(None, criterion)
   assert goal.score(means[0]) == pytest.approx(score, rel=2e-5, abs=2e-6)

@@ -154,7 +154,7 @@ def test_the_lowest_of_several_minima():
     statuses.add(result.status)
     if result.status == "fitted":
       prior = adsa._log_prior(counts, 0.0, 4)
-      curve = np.nanstd(adsa._class_means(adsa.Rows(logits, labels), prior, taus)[0], axis=-1)
+      curve = np.nanstd(adsa.class_means(adsa.Rows(logits, labels), prior, taus)[0], axis=-1)
       assert result.objective_after <= curve.min() + 1e-6
   assert "fitted" in statuses
 
