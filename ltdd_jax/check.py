@@ -50,8 +50,14 @@ def data_options(
   """Schema of `config.data`: see `data.sources.open_source` and `data.longtail.make_split`."""
 
 
-def statistics_options(*, tile: int = 4, batch_size: int = 256) -> None:
-  """Schema of `config.statistics`, which may be left out: see `collect.collect`."""
+def statistics_options(
+  *, tile: int = 4, batch_size: int = 256, augment: Sequence[Any] | None = None
+) -> None:
+  """Schema of `config.statistics`, which may be left out: see `collect.collect`.
+
+  `augment=None` is that of the squeeze, black padding and all, as the published methods have it;
+  `()` is the plain images.
+  """
 
 
 def recover_options(
@@ -155,12 +161,8 @@ def check(config: Any) -> dict[str, Any]:
   _check_labels(plain["relabel"], plain["student"])
   if plain["seed"] < 0:
     raise LtddError(f"config.seed is {plain['seed']}; expected 0 or more")
-  for spec in plain["squeeze"]["augment"]:
-    if dict(spec).get("name") in ("cutmix", "mixup"):
-      raise LtddError(
-        f"config.squeeze.augment has {spec['name']!r}, which mixes images: teachers are trained on "
-        "the label of one. Leave it out; students' views have it (config.relabel.views.mix)"
-      )
+  for group in ("squeeze", "statistics"):
+    _check_unmixed(group, plain[group]["augment"] or ())
   for group, keys in _POSITIVE.items():
     for key in keys:
       if plain[group][key] < 1:
@@ -173,6 +175,15 @@ def check(config: Any) -> dict[str, Any]:
       "regime without soft labels; use another"
     )
   return plain
+
+
+def _check_unmixed(group: str, augment_specs: Sequence[Mapping[str, Any]]) -> None:
+  for spec in augment_specs:
+    if dict(spec).get("name") in ("cutmix", "mixup"):
+      raise LtddError(
+        f"config.{group}.augment has {spec['name']!r}, which mixes images: teachers and statistics "
+        "know the label of one. Leave it out; students' views have it (config.relabel.views.mix)"
+      )
 
 
 def _check_labels(relabel: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
@@ -217,7 +228,8 @@ def check_with_data(ctx: stages_lib.Context) -> None:
     train.make_tx(group["optimizer"], group["schedule"], 10)
   losses.make_supervised_loss(class_counts=counts, **squeeze["loss"])
   _check_loss(losses.make_soft_loss(**trained["loss"]), spec.num_classes)
-  augment.compose(squeeze["augment"])
+  for specs in (squeeze["augment"], config["statistics"]["augment"] or ()):
+    augment.compose(specs)
   encoding.from_config(config["relabel"]).check(spec.num_classes)
   views_of = labels.view_fn(spec, **config["relabel"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)

@@ -100,12 +100,14 @@ def _squeeze(ctx: Context, session: loop.Session) -> Product:
 def _statistics(ctx: Context, session: loop.Session) -> Product:
   teachers = {t.name: t for t in ctx.teachers}
   names = [o.name for o in ctx.env().observers]
+  config = dict(ctx.config["statistics"])
+  if config["augment"] is None:
+    config["augment"] = ctx.config["squeeze"]["augment"]
   found = collect.collect(
     ctx.train_data,
     ctx.source.spec,
     [teachers[name] for name in names],
-    augment=ctx.config["squeeze"]["augment"],
-    **ctx.config["statistics"],
+    **config,
     seed=ctx.config["seed"],
     session=session,
   )

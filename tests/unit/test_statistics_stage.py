@@ -41,7 +41,7 @@ def config(monkeypatch):
 
 def test_names_needs_and_fingerprints(config):
   config = check.check(config)
-  assert config["statistics"] == {"tile": 4, "batch_size": 256}
+  assert config["statistics"] == {"tile": 4, "batch_size": 256, "augment": None}
   with_it = {s.name: s for s in stages.make_stages(config)}
   assert list(with_it)[:3] == ["data", "squeeze", "statistics"]
   assert with_it["recover/darkest"].inputs == ("data", "squeeze", "statistics")
@@ -62,6 +62,8 @@ def test_options_are_checked(config):
   for key in ("tile", "batch_size"):
     with pytest.raises(LtddError, match=rf"config\.statistics\.{key} is 0; expected 1 or more"):
       check.check(config | {"statistics": {key: 0}})
+  with pytest.raises(LtddError, match=r"config\.statistics\.augment has 'cutmix', which mixes"):
+    check.check(config | {"statistics": {"augment": ({"name": "cutmix"},)}})
 
 
 def test_collected_stored_and_fed(config, tmp_path):
