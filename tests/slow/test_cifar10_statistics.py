@@ -13,6 +13,7 @@ recomputation and the file differ by 6e-4. The tolerance is 2e-3.
 
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -39,8 +40,6 @@ def stem():
   model = models.make_model(
     "convnet", num_classes=10, image_shape=shape, depth=1, width=1, norm="none"
   )
-  import jax
-
   variables = models.init_variables(model, jax.random.key(0), shape)
   (found,) = collect.collect(
     data, source.spec, (Teacher("stem", model, variables),), augment=CROP, batch_size=500
@@ -71,7 +70,10 @@ def test_targets_of_the_stem_convolution(stem):
 
 
 def test_variance_within_images_is_far_smaller(stem):
-  """The two halves of EDC's objective pull to different values: 0.94 and 1.12, 0.34 and 1.03."""
+  """The two halves of EDC's objective pull to different values.
+
+  In the first channel to 0.94 and 1.12, in tiles to 0.34 and 1.03.
+  """
   inside = statistics.per_class(stem.layers[0], var="within_image")
-  np.testing.assert_allclose(inside.var.mean(), 0.94, atol=0.05)
-  np.testing.assert_allclose(inside.tile_var.mean(), 0.34, atol=0.05)
+  np.testing.assert_allclose(inside.var[:, 0].mean(), 0.94, atol=5e-3)
+  np.testing.assert_allclose(inside.tile_var.mean(), 0.34, atol=5e-3)
