@@ -112,6 +112,17 @@ def test_pooled_is_the_variance_of_all_values():
   close(target.tile_mean.mean(), target.mean.mean())
 
 
+def test_pooled_as_the_mean_over_batches():
+  """All 81 batches of two images, drawn with replacement."""
+  maps = draw(8, 8)
+  found = computed(maps)
+  target = statistics.pooled(found.layers[0], found.counts, batch=2)
+  flat = np.array([[t.reshape(-1) for t in ref.tiles(x, Q)] for x in maps])
+  pairs = [[i, j] for i in range(len(maps)) for j in range(len(maps))]
+  close(target.var, np.mean([maps[p].astype(np.float64).var((0, 1, 2)) for p in pairs], 0))
+  close(target.tile_var, np.mean([flat[p].var((0, 2)) for p in pairs], 0))
+
+
 def test_pooled_with_equal_weights_is_that_of_balanced_data():
   maps = draw(8, 8)
   (layer,) = computed(maps).layers

@@ -48,16 +48,10 @@ def stem():
   return found
 
 
-def of_batches(layer, counts, target):
-  """Variances as the mean of those of batches of 64 has them: channels (3,), tiles (64,)."""
-  still = layer.replace(within=0 * layer.within, tile_within=0 * layer.tile_within)
-  means = statistics.pooled(still, counts)  # the variances of the means of images
-  return target.var - means.var / BATCH, target.tile_var - means.tile_var / BATCH
-
-
 def test_targets_of_the_stem_convolution(stem):
   target = statistics.pooled(stem.layers[0], stem.counts)
-  var, tile_var = of_batches(stem.layers[0], stem.counts, target)
+  of_batches = statistics.pooled(stem.layers[0], stem.counts, batch=BATCH)
+  var, tile_var = of_batches.var, of_batches.tile_var
   print("mean", target.mean, "var", target.var, "of batches", var)
   print("tiles", target.tile_mean.mean(), target.tile_var.mean(), "of batches", tile_var.mean())
   for got, want in (
