@@ -112,6 +112,8 @@ def student_options(
   schedule: Mapping[str, Any],
   loss: Mapping[str, Any],
   hard_weight: float = 0.0,
+  ema: float | None = None,
+  bn_updates: int = 1,
   num_seeds: int = 3,
   evaluations: int = 5,
   eval_batch_size: int = 500,
@@ -189,6 +191,7 @@ def _check_unmixed(group: str, augment_specs: Sequence[Mapping[str, Any]]) -> No
 def _check_labels(relabel: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
   stored = encoding.from_config(relabel)
   student.check_hard_weight(trained["hard_weight"])
+  train.check_averages(trained["ema"], trained["bn_updates"])
   kept = stored.top_k is not None and stored.rest == "kept"
   if kept and not relabel["online"] and trained["loss"]["name"] == "mse_ce":
     raise LtddError(

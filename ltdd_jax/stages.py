@@ -177,8 +177,7 @@ def _calibrate(ctx: Context, session: loop.Session, *, source: str, name: str) -
 
 def _student(ctx: Context, session: loop.Session, *, source: str, regime: str) -> Product:
   images, targets = ctx.images(source)
-  config = {k: v for k, v in ctx.config["student"].items() if k != "hard_labels"}
-  seed = ctx.config["seed"]
+  config, seed = student_numbers(ctx.config), ctx.config["seed"]
   result = student.train_students(
     f"student/{source}/{regime}",
     images,
@@ -296,10 +295,23 @@ def _calibrate_stages(config: Mapping[str, Any], seed: dict[str, Any], source: s
   ]
 
 
+LATER: dict[str, Any] = {"ema": None, "bn_updates": 1}
+"""Arguments of students that came later: at these values fingerprints are what they were."""
+
+
+def student_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What students depend on: names that only say where numbers come from are left out."""
+  return {
+    k: v
+    for k, v in config["student"].items()
+    if k != "hard_labels" and not (k in LATER and v == LATER[k])
+  }
+
+
 def _student_stages(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
   stages = []
   for regime in regimes(config):
-    part = {k: v for k, v in config["student"].items() if k != "hard_labels"}
+    part = student_numbers(config)
     inputs = ("data", f"recover/{source}")
     if regime == HARD:
       part = {k: v for k, v in part.items() if k not in ("loss", "hard_weight")}

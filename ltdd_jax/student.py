@@ -17,9 +17,8 @@ from ltdd_jax import (
   labelstore,
   loop,
   losses,
-  metrics,
   models,
-  rng,
+  seeds,
   train,
 )
 from ltdd_jax import (
@@ -75,7 +74,7 @@ class StudentResult(NamedTuple):
   correct: np.ndarray  # (s, m, k) int32
   total: np.ndarray  # (k,) int32, test images of each class
   steps: np.ndarray  # (m,) int32, steps after which the students were scored; the last is the end
-  variables: Any  # the trained students, with a leading seed axis
+  variables: Any  # the students that were scored at the end, with a leading seed axis
 
 
 def hard_loss(logits: jax.Array, target: Target) -> jax.Array:
@@ -155,6 +154,8 @@ def train_students(
   views: Mapping[str, Any],
   view_key: jax.Array,
   hard_weight: float = 0.0,
+  ema: float | None = None,
+  bn_updates: int = 1,
   num_seeds: int = 3,
   evaluations: int = 5,
   eval_batch_size: int = 500,
@@ -183,6 +184,9 @@ def train_students(
     hard_weight: share, in [0, 1), of the hard loss in the loss of soft labels, see `soft_loss`.
     views: keyword arguments of `labels.view_fn`.
     view_key: from `labels.view_key`.
+    ema: decay of an average of the parameters that is scored in their place, or None; see
+      `train.train_step`.
+    bn_updates: 1, or 2 to update batch statistics twice a step; see there.
     num_seeds: students.
     evaluations: how often a student is scored, evenly spaced; the last is at the end.
     eval_batch_size: test images in one pass.
@@ -199,6 +203,7 @@ def train_students(
   if parallel not in ("auto", "vmap", "loop"):
     raise LtddError(f"config.student.parallel is {parallel!r}; expected 'auto', 'vmap' or 'loop'")
   check_hard_weight(hard_weight)
+  train.check_averages(ema, bn_updates)
   n = len(labels)
   num_steps = feed.num_steps(n, min(batch_size, n), num_epochs=num_epochs)
   network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
@@ -212,11 +217,15 @@ def train_students(
     ),
     loss_fn=_loss_fn(supervision, loss, hard_weight),
     mesh=session.mesh,
+    ema=ema,
+    bn_updates=bn_updates,
   )
-  run = _Run(
+  run = seeds.Run(
     name=name,
     step=step,
-    init=functools.partial(train.init_state, network, tx, image_shape=spec.image_shape),
+    init=functools.partial(
+      train.init_state, network, tx, image_shape=spec.image_shape, ema=ema is not None
+    ),
     apply_fn=network.apply,
     consts=_consts(images, labels, supervision, view_key, session),
     test=mesh_lib.put(test, mesh_lib.replicated(session.mesh)),
@@ -235,7 +244,8 @@ def train_students(
   if parallel == "auto":
     on_cpu = session.mesh.devices.flat[0].platform == "cpu"
     parallel = "loop" if on_cpu else "vmap"
-  correct, variables = _run_vmap(run) if parallel == "vmap" else _run_loop(run)
+  run_seeds = seeds.run_vmap if parallel == "vmap" else seeds.run_loop
+  correct, variables = run_seeds(run)
   total = np.bincount(np.asarray(test.labels), minlength=spec.num_classes).astype(np.int32)
   return StudentResult(correct, total, np.asarray(run.eval_steps, np.int32), variables)
 
@@ -279,116 +289,3 @@ def _consts(
     arrays["params"] = supervision.params
     arrays["log_prior"] = supervision.log_prior
   return mesh_lib.put(arrays, mesh_lib.replicated(session.mesh)) | {"view_key": view_key}
-
-
-class _Run(NamedTuple):
-  """What the two ways of running seeds share."""
-
-  name: str
-  step: Callable[..., Any]
-  init: Callable[[jax.Array], Any]
-  apply_fn: Callable[..., Any]
-  consts: dict[str, Any]
-  test: ArrayData
-  spec: DatasetSpec
-  num_steps: int
-  eval_steps: tuple[int, ...]
-  eval_batch_size: int
-  samplers: tuple[feed.BatchSampler, ...]
-  seed: int
-  session: loop.Session
-
-  def keys(self, purpose: str) -> list[jax.Array]:
-    """One key for each seed; the kind of label does not enter."""
-    return [rng.key_for(self.seed, "student", purpose, i) for i in range(len(self.samplers))]
-
-  def with_history(self, state: Any, seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Adds the record of evaluations to the state, so that checkpoints hold it."""
-    history = jnp.zeros((len(self.eval_steps), *seeds, self.spec.num_classes), jnp.int32)
-    both = {"train": state, "correct": history}
-    return mesh_lib.put(both, mesh_lib.replicated(self.session.mesh))
-
-  def hook(self, eval_step: Callable[..., Any]) -> Callable[[int, Any], Any]:
-    """Scores the students and writes the counts into the record."""
-
-    def score(t: int, state: dict[str, Any]) -> dict[str, Any]:
-      counts = metrics.run_eval(
-        eval_step,
-        state["train"].variables,
-        self.test.images,
-        self.test.labels,
-        self.eval_batch_size,
-      )
-      row = self.eval_steps.index(t)
-      correct = state["correct"].at[row].set(counts.correct.astype(jnp.int32))
-      return {"train": state["train"], "correct": correct}
-
-    return score
-
-  def eval_step(self, *, seeds: bool) -> Callable[..., Any]:
-    spec = self.spec
-    return metrics.make_eval_step(
-      self.apply_fn, spec.mean, spec.std, spec.num_classes, seeds=seeds, mesh=self.session.mesh
-    )
-
-
-def _keep_history(step: Callable[..., Any]) -> loop.StepFn:
-  def step_fn(state, consts, x):
-    new, step_metrics = step(state["train"], consts, x)
-    return {"train": new, "correct": state["correct"]}, step_metrics
-
-  return step_fn
-
-
-def _inputs(sampler: feed.BatchSampler, t: int) -> dict[str, np.ndarray]:
-  return {"indices": sampler(t), "epochs": sampler.epoch(t)}
-
-
-def _run_loop(run: _Run) -> tuple[np.ndarray, Any]:
-  init = jax.jit(run.init)
-  hook = run.hook(run.eval_step(seeds=False))
-  step_fn, compiled = _keep_history(run.step), {}
-  correct, variables = [], []
-  for i, sampler in enumerate(run.samplers):
-    state = loop.run(
-      step_fn,
-      run.with_history(init(run.keys("init")[i]), ()),
-      run.consts | {"key": run.keys("step")[i]},
-      num_steps=run.num_steps,
-      session=run.session,
-      name=f"{run.name}/seed{i}",
-      inputs=functools.partial(_inputs, sampler),
-      hook=hook,
-      hook_at=run.eval_steps,
-      compiled=compiled,
-    )
-    correct.append(np.asarray(state["correct"]))
-    variables.append(jax.device_get(state["train"].variables))
-  return np.stack(correct), jax.tree.map(lambda *x: np.stack(x), *variables)
-
-
-def _run_vmap(run: _Run) -> tuple[np.ndarray, Any]:
-  state = jax.jit(jax.vmap(run.init))(jnp.stack(run.keys("init")))
-  shared = jax.tree.map(lambda _: None, run.consts)
-
-  def step(state, consts, x):
-    axes = (0, shared | {"key": 0}, 0)
-    return jax.vmap(run.step, in_axes=axes)(state, consts, x)
-
-  def inputs(t: int) -> dict[str, np.ndarray]:
-    rows = [_inputs(sampler, t) for sampler in run.samplers]
-    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}
-
-  state = loop.run(
-    _keep_history(step),
-    run.with_history(state, (len(run.samplers),)),
-    run.consts | {"key": jnp.stack(run.keys("step"))},
-    num_steps=run.num_steps,
-    session=run.session,
-    name=f"{run.name}/seeds",
-    inputs=inputs,
-    hook=run.hook(run.eval_step(seeds=True)),
-    hook_at=run.eval_steps,
-  )
-  correct = np.asarray(state["correct"]).swapaxes(0, 1)
-  return correct, jax.device_get(state["train"].variables)

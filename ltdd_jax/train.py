@@ -10,10 +10,12 @@ import optax
 
 from ltdd_jax import mesh as mesh_lib
 from ltdd_jax import models, schedules
-from ltdd_jax.types import TrainState
+from ltdd_jax.types import LtddError, TrainState
 
 BatchFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 LossFn = Callable[[jax.Array, Any], jax.Array]
+
+BN_MOMENTUM = 0.9  # of every batch normalisation of `models`
 
 
 def make_tx(
@@ -27,9 +29,16 @@ def make_tx(
 
 
 def init_state(
-  model: nn.Module, tx: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, ...]
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  image_shape: tuple[int, ...],
+  ema: bool = False,
 ) -> TrainState:
-  """Makes the state of an untrained network; jit-compiled by the caller or not at all."""
+  """Makes the state of an untrained network; jit-compiled by the caller or not at all.
+
+  With `ema` it holds an average of the parameters, which starts at them.
+  """
   variables = models.init_variables(model, key, image_shape)
   params = variables["params"]
   return TrainState(
@@ -37,7 +46,16 @@ def init_state(
     params=params,
     batch_stats=variables.get("batch_stats", {}),
     opt_state=tx.init(params),
+    ema=jax.tree.map(jnp.copy, params) if ema else None,  # a copy: states are donated
   )
+
+
+def check_averages(ema: float | None, bn_updates: int) -> None:
+  """Raises LtddError unless `train_step` can do with both."""
+  if ema is not None and not 0 <= ema < 1:
+    raise LtddError(f"config.student.ema is {ema}; expected a decay in [0, 1), or None for none")
+  if bn_updates not in (1, 2):
+    raise LtddError(f"config.student.bn_updates is {bn_updates}; expected 1 or 2")
 
 
 def train_step(
@@ -50,6 +68,8 @@ def train_step(
   batch_fn: BatchFn,
   loss_fn: LossFn,
   mesh: jax.sharding.Mesh | None = None,
+  ema: float | None = None,
+  bn_updates: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes one optimiser step.
 
@@ -63,6 +83,11 @@ def train_step(
     batch_fn: `(consts, x, key) -> (images (b,h,w,c) normalised, target pytree)`.
     loss_fn: `(logits (b,k), target) -> scalar`.
     mesh: devices to split the batch over; None under `vmap`.
+    ema: decay d of `e = d e + (1 - d) params`, taken after the update: EDC's, d = 0.99, which
+      starts at the initial parameters and has no bias correction. Batch statistics are not
+      averaged. None if the state has no average.
+    bn_updates: updates of the running batch statistics by this batch: 1, or 2 as RDED has it, whose
+      code runs the student a second time to log its training accuracy.
 
   Returns:
     The next state, and {"loss": scalar}.
@@ -79,10 +104,19 @@ def train_step(
 
   (loss, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  if bn_updates == 2:
+    batch_stats = jax.tree.map(_update_again, batch_stats, state.batch_stats)
+  params = optax.apply_updates(state.params, updates)
   state = TrainState(
     step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
+    params=params,
     batch_stats=batch_stats,
     opt_state=opt_state,
+    ema=None if ema is None else optax.incremental_update(params, state.ema, 1 - ema),
   )
   return state, {"loss": loss}
+
+
+def _update_again(new: jax.Array, old: jax.Array) -> jax.Array:
+  """Repeats new = m old + (1 - m) s with the same s: m new + (1 - m) s = (1 + m) new - m old."""
+  return (1 + BN_MOMENTUM) * new - BN_MOMENTUM * old

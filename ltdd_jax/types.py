@@ -54,8 +54,15 @@ class TrainState:
   params: Any
   batch_stats: Any
   opt_state: Any
+  ema: Any = None  # average of params over steps, or None
 
   @property
   def variables(self) -> dict[str, Any]:
     """The collections that `model.apply` takes."""
     return {"params": self.params, "batch_stats": self.batch_stats}
+
+  @property
+  def scored(self) -> dict[str, Any]:
+    """The collections to evaluate: averaged parameters if there are any, live batch statistics."""
+    params = self.params if self.ema is None else self.ema
+    return {"params": params, "batch_stats": self.batch_stats}

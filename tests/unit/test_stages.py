@@ -54,6 +54,8 @@ def test_a_change_reaches_what_depends_on_it_and_no_more(config):
     soft = changed(config, f"student.{key}", value)
     assert "student/sre2l/plain" in soft
     assert "student/sre2l/hard" not in soft
+  for key, value in (("ema", 0.99), ("bn_updates", 2)):
+    assert "student/sre2l/hard" in changed(config, f"student.{key}", value)
   labels = {name.split("/")[0] for name in changed(config, "relabel.top_k", 5)}
   assert labels == {"relabel", "calibrate", "student"}
   assert len(changed(config, "seed", 7)) == len(stages.make_stages(config)) - 1  # all but data
