@@ -24,6 +24,7 @@ from ltdd_jax import encoding as encoding_lib
 from ltdd_jax import labelstore, loop, rng
 from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.data import augment
+from ltdd_jax.data import rand_augment as rand_augment_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.types import Leaf, LtddError, Teacher
 
@@ -49,6 +50,8 @@ def view_fn(
   flip: bool = True,
   mix: str | None = "cutmix",
   mix_alpha: float = 1.0,
+  rand_augment: bool | int = False,
+  shuffle_patches: int = 1,
 ) -> ViewFn:
   """Makes the function that recomputes views.
 
@@ -65,6 +68,9 @@ def view_fn(
     flip: whether to flip left to right with probability 1/2.
     mix: "cutmix", "mixup" or None.
     mix_alpha: parameter of the Beta(alpha, alpha) distribution of the share.
+    rand_augment: True for `data.rand_augment` before all else, or a bin of magnitudes for another
+      than 9 of 31. EDC's students have it, not on ImageNet.
+    shuffle_patches: f to shuffle the strips of f x f mosaics before they are cropped, as RDED does.
 
   Returns:
     `fn(key, images (n,h,w,c) uint8, labels (n,), indices (b,), epochs (b,)) -> Views`.
@@ -75,9 +81,19 @@ def view_fn(
   if mix not in ("cutmix", "mixup", None):
     raise LtddError(f"config.relabel.views.mix is {mix!r}; expected 'cutmix', 'mixup' or None")
   height, width, _ = spec.image_shape
+  magnitude = rand_augment_lib.MAGNITUDE if rand_augment is True else rand_augment
+  if rand_augment is not False:
+    rand_augment_lib.check_magnitude(magnitude)
 
   def single(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Crops and flips one image (h, w, c) in [0, 1]."""
+    """Augments, crops and flips one uint8 image (h, w, c), into [0, 1]."""
+    if rand_augment is not False:
+      op_key = jax.random.fold_in(key, 2)
+      image = rand_augment_lib.rand_augment(op_key, image, magnitude=magnitude)
+    image = image.astype(jnp.float32) / 255.0
+    if shuffle_patches != 1:
+      shuffle_key = jax.random.fold_in(key, 3)
+      image = augment.shuffle_patches(shuffle_key, image, factor=shuffle_patches)
     if padding:
       pad_key = jax.random.fold_in(key, 0)
       image = augment.random_crop(pad_key, image[None], padding=padding)[0]
@@ -96,14 +112,14 @@ def view_fn(
     first = epochs * images.shape[0]  # views are numbered: epoch e, image i is e n + i
     if mix is None:
       partner, weight = indices, jnp.ones(indices.shape, jnp.float32)
-      own = jax.vmap(single)(_keys(image_key, first + indices), _pixels(images, indices))
+      own = jax.vmap(single)(_keys(image_key, first + indices), images[indices])
     else:
       keys = jax.vmap(jax.random.split)(_keys(mix_key, first + indices))
       draw = lambda k: jax.random.randint(k, (), 0, images.shape[0])
       partner = jax.vmap(draw)(keys[:, 0])
       both = jnp.concatenate([indices, partner])
       numbers = jnp.concatenate([first, first]) + both
-      own, other = jnp.split(jax.vmap(single)(_keys(image_key, numbers), _pixels(images, both)), 2)
+      own, other = jnp.split(jax.vmap(single)(_keys(image_key, numbers), images[both]), 2)
       own, weight = jax.vmap(mix_pair)(keys[:, 1], own, other)
     normalised = augment.normalize_pixels(own, spec.mean, spec.std)
     return Views(normalised, labels[indices], labels[partner], weight)

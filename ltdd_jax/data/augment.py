@@ -26,6 +26,7 @@ from ltdd_jax.data.crops import (
   random_resized_crop,
   random_roll,
   rrc_box,
+  shuffle_patches,
 )
 from ltdd_jax.data.mixes import Mix, cutmix, cutmix_box, mixup
 from ltdd_jax.types import LtddError
@@ -49,6 +50,7 @@ __all__ = [
   "random_resized_crop",
   "random_roll",
   "rrc_box",
+  "shuffle_patches",
 ]
 
 Augment = Callable[[Key[Array, ""], Float[Array, "b h w c"]], Float[Array, "b h w c"]]

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Shaped
 
+from ltdd_jax.types import LtddError
+
 Box = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]  # top left height width
 _TRIES = 10
 
@@ -171,3 +173,26 @@ def random_roll(
   if shared:
     return jnp.roll(images, shift, axis=(1, 2))
   return jax.vmap(lambda image, yx: jnp.roll(image, yx, axis=(0, 1)))(images, shift)
+
+
+def shuffle_patches(
+  key: Key[Array, ""], image: Float[Array, "h w c"], *, factor: int
+) -> Float[Array, "h w c"]:
+  """Permutes the `factor` strips of columns, then those of rows: RDED's ShufflePatches.
+
+  For a mosaic of factor x factor patches; each strip moves as a whole.
+
+  Raises:
+    LtddError: sides that cannot be cut into so many strips of one width.
+  """
+  h, w, c = image.shape
+  if factor < 1 or h % factor or w % factor:
+    raise LtddError(
+      f"shuffle_patches is {factor}; expected a number that divides the sides of images, {h} and "
+      f"{w}"
+    )
+  column_key, row_key = jax.random.split(key)
+  columns = jax.random.permutation(column_key, factor)
+  rows = jax.random.permutation(row_key, factor)
+  image = image.reshape(h, factor, w // factor, c)[:, columns].reshape(h, w, c)
+  return image.reshape(factor, h // factor, w, c)[rows].reshape(h, w, c)

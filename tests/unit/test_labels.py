@@ -41,6 +41,28 @@ def test_nothing_asked_for_gives_the_images(key):
   np.testing.assert_array_equal(got.labels, LABELS)
 
 
+def test_mosaics_are_shuffled_strip_by_strip(key):
+  views = make(crop_scale=None, flip=False, mix=None, shuffle_patches=2)
+  strips = np.repeat(np.repeat(np.arange(4).reshape(2, 2), 4, 0), 4, 1)[None, ..., None]
+  shown = np.repeat(50 * strips.astype(np.uint8), 40, 0)
+  got = views(key, shown, np.zeros(40, np.int32), jnp.arange(40), jnp.zeros(40, int)).images
+  quarter = np.asarray(got[:, ::4, ::4, 0] * 0.3 + 0.4) * 255 / 50
+  found = {tuple(np.rint(q).astype(int).ravel()) for q in quarter}
+  assert found == {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
+  with pytest.raises(LtddError, match="shuffle_patches is 3; expected a number that divides"):
+    jax.eval_shape(make(shuffle_patches=3), key, IMAGES, LABELS, jnp.arange(5), jnp.arange(5))
+
+
+def test_rand_augment_comes_before_the_crop(key):
+  views = make(crop_scale=None, flip=False, mix=None, rand_augment=True)
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
+  levels = np.asarray((got * 0.3 + 0.4) * 255)
+  np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+  assert (np.abs(levels - IMAGES).max((1, 2, 3)) > 0.5).sum() >= 2
+  with pytest.raises(LtddError, match="magnitude 40"):
+    make(rand_augment=40)
+
+
 def test_cutmix_takes_every_pixel_from_one_of_two_images(key):
   views = make(crop_scale=None, flip=False, mix="cutmix")
   got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int))

@@ -1,6 +1,7 @@
 """The supervised step: the average of the parameters, and batch statistics updated twice."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def test_training_is_the_same_with_and_without_the_average():
 
 def test_two_updates_of_batch_statistics_are_those_of_two_passes():
   images, states = run(2, bn_updates=2)
-  for t, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+  for t, (before, after) in enumerate(itertools.pairwise(states)):
     stats = before.batch_stats
     for _ in range(2):
       variables = {"params": before.params, "batch_stats": stats}
