@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax import collect, loop, statistics
+from ltdd_jax import checkpoint, collect, loop, statistics
 from ltdd_jax.data import augment
 from ltdd_jax.models import taps
 from ltdd_jax.types import LtddError, Teacher
@@ -83,3 +83,14 @@ def test_a_network_without_such_layers_is_refused(key):
   variables = model.init(key, jnp.zeros((1, *small.SPEC.image_shape)), train=False)
   with pytest.raises(LtddError, match="observer 'flat' has neither batch norms nor convolutions"):
     run(teachers=(Teacher("flat", model, variables),))
+
+
+def test_goes_on_where_it_stopped(tmp_path, monkeypatch):
+  session = loop.Session(show_progress=False, scratch=tmp_path, checkpoint_seconds=0.0)
+  (whole,) = run(augment=FLIP)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, "stop_requested", lambda: True)
+    with pytest.raises(checkpoint.Interrupted, match=r"statistics/a: stopped after step 1 of 3"):
+      run(augment=FLIP, session=session)
+  (resumed,) = run(augment=FLIP, session=session)
+  jax.tree.map(np.testing.assert_array_equal, resumed, whole)
