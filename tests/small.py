@@ -5,8 +5,10 @@ import functools
 import jax
 import numpy as np
 
-from ltdd_jax import distil, models
+from ltdd_jax import distil, models, statistics
+from ltdd_jax.data import augment
 from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.models import taps
 from ltdd_jax.types import ArrayData, Teacher
 
 K, SIDE = 3, 8
@@ -55,6 +57,23 @@ def env(observers: int = 1) -> distil.Env:
   )
 
 
-def feed(counts=COUNTS) -> distil.Feed:
+@functools.cache
+def teacher_statistics(counts: tuple[int, ...] = tuple(COUNTS)) -> statistics.Statistics:
+  """Statistics of the teacher on the training images as they are."""
+  t, data = teacher(), train_data(counts)
+
+  @jax.jit
+  def collect(variables, images, labels):
+    x = augment.normalize(images, SPEC.mean, SPEC.std)
+    _, inputs = taps.apply_with_inputs(t.model, variables, x, statistics.LAYERS)
+    return statistics.of_batch(inputs, jax.nn.one_hot(labels, K), tile=4)
+
+  return jax.device_get(collect(t.variables, *data))
+
+
+def feed(counts=COUNTS, observers: int = 1) -> distil.Feed:
   data = train_data(counts)
-  return distil.Feed((teacher().variables,), data.images, data.labels)
+  stats = teacher_statistics(tuple(int(n) for n in counts))
+  return distil.Feed(
+    (teacher().variables,) * observers, data.images, data.labels, (stats,) * observers
+  )

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from ltdd_jax import config
 from ltdd_jax.distil.base import Env, Feed, Method, Observer, check_feed, make_slots
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
-from ltdd_jax.distil.decoupled import sre2l
+from ltdd_jax.distil.decoupled import cda, sre2l
+from ltdd_jax.distil.generalised import edc, gvbsm
 from ltdd_jax.types import LtddError
 
 __all__ = [
@@ -21,6 +22,9 @@ __all__ = [
 ]
 
 METHODS: dict[str, Callable[..., Method]] = {
+  "cda": cda,
+  "edc": edc,
+  "gvbsm": gvbsm,
   "herding": herding,
   "k_center": k_center,
   "kmeans": kmeans,
@@ -28,7 +32,7 @@ METHODS: dict[str, Callable[..., Method]] = {
   "sre2l": sre2l,
 }
 
-NEEDS_STATISTICS: frozenset[str] = frozenset()
+NEEDS_STATISTICS: frozenset[str] = frozenset({"edc", "gvbsm"})
 """Methods with "statistics" in their `needs`: their runs have a stage that collects them."""
 
 

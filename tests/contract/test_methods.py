@@ -12,7 +12,10 @@ from ltdd_jax import distil
 from ltdd_jax.types import LtddError, SynthSet
 from tests import small
 
-KWARGS = {"sre2l": {"num_steps": 3}, "kmeans": {"num_iterations": 2}}
+KWARGS = {
+  **{name: {"num_steps": 3} for name in ("cda", "edc", "gvbsm", "sre2l")},
+  "kmeans": {"num_iterations": 2},
+}
 WITHOUT_KEY = {"herding", "k_center"}  # the images are the same for every key
 SLOTS = distil.make_slots(np.array([2, 1, 2]))
 

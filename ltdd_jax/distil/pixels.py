@@ -1,0 +1,151 @@
+"""The loop of all methods that optimise pixels against frozen observers.
+
+A method is a start, an objective and constants; `decoupled` and `generalised` have the published
+ones. The optimiser is the same in SRe2L, CDA, G-VBSM and EDC: Adam (beta 0.5, 0.9) on the images
+alone, new for each batch of images, `lr_t = lr/2 (1 + cos(pi t / T))`, and after every step each
+pixel is clamped to its valid range.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from ltdd_jax.data import augment
+from ltdd_jax.distil.base import Env, Feed, Method
+from ltdd_jax.types import Leaf, Slots, SynthSet
+
+Metrics = dict[str, jax.Array]
+Start = Callable[[jax.Array, Slots, Feed], jax.Array]  # key, slots, feed -> images (n, h, w, c)
+
+
+@flax.struct.dataclass
+class PixelState:
+  """Images that are being optimised."""
+
+  step: Leaf  # [] int32, of this batch of images
+  images: Leaf  # (n, h, w, c) float32, normalised
+  labels: Leaf  # (n,) int32
+  opt_state: Any
+  running: Any = None  # for each observer, running statistics, which go on from batch to batch
+  slow: Leaf = None  # (n, h, w, c) running mean of the images
+
+
+# images, state, key, feed, turn -> loss and (metrics, the new `running`)
+Objective = Callable[
+  [jax.Array, PixelState, jax.Array, Feed, int], tuple[jax.Array, tuple[Metrics, Any]]
+]
+
+
+def pixel_method(
+  env: Env,
+  start: Start,
+  objective: Objective,
+  *,
+  num_steps: int,
+  lr: float,
+  needs: tuple[str, ...] = ("teachers",),
+  turns: int = 1,
+  real_images: bool = False,
+  running: Callable[[Feed], Any] | None = None,
+  slow_decay: float | None = None,
+) -> Method:
+  """Makes a method of a start and an objective.
+
+  Args:
+    env: static facts.
+    start: makes the images to start from.
+    objective: is minimised over the images.
+    num_steps: T, for each batch of images.
+    lr: base learning rate, in units of normalised pixels.
+    needs: as `Method.needs`, and likewise the next two.
+    turns: programs that take turns; the objective is told which it is.
+    real_images: whether the start copies training images.
+    running: makes the running statistics that the objective starts with.
+    slow_decay: decay of a running mean of the images, `state.slow`, or None for none. It is moved
+      after the objective is computed and before the images are.
+  """
+  tx = optax.adam(optax.cosine_decay_schedule(lr, max(num_steps, 1)), b1=0.5, b2=0.9)
+
+  def init(key: jax.Array, slots: Slots, feed: Feed) -> PixelState:
+    images = start(key, slots, feed)
+    return PixelState(
+      step=jnp.zeros((), jnp.int32),
+      images=images,
+      labels=jnp.asarray(slots.labels, jnp.int32),
+      opt_state=tx.init(images),
+      running=running(feed) if running else None,
+      slow=None if slow_decay is None else jnp.array(images),  # both are donated: no alias
+    )
+
+  def step(
+    key: jax.Array, state: PixelState, feed: Feed, *, turn: int = 0
+  ) -> tuple[PixelState, Metrics]:
+    grad_fn = jax.grad(objective, has_aux=True)
+    grads, (metrics, running) = grad_fn(state.images, state, key, feed, turn)
+    slow = state.slow
+    if slow_decay is not None:
+      slow = slow_decay * slow + (1 - slow_decay) * state.images
+    updates, opt_state = tx.update(grads, state.opt_state, state.images)
+    images = optax.apply_updates(state.images, updates)
+    images = augment.clip_to_pixels(images, env.mean, env.std)
+    new = state.replace(
+      step=state.step + 1, images=images, opt_state=opt_state, running=running, slow=slow
+    )
+    return new, metrics
+
+  return Method(
+    init,
+    step,
+    read,
+    needs=needs,
+    num_steps=num_steps,
+    real_images=real_images,
+    turns=turns,
+    carry=carry if running else None,
+  )
+
+
+def read(state: PixelState) -> SynthSet:
+  """The images as they stand: the last iterate is the result."""
+  return SynthSet(state.images, state.labels)
+
+
+def carry(fresh: PixelState, last: PixelState) -> PixelState:
+  """New images and a new optimiser, with the running statistics that the last batch left."""
+  return fresh.replace(running=last.running)
+
+
+# ---- starts ----
+
+
+def noise(env: Env) -> Start:
+  """N(0, 1) for each value of a normalised image."""
+
+  def start(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
+    del feed
+    return jax.random.normal(key, (len(slots.labels), *env.image_shape), jnp.float32)
+
+  return start
+
+
+def real(env: Env) -> Start:
+  """For each slot a training image of its class, drawn with replacement, mirrored half the time.
+
+  Source: EDC's released code for CIFAR and Tiny-ImageNet. Classes with slots need an image.
+  """
+
+  def start(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
+    draw_key, flip_key = jax.random.split(key)
+    labels, targets = jnp.asarray(feed.labels), jnp.asarray(slots.labels, jnp.int32)
+    by_class = jnp.argsort(labels)
+    counts = jnp.bincount(labels, length=env.num_classes)
+    first = (jnp.cumsum(counts) - counts)[targets]
+    rank = jax.random.randint(draw_key, targets.shape, 0, jnp.maximum(counts[targets], 1))
+    images = augment.normalize(jnp.asarray(feed.images)[by_class[first + rank]], env.mean, env.std)
+    return augment.random_flip(flip_key, images)
+
+  return start
