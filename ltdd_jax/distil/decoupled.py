@@ -135,10 +135,9 @@ def crop_scale(
     curriculum: "cosine", "linear" or "step".
     min_scale: s.
   """
-  done = step.astype(jnp.float32) / max(length, 1e-9)
-  return min_scale + (1 - min_scale) * jnp.where(
-    done < 1, CURRICULA[curriculum](jnp.minimum(done, 1)), 0.0
-  )
+  done = jnp.minimum(step.astype(jnp.float32) / max(length, 1e-9), 1)
+  share = jnp.where(step < length, CURRICULA[curriculum](done), 0.0)
+  return min_scale + (1 - min_scale) * share
 
 
 def _matching_batch_norms(

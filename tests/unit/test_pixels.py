@@ -1,0 +1,148 @@
+"""CDA, G-VBSM and EDC as methods: turns, what goes on over batches, starts, options."""
+
+import collections
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from ltdd_jax import checkpoint, distil, loop
+from ltdd_jax.data import augment
+from ltdd_jax.distil import pixels
+from ltdd_jax.distil.recover import recover
+from ltdd_jax.types import LtddError
+from tests import small
+
+SLOTS = distil.make_slots(np.array([2, 2, 2]), "class_major")
+QUIET = loop.Session(show_progress=False)
+
+
+def counted(method, counts):
+  """The method, with the number of times that each turn of its step is traced."""
+
+  def step(key, state, feed, *, turn=0):
+    counts[turn] += 1
+    return method.step(key, state, feed, turn=turn)
+
+  return method._replace(step=step)
+
+
+def fill(method, session=QUIET, batch_size=2):
+  env, feed = small.env(method.turns), small.feed(observers=method.turns)
+  return recover("a", method, env, SLOTS, feed, batch_size=batch_size, session=session)
+
+
+@functools.cache
+def edc():
+  return distil.make_method(small.env(2), "edc", num_steps=3)
+
+
+@functools.cache
+def whole():
+  """Three batches of images, without a break, and how often each turn was traced."""
+  traced = collections.Counter()
+  return fill(counted(edc(), traced)), traced
+
+
+def test_observers_compile_once_each_over_all_batches():
+  result, traced = whole()
+  assert traced == {0: 1, 1: 1}
+  assert result.images.std() > 0
+
+
+def test_a_killed_batch_goes_on_bit_for_bit(tmp_path, monkeypatch):
+  session = loop.Session(show_progress=False, scratch=tmp_path, checkpoint_seconds=0.0)
+  calls = iter([False] * 4 + [True])
+  monkeypatch.setattr(checkpoint, "stop_requested", lambda: next(calls))
+  with pytest.raises(checkpoint.Interrupted, match="recover/a/1: stopped after step 2 of 3"):
+    fill(edc(), session)
+  monkeypatch.setattr(checkpoint, "stop_requested", lambda: False)
+  np.testing.assert_array_equal(fill(edc(), session).images, whole()[0].images)
+
+
+def test_only_the_observer_whose_turn_it_is_moves_its_running_means(key):
+  method, feed = edc(), small.feed(observers=2)
+  state = method.init(key, SLOTS, feed)
+  step = jax.jit(method.step, static_argnames="turn")
+  weights = lambda s: [float(r[0].batch.weight[0]) for r in s.running]
+  assert weights(state) == [0, 0]
+  state, _ = step(jax.random.key(1), state, feed, turn=1)
+  np.testing.assert_allclose(weights(state), [0, 0.2], rtol=1e-6)
+  classes = state.running[1][0].classes.weight
+  np.testing.assert_allclose(classes, [0.2, 0.2, 0.2], rtol=1e-6)
+  fresh = method.init(jax.random.key(2), SLOTS, feed)
+  carried = method.carry(fresh, state)
+  np.testing.assert_allclose(weights(carried), [0, 0.2], rtol=1e-6)
+  assert carried.step == 0
+  np.testing.assert_array_equal(carried.images, fresh.images)
+
+
+def test_running_mean_of_the_images_lags_by_one_step(key):
+  method, feed = edc(), small.feed(observers=2)
+  state = method.init(key, SLOTS, feed)
+  step = jax.jit(method.step, static_argnames="turn")
+  one, metrics = step(jax.random.key(1), state, feed, turn=1)
+  assert metrics["flatness"] == 0  # both are the start
+  np.testing.assert_allclose(one.slow, state.images, rtol=1e-6)
+  two, metrics = step(jax.random.key(2), one, feed, turn=1)
+  assert metrics["flatness"] > 0
+  np.testing.assert_allclose(two.slow, 0.99 * one.slow + 0.01 * one.images, rtol=1e-5, atol=1e-6)
+
+
+def test_real_start_draws_of_the_own_class_again_and_again(key):
+  slots, feed = distil.make_slots(np.array([40, 0, 3])), small.feed()
+  images = pixels.real(small.env())(key, slots, feed)
+  drawn = np.asarray(augment.denormalize(images, small.SPEC.mean, small.SPEC.std))
+  for c, distinct in ((0, 7), (2, 1)):
+    mine = drawn[np.asarray(slots.labels) == c]
+    whole = feed.images[feed.labels == c]
+    both = {x.tobytes() for x in np.concatenate([whole, whole[:, :, ::-1]])}
+    assert {x.tobytes() for x in mine} <= both
+    unflipped = {x.tobytes() for x in mine} & {x.tobytes() for x in whole}
+    assert len(unflipped) <= distinct
+  assert len(np.unique(drawn[np.asarray(slots.labels) == 0], axis=0)) > 7  # some are mirrored
+
+
+def test_edc_of_the_released_code(key):
+  method = distil.make_method(
+    small.env(), "edc", num_steps=2, category="within_image", category_form="batch",
+    swap_tiles=True, flatness=0.0, init="noise",
+  )  # fmt: skip
+  assert method.needs == ("teachers", "statistics")
+  state = method.init(key, SLOTS, small.feed())
+  assert state.slow is None
+  assert state.running[0][0].classes is None
+  _, metrics = jax.jit(method.step)(jax.random.key(1), state, small.feed())
+  assert set(metrics) == {"loss", "cross_entropy", "statistics"}
+
+
+@pytest.mark.parametrize(
+  ("name", "kwargs", "message"),
+  [
+    ("edc", {"category": "all"}, "category is 'all'; expected one of pooled, within_image"),
+    ("edc", {"category_form": "all"}, "category_form is 'all'; expected one of by_class, batch"),
+    ("edc", {"flatness_kl": "all"}, "flatness_kl is 'all'; expected one of images_ema, ema_images"),
+    ("edc", {"alpha": 1.5}, "alpha is 1.5; expected a number from 0 to 1"),
+    ("edc", {"init": "rdet"}, "init is 'rdet'; expected one of"),
+    ("gvbsm", {"ema_init": "one"}, "ema_init is 'one'; expected one of zero, unbiased"),
+    ("gvbsm", {"conv_drop": -1.0}, "conv_drop is -1.0"),
+    ("cda", {"curriculum": "sine"}, "curriculum is 'sine'; expected one of cosine, linear, step"),
+    ("cda", {"milestone": 2.0}, "milestone is 2.0"),
+  ],
+)
+def test_bad_options_are_refused(name, kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    distil.make_method(small.env(), name, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["cda", "edc", "gvbsm"])
+def test_no_observer_is_refused(name):
+  with pytest.raises(LtddError, match=f"method '{name}' needs at least one observer"):
+    distil.make_method(small.env()._replace(observers=()), name)
+
+
+def test_statistics_of_each_observer_are_asked_for():
+  feed = small.feed(observers=2)._replace(statistics=(small.teacher_statistics(),))
+  with pytest.raises(LtddError, match="got 1 teachers' statistics for 2 observers"):
+    distil.check_feed("edc", edc(), SLOTS, feed, small.env(2))
