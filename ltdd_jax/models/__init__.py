@@ -13,14 +13,26 @@ import jax
 import jax.numpy as jnp
 
 from ltdd_jax import registry
+from ltdd_jax.models.alexnet import alexnet
 from ltdd_jax.models.convnet import convnet
+from ltdd_jax.models.efficientnet import efficientnet_b0
+from ltdd_jax.models.mobilenet import mobilenet_v2
 from ltdd_jax.models.resnet import resnet18, resnet34, resnet50
+from ltdd_jax.models.shufflenet import shufflenet_v2
+from ltdd_jax.models.vgg import vgg11
+from ltdd_jax.models.wrn import wide_resnet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+  "alexnet": alexnet,
   "convnet": convnet,
+  "efficientnet_b0": efficientnet_b0,
+  "mobilenet_v2": mobilenet_v2,
   "resnet18": resnet18,
   "resnet34": resnet34,
   "resnet50": resnet50,
+  "shufflenet_v2": shufflenet_v2,
+  "vgg11": vgg11,
+  "wide_resnet": wide_resnet,
 }
 
 

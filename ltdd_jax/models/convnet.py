@@ -27,24 +27,12 @@ class ConvNet(nn.Module):
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps images (b, h, w, c) to logits (b, k), float32."""
     for i in range(self.depth):
-      x = nn.Conv(
-        self.width,
-        (3, 3),
-        padding=self.stem_padding if i == 0 else 1,
-        kernel_init=layers.torch_kernel_init,
-        bias_init=layers.torch_bias_init(9 * x.shape[-1]),
-        name=f"conv{i}",
-      )(x)
+      padding = self.stem_padding if i == 0 else 1
+      x = layers.torch_conv(x, self.width, 3, padding=padding, name=f"conv{i}")
       x = nn.relu(layers.make_norm(self.norm, train, f"norm{i}")(x))
       x = nn.avg_pool(x, (2, 2), (2, 2))
     x = x.reshape(x.shape[0], -1)
-    x = nn.Dense(
-      self.num_classes,
-      kernel_init=layers.torch_kernel_init,
-      bias_init=layers.torch_bias_init(x.shape[-1]),
-      name="classifier",
-    )(x)
-    return x.astype(jnp.float32)
+    return layers.torch_dense(x, self.num_classes, name="classifier").astype(jnp.float32)
 
 
 def convnet(
@@ -70,7 +58,9 @@ def convnet(
   Raises:
     LtddError: the image is too small for the depth, or an argument is out of range.
   """
-  _check(depth, width, norm, stem_padding)
+  layers.check_least("convnet", 1, depth=depth, width=width)
+  layers.check_least("convnet", 0, stem_padding=stem_padding)
+  layers.check_choice("convnet", "norm", norm, layers.NORMS)
   side = min(image_shape[:2]) + 2 * (stem_padding - 1)
   if side < 2**depth:
     raise LtddError(
@@ -78,15 +68,3 @@ def convnet(
       f"at most depth={max(side, 1).bit_length() - 1} (or larger images)."
     )
   return ConvNet(num_classes, depth, width, norm, stem_padding)
-
-
-def _check(depth: int, width: int, norm: str, stem_padding: int) -> None:
-  for name, value, least in (
-    ("depth", depth, 1),
-    ("width", width, 1),
-    ("stem_padding", stem_padding, 0),
-  ):
-    if value < least:
-      raise LtddError(f"convnet: {name}={value}; expected {least} or more.")
-  if norm not in layers.NORMS:
-    raise LtddError(f"convnet: norm={norm!r}; expected one of {', '.join(layers.NORMS)}.")

@@ -1,13 +1,24 @@
-"""What the networks share: PyTorch's default initialisation, and normalisation by name."""
+"""What the networks share: initialisation, convolutions, norms by name, pooling, the classifier.
 
-from collections.abc import Callable
+Functions that take `x` make their layers inside the module that calls them. Convolutions pad by
+half their kernel on both sides, as PyTorch does; "SAME" would pad otherwise where the stride is 2.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax.types import LtddError
 
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which PyTorch gives convolutions and linear layers."""
+
+kaiming_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""N(0, 2 / (kernel^2 c_out)), He's in fan-out mode; depth-wise kernels count all channels too."""
 
 NORMS = ("instance", "batch", "none")
 
@@ -52,3 +63,128 @@ def make_norm(kind: str, train: bool, name: str) -> Callable[[jax.Array], jax.Ar
   if kind == "batch":
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
   return InstanceNorm(name=name) if kind == "instance" else lambda x: x
+
+
+def conv(
+  width: int,
+  kernel: int,
+  stride: int = 1,
+  *,
+  name: str,
+  groups: int = 1,
+  init: Callable[..., jax.Array] = kaiming_init,
+) -> nn.Conv:
+  """Makes a convolution without a bias; `groups` as many as channels makes it depth-wise."""
+  return nn.Conv(
+    width,
+    (kernel, kernel),
+    strides=stride,
+    padding=kernel // 2,
+    feature_group_count=groups,
+    use_bias=False,
+    kernel_init=init,
+    name=name,
+  )
+
+
+def conv_norm(
+  x: jax.Array,
+  width: int,
+  kernel: int,
+  stride: int = 1,
+  *,
+  name: str,
+  train: bool,
+  act: Callable[[jax.Array], jax.Array] | None = None,
+  **kwargs: Any,
+) -> jax.Array:
+  """Applies `{name}_conv`, the batch norm `{name}_norm` and an activation, if any."""
+  x = conv(width, kernel, stride, name=f"{name}_conv", **kwargs)(x)
+  x = make_norm("batch", train, f"{name}_norm")(x)
+  return x if act is None else act(x)
+
+
+def torch_conv(
+  x: jax.Array, width: int, kernel: int, stride: int = 1, *, padding: int, name: str
+) -> jax.Array:
+  """Applies a convolution as PyTorch makes one by default: with a bias, both uniform."""
+  return nn.Conv(
+    width,
+    (kernel, kernel),
+    strides=stride,
+    padding=padding,
+    kernel_init=torch_kernel_init,
+    bias_init=torch_bias_init(kernel**2 * x.shape[-1]),
+    name=name,
+  )(x)
+
+
+def torch_dense(x: jax.Array, width: int, *, name: str) -> jax.Array:
+  """Applies a linear layer with PyTorch's default initialisation."""
+  return nn.Dense(
+    width, kernel_init=torch_kernel_init, bias_init=torch_bias_init(x.shape[-1]), name=name
+  )(x)
+
+
+def normal_dense(x: jax.Array, width: int, *, name: str) -> jax.Array:
+  """Applies a linear layer with weights from N(0, 0.01^2) and a bias of zero."""
+  return nn.Dense(width, kernel_init=nn.initializers.normal(0.01), name=name)(x)
+
+
+def adaptive_avg_pool(x: jax.Array, side: int) -> jax.Array:
+  """Averages (b, h, w, c) to (b, side, side, c): cell i is rows floor(ih/s) to ceil((i+1)h/s) - 1.
+
+  PyTorch's AdaptiveAvgPool2d; the identity where h = w = side.
+  """
+  rows, columns = (jnp.asarray(_pooling(n, side)) for n in x.shape[1:3])
+  return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns)
+
+
+def _pooling(n: int, cells: int) -> np.ndarray:
+  """The weights (cells, n) of averages over `cells` windows of n entries."""
+  weights = np.zeros((cells, n), np.float32)
+  for i in range(cells):
+    first, last = i * n // cells, -(-(i + 1) * n // cells)
+    weights[i, first:last] = 1 / (last - first)
+  return weights
+
+
+def divisible(width: float, by: int = 8) -> int:
+  """Rounds a scaled width to a multiple of 8, but not by more than a tenth downwards (torchvision).
+
+  `divisible(12)` is 16 and `divisible(17.0)` is 16.
+  """
+  rounded = max(by, int(width + by / 2) // by * by)
+  return rounded + by if rounded < 0.9 * width else rounded
+
+
+# ---- checks of arguments ----
+
+
+def check_choice(model: str, key: str, value: Any, options: Collection[str]) -> None:
+  """Raises LtddError for a value that is not among the options."""
+  if value not in options:
+    raise LtddError(f"{model}: {key}={value!r}; expected one of {', '.join(options)}.")
+
+
+def check_least(model: str, least: float, **values: float) -> None:
+  """Raises LtddError for a number that is too small."""
+  for key, value in values.items():
+    if value < least:
+      raise LtddError(f"{model}: {key}={value}; expected {least} or more.")
+
+
+def check_positive(model: str, **values: float) -> None:
+  """Raises LtddError for a number that is not above zero."""
+  for key, value in values.items():
+    if value <= 0:
+      raise LtddError(f"{model}: {key}={value}; expected a number above 0.")
+
+
+def check_side(model: str, image_shape: Any, least: int) -> None:
+  """Raises LtddError for an image that the network would shrink to nothing."""
+  if min(image_shape[:2]) < least:
+    raise LtddError(
+      f"{model}: an image of shape {tuple(image_shape)} is shrunk to nothing; expected {least} "
+      "pixels or more on each side. Use larger images, or another network or layout."
+    )

@@ -1,10 +1,15 @@
-"""ResNet-18, -34 and -50 with batch normalisation, as torchvision defines them.
+"""ResNet-18, -34 and -50 as torchvision defines them, with batch or instance normalisation.
 
 The CIFAR stem (a 3x3 convolution, no max-pool) is the network that SRe2L, CDA and RDED use at 32
 and 64 pixels, the ImageNet stem torchvision's own. Bottlenecks stride in their 3x3 convolution.
-Initialisation: convolutions kaiming-normal in fan-out mode, except that the CIFAR stem keeps
-PyTorch's default (in those code bases it replaces the original after initialisation); linear layer
-PyTorch's default; batch norm one and zero, in the last layer of a branch too.
+Batch norm starts as one and zero, in the last layer of a branch too; the linear layer has PyTorch's
+default. The convolutions of the code bases differ in their initialisation, `init`:
+
+* "torchvision": kaiming-normal in fan-out mode, except that the CIFAR stem keeps PyTorch's default
+  (it replaces the original after initialisation): SRe2L, CDA, RDED;
+* "kaiming": kaiming-normal everywhere: the ResNet-18 of G-VBSM and EDC;
+* "default": PyTorch's default everywhere: with `norm="instance"` the ResNet-18 of DC, DM and MTT,
+  and the student that G-VBSM calls ResNet18 on CIFAR-100.
 """
 
 from collections.abc import Sequence
@@ -15,69 +20,63 @@ import jax
 import jax.numpy as jnp
 
 from ltdd_jax.models import layers
-from ltdd_jax.types import LtddError
 
 STEMS = ("cifar", "imagenet")
+INITS = ("torchvision", "kaiming", "default")
 
 
-def _conv(width: int, kernel: int, stride: int, name: str) -> nn.Conv:
-  return nn.Conv(
-    width,
-    (kernel, kernel),
-    strides=stride,
-    padding=kernel // 2,
-    use_bias=False,
-    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-    name=name,
-  )
+class _Block(nn.Module):
+  """What both kinds of blocks are made with."""
+
+  width: int
+  stride: int
+  norm: str = "batch"
+  init_name: str = "torchvision"
+
+  def conv(self, width: int, kernel: int, stride: int, name: str) -> nn.Conv:
+    init = layers.torch_kernel_init if self.init_name == "default" else layers.kaiming_init
+    return layers.conv(width, kernel, stride, name=name, init=init)
+
+  def shortcut(self, x: jax.Array, width: int, norm) -> jax.Array:
+    """Projects the input where its shape changes."""
+    if self.stride == 1 and x.shape[-1] == width:
+      return x
+    return norm("shortcut_norm")(self.conv(width, 1, self.stride, "shortcut_conv")(x))
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(_Block):
   """Two 3x3 convolutions and a shortcut."""
 
-  width: int
-  stride: int
-  expansion = 1
-
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    norm = partial(layers.make_norm, "batch", train)
-    y = nn.relu(norm("norm1")(_conv(self.width, 3, self.stride, "conv1")(x)))
-    y = norm("norm2")(_conv(self.width, 3, 1, "conv2")(y))
-    return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, norm))
+    norm = partial(layers.make_norm, self.norm, train)
+    y = nn.relu(norm("norm1")(self.conv(self.width, 3, self.stride, "conv1")(x)))
+    y = norm("norm2")(self.conv(self.width, 3, 1, "conv2")(y))
+    return nn.relu(y + self.shortcut(x, self.width, norm))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Block):
   """1x1, 3x3 and 1x1 convolutions, four times as wide at the end, and a shortcut."""
 
-  width: int
-  stride: int
-  expansion = 4
-
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    norm = partial(layers.make_norm, "batch", train)
-    y = nn.relu(norm("norm1")(_conv(self.width, 1, 1, "conv1")(x)))
-    y = nn.relu(norm("norm2")(_conv(self.width, 3, self.stride, "conv2")(y)))
-    y = norm("norm3")(_conv(self.width * self.expansion, 1, 1, "conv3")(y))
-    return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, norm))
-
-
-def _shortcut(x, width: int, stride: int, norm):
-  """Projects the input where its shape changes; called inside a block."""
-  if stride == 1 and x.shape[-1] == width:
-    return x
-  return norm("shortcut_norm")(_conv(width, 1, stride, "shortcut_conv")(x))
+    norm = partial(layers.make_norm, self.norm, train)
+    y = nn.relu(norm("norm1")(self.conv(self.width, 1, 1, "conv1")(x)))
+    y = nn.relu(norm("norm2")(self.conv(self.width, 3, self.stride, "conv2")(y)))
+    y = norm("norm3")(self.conv(4 * self.width, 1, 1, "conv3")(y))
+    return nn.relu(y + self.shortcut(x, 4 * self.width, norm))
 
 
 class ResNet(nn.Module):
   """See `resnet18`, `resnet34`, `resnet50`."""
 
   num_classes: int
-  block: type[nn.Module]
+  block: type[_Block]
   depths: tuple[int, ...]
   stem: str = "cifar"
   width: int = 64
+  norm: str = "batch"
+  init_name: str = "torchvision"
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -86,53 +85,87 @@ class ResNet(nn.Module):
     for i, depth in enumerate(self.depths):
       for j in range(depth):
         stride = 2 if i > 0 and j == 0 else 1
-        x = self.block(self.width * 2**i, stride, name=f"stage{i}_block{j}")(x, train=train)
-    x = x.mean((1, 2))
-    x = nn.Dense(
-      self.num_classes,
-      kernel_init=layers.torch_kernel_init,
-      bias_init=layers.torch_bias_init(x.shape[-1]),
-      name="classifier",
-    )(x)
+        name = f"stage{i}_block{j}"
+        block = self.block(self.width * 2**i, stride, self.norm, self.init_name, name=name)
+        x = block(x, train=train)
+    x = layers.torch_dense(x.mean((1, 2)), self.num_classes, name="classifier")
     return x.astype(jnp.float32)
 
   def _stem(self, x: jax.Array, train: bool) -> jax.Array:
-    if self.stem == "cifar":
-      init = layers.torch_kernel_init
-      conv = nn.Conv(self.width, (3, 3), padding=1, use_bias=False, kernel_init=init, name="conv")
-    else:
-      conv = _conv(self.width, 7, 2, "conv")
-    x = nn.relu(layers.make_norm("batch", train, "norm")(conv(x)))
-    if self.stem == "imagenet":
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-    return x
+    small = self.stem == "cifar"
+    plain = self.init_name == "default" or (small and self.init_name == "torchvision")
+    init = layers.torch_kernel_init if plain else layers.kaiming_init
+    kernel, stride = (3, 1) if small else (7, 2)
+    x = layers.conv(self.width, kernel, stride, name="conv", init=init)(x)
+    x = nn.relu(layers.make_norm(self.norm, train, "norm")(x))
+    return x if small else nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
-def _resnet(block, depths, num_classes: int, image_shape: Sequence[int], stem: str, width: int):
-  del image_shape  # every size will do: the last map is averaged
-  if stem not in STEMS:
-    raise LtddError(f"resnet: stem={stem!r}; expected one of {', '.join(STEMS)}.")
-  if width < 1:
-    raise LtddError(f"resnet: width={width}; expected 1 or more.")
-  return ResNet(num_classes, block, depths, stem, width)
+def _resnet(
+  block: type[_Block],
+  depths: tuple[int, ...],
+  num_classes: int,
+  stem: str,
+  width: int,
+  norm: str,
+  init: str,
+) -> ResNet:
+  layers.check_choice("resnet", "stem", stem, STEMS)
+  layers.check_choice("resnet", "norm", norm, layers.NORMS)
+  layers.check_choice("resnet", "init", init, INITS)
+  layers.check_least("resnet", 1, width=width)
+  return ResNet(num_classes, block, depths, stem, width, norm, init)
 
 
 def resnet18(
-  *, num_classes: int, image_shape: Sequence[int], stem: str = "cifar", width: int = 64
+  *,
+  num_classes: int,
+  image_shape: Sequence[int],
+  stem: str = "cifar",
+  width: int = 64,
+  norm: str = "batch",
+  init: str = "torchvision",
 ) -> ResNet:
-  """Makes a ResNet-18; `stem` is "cifar" or "imagenet", `width` the channels of the first stage."""
-  return _resnet(BasicBlock, (2, 2, 2, 2), num_classes, image_shape, stem, width)
+  """Makes a ResNet-18.
+
+  Args:
+    num_classes: k.
+    image_shape: (h, w, c); every size will do, since the last map is averaged.
+    stem: "cifar" or "imagenet".
+    width: channels of the first stage.
+    norm: "batch", "instance" or "none".
+    init: "torchvision", "kaiming" or "default", see the module.
+
+  Raises:
+    LtddError: an argument is out of range.
+  """
+  del image_shape
+  return _resnet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width, norm, init)
 
 
 def resnet34(
-  *, num_classes: int, image_shape: Sequence[int], stem: str = "cifar", width: int = 64
+  *,
+  num_classes: int,
+  image_shape: Sequence[int],
+  stem: str = "cifar",
+  width: int = 64,
+  norm: str = "batch",
+  init: str = "torchvision",
 ) -> ResNet:
   """Makes a ResNet-34; arguments as for `resnet18`."""
-  return _resnet(BasicBlock, (3, 4, 6, 3), num_classes, image_shape, stem, width)
+  del image_shape
+  return _resnet(BasicBlock, (3, 4, 6, 3), num_classes, stem, width, norm, init)
 
 
 def resnet50(
-  *, num_classes: int, image_shape: Sequence[int], stem: str = "cifar", width: int = 64
+  *,
+  num_classes: int,
+  image_shape: Sequence[int],
+  stem: str = "cifar",
+  width: int = 64,
+  norm: str = "batch",
+  init: str = "torchvision",
 ) -> ResNet:
   """Makes a ResNet-50; arguments as for `resnet18`."""
-  return _resnet(Bottleneck, (3, 4, 6, 3), num_classes, image_shape, stem, width)
+  del image_shape
+  return _resnet(Bottleneck, (3, 4, 6, 3), num_classes, stem, width, norm, init)

@@ -6,16 +6,16 @@ import pytest
 
 from ltdd_jax import models
 
-SHAPE = (16, 16, 3)
+SHAPE = (32, 32, 3)
 K = 7
 
 
-@pytest.fixture(params=sorted(models.MODELS))
+@pytest.fixture(params=sorted(models.MODELS), scope="module")
 def model(request):
   return models.make_model(request.param, num_classes=K, image_shape=SHAPE)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def variables(model):
   key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
   return jax.eval_shape(lambda k: models.init_variables(model, k, SHAPE), key)

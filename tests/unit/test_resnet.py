@@ -1,10 +1,11 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ltdd_jax import models
-from ltdd_jax.models import resnet
+from ltdd_jax.models import layers
 from ltdd_jax.types import LtddError
 
 
@@ -39,7 +40,7 @@ def test_size_of_the_last_map(stem, side, last):
 
 def test_strided_convolutions_pad_on_both_sides(key):
   """PyTorch pads by 1 above and below; SAME would pad below only when the stride is 2."""
-  conv = resnet._conv(1, 3, 2, "conv")
+  conv = layers.conv(1, 3, 2, name="conv")
   image = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
   kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
   out = conv.apply({"params": {"kernel": kernel}}, image)
@@ -57,9 +58,9 @@ def test_shortcut_projects_only_where_the_shape_changes():
 
 def test_initialisation():
   """Kaiming-normal in fan-out mode, but PyTorch's default for the CIFAR stem."""
-  stem = np.asarray(_draw(lambda k: resnet.layers.torch_kernel_init(k, (3, 3, 3, 64))))
+  stem = np.asarray(_draw(lambda k: layers.torch_kernel_init(k, (3, 3, 3, 64))))
   assert 0.95 * 27**-0.5 < np.abs(stem).max() <= 27**-0.5
-  conv = resnet._conv(64, 3, 1, "conv")
+  conv = layers.conv(64, 3, name="conv")
   kernel = np.asarray(_draw(lambda k: conv.kernel_init(k, (3, 3, 32, 64))))
   np.testing.assert_allclose(kernel.std(), (2 / (9 * 64)) ** 0.5, rtol=0.02)
   assert np.abs(kernel).max() > 3 * kernel.std(), "normal, not truncated"
@@ -70,10 +71,37 @@ def _draw(init):
 
 
 @pytest.mark.parametrize(
+  ("init", "stem", "rest"),
+  [("torchvision", "default", "kaiming"), ("kaiming",) * 3, ("default",) * 3],
+)
+def test_initialisation_by_name(init, stem, rest):
+  """Which initialiser each convolution is made with."""
+  names = {id(layers.torch_kernel_init): "default", id(layers.kaiming_init): "kaiming"}
+  found = []
+
+  def record(call, args, kwargs, context):
+    if isinstance(context.module, nn.Conv):
+      found.append(names[id(context.module.kernel_init)])
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(record):
+    abstract("resnet18", (8, 8, 3), width=3, init=init)
+  assert (found[0], set(found[1:])) == (stem, {rest})
+
+
+def test_instance_norm_keeps_the_count_and_has_no_batch_statistics():
+  _, variables = abstract("resnet18", (32, 32, 3), norm="instance", init="default")
+  assert models.count_params(variables["params"]) == 11_173_962
+  assert variables["batch_stats"] == {}
+
+
+@pytest.mark.parametrize(
   ("kwargs", "message"),
   [
     ({"stem": "cifar10"}, "stem='cifar10'"),
     ({"width": 0}, "width=0"),
+    ({"norm": "layer"}, "norm='layer'"),
+    ({"init": "he"}, "init='he'"),
     ({"stm": "cifar"}, "Did you mean 'stem'"),
   ],
 )
