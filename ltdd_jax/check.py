@@ -20,6 +20,7 @@ from ltdd_jax import (
   labels,
   losses,
   models,
+  recipes,
   student,
   teacher,
   train,
@@ -31,6 +32,7 @@ from ltdd_jax import (
   stages as stages_lib,
 )
 from ltdd_jax.data import augment, longtail, sources
+from ltdd_jax.recipes import changes
 from ltdd_jax.types import LtddError, Slots
 
 
@@ -119,8 +121,9 @@ def student_options(
   eval_batch_size: int = 500,
   parallel: str = "auto",
   hard_labels: bool = True,
+  recipe: str | None = None,
 ) -> None:
-  """Schema of `config.student`: see `student.train_students`."""
+  """Schema of `config.student`: see `student.train_students`, and `recipes` for `recipe`."""
 
 
 def report_options(*, groups: str = "thirds") -> None:
@@ -169,8 +172,11 @@ def check(config: Any) -> dict[str, Any]:
     for key in keys:
       if plain[group][key] < 1:
         raise LtddError(f"config.{group}.{key} is {plain[group][key]}; expected 1 or more")
-  if plain["relabel"]["online"] is False and not plain["calibrate"]["calibrators"]:
-    raise LtddError("config.calibrate.calibrators is empty; expected at least {'name': 'none'}")
+  if not plain["calibrate"]["calibrators"] and not plain["student"]["hard_labels"]:
+    raise LtddError(
+      "config.calibrate.calibrators is empty and config.student.hard_labels is False, so that no "
+      "student has labels; expected at least {'plain': {'name': 'none'}}"
+    )
   if stages_lib.HARD in plain["calibrate"]["calibrators"]:
     raise LtddError(
       f"config.calibrate.calibrators has a key {stages_lib.HARD!r}, which is the name of the "
@@ -192,6 +198,8 @@ def _check_labels(relabel: Mapping[str, Any], trained: Mapping[str, Any]) -> Non
   stored = encoding.from_config(relabel)
   student.check_hard_weight(trained["hard_weight"])
   train.check_averages(trained["ema"], trained["bn_updates"])
+  if trained["recipe"] is not None:
+    recipes.parse(trained["recipe"])
   kept = stored.top_k is not None and stored.rest == "kept"
   if kept and not relabel["online"] and trained["loss"]["name"] == "mse_ce":
     raise LtddError(
@@ -227,8 +235,8 @@ def check_with_data(ctx: stages_lib.Context) -> None:
   squeeze, trained = config["squeeze"], config["student"]
   teacher.build_models(spec, squeeze["models"])
   models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **trained["model"])
-  for group in (squeeze, trained):
-    train.make_tx(group["optimizer"], group["schedule"], 10)
+  for group, steps_per_epoch in ((squeeze, None), (trained, 1.0)):
+    train.make_tx(group["optimizer"], group["schedule"], 10, steps_per_epoch)
   losses.make_supervised_loss(class_counts=counts, **squeeze["loss"])
   _check_loss(losses.make_soft_loss(**trained["loss"]), spec.num_classes)
   for specs in (squeeze["augment"], config["statistics"]["augment"] or ()):
@@ -244,6 +252,7 @@ def check_with_data(ctx: stages_lib.Context) -> None:
     if source not in ctx.imported:
       _check_method(ctx, source)
   longtail.groups(counts, config["report"]["groups"])
+  changes.sentence_of(ctx.config, len(ctx.slots().labels), len(ctx.counts))
   sources.test_indices(ctx.source, config["data"]["num_test"])
 
 

@@ -11,6 +11,7 @@ from ltdd_jax import (
 )
 from ltdd_jax.context import Context
 from ltdd_jax.data import feed
+from ltdd_jax.recipes import changes
 
 
 def data(ctx: Context) -> str:
@@ -81,7 +82,8 @@ def student(ctx: Context, *, source: str) -> str:
   )
   size = min(config["batch_size"], n)
   steps = feed.num_steps(n, size, num_epochs=config["num_epochs"])
+  recipe = changes.sentence_of(ctx.config, len(ctx.slots().labels), spec.num_classes)
   return (
     f"{config['num_seeds']} x {config['model']['name']} ({parameters(ctx, model):,} parameters): "
-    f"{steps:,} steps of {size} images"
+    f"{steps:,} steps of {size} images{f'; recipe {recipe}' if recipe else ''}"
   )

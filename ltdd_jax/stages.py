@@ -269,6 +269,8 @@ def _recover_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str)
 
 
 def _relabel_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
+  if not config["calibrate"]["calibrators"]:  # hard labels alone
+    return []
   return [
     Stage(
       f"relabel/{source}",
@@ -304,7 +306,7 @@ def student_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
   return {
     k: v
     for k, v in config["student"].items()
-    if k != "hard_labels" and not (k in LATER and v == LATER[k])
+    if k not in ("hard_labels", "recipe") and not (k in LATER and v == LATER[k])
   }
 
 

@@ -179,7 +179,7 @@ def train_students(
     num_epochs: passes over the distilled set.
     batch_size: images in a step; no more than n are used.
     optimizer: {name, lr, **kwargs}.
-    schedule: {name, **kwargs}.
+    schedule: {name, **kwargs}; with `per_epoch` True it moves once an epoch.
     loss: {name, **kwargs} for `losses.make_soft_loss`; hard labels always use cross-entropy.
     hard_weight: share, in [0, 1), of the hard loss in the loss of soft labels, see `soft_loss`.
     views: keyword arguments of `labels.view_fn`.
@@ -207,7 +207,7 @@ def train_students(
   n = len(labels)
   num_steps = feed.num_steps(n, min(batch_size, n), num_epochs=num_epochs)
   network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
-  tx = train.make_tx(optimizer, schedule, num_steps)
+  tx = train.make_tx(optimizer, schedule, num_steps, n / min(batch_size, n))
   step = functools.partial(
     train.train_step,
     apply_fn=network.apply,

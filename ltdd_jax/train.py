@@ -19,11 +19,24 @@ BN_MOMENTUM = 0.9  # of every batch normalisation of `models`
 
 
 def make_tx(
-  optimizer: Mapping[str, Any], schedule: Mapping[str, Any], num_steps: int
+  optimizer: Mapping[str, Any],
+  schedule: Mapping[str, Any],
+  num_steps: int,
+  steps_per_epoch: float | None = None,
 ) -> optax.GradientTransformation:
-  """Makes an optimiser from its config {name, lr, **kwargs} and its schedule's {name, **kwargs}."""
-  optimizer = dict(optimizer)
+  """Makes an optimiser from its config {name, lr, **kwargs} and its schedule's {name, **kwargs}.
+
+  A schedule with `per_epoch` True moves once in `steps_per_epoch` steps, which may be a fraction.
+
+  Raises:
+    LtddError: an unknown name or argument, or `per_epoch` where epochs are not known.
+  """
+  optimizer, schedule = dict(optimizer), dict(schedule)
   lr = optimizer.pop("lr")
+  if schedule.pop("per_epoch", False):
+    if steps_per_epoch is None:
+      raise LtddError("a schedule has per_epoch=True; only config.student.schedule can have it")
+    schedule["steps_per_epoch"] = steps_per_epoch
   rate = schedules.make_schedule(num_steps=num_steps, lr=lr, **schedule)
   return schedules.make_optimizer(schedule=rate, **optimizer)
 

@@ -14,6 +14,7 @@ import numpy as np
 from ltdd_jax import artefacts, files, supervision
 from ltdd_jax import stages as stages_lib
 from ltdd_jax.data import longtail
+from ltdd_jax.recipes import changes
 from ltdd_jax.report import images, plots
 
 SCHEMA = 1
@@ -67,6 +68,7 @@ def collect(
       "sha256": data["split_sha256"],
     },
     "group_rule": rule,
+    "recipe": changes.sentence_of(ctx.config, len(ctx.slots().labels), len(ctx.counts)),
     "teachers": teacher_rows(ctx, groups),
     "rows": [
       student_row(ctx, source, regime, groups)
@@ -186,6 +188,7 @@ def render(results: Mapping[str, Any]) -> str:
     f"SHA-256 `{split['sha256'][:12]}`. Test: {_test_sentence(results['test_counts'])}. "
     "Accuracies in percent, of the last step unless called best; ± is the standard deviation over "
     "seeds.",
+    *([f"Students by recipe {results['recipe']}."] if results.get("recipe") else []),
     _group_sentence(results),
     students_table(results),
     "Teachers, trained on the long-tailed set (nothing is selected by these numbers):",

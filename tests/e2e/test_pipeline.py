@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import labelstore, manifest, pipeline
+from ltdd_jax import labelstore, manifest, pipeline, recipes
 from ltdd_jax.report import tables
 from ltdd_jax.types import LtddError
 
@@ -75,13 +75,20 @@ def test_bytes_stand_beside_accuracies(finished):
 def test_labels_in_few_bytes(tmp_path, capsys):
   """Levels of three classes: calibrated, learned from with a share of hard labels, damaged."""
   config = digits_lt.get_config("preset=smoke,method=random")
+  recipes.apply(config, "rd3")
   config.relabel.update(num_epochs=2, dtype="uint8", top_k=3)
-  config.student.update(num_seeds=1, hard_weight=0.25, hard_labels=False)
+  config.student.update(num_epochs=3, num_seeds=1, hard_weight=0.25, hard_labels=False)
   config.calibrate.max_epochs = 1
   config.calibrate.calibrators = {"plain": {"name": "none"}, "adsa": {"name": "adsa"}}
   pipeline.run(config, tmp_path, dry_run=True)
-  assert "as uint8 top-3 spread, 12 bytes a label, 504 bytes" in capsys.readouterr().out
-  rows = pipeline.run(config, tmp_path, show_progress=False)["rows"]
+  out = capsys.readouterr().out
+  recipe = "rd3@1, changed: hard_weight 0.0 -> 0.25, label_epochs 400 -> 2, num_epochs 400 -> 3"
+  assert "as uint8 top-3 spread, 12 bytes a label, 504 bytes" in out
+  assert recipe in out
+  results = pipeline.run(config, tmp_path, show_progress=False)
+  assert results["recipe"] == recipe
+  assert f"recipe {recipe}" in (tmp_path / "report" / "report.md").read_text()
+  rows = results["rows"]
   assert [(r["labels"], r["label_bytes"]) for r in rows] == [("plain", 504), ("adsa", 504)]
   assert rows[1]["tau"] > 0
   path = tmp_path / "relabel" / "random" / "labels.zarr" / "values" / "c.1.0.0"

@@ -20,7 +20,7 @@ RANK = {
   "loop": 5, "train": 5, "logit_files": 5,
   "teacher": 6, "distil": 6, "labels": 6, "student": 7, "context": 7,
   "statistics": 5, "collect": 7,
-  "seeds": 6,
+  "seeds": 6, "recipes": 7,
   "supervision": 8, "plan": 8, "stages": 9, "report": 10, "check": 10, "pipeline": 11,
   "analysis": 12,
 }  # fmt: skip

@@ -68,7 +68,6 @@ def test_a_change_reaches_what_depends_on_it_and_no_more(config):
     ("squeeze.num_epochs", 0, r"squeeze\.num_epochs is 0"),
     ("calibrate.fit_on", "test", "fit_on is 'test'"),
     ("calibrate.calibrators.hard", {"name": "none"}, "'hard'"),
-    ("calibrate.calibrators", {}, "calibrators is empty"),
     ("relabel.dtype", "int8", r"relabel\.dtype is 'int8'"),
     ("relabel.top_k", 0, r"relabel\.top_k is 0"),
     ("relabel.rest", "gone", r"relabel\.rest is 'gone'"),
