@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from ltdd_jax.data.crops import (
   crop_resize,
+  crop_shrink,
   flip_where,
   random_crop,
   random_flip,
@@ -38,6 +39,7 @@ __all__ = [
   "color_jitter",
   "compose",
   "crop_resize",
+  "crop_shrink",
   "cutmix",
   "cutmix_box",
   "denormalize",

@@ -150,6 +150,36 @@ def crop_resize(image: Float[Array, "h w c"], box: Box) -> Float[Array, "h w c"]
   return jnp.einsum("pj,ojc->opc", columns, image, precision="highest")
 
 
+def crop_shrink(
+  image: Float[Array, "h w c"], box: Box, size: tuple[int, int]
+) -> Float[Array, "a b c"]:
+  """Resizes a box of an image to any size, bilinear with anti-aliasing where that shrinks it.
+
+  As PyTorch's `antialias=True`, and Pillow: the hat is as wide as the step between outputs, or one
+  pixel if that is more, and is cut off at the edge of the box. Equals `crop_resize` where the box is
+  not larger than the output.
+  """
+  h, w, _ = image.shape
+  top, left, height, width = box
+  rows = _antialiased(top, height, h, size[0])
+  columns = _antialiased(left, width, w, size[1])
+  image = jnp.einsum("oi,iwc->owc", rows, image, precision="highest")
+  return jnp.einsum("pj,ojc->opc", columns, image, precision="highest")
+
+
+def _antialiased(
+  start: Int[Array, ""], length: Int[Array, ""], size: int, out: int
+) -> Float[Array, "out size"]:
+  """Row i holds the weights with which output i mixes the inputs; each row sums to 1."""
+  pixel = jnp.arange(size, dtype=jnp.float32)
+  step = length / out
+  centre = start + (jnp.arange(out, dtype=jnp.float32) + 0.5) * step - 0.5
+  hat = jnp.maximum(0, 1 - jnp.abs(centre[:, None] - pixel[None, :]) / jnp.maximum(step, 1))
+  inside = (pixel >= start) & (pixel < start + length)
+  weights = jnp.where(inside[None, :], hat, 0)
+  return weights / weights.sum(1, keepdims=True)
+
+
 def _box_weights(box: Box, h: int, w: int) -> tuple[Float[Array, "h h"], Float[Array, "w w"]]:
   top, left, height, width = box
   return _interpolation(top, height, h), _interpolation(left, width, w)
