@@ -155,9 +155,9 @@ def crop_shrink(
 ) -> Float[Array, "a b c"]:
   """Resizes a box of an image to any size, bilinear with anti-aliasing where that shrinks it.
 
-  As PyTorch's `antialias=True`, and Pillow: the hat is as wide as the step between outputs, or one
-  pixel if that is more, and is cut off at the edge of the box. Equals `crop_resize` where the box is
-  not larger than the output.
+  As PyTorch's `antialias=True`, and Pillow: the half width of the hat is the step between outputs,
+  or one pixel if that is more, and the hat is cut off at the edge of the box. Equals `crop_resize`
+  where the box is not larger than the output.
   """
   h, w, _ = image.shape
   top, left, height, width = box

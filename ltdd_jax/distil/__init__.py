@@ -7,6 +7,7 @@ from ltdd_jax.distil.base import Env, Feed, Method, Observer, check_feed, make_s
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
 from ltdd_jax.distil.decoupled import cda, sre2l
 from ltdd_jax.distil.generalised import edc, gvbsm
+from ltdd_jax.distil.rded import rded
 from ltdd_jax.types import LtddError
 
 __all__ = [
@@ -29,6 +30,7 @@ METHODS: dict[str, Callable[..., Method]] = {
   "k_center": k_center,
   "kmeans": kmeans,
   "random": random,
+  "rded": rded,
   "sre2l": sre2l,
 }
 

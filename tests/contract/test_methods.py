@@ -15,6 +15,7 @@ from tests import small
 KWARGS = {
   **{name: {"num_steps": 3} for name in ("cda", "edc", "gvbsm", "sre2l")},
   "kmeans": {"num_iterations": 2},
+  "rded": {"factor": 2, "num_crops": 2, "pool": 6},
 }
 WITHOUT_KEY = {"herding", "k_center"}  # the images are the same for every key
 SLOTS = distil.make_slots(np.array([2, 1, 2]))

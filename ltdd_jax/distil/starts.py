@@ -1,0 +1,126 @@
+"""Real images to start an optimisation from, after EDC.
+
+  start = make_start(env, "real")                                # raw training images
+  start = make_start(env, {"name": "rded", "factor": 2})         # mosaics
+  images = start.draw(key, slots, feed)                          # (n, h, w, c), normalised
+
+Each slot draws an image of its class, uniformly and with replacement, and mirrors it with
+probability one half; several slots may start from one image. A method that starts so puts
+`start.needs` among its needs, has `real_images=True` and `notes=start.notes`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ltdd_jax import config
+from ltdd_jax.data import augment
+from ltdd_jax.distil import patches
+from ltdd_jax.distil.base import Env, Feed, Notes
+from ltdd_jax.types import LtddError, Slots
+
+
+class Start(NamedTuple):
+  """How slots get their first images."""
+
+  draw: Callable[[jax.Array, Slots, Feed], jax.Array]  # -> (n, h, w, c) float32, normalised
+  needs: tuple[str, ...]  # fields of `Feed`
+  notes: Notes  # for `Method.notes`
+
+
+def real(env: Env, /) -> Start:
+  """Raw training images, as EDC on CIFAR and Tiny-ImageNet (scripts, and the paper's tables)."""
+
+  def draw(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
+    row_key, flip_key = jax.random.split(key)
+    labels = jnp.asarray(feed.labels)
+    rows = _rows(row_key, labels, jnp.asarray(slots.labels), env.num_classes)
+    images = augment.normalize(jnp.asarray(feed.images)[rows], env.mean, env.std)
+    return augment.random_flip(flip_key, images)
+
+  return Start(draw, ("images", "labels"), _with_replacement)
+
+
+def rded(
+  env: Env,
+  /,
+  *,
+  images_per_class: int = 50,
+  factor: int = 1,
+  num_crops: int = 5,
+  pool: int = 300,
+  chunk_size: int = 500,
+) -> Start:
+  """Images of an RDED set of `images_per_class` a class, as EDC on ImageNet (factor 2).
+
+  Only the mosaics that are drawn are made. In what we differ: EDC draws from one set on disk; here
+  each batch of images that is optimised together draws from a set of its own key.
+
+  Args:
+    env: with one observer or more.
+    images_per_class: images of the set to draw from.
+    factor: see `rded.rded`, as are the others.
+    num_crops: candidate patches of each image.
+    pool: images of each class that are looked at.
+    chunk_size: patches in one forward pass.
+  """
+  recipe = patches.Recipe(factor, num_crops, pool, "strided", chunk_size)
+  patches.check_recipe("rded", env, recipe)
+  if images_per_class < 1:
+    raise LtddError(f"start 'rded': images_per_class is {images_per_class}; expected 1 or more")
+  notes = patches.make_notes("rded", recipe)
+
+  def draw(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
+    set_key, number_key, flip_key = jax.random.split(key, 3)
+    labels = jnp.asarray(slots.labels, jnp.int32)
+    number = jax.random.randint(number_key, labels.shape, 0, images_per_class)
+    totals = jnp.full(labels.shape, images_per_class)
+    images = patches.mosaics(set_key, env, recipe, feed, labels, number, totals)
+    return augment.random_flip(flip_key, images)
+
+  def of_set(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
+    return notes(have, np.where(want > 0, images_per_class, 0))
+
+  return Start(draw, ("teachers", "images", "labels"), of_set)
+
+
+STARTS: dict[str, Callable[..., Start]] = {"real": real, "rded": rded}
+
+
+def make_start(env: Env, spec: str | Mapping[str, Any]) -> Start:
+  """Makes a start of a name, or of a mapping with `name` and keyword arguments.
+
+  Raises:
+    LtddError: an unknown name or argument, or one out of range.
+  """
+  kwargs = {"name": spec} if isinstance(spec, str) else dict(spec)
+  name = kwargs.pop("name", None)
+  if name not in STARTS:
+    raise LtddError(
+      f"unknown start {name!r}. {config.suggest(str(name), STARTS)} "
+      f"Known starts: {', '.join(STARTS)}."
+    )
+  config.bind(f"start {name!r}", STARTS[name], kwargs)
+  return STARTS[name](env, **kwargs)
+
+
+def _rows(
+  key: jax.Array, labels: Int[Array, " N"], wanted: Int[Array, " n"], k: int
+) -> Int[Array, " n"]:
+  """Draws a row of the training set for each wanted class, uniformly, with replacement."""
+  by_class = jnp.argsort(labels, stable=True)
+  counts = jnp.bincount(labels, length=k)
+  start = jnp.cumsum(counts) - counts
+  number = jax.random.randint(key, wanted.shape, 0, jnp.maximum(counts[wanted], 1))
+  return by_class[jnp.minimum(start[wanted] + number, len(labels) - 1)]
+
+
+def _with_replacement(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
+  return tuple(
+    f"class {c}: {want[c]} slots start from {have[c]} training images, drawn with replacement"
+    for c in np.flatnonzero(have < want)
+  )

@@ -1,0 +1,81 @@
+"""RDED against loops in float64. Random draws (order of images, boxes) are read from the pool."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltdd_jax import distil
+from ltdd_jax.data import augment, crops
+from ltdd_jax.distil import passes, patches
+from tests import small
+from tests.reference import rded_ref as ref
+
+BOXES = [(0, 0, 8, 8), (1, 1, 5, 7), (3, 0, 4, 4), (2, 2, 3, 3), (7, 7, 1, 1)]
+
+
+@pytest.mark.parametrize("side", [8, 4, 2, 1])
+def test_crop_shrink(side):
+  image = np.random.RandomState(0).rand(8, 8, 3).astype(np.float32)
+  shrink = jax.jit(lambda box: augment.crop_shrink(jnp.asarray(image), box, (side, side)))
+  for box in BOXES:
+    got = shrink(tuple(jnp.int32(v) for v in box))
+    np.testing.assert_allclose(got, ref.shrunk_crop(image, box, side), atol=1e-5)
+
+
+def test_crop_shrink_equals_pillow_and_crop_resize():
+  image = np.random.RandomState(1).rand(8, 8, 1).astype(np.float32)
+  for box in BOXES:
+    top, left, height, width = box
+    traced = tuple(jnp.int32(v) for v in box)
+    cut = Image.fromarray(image[top : top + height, left : left + width, 0])
+    theirs = np.asarray(cut.resize((4, 4), Image.Resampling.BILINEAR))
+    mine = augment.crop_shrink(jnp.asarray(image), traced, (4, 4))[..., 0]
+    np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    same = augment.crop_shrink(jnp.asarray(image), traced, (8, 8))
+    np.testing.assert_allclose(same, crops.crop_resize(jnp.asarray(image), traced), atol=1e-5)
+
+
+WANT = np.array([2, 1, 3])  # images: 7, 3 and 1
+SEED = 3
+CROPS, POOL = 3, 4
+
+
+def logits(canvases):
+  x = jnp.asarray(np.stack(canvases), jnp.float32)
+  return np.asarray(passes.mean_logits(small.env(), (small.teacher().variables,), x))
+
+
+@functools.cache
+def best_patches(factor):
+  """Patches of each class in the order of use, from the draws that the key stands for."""
+  recipe = patches.Recipe(factor, CROPS, POOL, "strided", 7)
+  feed, env, side = small.feed(), small.env(), small.SIDE // factor
+  order_key, crop_key = jax.random.split(jax.random.key(SEED))
+  pool = patches.draw_pool(order_key, crop_key, jnp.asarray(feed.labels), small.K)
+  draw = jax.jit(lambda c, e: patches.draw_box(crop_key, recipe, env, c, e))
+  x = (feed.images / 255 - np.array(small.SPEC.mean)) / np.array(small.SPEC.std)
+  out = []
+  for c in range(small.K):
+    rows = [int(r) for r in np.asarray(pool.by_class) if feed.labels[r] == c]
+    image_of = [rows[e // CROPS % len(rows)] for e in range(CROPS * POOL)]
+    cut = [ref.shrunk_crop(x[r], draw(c, e), side) for e, r in enumerate(image_of)]
+    z = logits([ref.padded(p, small.SIDE) for p in cut])
+    scores = [ref.cross_entropy(row, c) for row in z]
+    out.append([cut[e] for e in ref.best_first(scores, image_of)])
+  return out
+
+
+@pytest.mark.parametrize(("factor", "arrangement"), [(2, "strided"), (2, "consecutive")])
+def test_rded(factor, arrangement):
+  """Classes with more images than the pool, and with fewer images than patches (1 for 12)."""
+  kwargs = {"factor": factor, "num_crops": CROPS, "pool": POOL, "arrangement": arrangement}
+  slots = distil.make_slots(WANT)
+  method = distil.make_method(small.env(), "rded", **kwargs, chunk_size=7)
+  synth = jax.jit(method.init)(jax.random.key(SEED), slots, small.feed())
+  for image, c, r in zip(synth.images, slots.labels, slots.rank, strict=True):
+    expected = ref.mosaic(best_patches(factor)[c], r, WANT[c], factor, arrangement)
+    np.testing.assert_allclose(image, expected, atol=2e-5)
