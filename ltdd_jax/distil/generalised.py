@@ -5,7 +5,7 @@ observers take turns, one a step, counted on from batch to batch of images; runn
 statistics, one set for each observer, go on too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +13,12 @@ import jax
 from ltdd_jax import losses
 from ltdd_jax import statistics as statistics_lib
 from ltdd_jax.data import augment as augment_lib
-from ltdd_jax.distil import matching, pixels, terms
+from ltdd_jax.distil import matching, pixels, starts, terms
 from ltdd_jax.distil.base import Env, Feed, Method
 from ltdd_jax.models import taps
 from ltdd_jax.types import LtddError
 
 Augments = Sequence[Mapping[str, Any]]
-STARTS: dict[str, Callable[[Env], pixels.Start]] = {"noise": pixels.noise, "real": pixels.real}
 
 
 def gvbsm(
@@ -36,7 +35,7 @@ def gvbsm(
   ema_init: str = "zero",
   conv_drop: float = 0.4,
   tile: int = 4,
-  init: str = "noise",
+  init: str | Mapping[str, Any] = "noise",
   augment: Augments = (
     {"name": "random_crop", "padding": 4, "shared": True},
     {"name": "random_flip", "shared": True},
@@ -70,7 +69,7 @@ def gvbsm(
     ema_init: "zero" or "unbiased".
     conv_drop: chance that a convolution is left out of a step.
     tile: side of a tile, as config.statistics.tile.
-    init: "noise" or "real".
+    init: "noise", "real" or "rded", or {"name": "rded", "factor": 2, ...}: see `starts`.
     augment: specs for `data.augment.compose`; each should be `shared`.
 
   Raises:
@@ -101,7 +100,7 @@ def edc(
   ema_init: str = "zero",
   conv_drop: float = 0.0,
   tile: int = 4,
-  init: str = "real",
+  init: str | Mapping[str, Any] = "real",
   augment: Augments = (
     {"name": "random_resized_crop", "scale": (0.08, 1.0), "shared": True},
     {"name": "random_flip", "shared": True},
@@ -114,7 +113,8 @@ def edc(
   R is `matching.match` with soft category-aware matching of weight 1 - alpha, FR `terms.flatness`.
   The loop is that of `pixels.pixel_method`, from real images. The defaults are the paper's for
   CIFAR-10, where a batch is all images. CIFAR-100 and Tiny-ImageNet: 2,000 steps, crops of 0.5 to
-  1, batches of 100; ImageNet: the same with r_stats 0.1, tile 16, batches of 80, `init` of RDED.
+  1, batches of 100; ImageNet: the same with r_stats 0.1, tile 16, batches of 80, and
+  `init={"name": "rded", "factor": 2}`.
   Order of slots: class-major.
 
   Where the released code differs from the paper, and the switch that has it:
@@ -149,7 +149,7 @@ def edc(
     ema_init: "zero" or "unbiased".
     conv_drop: chance that a convolution is left out of a step.
     tile: side of a tile, as config.statistics.tile.
-    init: "real" or "noise".
+    init: "real", "rded" or "noise", or {"name": "rded", "factor": 2, ...}: see `starts`.
     augment: specs for `data.augment.compose`; each should be `shared`.
 
   Raises:
@@ -191,15 +191,14 @@ def _in_turn(
   num_steps: int,
   lr: float,
   r_stats: float,
-  init: str,
+  init: str | Mapping[str, Any],
   augment: Augments,
 ) -> Method:
   """The loop of both."""
   matching.check_rule(name, rule)
   if not env.observers:
     raise LtddError(f"method {name!r} needs at least one observer; config.squeeze.models is empty")
-  if init not in STARTS:
-    raise LtddError(f"method {name!r}: init is {init!r}; expected one of {', '.join(STARTS)}")
+  start = starts.make_start(env, init, name)
   augment_fn = augment_lib.compose(augment)
 
   def objective(
@@ -225,16 +224,16 @@ def _in_turn(
     running = (*state.running[:turn], mine, *state.running[turn + 1 :])
     return loss, ({"loss": loss, **metrics}, running)
 
-  copies = init == "real"
   return pixels.pixel_method(
     env,
-    STARTS[init](env),
+    start.draw,
     objective,
     num_steps=num_steps,
     lr=lr,
-    needs=("teachers", "statistics", *(("images", "labels") if copies else ())),
+    needs=tuple(dict.fromkeys(("teachers", "statistics", *start.needs))),
     turns=len(env.observers),
-    real_images=copies,
+    real_images="images" in start.needs,
+    notes=start.notes,
     running=lambda feed: tuple(matching.start(rule, s) for s in feed.statistics),
     slow_decay=extras.flatness_decay if extras.flatness else None,
   )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from ltdd_jax.data import augment
-from ltdd_jax.distil.base import Env, Feed, Method
+from ltdd_jax.distil.base import Env, Feed, Method, Notes, repeats
 from ltdd_jax.types import Leaf, Slots, SynthSet
 
 Metrics = dict[str, jax.Array]
@@ -50,6 +50,7 @@ def pixel_method(
   needs: tuple[str, ...] = ("teachers",),
   turns: int = 1,
   real_images: bool = False,
+  notes: Notes = repeats,
   running: Callable[[Feed], Any] | None = None,
   slow_decay: float | None = None,
 ) -> Method:
@@ -64,6 +65,7 @@ def pixel_method(
     needs: as `Method.needs`, and likewise the next two.
     turns: programs that take turns; the objective is told which it is.
     real_images: whether the start copies training images.
+    notes: what `check_feed` then says of classes with few of them.
     running: makes the running statistics that the objective starts with.
     slow_decay: decay of a running mean of the images, `state.slow`, or None for none. It is moved
       after the objective is computed and before the images are.
@@ -106,6 +108,7 @@ def pixel_method(
     real_images=real_images,
     turns=turns,
     carry=carry if running else None,
+    notes=notes,
   )
 
 

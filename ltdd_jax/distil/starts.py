@@ -1,12 +1,11 @@
-"""Real images to start an optimisation from, after EDC.
+"""What an optimisation of pixels starts from: noise, or real images, after EDC.
 
   start = make_start(env, "real")                                # raw training images
   start = make_start(env, {"name": "rded", "factor": 2})         # mosaics
   images = start.draw(key, slots, feed)                          # (n, h, w, c), normalised
 
-Each slot draws an image of its class, uniformly and with replacement, and mirrors it with
-probability one half; several slots may start from one image. A method that starts so puts
-`start.needs` among its needs, has `real_images=True` and `notes=start.notes`.
+From real images each slot draws one of its class, uniformly and with replacement, and mirrors it
+with probability one half; several slots may start from one image.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,34 +14,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from ltdd_jax import config
 from ltdd_jax.data import augment
-from ltdd_jax.distil import patches
-from ltdd_jax.distil.base import Env, Feed, Notes
+from ltdd_jax.distil import patches, pixels
+from ltdd_jax.distil.base import Env, Feed, Notes, repeats
 from ltdd_jax.types import LtddError, Slots
 
 
 class Start(NamedTuple):
   """How slots get their first images."""
 
-  draw: Callable[[jax.Array, Slots, Feed], jax.Array]  # -> (n, h, w, c) float32, normalised
-  needs: tuple[str, ...]  # fields of `Feed`
-  notes: Notes  # for `Method.notes`
+  draw: pixels.Start
+  needs: tuple[str, ...] = ()  # fields of `Feed`; with "images" classes with slots need one
+  notes: Notes = repeats  # for `Method.notes`
+
+
+def noise(env: Env, /) -> Start:
+  """N(0, 1) for each value of a normalised image."""
+  return Start(pixels.noise(env))
 
 
 def real(env: Env, /) -> Start:
   """Raw training images, as EDC on CIFAR and Tiny-ImageNet (scripts, and the paper's tables)."""
-
-  def draw(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
-    row_key, flip_key = jax.random.split(key)
-    labels = jnp.asarray(feed.labels)
-    rows = _rows(row_key, labels, jnp.asarray(slots.labels), env.num_classes)
-    images = augment.normalize(jnp.asarray(feed.images)[rows], env.mean, env.std)
-    return augment.random_flip(flip_key, images)
-
-  return Start(draw, ("images", "labels"), _with_replacement)
+  return Start(pixels.real(env), ("images", "labels"), _with_replacement)
 
 
 def rded(
@@ -88,11 +83,16 @@ def rded(
   return Start(draw, ("teachers", "images", "labels"), of_set)
 
 
-STARTS: dict[str, Callable[..., Start]] = {"real": real, "rded": rded}
+STARTS: dict[str, Callable[..., Start]] = {"noise": noise, "real": real, "rded": rded}
 
 
-def make_start(env: Env, spec: str | Mapping[str, Any]) -> Start:
+def make_start(env: Env, spec: str | Mapping[str, Any], method: str = "start") -> Start:
   """Makes a start of a name, or of a mapping with `name` and keyword arguments.
+
+  Args:
+    env: static facts.
+    spec: the method's argument `init`.
+    method: its name, for messages.
 
   Raises:
     LtddError: an unknown name or argument, or one out of range.
@@ -101,22 +101,11 @@ def make_start(env: Env, spec: str | Mapping[str, Any]) -> Start:
   name = kwargs.pop("name", None)
   if name not in STARTS:
     raise LtddError(
-      f"unknown start {name!r}. {config.suggest(str(name), STARTS)} "
-      f"Known starts: {', '.join(STARTS)}."
+      f"method {method!r}: init is {spec!r}; expected one of {', '.join(STARTS)}, or a mapping "
+      f"with one of these as its 'name' and more arguments. {config.suggest(str(name), STARTS)}"
     )
-  config.bind(f"start {name!r}", STARTS[name], kwargs)
+  config.bind(f"method {method!r}: init {name!r}", STARTS[name], kwargs)
   return STARTS[name](env, **kwargs)
-
-
-def _rows(
-  key: jax.Array, labels: Int[Array, " N"], wanted: Int[Array, " n"], k: int
-) -> Int[Array, " n"]:
-  """Draws a row of the training set for each wanted class, uniformly, with replacement."""
-  by_class = jnp.argsort(labels, stable=True)
-  counts = jnp.bincount(labels, length=k)
-  start = jnp.cumsum(counts) - counts
-  number = jax.random.randint(key, wanted.shape, 0, jnp.maximum(counts[wanted], 1))
-  return by_class[jnp.minimum(start[wanted] + number, len(labels) - 1)]
 
 
 def _with_replacement(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from ltdd_jax import distil
-from ltdd_jax.data import augment
 from ltdd_jax.distil import starts
 from ltdd_jax.types import LtddError
 from tests import small
@@ -13,19 +12,14 @@ from tests import small
 SLOTS = distil.make_slots(np.array([40, 20, 2]))
 
 
-def test_real_draws_images_of_the_class_with_replacement_and_mirrors_half(key):
-  feed, start = small.feed(), starts.make_start(small.env(), "real")
-  images = jax.jit(start.draw)(key, SLOTS, feed)
-  pixels = np.asarray(augment.denormalize(images, small.SPEC.mean, small.SPEC.std))
-  mirrored = []
-  for x, c in zip(pixels, SLOTS.labels, strict=True):
-    mine = feed.images[feed.labels == c]
-    plain, flipped = ((mine == v).all((1, 2, 3)) for v in (x, x[:, ::-1]))
-    assert plain.any() or flipped.any()
-    mirrored.append(flipped.any())
-  assert 20 < sum(mirrored) < 42  # 4 standard deviations around 31 of 62
-  assert len(np.unique(pixels[SLOTS.labels == 0], axis=0)) > 10  # of 14 views of 7 images
-  assert start.needs == ("images", "labels")
+def test_edc_starts_from_mosaics(key):
+  init = {"name": "rded", "images_per_class": 2, "factor": 2, "pool": 6}
+  method = distil.make_method(small.env(), "edc", num_steps=2, init=init)
+  assert method.needs == ("teachers", "statistics", "images", "labels")
+  state = jax.eval_shape(method.init, key, SLOTS, small.feed())
+  assert state.images.shape == (62, 8, 8, 1)
+  notes = distil.check_feed("edc", method, SLOTS, small.feed(), small.env())
+  assert "class 2: 8 patches of 1 training images; up to 8 of each" in notes
 
 
 def test_rded_draws_mosaics_of_the_set(key):
@@ -51,7 +45,7 @@ def test_notes_are_those_of_the_start():
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ("raw", "unknown start 'raw'"),
+    ("raw", "init is 'raw'; expected one of noise, real, rded"),
     ({"name": "red"}, "Did you mean 'rded'"),
     ({"name": "rded", "factor": 3}, "factor is 3"),
     ({"name": "rded", "images_per_class": 0}, "images_per_class is 0"),
