@@ -17,6 +17,7 @@ from ltdd_jax import (
   calibrate,
   distil,
   encoding,
+  ensemble,
   labels,
   losses,
   models,
@@ -69,8 +70,12 @@ def recover_options(
   slots_per_class: Sequence[int] | None = None,
   batch_size: int = 100,
   order: str = "interleaved",
+  observers: Sequence[str] | None = None,
 ) -> None:
-  """Schema of `config.recover`: see `distil.recover.recover` and `distil.make_slots`."""
+  """Schema of `config.recover`: see `distil.recover.recover` and `distil.make_slots`.
+
+  `observers`: keys of `config.squeeze.models` in the order of their turns; None for all, sorted.
+  """
 
 
 def relabel_options(
@@ -82,8 +87,13 @@ def relabel_options(
   rest: str = "spread",
   batch_size: int = 500,
   online: bool = False,
+  labelers: Sequence[str] | None = None,
+  aggregate: str = "mean",
 ) -> None:
-  """Schema of `config.relabel`: see `labels.relabel`."""
+  """Schema of `config.relabel`: see `labels.relabel`.
+
+  `labelers`: keys of `config.squeeze.models`; None for all.
+  """
 
 
 def calibrate_options(
@@ -163,6 +173,9 @@ def check(config: Any) -> dict[str, Any]:
   }
   _check_choice("calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
   _check_choice("student.parallel", plain["student"]["parallel"], ("auto", "vmap", "loop"))
+  ensemble.observers(plain)
+  ensemble.labelers(plain)
+  ensemble.aggregate_fn(plain["relabel"]["aggregate"])
   _check_labels(plain["relabel"], plain["student"])
   if plain["seed"] < 0:
     raise LtddError(f"config.seed is {plain['seed']}; expected 0 or more")

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from ltdd_jax import artefacts, distil, imported, teacher
+from ltdd_jax import artefacts, distil, ensemble, imported, teacher
 from ltdd_jax import statistics as statistics_lib
 from ltdd_jax.data import longtail, sources
 from ltdd_jax.types import ArrayData, LtddError, Teacher
@@ -80,10 +81,21 @@ class Context:
 
   @functools.cached_property
   def teachers(self) -> tuple[Teacher, ...]:
+    """All teachers, in the order of their keys."""
+    return self._load(sorted(self.networks))
+
+  @functools.cached_property
+  def observers(self) -> tuple[Teacher, ...]:
+    """The teachers that `env` has the static halves of."""
+    return self._load(ensemble.observers(self.config))
+
+  @functools.cached_property
+  def labelers(self) -> tuple[Teacher, ...]:
+    return self._load(ensemble.labelers(self.config))
+
+  def _load(self, keys: Sequence[str]) -> tuple[Teacher, ...]:
     artefact = self.workdir.load("squeeze")
-    return tuple(
-      Teacher(key, self.networks[key], artefact.tree(key)) for key in sorted(self.networks)
-    )
+    return tuple(Teacher(key, self.networks[key], artefact.tree(key)) for key in keys)
 
   def variable_shapes(self, model: Any) -> Any:
     """Shapes of the variables of a network for the images of this run."""
@@ -112,7 +124,8 @@ class Context:
 
   def env(self) -> distil.Env:
     spec = self.source.spec
-    observers = tuple(distil.Observer(k, self.networks[k]) for k in sorted(self.networks))
+    keys = ensemble.observers(self.config)
+    observers = tuple(distil.Observer(key, self.networks[key]) for key in keys)
     return distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, observers)
 
   def method(self, source: str) -> distil.Method:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import encoding as encoding_lib
-from ltdd_jax import labelstore, loop, rng
+from ltdd_jax import ensemble, labelstore, loop, rng
 from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.data import augment
 from ltdd_jax.data import rand_augment as rand_augment_lib
@@ -142,10 +142,15 @@ def _pixels(images: jax.Array, rows: jax.Array) -> jax.Array:
   return images[rows].astype(jnp.float32) / 255.0
 
 
-def labeler_logits(models: Sequence[Any], variables: Sequence[Any], images: jax.Array) -> jax.Array:
-  """Mean over teachers of their logits (b, k), in eval mode: average first, then calibrate."""
+def labeler_logits(
+  models: Sequence[Any], variables: Sequence[Any], images: jax.Array, aggregate: str = "mean"
+) -> jax.Array:
+  """One label (b, k) of the teachers' logits, in eval mode: aggregate first, then calibrate.
+
+  `aggregate` is a key of `ensemble.AGGREGATES`.
+  """
   logits = [m.apply(v, images, train=False) for m, v in zip(models, variables, strict=True)]
-  return jnp.mean(jnp.stack(logits), axis=0)
+  return ensemble.aggregate_fn(aggregate)(jnp.stack(logits))
 
 
 class Labelled(NamedTuple):
@@ -182,6 +187,7 @@ def relabel(
   top_k: int | None = None,
   rest: str = "spread",
   batch_size: int = 500,
+  aggregate: str = "mean",
   class_names: Sequence[str] | None = None,
   folder: str | os.PathLike[str] | None = None,
   seed: int = 0,
@@ -195,7 +201,7 @@ def relabel(
     name: of the image source.
     images: (n,h,w,c) uint8.
     labels: (n,) int32.
-    teachers: those that label; a soft label is the mean of their logits.
+    teachers: those that label.
     spec: facts of the data set.
     num_epochs: label epochs, the labels of each image; a student of more epochs goes round again.
     views: keyword arguments of `view_fn`.
@@ -203,6 +209,7 @@ def relabel(
     top_k: classes kept of each label, or None for all.
     rest: "spread" or "kept": what becomes of the mass of the others.
     batch_size: views in one pass.
+    aggregate: "mean" or "norm_equalised": how the logits of the teachers become one label.
     class_names: the class map, number to name; None for that of `spec`.
     folder: of the store; None for one in the session's scratch, or if there is none, for one that
       is removed together with the result.
@@ -228,6 +235,8 @@ def relabel(
     "images": _digest((images, labels)),
     "teachers": _digest(variables),
   }
+  if aggregate != "mean":
+    facts["aggregate"] = aggregate
   store = _make_store(
     folder, session, (num_epochs, len(labels), spec.num_classes), encoding, names, facts
   )
@@ -235,11 +244,13 @@ def relabel(
     {"images": images, "labels": labels, "variables": variables}, mesh_lib.replicated(session.mesh)
   )
   consts["key"] = view_key(seed, name)
-  networks = tuple(t.model for t in teachers)
-  _label_epochs(
-    f"relabel/{name}", store, networks, consts, view_fn(spec, **views), batch_size, session
+  label_fn = functools.partial(
+    labeler_logits, tuple(t.model for t in teachers), aggregate=aggregate
   )
-  clean = _clean_logits(consts, networks, spec, min(batch_size, len(labels)))
+  _label_epochs(
+    f"relabel/{name}", store, label_fn, consts, view_fn(spec, **views), batch_size, session
+  )
+  clean = _clean_logits(consts, label_fn, spec, min(batch_size, len(labels)))
   return Labelled(store, clean)
 
 
@@ -281,7 +292,7 @@ def _make_store(
 def _label_epochs(
   name: str,
   store: labelstore.LabelStore,
-  networks: tuple[Any, ...],
+  label_fn: Callable[[Any, jax.Array], jax.Array],
   consts: dict[str, Any],
   views_of: ViewFn,
   batch_size: int,
@@ -302,7 +313,7 @@ def _label_epochs(
     flat = (start + jnp.arange(size, dtype=jnp.int32)) % total  # the last batch wraps round
     batch = views_of(consts["key"], consts["images"], consts["labels"], flat % n, first + flat // n)
     shown = mesh_lib.split_batch(session.mesh, batch.images)
-    logits = labeler_logits(networks, consts["variables"], shown)
+    logits = label_fn(consts["variables"], shown)
     encoded = encoding.encode(logits)
     state = {key: state[key].at[flat].set(encoded[key]) for key in state}
     largest = jnp.maximum(encoding_lib.largest(encoded), jnp.max(jnp.abs(logits)))
@@ -340,14 +351,17 @@ def _label_epochs(
 
 
 def _clean_logits(
-  consts: dict[str, Any], networks: tuple[Any, ...], spec: DatasetSpec, size: int
+  consts: dict[str, Any],
+  label_fn: Callable[[Any, jax.Array], jax.Array],
+  spec: DatasetSpec,
+  size: int,
 ) -> np.ndarray:
   """Logits of the plain images, in batches of one size."""
 
   @jax.jit
   def label(consts, rows):
     pixels = augment.normalize_pixels(_pixels(consts["images"], rows), spec.mean, spec.std)
-    return labeler_logits(networks, consts["variables"], pixels)
+    return label_fn(consts["variables"], pixels)
 
   n = len(consts["labels"])
   parts = [

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ltdd_jax import encoding, labelstore, models
+from ltdd_jax import encoding, ensemble, labelstore, models
 from ltdd_jax import (
   statistics as statistics_lib,
 )
@@ -52,10 +52,11 @@ def recover(ctx: Context, *, source: str) -> str:
     return ctx.imported[source].about
   n, method = len(ctx.slots().labels), ctx.method(source)
   size = min(n, ctx.config["recover"]["batch_size"]) if method.num_steps else n
-  shape = ctx.source.spec.image_shape
+  shape, names = ctx.source.spec.image_shape, ensemble.observers(ctx.config)
   return (
     f"{n:,} images {'x'.join(map(str, shape))} uint8, {n * int(np.prod(shape)):,} bytes; "
     f"{-(-n // size)} batches of {size}, {method.num_steps:,} steps each"
+    + (f", observers {', '.join(names)}" if len(ctx.networks) > 1 else "")
   )
 
 
@@ -66,7 +67,9 @@ def relabel(ctx: Context, *, source: str) -> str:
   size = labelstore.disk_bytes(shape, stored)
   where = "students label on line; stored for calibration: " if config["online"] else ""
   each = stored.row_bytes(shape[-1])
-  return f"{where}logits {shape} as {stored}, {each:,} bytes a label, {size:,} bytes"
+  names = ensemble.labelers(ctx.config)
+  of = f" of {config['aggregate']}({', '.join(names)})" if len(ctx.networks) > 1 else ""
+  return f"{where}logits {shape}{of} as {stored}, {each:,} bytes a label, {size:,} bytes"
 
 
 def calibrate(ctx: Context, *, calibrator: Mapping[str, Any]) -> str:

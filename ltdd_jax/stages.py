@@ -98,15 +98,14 @@ def _squeeze(ctx: Context, session: loop.Session) -> Product:
 
 
 def _statistics(ctx: Context, session: loop.Session) -> Product:
-  teachers = {t.name: t for t in ctx.teachers}
-  names = [o.name for o in ctx.env().observers]
+  names = [t.name for t in ctx.observers]
   config = dict(ctx.config["statistics"])
   if config["augment"] is None:
     config["augment"] = ctx.config["squeeze"]["augment"]
   found = collect.collect(
     ctx.train_data,
     ctx.source.spec,
-    [teachers[name] for name in names],
+    ctx.observers,
     **config,
     seed=ctx.config["seed"],
     session=session,
@@ -123,7 +122,7 @@ def _recover(ctx: Context, session: loop.Session, *, source: str) -> Product:
     return Product(there.arrays, extra={"notes": list(there.notes)})
   method = ctx.method(source)
   fed = distil.Feed(
-    teachers=tuple(t.variables for t in ctx.teachers) if "teachers" in method.needs else None,
+    teachers=tuple(t.variables for t in ctx.observers) if "teachers" in method.needs else None,
     images=ctx.train_data.images if "images" in method.needs else None,
     labels=ctx.train_data.labels if "labels" in method.needs else None,
     statistics=ctx.statistics if "statistics" in method.needs else None,
@@ -144,13 +143,12 @@ def _recover(ctx: Context, session: loop.Session, *, source: str) -> Product:
 
 def _relabel(ctx: Context, session: loop.Session, *, source: str) -> Product:
   images, targets = ctx.images(source)
-  config = dict(ctx.config["relabel"])
-  config.pop("online")
+  config = {k: v for k, v in ctx.config["relabel"].items() if k not in ("online", "labelers")}
   labelled = labels.relabel(
     source,
     images,
     targets,
-    ctx.teachers,
+    ctx.labelers,
     ctx.source.spec,
     **config,
     class_names=ctx.source.class_names,
@@ -239,17 +237,34 @@ def make_stages(
   return stages
 
 
+LATER: dict[str, dict[str, Any]] = {
+  "recover": {"observers": None},
+  "relabel": {"labelers": None, "aggregate": "mean"},
+  "student": {"ema": None, "bn_updates": 1},
+}
+"""Arguments that came later: at these values fingerprints are what they were."""
+
+
+def _settings(config: Mapping[str, Any], group: str) -> dict[str, Any]:
+  """A group without the later arguments that have their defaults."""
+  later = LATER.get(group, {})
+  return {k: v for k, v in config[group].items() if not (k in later and v == later[k])}
+
+
 def _needs_statistics(method: Mapping[str, Any]) -> bool:
   return method["name"] in distil.NEEDS_STATISTICS
 
 
 def _statistics_stage(config: Mapping[str, Any], seed: dict[str, Any]) -> Stage:
+  part = _settings(config, "recover")
   group = seed | {"statistics": config["statistics"]}
+  if "observers" in part:
+    group["observers"] = part["observers"]
   return Stage("statistics", group, ("data", "squeeze"), _statistics, plan.statistics)
 
 
 def _recover_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
-  part = dict(config["recover"])
+  part = _settings(config, "recover")
   part["method"] = part.pop("methods")[source]
   group, inputs = seed | {"recover": part}, ("data", "squeeze")
   if imported.is_imported(part["method"]):  # seed, slots and teachers have no part in it
@@ -274,7 +289,7 @@ def _relabel_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str)
   return [
     Stage(
       f"relabel/{source}",
-      seed | {"relabel": config["relabel"]},
+      seed | {"relabel": _settings(config, "relabel")},
       ("squeeze", f"recover/{source}"),
       functools.partial(_relabel, source=source),
       functools.partial(plan.relabel, source=source),
@@ -297,17 +312,10 @@ def _calibrate_stages(config: Mapping[str, Any], seed: dict[str, Any], source: s
   ]
 
 
-LATER: dict[str, Any] = {"ema": None, "bn_updates": 1}
-"""Arguments of students that came later: at these values fingerprints are what they were."""
-
-
 def student_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
   """What students depend on: names that only say where numbers come from are left out."""
-  return {
-    k: v
-    for k, v in config["student"].items()
-    if k not in ("hard_labels", "recipe") and not (k in LATER and v == LATER[k])
-  }
+  left_out = ("hard_labels", "recipe")
+  return {k: v for k, v in _settings(config, "student").items() if k not in left_out}
 
 
 def _student_stages(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:

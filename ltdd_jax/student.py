@@ -43,6 +43,7 @@ class Supervision(NamedTuple):
   logits: Leaf = None  # (e, n, k), or a dict of arrays (e, n, numbers) that `decode` reads
   decode: Callable[[Any], jax.Array] | None = None  # encoded rows -> float32 logits (b, k)
   teachers: tuple[Teacher, ...] = ()
+  aggregate: str = "mean"  # of the teachers' logits
   calibrator: calibrate.Calibrator | None = None
   params: Any = None
   log_prior: Leaf = None  # (k,)
@@ -129,7 +130,9 @@ def make_batch(
     logits = supervision.decode(rows) if supervision.decode else rows.astype(jnp.float32)
   elif supervision.kind == "online":
     networks = tuple(t.model for t in supervision.teachers)
-    logits = labels_lib.labeler_logits(networks, consts["variables"], views.images)
+    logits = labels_lib.labeler_logits(
+      networks, consts["variables"], views.images, supervision.aggregate
+    )
   else:
     logits = None
   if logits is not None and supervision.calibrator is not None:

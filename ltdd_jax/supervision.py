@@ -40,7 +40,9 @@ def of_regime(ctx: Context, source: str, regime: str) -> student.Supervision:
     "log_prior": longtail.log_prior(ctx.counts),
   }
   if ctx.config["relabel"]["online"]:
-    return student.Supervision("online", teachers=ctx.teachers, **common)
+    return student.Supervision(
+      "online", teachers=ctx.labelers, aggregate=ctx.config["relabel"]["aggregate"], **common
+    )
   return student.stored(open_store(ctx, source), **common)
 
 

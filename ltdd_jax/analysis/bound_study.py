@@ -132,9 +132,10 @@ def make_reference(ctx: stages.Context, dims: int) -> Reference:
 
 def teacher_logits(ctx: stages.Context) -> Callable[[np.ndarray], np.ndarray]:
   """The labeler of a run as a function of normalised images (n, h, w, c), giving (n, k)."""
-  networks = tuple(t.model for t in ctx.teachers)
-  variables = tuple(t.variables for t in ctx.teachers)
-  return _in_batches(lambda x: labels.labeler_logits(networks, variables, x))
+  networks = tuple(t.model for t in ctx.labelers)
+  variables = tuple(t.variables for t in ctx.labelers)
+  aggregate = ctx.config["relabel"]["aggregate"]
+  return _in_batches(lambda x: labels.labeler_logits(networks, variables, x, aggregate))
 
 
 def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:

@@ -92,7 +92,8 @@ def test_smoke_runs(name, small_source, tmp_path):
 
 
 def test_folder_with_everything_unequal(tmp_path):
-  """Real files, unequal classes, two teachers, labels on line, slots by hand, a class untested."""
+  """Real files, unequal classes, three teachers of which one observes and two label on line, slots
+  by hand, a class untested."""
   rng = np.random.RandomState(0)
   for split, counts in (("train", (120, 30, 1)), ("test", (4, 2, 0))):
     for name, count in zip(("ant", "bee", "cow"), counts, strict=True):
@@ -105,7 +106,11 @@ def test_folder_with_everything_unequal(tmp_path):
     f"path={tmp_path / 'images'},size=16,preset=smoke"
   )
   config.data.num_test = None
-  config.squeeze.models.second = dict(config.squeeze.models.teacher)
+  for key in ("second", "third"):
+    config.squeeze.models[key] = dict(config.squeeze.models.teacher)
+  config.recover.observers = ("second",)
+  config.relabel.labelers = ("third", "teacher")
+  config.relabel.aggregate = "norm_equalised"
   config.recover.slots_per_class = (3, 2, 2)
   config.relabel.online = True
   config.report.groups = "counts(100,20)"
@@ -113,7 +118,7 @@ def test_folder_with_everything_unequal(tmp_path):
   assert results["split"]["counts"] == [120, 30, 1]
   assert results["split"]["rule"] == "as_is"
   assert results["test_counts"] == [4, 2, 0]
-  assert len(results["teachers"]) == 2
+  assert len(results["teachers"]) == 3
   for row in results["rows"]:
     assert row["images_per_class"] == [3, 2, 2]
     assert row["per_class"][2] is None

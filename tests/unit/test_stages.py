@@ -56,9 +56,20 @@ def test_a_change_reaches_what_depends_on_it_and_no_more(config):
     assert "student/sre2l/hard" not in soft
   for key, value in (("ema", 0.99), ("bn_updates", 2)):
     assert "student/sre2l/hard" in changed(config, f"student.{key}", value)
+  assert changed(config, "recover.observers", ("teacher",)) >= {"recover/sre2l", "relabel/sre2l"}
+  for key, value in (("labelers", ("teacher",)), ("aggregate", "norm_equalised")):
+    assert "student/sre2l/plain" in changed(config, f"relabel.{key}", value)
+    assert "recover/sre2l" not in changed(config, f"relabel.{key}", value)
   labels = {name.split("/")[0] for name in changed(config, "relabel.top_k", 5)}
   assert labels == {"relabel", "calibrate", "student"}
   assert len(changed(config, "seed", 7)) == len(stages.make_stages(config)) - 1  # all but data
+
+
+def test_later_arguments_leave_fingerprints_alone(config):
+  for group, later in stages.LATER.items():
+    parts = [s.config[group] for s in stages.make_stages(config) if group in s.config]
+    assert parts
+    assert not [key for part in parts for key in later if key in part]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +82,9 @@ def test_a_change_reaches_what_depends_on_it_and_no_more(config):
     ("relabel.dtype", "int8", r"relabel\.dtype is 'int8'"),
     ("relabel.top_k", 0, r"relabel\.top_k is 0"),
     ("relabel.rest", "gone", r"relabel\.rest is 'gone'"),
+    ("relabel.labelers", ("techer",), r"relabel\.labelers has 'techer'.*Did you mean 'teacher'"),
+    ("relabel.aggregate", "max", r"relabel\.aggregate is 'max'; expected one of 'mean', 'norm_e"),
+    ("recover.observers", (), r"recover\.observers is empty; expected .*squeeze\.models"),
     ("student.hard_weight", 1.5, r"student\.hard_weight is 1\.5"),
     ("student.parallel", "pmap", r"student\.parallel is 'pmap'"),
     ("squeeze.augment", ({"name": "cutmix"},), "mixes images"),
