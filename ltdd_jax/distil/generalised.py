@@ -35,6 +35,7 @@ def gvbsm(
   ema_init: str = "zero",
   conv_drop: float = 0.4,
   tile: int = 4,
+  target_batch: int | None = None,
   init: str | Mapping[str, Any] = "noise",
   augment: Augments = (
     {"name": "random_crop", "padding": 4, "shared": True},
@@ -52,10 +53,11 @@ def gvbsm(
   conv_drop 0, tile 16, random resized crops instead of the padded ones, batches of 80.
 
   Where the paper and the released code differ or the code is odd: the running means start at zero
-  and are not corrected for it (`ema_init="zero"`, as released; "unbiased" corrects). In what we
-  differ: targets are exact moments of the training set (see `statistics.pooled`); the passes of the
-  released code that only log do not move running means; statistics are those of the whole batch,
-  never of a part of it on one of several devices.
+  and are not corrected for it (`ema_init="zero"`, as released; "unbiased" corrects). Targets are
+  moments of the training set; the released code has the mean of batches' moments
+  (`target_batch=64`). In what we differ: the passes of the released code that only log do not move
+  running means; statistics are those of the whole batch, never of a part of it on one of several
+  devices.
 
   Args:
     env: static facts, with at least one observer.
@@ -69,13 +71,15 @@ def gvbsm(
     ema_init: "zero" or "unbiased".
     conv_drop: chance that a convolution is left out of a step.
     tile: side of a tile, as config.statistics.tile.
+    target_batch: images in the batches whose mean variance is the target, 64 in the released code
+      (256 on ImageNet); None is the variance of all.
     init: "noise", "real" or "rded", or {"name": "rded", "factor": 2, ...}: see `starts`.
     augment: specs for `data.augment.compose`; each should be `shared`.
 
   Raises:
     LtddError: no observer, or an option that is none.
   """
-  rule = matching.Rule(tile, first_multiplier, ema, ema_init, conv_drop)
+  rule = matching.Rule(tile, first_multiplier, ema, ema_init, conv_drop, batch=target_batch)
   extras = _Extras(densify=densify, densify_temperature=densify_temperature)
   return _in_turn("gvbsm", env, rule, extras, num_steps, lr, r_stats, init, augment)
 
@@ -100,6 +104,7 @@ def edc(
   ema_init: str = "zero",
   conv_drop: float = 0.0,
   tile: int = 4,
+  target_batch: int | None = None,
   init: str | Mapping[str, Any] = "real",
   augment: Augments = (
     {"name": "random_resized_crop", "scale": (0.08, 1.0), "shared": True},
@@ -125,6 +130,7 @@ def edc(
   * the classes' tile means and variances change places: `swap_tiles=True`;
   * flatness is off in all scripts: `flatness=0.0`; its code has KL(ema || images):
     `flatness_kl="ema_images"`;
+  * targets are the mean of batches' moments: `target_batch=64`;
   * running means start at zero without correction, of which the paper does not speak:
     `ema_init="zero"` is the default all the same, "unbiased" corrects. 75 steps of 8 observers are
     9 a piece, after which the zero start still weighs 13 %.
@@ -149,6 +155,8 @@ def edc(
     ema_init: "zero" or "unbiased".
     conv_drop: chance that a convolution is left out of a step.
     tile: side of a tile, as config.statistics.tile.
+    target_batch: images in the batches whose mean variance is the target, 64 in the released code
+      (256 on ImageNet); None is the variance of all.
     init: "real", "rded" or "noise", or {"name": "rded", "factor": 2, ...}: see `starts`.
     augment: specs for `data.augment.compose`; each should be `shared`.
 
@@ -161,7 +169,16 @@ def edc(
       f"{', '.join(terms.KL_DIRECTIONS)}"
     )
   rule = matching.Rule(
-    tile, first_multiplier, ema, ema_init, conv_drop, alpha, category_form, category, swap_tiles
+    tile=tile,
+    first=first_multiplier,
+    momentum=ema,
+    ema_start=ema_init,
+    drop=conv_drop,
+    alpha=alpha,
+    form=category_form,
+    class_var=category,
+    swap_tiles=swap_tiles,
+    batch=target_batch,
   )
   extras = _Extras(
     flatness=flatness,

@@ -38,6 +38,7 @@ class Rule(NamedTuple):
   form: str = "by_class"  # of the classes' part; or "batch"
   class_var: str = "pooled"  # of the classes' targets; or "within_image"
   swap_tiles: bool = False  # whether the classes' tile means and variances change places
+  batch: int | None = None  # targets are mean moments of batches of so many images; None: of all
 
   @property
   def groups(self) -> bool:
@@ -160,7 +161,7 @@ def _match_layer(
 ) -> tuple[jax.Array, LayerRunning]:
   whole = jax.tree.map(lambda x: x[None], statistics_lib.pooled(mine, found))
   shown, batch = follow(rule, running.batch, whole, kept[None])
-  target = jax.tree.map(lambda x: x[None], _overall(theirs, counts, variables))
+  target = jax.tree.map(lambda x: x[None], _overall(rule, theirs, counts, variables))
   distance = rule.alpha * distances(target, shown).sum()
   if rule.alpha == 1:
     return distance, LayerRunning(batch, None)
@@ -211,10 +212,10 @@ def distances(target: Target, stats: Target) -> Float[Array, "g"]:
   return sum(terms.safe_norm(t - s) for t, s in parts if s is not None)
 
 
-def _overall(layer: LayerStatistics, counts: jax.Array, variables: Any) -> Target:
+def _overall(rule: Rule, layer: LayerStatistics, counts: jax.Array, variables: Any) -> Target:
   """Targets of the training set: (c,) and (p,)."""
   if layer.kind == "conv":
-    return statistics_lib.pooled(layer, counts)
+    return statistics_lib.pooled(layer, counts, batch=rule.batch)
   moments = variables["batch_stats"]
   for name in layer.path.split("/"):
     moments = moments[name]

@@ -50,7 +50,7 @@ RULES = {
   "edc": Rule(Q, alpha=0.5),
   "within": Rule(Q, alpha=0.3, class_var="within_image", first=3.0, momentum=0.5),
   "released": Rule(Q, alpha=0.5, form="batch", class_var="within_image", swap_tiles=True),
-  "batch": Rule(Q, alpha=0.25, form="batch"),
+  "batch": Rule(Q, alpha=0.25, form="batch", batch=1),
 }
 
 
@@ -85,7 +85,12 @@ def expected(rule, seeds):
       ref.running_mean([p[j] for p in parts], rule.momentum, rule.ema_start == "unbiased")
       for j in range(len(parts[0]))
     ]
-    target = ref.batch_statistics(real_maps, kind, Q) if kind == "conv" else list(MOMENTS.values())
+    target = list(MOMENTS.values())
+    if kind == "conv":
+      target = ref.batch_statistics(real_maps, kind, Q)
+    if kind == "conv" and rule.batch:  # of one image: the variance within it
+      each = [ref.batch_statistics([x], kind, Q) for x in real_maps]
+      target[1::2] = [sum(e[i] for e in each) / len(each) for i in (1, 3)]
     part = rule.alpha * ref.distance(target, mean_of(shown))
     each = ref.class_statistics(real_maps, REAL_LABELS, kind, Q, rule.class_var)
     if rule.swap_tiles and kind == "conv":
