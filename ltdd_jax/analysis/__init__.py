@@ -12,11 +12,15 @@ import pathlib
 from typing import Any
 
 from ltdd_jax import config as config_lib
-from ltdd_jax.analysis import bound_study, perturbation_study
+from ltdd_jax.analysis import bound_study, networks_study, perturbation_study
 from ltdd_jax.analysis.runs import Runner
 from ltdd_jax.types import LtddError
 
-STUDIES = {"perturbation": perturbation_study, "bound": bound_study}
+STUDIES = {
+  "perturbation": perturbation_study,
+  "bound": bound_study,
+  "networks": networks_study,
+}
 
 
 def run(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from configs import bound as bound_config
+from configs import networks as networks_config
 from configs import perturbation as perturbation_config
 from ltdd_jax import analysis, labelstore, manifest
 from ltdd_jax import labels as labels_lib
@@ -67,3 +68,32 @@ def test_bound(tmp_path):
   assert [r["images"] for r in results["marginal"]] == ["random", "random"]
   assert all(np.isfinite(r["knn_views"]["value"]) for r in results["marginal"])
   assert (tmp_path / "report" / "bound.png").exists()
+
+
+def test_networks(tmp_path):
+  """Hard labels alone, on the same images; the table has a column for each network."""
+  config = small(
+    networks_config.get_config("dataset=digits,preset=smoke,method=random,recipe=hard")
+  )
+  config.calibrate.calibrators, config.student.hard_labels = {}, True
+  net = {"name": "convnet", "depth": 1, "width": 4}
+  config.study.networks = {"plain": net | {"norm": "none"}, "normed": net | {"norm": "instance"}}
+  results = analysis.run(config, tmp_path, show_progress=False)
+  (row,) = results["rows"]
+  assert (row["images"], row["labels"], [*row["networks"]]) == (
+    "random",
+    "hard",
+    ["normed", "plain"],
+  )
+  assert (
+    results["networks"]["normed"]["parameters"] == 8 + results["networks"]["plain"]["parameters"]
+  )
+  assert results["networks"]["plain"]["recipe"].startswith("hard@1, changed: num_epochs 400 -> 2")
+  for name in ("plain", "normed"):
+    assert not (tmp_path / name / "relabel").exists()
+  images = [
+    manifest.open_artefact(tmp_path / n / "recover" / "random") for n in ("plain", "normed")
+  ]
+  np.testing.assert_array_equal(*(a.arrays["images"] for a in images))
+  text = (tmp_path / "report" / "report.md").read_text()
+  assert "| images | labels | normed | plain |" in text

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from configs import bound as bound_config
+from configs import networks as networks_config
 from configs import perturbation as perturbation_config
 from ltdd_jax import analysis, check, stages
 from ltdd_jax.analysis import (
   bound_report,
   bound_study,
+  networks_study,
   perturbation_report,
   perturbation_study,
   runs,
@@ -95,6 +97,26 @@ def test_plain_labels_are_added_and_keep_their_name():
   assert runs.plain_name(config) == "none"
   assert set(runs.with_plain(config)["calibrate"]["calibrators"]) == {"none", "adsa"}
   assert runs.plain_only(config)["calibrate"]["calibrators"] == {"none": {"name": "none"}}
+
+
+@pytest.mark.parametrize("arg", ["", "dataset=digits,preset=smoke"])
+def test_every_run_of_the_networks_can_be_made(arg, real_size_source):
+  config, study = plain_config(arg, networks_config)
+  for model in study["networks"].values():
+    part = networks_study.with_network(config, model)
+    check.check_with_data(stages.Context(check.check(part)))
+    assert part["student"]["model"] == model
+
+
+def test_networks_get_what_the_recipe_gives_them_and_keep_changes(real_size_source):
+  config, study = plain_config("recipe=rded_kl", networks_config)
+  student = lambda model: networks_study.with_network(config, model)["student"]
+  lrs = lambda: [student(m)["optimizer"]["lr"] for m in study["networks"].values()]
+  assert lrs() == [1e-4, 1e-3, 2.5e-3, 1e-3, 5e-4]  # in alphabetical order
+  config["student"]["optimizer"]["lr"] = 3e-3
+  assert lrs() == [3e-3] * 5
+  with pytest.raises(LtddError, match="networks=vgg16: 'vgg16' is not in convnet3, "):
+    networks_config.get_config("networks=vgg16")
 
 
 def test_overrides_reach_every_run():

@@ -1,0 +1,51 @@
+"""Students of several networks on the same images and labels: do they serve other architectures?
+
+  python -m launch.main --config configs/networks.py:dataset=cifar10,ipc=10 --workdir runs/networks
+
+Images and labels are made once, by the networks of `configs/<dataset>_lt.py`; students of each
+network are trained by one recipe (docs/recipes.md), the neutral one if none is given. Written:
+`report/report.md`, rows = images x labels, columns = networks, and `report/networks.json`. Every
+value can be changed on the command line, for all networks at once. Nothing was measured yet.
+
+Arguments: dataset (cifar10, cifar100, digits), networks (names of `NETWORKS` with + between them;
+digits take those of one size only), recipe (rd3), method, imbalance (100), ipc (10), seed (0),
+preset (full, cpu, smoke), calibrators (few, all, priors).
+"""
+
+import importlib
+
+from configs import base
+from ltdd_jax import recipes
+from ltdd_jax.types import LtddError
+
+NETWORKS = {
+  "convnet3": {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"},
+  "resnet18": {"name": "resnet18", "stem": "cifar"},
+  "vgg11": {"name": "vgg11"},
+  "alexnet": {"name": "alexnet"},
+  "mobilenet_v2": {"name": "mobilenet_v2"},
+}
+DATASETS = ("cifar10", "cifar100", "digits")
+
+
+def get_config(arg: str | None = None):
+  """See the module's docstring."""
+  args = base.arguments(
+    arg, dataset="cifar10", networks="", recipe="rd3", method="sre2l", imbalance=100.0, ipc=10,
+    seed=0, preset="full",
+  )  # fmt: skip
+  if args.dataset not in DATASETS:
+    raise LtddError(f"dataset={args.dataset}: expected one of {', '.join(DATASETS)}")
+  small = "convnet3+resnet18" if args.dataset == "digits" else "+".join(NETWORKS)
+  names = (args.networks or small).split("+")
+  if unknown := [name for name in names if name not in NETWORKS]:
+    raise LtddError(f"networks={args.networks}: {unknown[0]!r} is not in {', '.join(NETWORKS)}")
+  config = importlib.import_module(f"configs.{args.dataset}_lt").get_config(
+    f"method={args.method},imbalance={args.imbalance},ipc={args.ipc},seed={args.seed},"
+    f"preset={args.preset},calibrators={args.calibrators}"
+  )
+  recipes.apply(config, args.recipe)
+  if args.preset == "smoke":
+    base.smoke(config)
+  config.study = {"name": "networks", "networks": {name: NETWORKS[name] for name in names}}
+  return config
