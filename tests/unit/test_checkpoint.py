@@ -37,18 +37,20 @@ def assert_same(a, b):
     np.testing.assert_array_equal(x, y)
 
 
-def train_state(seed=0.0):
+def train_state(seed=0.0, ema=False):
   params = {"conv": {"kernel": jnp.full((3, 2), 1.5 + seed), "none": {}}}
   tx = optax.chain(optax.clip(1.0), optax.adamw(optax.cosine_decay_schedule(0.1, 10)))
   return TrainState(
-    step=jnp.asarray(3, jnp.int32), params=params, batch_stats={}, opt_state=tx.init(params)
-  )
+    step=jnp.asarray(3, jnp.int32), params=params, batch_stats={}, opt_state=tx.init(params),
+    ema=jax.tree.map(lambda x: 2 * x, params) if ema else None,
+  )  # fmt: skip
 
 
-def test_a_train_state_survives(progress):
-  state = train_state()
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_train_state_survives(progress, ema):
+  state = train_state(ema=ema)
   progress.save(3, state)
-  step, back = progress.restore(train_state(seed=7.0))
+  step, back = progress.restore(train_state(seed=7.0, ema=ema))
   assert step == 3
   assert_same(back, state)
 

@@ -3,12 +3,15 @@
 import hashlib
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from configs import cifar10_lt, digits_lt
-from ltdd_jax import check, recipes, stages
+from ltdd_jax import check, labels, losses, recipes, stages, train
 from ltdd_jax.recipes import changes
 from ltdd_jax.types import LtddError
+from tests import small
 
 R18, CONV3 = {"name": "resnet18"}, {"name": "convnet", "depth": 3}
 MODELS = (R18, CONV3, *({"name": name} for name in ("vgg11", "alexnet", "mobilenet_v2")))
@@ -100,6 +103,37 @@ def test_details_that_only_one_method_has():
   special = get("rded_kl", "cifar100", model=CONV3)["student"]
   assert (special["optimizer"]["lr"], special["batch_size"]) == (2e-3, 25)
   assert not get("rd3", "digits")["views"]["flip"]
+
+
+@pytest.mark.parametrize("reference", ["rd3", "edc_mse_gt:released", "rded_kl"])
+@pytest.mark.parametrize(("dataset", "side"), [("cifar100", 32), ("tiny", 64), ("imagenet", 224)])
+def test_all_parts_of_recipes_can_be_made(reference, dataset, side):
+  found = get(reference, dataset)
+  part = found["student"]
+  tx = train.make_tx(part["optimizer"], part["schedule"], 100, 2.5)
+  jax.eval_shape(tx.init, {"w": jax.ShapeDtypeStruct((3, 2), np.float32)})
+  losses.make_soft_loss(**part["loss"])
+  train.check_averages(part["ema"], part["bn_updates"])
+  spec = small.SPEC._replace(image_shape=(side, side, 3), mean=(0.5,) * 3, std=(0.25,) * 3)
+  rows = jax.ShapeDtypeStruct((2,), np.int32)
+  images = jax.ShapeDtypeStruct((4, side, side, 3), np.uint8)
+  labels_of = jax.ShapeDtypeStruct((4,), np.int32)
+  views_of = labels.view_fn(spec, **found["views"])
+  shown = jax.eval_shape(views_of, jax.random.key(0), images, labels_of, rows, rows)
+  assert shown.images.shape == (2, side, side, 3)
+
+
+def test_schedules_can_move_once_an_epoch():
+  tx = train.make_tx(  # without momentum a gradient of 1 moves by -lr
+    {"name": "sgd", "lr": 1.0, "momentum": 0.0}, {"name": "linear", "per_epoch": True}, 10, 2.5
+  )
+  state, moved = tx.init(np.float32(0)), []
+  for _ in range(10):
+    update, state = tx.update(np.float32(1), state)
+    moved.append(-float(update))
+  np.testing.assert_allclose(moved, np.repeat([1.0, 0.75, 0.5, 0.25], [2, 3, 2, 3]), atol=1e-6)
+  with pytest.raises(LtddError, match=r"only config\.student\.schedule"):
+    train.make_tx({"name": "sgd", "lr": 1.0}, {"name": "cosine", "per_epoch": True}, 10)
 
 
 def test_between_published_numbers_the_nearest_by_ratio_counts():
