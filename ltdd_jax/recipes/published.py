@@ -169,11 +169,10 @@ def edc_mse_gt(case: Case) -> Settings:
 def rd3(case: Case) -> Settings:
   """The neutral recipe: the same whatever made the images, and without hard labels in the loss.
 
-  One loss for all. KL, since it compares what a label says and not also the level of its logits,
-  which calibration moves; since every kind of label has it (top-k, probabilities); and since the
-  classes of images stay out of it, so that "hard" and "soft" rows differ in labels alone. At
-  temperature 20 with T^2 it is nearly the squared difference of centred logits, whose gradient is
-  of the size that the hard loss has.
+  One loss for all. KL, since it compares what a label says and not also the level of its logits;
+  since every kind of label has it (top-k too); and since the classes of images stay out of it, so
+  that "hard" and "soft" rows differ in labels alone. At temperature 20 with T^2 it is nearly the
+  squared difference of centred logits, and its gradient is of the size that the hard loss has.
   """
   part = student(
     400, 50, {"name": "adam", "lr": 1e-3}, schedule("smooth", per_epoch=False, zeta=2.0),
