@@ -52,6 +52,9 @@ def test_names_needs_and_fingerprints(config):
   differ = {name for name in prints if prints[name] != changed[name]}
   assert {"statistics", "recover/darkest", "relabel/darkest"} <= differ
   assert not any("random" in name for name in differ)
+  subset = copy.deepcopy(config)
+  subset["recover"]["observers"] = ("teacher",)
+  assert pipeline.fingerprints(stages.make_stages(subset))["statistics"] != prints["statistics"]
   del other["recover"]["methods"]["darkest"]
   without = pipeline.fingerprints(stages.make_stages(other))
   assert "statistics" not in without
