@@ -12,24 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import published
+from ltdd_jax import recipes
 from ltdd_jax.config import parse_arg
 from ltdd_jax.data.specs import SPECS
 from ltdd_jax.types import LtddError
 
 PRESETS = ("smoke", "cpu", "full")
-
-# Published constants where there are any: SRe2L's CIFAR recipe (released code, CIFAR-100).
-METHODS: dict[str, dict[str, Any]] = {
-  "sre2l": {
-    "name": "sre2l",
-    "num_steps": 1000,
-    "lr": 0.25,
-    "r_bn": 0.01,
-    "first_bn_multiplier": 10.0,
-    "augment": ({"name": "random_roll", "low": 0, "high": 4, "shared": True},),
-  },
-  "random": {"name": "random"},
-}
 
 CROPS_AND_CUTMIX = {"crop_scale": (0.08, 1.0), "flip": True, "mix": "cutmix", "mix_alpha": 1.0}
 
@@ -56,11 +45,11 @@ MORE_CALIBRATORS: dict[str, dict[str, Any]] = {
 
 def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
   """Parses a config's argument and checks the names in it."""
-  args = parse_arg(arg, calibrators="few", **defaults)
+  args = parse_arg(arg, calibrators="few", recipe="", **defaults)
   if args.preset not in PRESETS:
     raise LtddError(f"preset={args.preset}: expected one of {', '.join(PRESETS)}")
-  if args.method not in METHODS:
-    raise LtddError(f"method={args.method}: expected one of {', '.join(METHODS)}")
+  if args.method not in published.METHODS:
+    raise LtddError(f"method={args.method}: expected one of {', '.join(published.METHODS)}")
   return args
 
 
@@ -87,18 +76,14 @@ def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str
   }
 
 
-def sources(method: str) -> dict[str, dict[str, Any]]:
-  """The method, and random real images as the control."""
-  return {name: dict(METHODS[name]) for name in dict.fromkeys((method, "random"))}
-
-
 def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
-  """SRe2L's released CIFAR recipe, for an accelerator: `preset=full`.
+  """SRe2L's released CIFAR recipe, with another method's way to make images if that is asked for.
 
   In what we differ: the labeler's batch norms use their running statistics (the released code
   forgets to ask for that), labels are stored and not made on line, a recover batch holds several
   images of each class where there are fewer than 100 classes, and images are stored lossless.
   """
+  method = published.METHODS[args.method](dataset, args.ipc)
   config = ConfigDict()
   config.seed = args.seed
   config.data = {  # data.sources.open_source and data.longtail.make_split
@@ -127,8 +112,10 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "slots_per_class": placeholder(tuple),
     "batch_size": 100,
     "order": "interleaved",
-    "methods": sources(args.method),
+    "methods": {args.method: method.method, "random": {"name": "random"}},
   }
+  config.recover.update(method.recover)
+  config.statistics = {"tile": 4, "batch_size": 256}  # statistics.collect, for G-VBSM and EDC
   config.relabel = {  # labels.relabel
     "num_epochs": 400,
     "dtype": "float16",
@@ -183,32 +170,68 @@ def shrink(config: ConfigDict, **values: Any) -> None:
     config[group][key] = value
 
 
-def cpu(config: ConfigDict, ipc: int) -> None:
+def finish(config: ConfigDict, args: SimpleNamespace) -> ConfigDict:
+  """Applies the preset: the published teachers and evaluation recipe, or small ones."""
+  {"full": full, "cpu": cpu, "smoke": smoke}[args.preset](config, args)
+  return config
+
+
+def full(config: ConfigDict, args: SimpleNamespace) -> None:
+  """The method's own teachers and evaluation recipe, for an accelerator."""
+  dataset = config.data.name if config.data.name in published.DATASETS else "cifar10"
+  method = published.METHODS[args.method](dataset, args.ipc)
+  for key, value in method.squeeze.items():
+    config.squeeze[key] = value
+  recipe(config, args.recipe or method.recipe)
+
+
+def recipe(config: ConfigDict, name: str) -> None:
+  """Sets the students' training to a recipe; sets without published values borrow CIFAR-10's."""
+  known = config.data.name in recipes.KNOWN
+  borrowed = (
+    None if known or recipes.RECIPES[recipes.parse(name).name].datasets is None else "cifar10"
+  )
+  recipes.apply(config, name, dataset=borrowed)
+
+
+def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
   """Two cores and half an hour: a narrow ConvNet-3, 300 recover steps, fewer passes.
 
   Small batches, since the time goes by images: 2,000 steps of 10 images, and not 400 of 50, which
-  leave students far from trained (docs/results.md).
+  leave students far from trained (docs/results.md). `recipe=NAME` keeps all else of a recipe.
   """
   small_networks(config, depth=3, width=64, student_norm="batch")
+  if args.recipe:
+    recipe(config, args.recipe)
+  else:
+    config.relabel.views = CROPS_AND_CUTMIX
+    config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
+  passes = 200 if args.ipc <= 10 else 40
   shrink(
     config,
     squeeze__num_epochs=30,
     squeeze__batch_size=64,
-    student__num_epochs=200 if ipc <= 10 else 40,
+    student__num_epochs=passes,
     student__batch_size=10,
-    relabel__num_epochs=200 if ipc <= 10 else 40,
+    relabel__num_epochs=passes,
     student__evaluations=3,
   )
   config.squeeze.optimizer.lr = 0.05
-  config.relabel.views = CROPS_AND_CUTMIX
-  config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
-  if "sre2l" in config.recover.methods:
-    config.recover.methods.sre2l.num_steps = 300
+  limit_steps(config, 300)
 
 
-def smoke(config: ConfigDict) -> None:
+def limit_steps(config: ConfigDict, most: int) -> None:
+  """Shortens the methods that optimise."""
+  for method in config.recover.methods.values():
+    if "num_steps" in method:
+      method.num_steps = min(method.num_steps, most)
+
+
+def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
   """A minute or less: everything runs and nothing is learned; the split is the real one."""
   small_networks(config, depth=2, width=8)
+  if args.recipe:
+    recipe(config, args.recipe)
   shrink(
     config,
     data__num_test=200,
@@ -220,5 +243,4 @@ def smoke(config: ConfigDict) -> None:
     student__evaluations=2,
   )
   config.recover.images_per_class = min(config.recover.images_per_class, 2)
-  if "sre2l" in config.recover.methods:
-    config.recover.methods.sre2l.num_steps = 3
+  limit_steps(config, 3)

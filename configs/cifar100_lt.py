@@ -17,10 +17,8 @@ def get_config(arg: str | None = None):
   args = base.arguments(arg, method="sre2l", imbalance=10.0, ipc=10, seed=0, preset="full")
   config = base.base(args, "cifar100")
   config.report.groups = "counts(100,20)"
+  base.finish(config, args)
   if args.preset == "cpu":
-    base.cpu(config, args.ipc)
     # Ten times the images of CIFAR-10 at the same number for each class: fewer passes.
     base.shrink(config, student__num_epochs=40, relabel__num_epochs=40)
-  elif args.preset == "smoke":
-    base.smoke(config)
   return config

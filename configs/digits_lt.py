@@ -19,6 +19,11 @@ def get_config(arg: str | None = None):
   args = base.arguments(arg, method="sre2l", imbalance=50.0, ipc=5, seed=0, preset="cpu")
   config = base.base(args, "digits")
   base.small_networks(config, depth=2, width=32)
+  if args.recipe:
+    base.recipe(config, args.recipe)
+  else:
+    config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
+    config.relabel.views = {"crop_scale": (0.5, 1.0), "flip": False, "mix": "cutmix"}
   base.shrink(
     config,
     squeeze__num_epochs=60,
@@ -31,13 +36,12 @@ def get_config(arg: str | None = None):
     student__evaluations=3,
   )
   config.squeeze.optimizer.lr = 0.05
-  config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
-  config.relabel.views = {"crop_scale": (0.5, 1.0), "flip": False, "mix": "cutmix"}
+  base.limit_steps(config, 300)
   if "sre2l" in config.recover.methods:
     roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
-    config.recover.methods.sre2l.update(num_steps=300, lr=0.1, augment=(roll,))
+    config.recover.methods.sre2l.update(lr=0.1, augment=(roll,))
   if args.preset == "smoke":
-    base.smoke(config)
+    base.smoke(config, args)
   elif args.preset == "full":
     base.shrink(config, student__num_seeds=10)
   return config

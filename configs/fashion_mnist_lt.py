@@ -16,8 +16,4 @@ def get_config(arg: str | None = None):
   """See the module's docstring."""
   args = base.arguments(arg, method="sre2l", imbalance=100.0, ipc=10, seed=0, preset="full")
   config = base.base(args, "fashion_mnist")
-  if args.preset == "cpu":
-    base.cpu(config, args.ipc)
-  elif args.preset == "smoke":
-    base.smoke(config)
-  return config
+  return base.finish(config, args)

@@ -25,8 +25,4 @@ def get_config(arg: str | None = None):
     raise LtddError("path is empty: expected configs/folder_lt.py:path=FOLDER, see its docstring")
   config = base.base(args, f"folder:{args.path}")
   base.shrink(config, data__rule="as_is", data__image_size=args.size)
-  if args.preset == "cpu":
-    base.cpu(config, args.ipc)
-  elif args.preset == "smoke":
-    base.smoke(config)
-  return config
+  return base.finish(config, args)

@@ -8,8 +8,9 @@ trains students in the four cells (docs/perturbation.md). Written: `report/repor
 `report/perturbation.json` and figures. The recipe is that of `configs/<dataset>_lt.py`; every value
 of it can be changed on the command line, for both runs at once.
 
-Arguments: dataset (digits, cifar10), method (sre2l, random), imbalance (50 for digits, 100), ipc (5
-for digits, 10), matched (True), seed (0), preset (cpu, smoke, full), calibrators (few, all).
+Arguments: dataset (digits, cifar10), method (sre2l; see `configs/published.py`), imbalance (50 for
+digits, 100), ipc (5 for digits, 10), matched (True), seed (0), preset (cpu, smoke, full),
+calibrators (few, all).
 `matched=False` gives the balanced run all images of the source and not as many as the imbalanced
 run has.
 """

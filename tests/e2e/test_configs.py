@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import published
 from ltdd_jax import check, pipeline, plan, stages
 from ltdd_jax.data import sources, specs
 from ltdd_jax.types import LtddError
@@ -82,9 +83,29 @@ def test_presets_keep_the_split(real_size_source):
     np.testing.assert_array_equal(other, counts["full"])
 
 
-@pytest.mark.parametrize("name", ["cifar10_lt", "fashion_mnist_lt"])
-def test_smoke_runs(name, small_source, tmp_path):
-  config = get_config(name, "preset=smoke,imbalance=4")
+@pytest.mark.parametrize("method", published.METHODS)
+def test_every_method_has_its_settings(method, real_size_source):
+  for dataset in ("cifar10", "cifar100"):
+    config = check.check(get_config(f"{dataset}_lt", f"method={method}"))
+    assert config["recover"]["methods"][method]["name"] == method
+    assert config["student"]["recipe"]
+  small = check.check(get_config("digits_lt", f"method={method},recipe=rd3"))
+  check.check_with_data(stages.Context(small))
+
+
+def test_edc_has_eight_networks_and_all_images_in_a_batch():
+  config = get_config("cifar10_lt", "method=edc,ipc=50")
+  assert len(config.squeeze.models) == 8
+  assert config.recover.batch_size == 500
+  assert config.recover.order == "class_major"
+  assert config.student.recipe == "edc_mse_gt@1"
+
+
+@pytest.mark.parametrize(
+  ("name", "arg"), [("cifar10_lt", "method=edc,recipe=rd3"), ("fashion_mnist_lt", "method=rded")]
+)
+def test_smoke_runs(name, arg, small_source, tmp_path):
+  config = get_config(name, f"preset=smoke,imbalance=4,{arg}")
   config.data.num_test = 20
   results = pipeline.run(config, tmp_path, show_progress=False)
   assert len(results["rows"]) == 2 * 5  # image sources, labels
