@@ -90,6 +90,26 @@ def test_running_mean_of_the_images_lags_by_one_step(key):
   np.testing.assert_allclose(two.slow, 0.99 * one.slow + 0.01 * one.images, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["edc", "gvbsm"])
+def test_many_steps_fit_one_dispatch(name, key):
+  """On accelerators the turns are branches of one switch in a scan: all types must agree."""
+  feed = small.feed(observers=2)
+  method = distil.make_method(small.env(2), name)
+
+  def step_fn(state, consts, t, turn):
+    return method.step(jax.random.fold_in(consts, t), state, feed, turn=turn)
+
+  step = loop.in_turn([functools.partial(step_fn, turn=turn) for turn in range(2)])
+  state = jax.eval_shape(method.init, key, SLOTS, feed)
+  x = jax.ShapeDtypeStruct((4,), np.int32)
+  scan = lambda state, x: jax.lax.scan(lambda s, x: step(s, key, x), state, x)
+  after, metrics = jax.eval_shape(scan, state, (x, x))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), state
+  )
+  assert all(m.shape == (4,) for m in metrics.values())
+
+
 def test_real_start_draws_of_the_own_class_again_and_again(key):
   slots, feed = distil.make_slots(np.array([40, 0, 3])), small.feed()
   images = pixels.real(small.env())(key, slots, feed)
