@@ -111,6 +111,7 @@ def squeeze_options(
   schedule: Mapping[str, Any],
   loss: Mapping[str, Any],
   augment: Sequence[Any] = (),
+  parallel: str = "auto",
 ) -> None:
   """Schema of `config.squeeze`: see `teacher.squeeze`."""
 
@@ -172,7 +173,8 @@ def check(config: Any) -> dict[str, Any]:
     for group, value in plain.items()
   }
   _check_choice("calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
-  _check_choice("student.parallel", plain["student"]["parallel"], ("auto", "vmap", "loop"))
+  for group in ("squeeze", "student"):
+    _check_choice(f"{group}.parallel", plain[group]["parallel"], teacher.PARALLEL)
   ensemble.observers(plain)
   ensemble.labelers(plain)
   ensemble.aggregate_fn(plain["relabel"]["aggregate"])

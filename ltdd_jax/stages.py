@@ -227,7 +227,9 @@ def make_stages(
   data = {k: v for k, v in config["data"].items() if k != "data_dir"}
   stages = [
     Stage("data", {"data": data, "identity": identity or {}}, (), _data, plan.data),
-    Stage("squeeze", seed | {"squeeze": config["squeeze"]}, ("data",), _squeeze, plan.squeeze),
+    Stage(
+      "squeeze", seed | {"squeeze": _settings(config, "squeeze")}, ("data",), _squeeze, plan.squeeze
+    ),
   ]
   if any(map(_needs_statistics, config["recover"]["methods"].values())):
     stages.append(_statistics_stage(config, seed))
@@ -238,6 +240,7 @@ def make_stages(
 
 
 LATER: dict[str, dict[str, Any]] = {
+  "squeeze": {"parallel": "auto"},
   "recover": {"observers": None},
   "relabel": {"labelers": None, "aggregate": "mean"},
   "student": {"ema": None, "bn_updates": 1},

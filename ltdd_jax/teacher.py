@@ -1,18 +1,21 @@
 """Squeeze: teachers trained on the long-tailed set. They observe (recover) and label (relabel)."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import loop, losses, metrics, models, rng, train
 from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.data import augment, feed
 from ltdd_jax.data.specs import DatasetSpec
-from ltdd_jax.types import ArrayData, Leaf, Teacher, TrainState
+from ltdd_jax.types import ArrayData, Leaf, LtddError, Teacher, TrainState
+
+PARALLEL = ("auto", "vmap", "loop")
 
 
 def build_models(
@@ -49,6 +52,7 @@ def squeeze(
   schedule: Mapping[str, Any],
   loss: Mapping[str, Any],
   augment: Sequence[Mapping[str, Any]] = (),
+  parallel: str = "auto",
   seed: int = 0,
   session: loop.Session | None = None,
 ) -> tuple[Teacher, ...]:
@@ -65,23 +69,41 @@ def squeeze(
     schedule: {name, **kwargs} for `schedules.make_schedule`.
     loss: {name, **kwargs} for `losses.make_supervised_loss`.
     augment: specs for `data.augment.compose`.
+    parallel: how teachers of one architecture are trained: "vmap" (all in one program), "loop" (one
+      after another) or "auto": vmap on accelerators; loop on CPU, whose compiler is slow on the
+      grouped convolutions that vmap makes. Equal within rounding.
     seed: seed of initialisation, order and augmentation.
     session: devices, checkpoints, progress.
 
   Returns:
     The trained teachers, in the order of the sorted keys.
+
+  Raises:
+    LtddError: a bad argument, or training that diverged.
   """
   session = session or loop.Session()
+  if parallel not in PARALLEL:
+    options = ", ".join(map(repr, PARALLEL))
+    raise LtddError(f"config.squeeze.parallel is {parallel!r}; expected one of {options}")
+  if parallel == "auto":
+    parallel = "loop" if session.mesh.devices.flat[0].platform == "cpu" else "vmap"
   recipe = Recipe(
     num_epochs, batch_size, dict(optimizer), dict(schedule), dict(loss), tuple(augment)
   )
   networks = build_models(spec, models)
-  everywhere = mesh_lib.replicated(session.mesh)
-  data = mesh_lib.put(data, everywhere)
-  return tuple(
-    _train_one(key, networks[key], data, spec, class_counts, recipe, seed, session)
-    for key in sorted(networks)
-  )
+  data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
+  job = _Job(data, spec, class_counts, recipe, seed, session)
+  train_group = _train_at_once if parallel == "vmap" else _train_in_turn
+  trained = [t for keys in alike(networks) for t in train_group(keys, networks[keys[0]], job)]
+  return tuple(sorted(trained, key=lambda t: t.name))
+
+
+def alike(networks: Mapping[str, nn.Module]) -> list[list[str]]:
+  """Groups the sorted keys of networks by architecture."""
+  groups: dict[nn.Module, list[str]] = {}
+  for key in sorted(networks):
+    groups.setdefault(networks[key], []).append(key)
+  return [*groups.values()]
 
 
 class Recipe(NamedTuple):
@@ -95,38 +117,93 @@ class Recipe(NamedTuple):
   augment: tuple[Mapping[str, Any], ...]
 
 
-def _train_one(
-  key: str,
-  model: nn.Module,
-  data: ArrayData,
-  spec: DatasetSpec,
-  class_counts: np.ndarray,
-  recipe: Recipe,
-  seed: int,
-  session: loop.Session,
-) -> Teacher:
-  name = f"squeeze/{key}"
-  n = len(data.labels)
-  num_steps = feed.num_steps(n, recipe.batch_size, num_epochs=recipe.num_epochs)
-  tx = train.make_tx(recipe.optimizer, recipe.schedule, num_steps)
-  step_fn = functools.partial(
-    train.train_step,
-    apply_fn=model.apply,
-    tx=tx,
-    batch_fn=functools.partial(image_batch, spec=spec, augment_fn=augment.compose(recipe.augment)),
-    loss_fn=losses.make_supervised_loss(class_counts=class_counts, **recipe.loss),
-    mesh=session.mesh,
-  )
-  everywhere = mesh_lib.replicated(session.mesh)
-  init = functools.partial(train.init_state, model, tx, image_shape=spec.image_shape)
-  state = mesh_lib.put(init(rng.key_for(seed, name, "init")), everywhere)
-  consts = {"data": data, "key": rng.key_for(seed, name, "step")}
-  sampler = feed.BatchSampler(seed, name, n, recipe.batch_size)
-  state: TrainState = loop.run(
-    step_fn, state, consts, num_steps=num_steps, session=session, name=name, inputs=sampler
+class _Job(NamedTuple):
+  """What the trainings of all teachers share."""
+
+  data: ArrayData
+  spec: DatasetSpec
+  class_counts: np.ndarray
+  recipe: Recipe
+  seed: int
+  session: loop.Session
+
+  @property
+  def num_steps(self) -> int:
+    recipe = self.recipe
+    return feed.num_steps(len(self.data.labels), recipe.batch_size, num_epochs=recipe.num_epochs)
+
+  def functions(self, model: nn.Module) -> tuple[Callable[..., Any], loop.StepFn]:
+    """The initialisation `key -> state` and the step of a network."""
+    recipe, spec = self.recipe, self.spec
+    tx = train.make_tx(recipe.optimizer, recipe.schedule, self.num_steps)
+    augment_fn = augment.compose(recipe.augment)
+    step_fn = functools.partial(
+      train.train_step,
+      apply_fn=model.apply,
+      tx=tx,
+      batch_fn=functools.partial(image_batch, spec=spec, augment_fn=augment_fn),
+      loss_fn=losses.make_supervised_loss(class_counts=self.class_counts, **recipe.loss),
+      mesh=self.session.mesh,
+    )
+    return functools.partial(train.init_state, model, tx, image_shape=spec.image_shape), step_fn
+
+  def key(self, teacher: str, purpose: str) -> jax.Array:
+    return rng.key_for(self.seed, f"squeeze/{teacher}", purpose)
+
+  def sampler(self, teacher: str) -> feed.BatchSampler:
+    n = len(self.data.labels)
+    return feed.BatchSampler(self.seed, f"squeeze/{teacher}", n, self.recipe.batch_size)
+
+  def run(self, step_fn: loop.StepFn, state: Any, key: jax.Array, **kwargs: Any) -> TrainState:
+    """Trains from a state and returns the last one."""
+    state = mesh_lib.put(state, mesh_lib.replicated(self.session.mesh))
+    consts = {"data": self.data, "key": key}
+    return loop.run(
+      step_fn, state, consts, num_steps=self.num_steps, session=self.session, **kwargs
+    )
+
+
+def _train_in_turn(keys: Sequence[str], model: nn.Module, job: _Job) -> list[Teacher]:
+  """Trains teachers of one architecture one after another; the step is compiled once."""
+  init, step_fn = job.functions(model)
+  compiled: dict[Any, Any] = {}
+  teachers = []
+  for key in keys:
+    state = job.run(
+      step_fn,
+      init(job.key(key, "init")),
+      job.key(key, "step"),
+      name=f"squeeze/{key}",
+      inputs=job.sampler(key),
+      compiled=compiled,
+    )
+    teachers.append(Teacher(key, model, jax.device_get(state.variables)))
+  return teachers
+
+
+def _train_at_once(keys: Sequence[str], model: nn.Module, job: _Job) -> list[Teacher]:
+  """Trains teachers of one architecture in one program, each with its own keys and batches."""
+  if len(keys) == 1:
+    return _train_in_turn(keys, model, job)
+  init, step_fn = job.functions(model)
+  samplers = [job.sampler(key) for key in keys]
+
+  def step(state: TrainState, consts: Any, x: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    axes = (0, {"data": None, "key": 0}, 0)
+    state, metrics = jax.vmap(step_fn, in_axes=axes)(state, consts, x)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+  draws = {p: jnp.stack([job.key(key, p) for key in keys]) for p in ("init", "step")}
+  state = job.run(
+    step,
+    jax.jit(jax.vmap(init))(draws["init"]),
+    draws["step"],
+    name=f"squeeze/{'+'.join(keys)}",
+    inputs=lambda t: np.stack([sampler(t) for sampler in samplers]),
   )
   variables = jax.device_get(state.variables)
-  return Teacher(key, model, variables)
+  one = lambda i: jax.tree.map(lambda x: x[i], variables)
+  return [Teacher(key, model, one(i)) for i, key in enumerate(keys)]
 
 
 def evaluate(

@@ -87,6 +87,7 @@ def test_later_arguments_leave_fingerprints_alone(config):
     ("recover.observers", (), r"recover\.observers is empty; expected .*squeeze\.models"),
     ("student.hard_weight", 1.5, r"student\.hard_weight is 1\.5"),
     ("student.parallel", "pmap", r"student\.parallel is 'pmap'"),
+    ("squeeze.parallel", "pmap", r"squeeze\.parallel is 'pmap'"),
     ("squeeze.augment", ({"name": "cutmix"},), "mixes images"),
     ("seed", -1, "seed is -1"),
     ("student.widht", 3, "widht"),
