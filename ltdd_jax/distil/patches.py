@@ -76,9 +76,7 @@ def mosaics(
   cells = recipe.factor**2
 
   def chunk(i):
-    cell = jnp.arange(cells, dtype=jnp.int32)[None, :]
-    number, total = numbers[i][:, None], totals[i][:, None]
-    place = cell * total + number if recipe.arrangement == "strided" else number * cells + cell
+    place = places(recipe, numbers[i], totals[i])
     of_class = jnp.broadcast_to(labels[i][:, None], place.shape)
     best = order[of_class, place % recipe.candidates]
     flat = cut_patches(pool, env, recipe, images, of_class.ravel(), best.ravel())
@@ -149,6 +147,17 @@ def rank_patches(
     return jnp.lexsort((scores, turn))
 
   return jax.vmap(one_class)(scores, counts)
+
+
+def places(
+  recipe: Recipe, numbers: Int[Array, " b"], totals: Int[Array, " b"]
+) -> Int[Array, "b cells"]:
+  """Returns which patches, in the order of use, the cells of image number such of so many show."""
+  cells = recipe.factor**2
+  cell = jnp.arange(cells, dtype=jnp.int32)[None, :]
+  if recipe.arrangement == "strided":
+    return cell * totals[:, None] + numbers[:, None]
+  return numbers[:, None] * cells + cell
 
 
 def pad_to(patches: Float[Array, "b u v c"], shape: tuple[int, int, int]) -> Array:

@@ -58,12 +58,11 @@ def best_first(scores, image_of):
   return order
 
 
-def mosaic(patches, number, ipc, factor, arrangement):
-  """Image `number` of a class: cell r, row by row, is patch r * ipc + number (or consecutive)."""
+def mosaic(patches, number, ipc, factor):
+  """Image `number` of a class: cell r, row by row, is patch r * ipc + number."""
   side = len(patches[0])
   out = np.zeros((factor * side, factor * side, patches[0].shape[-1]))
   for r in range(factor**2):
-    which = r * ipc + number if arrangement == "strided" else number * factor**2 + r
     i, j = r // factor * side, r % factor * side
-    out[i : i + side, j : j + side] = patches[which]
+    out[i : i + side, j : j + side] = patches[r * ipc + number]
   return out

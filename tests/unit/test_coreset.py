@@ -62,6 +62,14 @@ def test_observers_have_an_equal_say():
     assert jnp.square(part).sum(1).mean() == pytest.approx(1, rel=1e-5)
 
 
+def test_several_observers_have_the_mean_of_their_logits():
+  env, feed = small.env(2), small.feed()
+  teachers = (feed.teachers[0], small.teacher(1).variables)
+  x = augment.normalize(feed.images[:2], small.SPEC.mean, small.SPEC.std)
+  one, two = (small.teacher().model.apply(v, x, train=False) for v in teachers)
+  np.testing.assert_allclose(passes.mean_logits(env, teachers, x), (one + two) / 2, rtol=1e-5)
+
+
 def test_kmeans_uses_every_image_before_any_twice():
   rows = chosen("kmeans", small.env(), small.feed(), num_iterations=3)
   for c, count in enumerate((7, 3, 1)):

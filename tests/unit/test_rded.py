@@ -30,6 +30,15 @@ def test_equal_scores_take_the_first_candidate():
   assert order.tolist() == [[0, 2, 4, 1, 3, 5]]
 
 
+def test_arrangements():
+  """Images 0 and 1 of 3: four cells each, of twelve patches."""
+  numbers, totals = jnp.array([0, 1]), jnp.array([3, 3])
+  strided = patches.places(patches.Recipe(2, 1, 12, "strided", 1), numbers, totals)
+  assert strided.tolist() == [[0, 3, 6, 9], [1, 4, 7, 10]]
+  consecutive = patches.places(patches.Recipe(2, 1, 12, "consecutive", 1), numbers, totals)
+  assert consecutive.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 def test_cells_are_joined_row_by_row():
   cells = jnp.arange(4.0).reshape(1, 4, 1, 1, 1) * jnp.ones((1, 1, 2, 2, 1))
   expected = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
