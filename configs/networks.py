@@ -15,7 +15,6 @@ preset (full, cpu, smoke), calibrators (few, all, priors).
 import importlib
 
 from configs import base
-from ltdd_jax import recipes
 from ltdd_jax.types import LtddError
 
 NETWORKS = {
@@ -31,8 +30,8 @@ DATASETS = ("cifar10", "cifar100", "digits")
 def get_config(arg: str | None = None):
   """See the module's docstring."""
   args = base.arguments(
-    arg, dataset="cifar10", networks="", recipe="rd3", method="sre2l", imbalance=100.0, ipc=10,
-    seed=0, preset="full",
+    arg, dataset="cifar10", networks="", method="sre2l", imbalance=100.0, ipc=10, seed=0,
+    preset="full",
   )  # fmt: skip
   if args.dataset not in DATASETS:
     raise LtddError(f"dataset={args.dataset}: expected one of {', '.join(DATASETS)}")
@@ -42,10 +41,7 @@ def get_config(arg: str | None = None):
     raise LtddError(f"networks={args.networks}: {unknown[0]!r} is not in {', '.join(NETWORKS)}")
   config = importlib.import_module(f"configs.{args.dataset}_lt").get_config(
     f"method={args.method},imbalance={args.imbalance},ipc={args.ipc},seed={args.seed},"
-    f"preset={args.preset},calibrators={args.calibrators}"
+    f"preset={args.preset},calibrators={args.calibrators},recipe={args.recipe or 'rd3'}"
   )
-  recipes.apply(config, args.recipe)
-  if args.preset == "smoke":
-    base.smoke(config)
   config.study = {"name": "networks", "networks": {name: NETWORKS[name] for name in names}}
   return config
