@@ -89,6 +89,7 @@ def relabel_options(
   online: bool = False,
   labelers: Sequence[str] | None = None,
   aggregate: str = "mean",
+  labeler_bn: str = "eval",
 ) -> None:
   """Schema of `config.relabel`: see `labels.relabel`.
 
@@ -178,6 +179,7 @@ def check(config: Any) -> dict[str, Any]:
   ensemble.observers(plain)
   ensemble.labelers(plain)
   ensemble.aggregate_fn(plain["relabel"]["aggregate"])
+  _check_choice("relabel.labeler_bn", plain["relabel"]["labeler_bn"], ("eval", "train"))
   _check_labels(plain["relabel"], plain["student"])
   if plain["seed"] < 0:
     raise LtddError(f"config.seed is {plain['seed']}; expected 0 or more")

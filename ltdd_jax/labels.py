@@ -143,13 +143,23 @@ def _pixels(images: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def labeler_logits(
-  models: Sequence[Any], variables: Sequence[Any], images: jax.Array, aggregate: str = "mean"
+  models: Sequence[Any],
+  variables: Sequence[Any],
+  images: jax.Array,
+  aggregate: str = "mean",
+  *,
+  labeler_bn: str = "eval",
 ) -> jax.Array:
-  """One label (b, k) of the teachers' logits, in eval mode: aggregate first, then calibrate.
+  """One label (b, k) of the teachers' logits: aggregate first, then calibrate.
 
-  `aggregate` is a key of `ensemble.AGGREGATES`.
+  `aggregate` is a key of `ensemble.AGGREGATES`. With `labeler_bn` "train" batch norms use the
+  statistics of these images, as in SRe2L's code on CIFAR-100, and "eval" those of training.
   """
-  logits = [m.apply(v, images, train=False) for m, v in zip(models, variables, strict=True)]
+  both = zip(models, variables, strict=True)
+  if labeler_bn == "train":
+    logits = [m.apply(v, images, train=True, mutable=["batch_stats"])[0] for m, v in both]
+  else:
+    logits = [m.apply(v, images, train=False) for m, v in both]
   return ensemble.aggregate_fn(aggregate)(jnp.stack(logits))
 
 
@@ -188,6 +198,7 @@ def relabel(
   rest: str = "spread",
   batch_size: int = 500,
   aggregate: str = "mean",
+  labeler_bn: str = "eval",
   class_names: Sequence[str] | None = None,
   folder: str | os.PathLike[str] | None = None,
   seed: int = 0,
@@ -210,6 +221,8 @@ def relabel(
     rest: "spread" or "kept": what becomes of the mass of the others.
     batch_size: views in one pass.
     aggregate: "mean" or "norm_equalised": how the logits of the teachers become one label.
+    labeler_bn: "eval", or "train" for batch norms that use the statistics of a pass: labels then
+      depend on `batch_size`, and those of images without augmentation are made as with "eval".
     class_names: the class map, number to name; None for that of `spec`.
     folder: of the store; None for one in the session's scratch, or if there is none, for one that
       is removed together with the result.
@@ -237,6 +250,8 @@ def relabel(
   }
   if aggregate != "mean":
     facts["aggregate"] = aggregate
+  if labeler_bn != "eval":
+    facts |= {"labeler_bn": labeler_bn, "batch_size": batch_size}
   store = _make_store(
     folder, session, (num_epochs, len(labels), spec.num_classes), encoding, names, facts
   )
@@ -247,8 +262,9 @@ def relabel(
   label_fn = functools.partial(
     labeler_logits, tuple(t.model for t in teachers), aggregate=aggregate
   )
+  bn_label_fn = functools.partial(label_fn, labeler_bn=labeler_bn)
   _label_epochs(
-    f"relabel/{name}", store, label_fn, consts, view_fn(spec, **views), batch_size, session
+    f"relabel/{name}", store, bn_label_fn, consts, view_fn(spec, **views), batch_size, session
   )
   clean = _clean_logits(consts, label_fn, spec, min(batch_size, len(labels)))
   return Labelled(store, clean)

@@ -242,7 +242,7 @@ def make_stages(
 LATER: dict[str, dict[str, Any]] = {
   "squeeze": {"parallel": "auto"},
   "recover": {"observers": None},
-  "relabel": {"labelers": None, "aggregate": "mean"},
+  "relabel": {"labelers": None, "aggregate": "mean", "labeler_bn": "eval"},
   "student": {"ema": None, "bn_updates": 1},
 }
 """Arguments that came later: at these values fingerprints are what they were."""

@@ -44,6 +44,7 @@ class Supervision(NamedTuple):
   decode: Callable[[Any], jax.Array] | None = None  # encoded rows -> float32 logits (b, k)
   teachers: tuple[Teacher, ...] = ()
   aggregate: str = "mean"  # of the teachers' logits
+  labeler_bn: str = "eval"  # the teachers' batch norms, on line: "eval" or "train"
   calibrator: calibrate.Calibrator | None = None
   params: Any = None
   log_prior: Leaf = None  # (k,)
@@ -131,7 +132,11 @@ def make_batch(
   elif supervision.kind == "online":
     networks = tuple(t.model for t in supervision.teachers)
     logits = labels_lib.labeler_logits(
-      networks, consts["variables"], views.images, supervision.aggregate
+      networks,
+      consts["variables"],
+      views.images,
+      supervision.aggregate,
+      labeler_bn=supervision.labeler_bn,
     )
   else:
     logits = None

@@ -40,9 +40,8 @@ def of_regime(ctx: Context, source: str, regime: str) -> student.Supervision:
     "log_prior": longtail.log_prior(ctx.counts),
   }
   if ctx.config["relabel"]["online"]:
-    return student.Supervision(
-      "online", teachers=ctx.labelers, aggregate=ctx.config["relabel"]["aggregate"], **common
-    )
+    how = {k: ctx.config["relabel"][k] for k in ("aggregate", "labeler_bn")}
+    return student.Supervision("online", teachers=ctx.labelers, **how, **common)
   return student.stored(open_store(ctx, source), **common)
 
 

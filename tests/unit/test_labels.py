@@ -218,3 +218,18 @@ def test_logits_too_large_for_the_dtype_are_an_error():
   huge = t._replace(variables=jax.tree.map(lambda x: x * 1e3, t.variables))
   with pytest.raises(LtddError, match="dtype='float32'"):
     labels.relabel("a", IMAGES, LABELS, (huge,), small.SPEC, num_epochs=1, views={}, session=QUIET)
+
+
+def test_labelers_may_use_the_statistics_of_the_batch():
+  """The same batch normalised by hand: its logits do not depend on the running statistics."""
+  teacher = small.teacher()
+  images = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  label = lambda variables, bn: labels.labeler_logits(
+    (teacher.model,), (variables,), images, labeler_bn=bn
+  )
+  other = jax.tree.map(lambda x: 2 * x + 1, teacher.variables["batch_stats"])
+  both = (teacher.variables, teacher.variables | {"batch_stats": other})
+  train, evals = ([label(v, bn) for v in both] for bn in ("train", "eval"))
+  np.testing.assert_array_equal(*train)
+  assert np.abs(evals[0] - evals[1]).max() > 1e-3
+  assert np.abs(evals[0] - train[0]).max() > 1e-3

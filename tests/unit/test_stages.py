@@ -79,6 +79,7 @@ def test_later_arguments_leave_fingerprints_alone(config):
     ("squeeze.num_epochs", 0, r"squeeze\.num_epochs is 0"),
     ("calibrate.fit_on", "test", "fit_on is 'test'"),
     ("calibrate.calibrators.hard", {"name": "none"}, "'hard'"),
+    ("relabel.labeler_bn", "no", r"relabel\.labeler_bn is 'no'"),
     ("relabel.dtype", "int8", r"relabel\.dtype is 'int8'"),
     ("relabel.top_k", 0, r"relabel\.top_k is 0"),
     ("relabel.rest", "gone", r"relabel\.rest is 'gone'"),
