@@ -106,12 +106,14 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "schedule": {"name": "cosine"},
     "loss": {"name": "cross_entropy", "label_smoothing": 0.0},
     "augment": ({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
+    "parallel": "auto",
   }
   config.recover = {  # distil.recover.recover, distil.make_slots, distil.METHODS
     "images_per_class": args.ipc,
     "slots_per_class": placeholder(tuple),
     "batch_size": 100,
     "order": "interleaved",
+    "observers": placeholder(tuple),
     "methods": {args.method: method.method, "random": {"name": "random"}},
   }
   config.recover.update(method.recover)
@@ -122,6 +124,9 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "top_k": placeholder(int),
     "rest": "spread",
     "batch_size": 500,
+    "labelers": placeholder(tuple),
+    "aggregate": "mean",
+    "labeler_bn": "eval",
     "online": False,
     "views": {  # labels.view_fn
       "crop_scale": None,
@@ -144,6 +149,8 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "schedule": {"name": "cosine"},
     "loss": {"name": "kl", "temperature": 30.0},
     "hard_weight": 0.0,
+    "ema": placeholder(float),
+    "bn_updates": 1,
     "num_seeds": 3,
     "evaluations": 5,
     "eval_batch_size": 500,
@@ -161,6 +168,7 @@ def small_networks(
   net = {"name": "convnet", "depth": depth, "width": width}
   config.squeeze.models = {"teacher": net | {"norm": "batch"}}
   config.student.model = net | {"norm": student_norm}
+  config.recover.observers = None
 
 
 def shrink(config: ConfigDict, **values: Any) -> None:
