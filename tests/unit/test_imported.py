@@ -203,6 +203,7 @@ def test_other_methods_keep_their_part_of_the_config():
   config = check.check(digits_lt.get_config("preset=smoke"))
   part = dict(config["recover"])
   methods = part.pop("methods")
+  assert part.pop("observers") is None  # an argument that came later is left out at its default
   for stage in stages.make_stages(config):
     if stage.kind == "recover":
       method = methods[stage.name.removeprefix("recover/")]
