@@ -3,7 +3,7 @@
   python -m launch.main --config configs/digits_lt.py --workdir runs/digits
 
 The set is scikit-learn's, embedded; 600 images, 60 of each class, are held out as a balanced test.
-It takes one to two minutes on 2 CPU cores. Plain soft labels -> ADSA, mean of 3 seeds: SRe2L
+It takes about two minutes on 2 CPU cores. Plain soft labels -> ADSA, mean of 3 seeds: SRe2L
 images top-1 82.9 -> 83.2 and tail (2 to 5 training images a class) 61.7 -> 69.1, random images
 85.7 -> 90.8 and 63.3 -> 86.3 (docs/results.md).
 

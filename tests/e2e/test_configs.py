@@ -108,7 +108,7 @@ def test_smoke_runs(name, arg, small_source, tmp_path):
   config = get_config(name, f"preset=smoke,imbalance=4,{arg}")
   config.data.num_test = 20
   results = pipeline.run(config, tmp_path, show_progress=False)
-  assert len(results["rows"]) == 2 * 5  # image sources, labels
+  assert len(results["rows"]) == 2 * 6  # image sources, labels
   assert (tmp_path / "report" / "report.md").exists()
 
 

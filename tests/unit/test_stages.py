@@ -32,7 +32,7 @@ def changed(config, path, value):
 
 
 def test_order_puts_simple_labels_and_the_control_where_tables_want_them(config):
-  assert stages.regimes(config) == ("hard", "plain", "tau1", "adsa", "adsa_nll")
+  assert stages.regimes(config) == ("hard", "plain", "tau1", "adsa", "adsa_nll", "vector")
   assert stages.image_sources(config) == ("sre2l", "random")
 
 
