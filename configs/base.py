@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs import published
-from ltdd_jax import recipes
-from ltdd_jax.config import parse_arg
+from ltdd_jax import distil, recipes
+from ltdd_jax.config import parse_arg, with_defaults
 from ltdd_jax.data.specs import SPECS
 from ltdd_jax.types import LtddError
 
@@ -108,13 +108,14 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "augment": ({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
     "parallel": "auto",
   }
+  settings = with_defaults(distil.METHODS[args.method], method.method)
   config.recover = {  # distil.recover.recover, distil.make_slots, distil.METHODS
     "images_per_class": args.ipc,
     "slots_per_class": placeholder(tuple),
     "batch_size": 100,
     "order": "interleaved",
     "observers": placeholder(tuple),
-    "methods": {args.method: method.method, "random": {"name": "random"}},
+    "methods": {args.method: settings, "random": {"name": "random"}},
   }
   config.recover.update(method.recover)
   config.statistics = {"tile": 4, "batch_size": 256}  # statistics.collect, for G-VBSM and EDC
@@ -150,6 +151,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "loss": {"name": "kl", "temperature": 30.0},
     "hard_weight": 0.0,
     "ema": placeholder(float),
+    "recipe": placeholder(str),
     "bn_updates": 1,
     "num_seeds": 3,
     "evaluations": 5,
@@ -186,20 +188,17 @@ def finish(config: ConfigDict, args: SimpleNamespace) -> ConfigDict:
 
 def full(config: ConfigDict, args: SimpleNamespace) -> None:
   """The method's own teachers and evaluation recipe, for an accelerator."""
-  dataset = config.data.name if config.data.name in published.DATASETS else "cifar10"
-  method = published.METHODS[args.method](dataset, args.ipc)
+  method = published.METHODS[args.method](config.data.name, args.ipc)
   for key, value in method.squeeze.items():
     config.squeeze[key] = value
+  config.student.model = method.student
   recipe(config, args.recipe or method.recipe)
 
 
 def recipe(config: ConfigDict, name: str) -> None:
   """Sets the students' training to a recipe; sets without published values borrow CIFAR-10's."""
-  known = config.data.name in recipes.KNOWN
-  borrowed = (
-    None if known or recipes.RECIPES[recipes.parse(name).name].datasets is None else "cifar10"
-  )
-  recipes.apply(config, name, dataset=borrowed)
+  ours = recipes.parse(name).dataset or config.data.name in recipes.KNOWN
+  recipes.apply(config, name, dataset=None if ours else "cifar10")
 
 
 def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
@@ -238,6 +237,7 @@ def limit_steps(config: ConfigDict, most: int) -> None:
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
   """A minute or less: everything runs and nothing is learned; the split is the real one."""
   small_networks(config, depth=2, width=8)
+  config.recover.images_per_class = min(config.recover.images_per_class, 2)
   if args.recipe:
     recipe(config, args.recipe)
   shrink(
@@ -250,5 +250,4 @@ def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
     student__num_seeds=2,
     student__evaluations=2,
   )
-  config.recover.images_per_class = min(config.recover.images_per_class, 2)
   limit_steps(config, 3)

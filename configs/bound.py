@@ -8,8 +8,8 @@ KL(p_te(y|x) || p_dd(y|x)) and KL(p_te(x) || p_dd(x)) (docs/bound.md). Written: 
 can be changed on the command line, for all runs at once. `--config.study.students=False` leaves out
 the students, and with them most of the time.
 
-Arguments: dataset (digits, cifar10), method (sre2l, random), ipc (5 for digits, 10), seed (0),
-preset (cpu, smoke, full), calibrators (few, all).
+Arguments: dataset (digits, cifar10), method (sre2l, or another of `configs/published.py`), ipc (5
+for digits, 10), seed (0), preset (cpu, smoke, full), calibrators (few, all).
 """
 
 import importlib
@@ -26,7 +26,7 @@ def get_config(arg: str | None = None):
   _, ipc = perturbation.DATASETS[args.dataset]
   config = importlib.import_module(f"configs.{args.dataset}_lt").get_config(
     f"method={args.method},ipc={args.ipc or ipc},seed={args.seed},preset={args.preset},"
-    f"calibrators={args.calibrators}"
+    f"calibrators={args.calibrators}" + (f",recipe={args.recipe}" if args.recipe else "")
   )
   config.study = {
     "name": "bound",

@@ -8,8 +8,8 @@ minutes. Top-1 of plain soft labels -> ADSA, mean of 3 seeds: SRe2L images 31.9 
 images 38.1 -> 46.6.
 `full` is for an accelerator and was not run; `smoke` takes about a minute.
 
-Arguments: method (sre2l, random), imbalance (100), ipc (10), seed (0), preset (full, cpu, smoke),
-calibrators (few, all, priors).
+Arguments: method (sre2l, or another of `configs/published.py`), imbalance (100), ipc (10), seed
+(0), preset (full, cpu, smoke), recipe (a name of docs/recipes.md), calibrators (few, all, priors).
 """
 
 from configs import base

@@ -7,8 +7,8 @@ It takes about two minutes on 2 CPU cores. Plain soft labels -> ADSA, mean of 3 
 images top-1 82.9 -> 83.2 and tail (2 to 5 training images a class) 61.7 -> 69.1, random images
 85.7 -> 90.8 and 63.3 -> 86.3 (docs/results.md).
 
-Arguments: method (sre2l, random), imbalance (50), ipc (5), seed (0), preset (cpu, smoke, full),
-calibrators (few, all, priors).
+Arguments: method (sre2l, or another of `configs/published.py`), imbalance (50), ipc (5), seed (0),
+preset (cpu, smoke, full), recipe (a name of docs/recipes.md), calibrators (few, all, priors).
 """
 
 from configs import base
@@ -37,9 +37,15 @@ def get_config(arg: str | None = None):
   )
   config.squeeze.optimizer.lr = 0.05
   base.limit_steps(config, 300)
+  roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
+  for method in config.recover.methods.values():  # no flips, and shifts that fit 8x8 images
+    if "augment" in method:
+      method.augment = (roll,)
+  if "edc" in config.recover.methods:
+    with config.ignore_type():  # in place of a name
+      config.recover.methods.edc.init = {"name": "real", "flip": False}
   if "sre2l" in config.recover.methods:
-    roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
-    config.recover.methods.sre2l.update(lr=0.1, augment=(roll,))
+    config.recover.methods.sre2l.lr = 0.1
   if args.preset == "smoke":
     base.smoke(config, args)
   elif args.preset == "full":

@@ -34,6 +34,7 @@ def get_config(arg: str | None = None):
   config = importlib.import_module(f"configs.{args.dataset}_lt").get_config(
     f"method={args.method},imbalance={args.imbalance or imbalance},ipc={args.ipc or ipc},"
     f"seed={args.seed},preset={args.preset},calibrators={args.calibrators}"
+    + (f",recipe={args.recipe}" if args.recipe else "")
   )
   config.recover.methods = {args.method: config.recover.methods[args.method].to_dict()}
   config.study = {"name": "perturbation", "matched": args.matched, "num_bootstrap": 2000}

@@ -2,15 +2,14 @@
 
 `configs/base.py` reads it: `method=edc` takes its settings for the data set, or those of CIFAR-10
 for a set without any. Where paper and released code differ the paper's value is here; the factories
-in `ltdd_jax.distil` name the released one. Constants that are the factories' defaults are written
-out all the same, so that a config shows what runs. What has no published value for the data set is
-marked "ours".
+in `ltdd_jax.distil` name the released one. Arguments that are not here have the factories'
+defaults, which `base` fills in, so that a config shows all that runs and any of them can be
+changed. What has no published value for the data set is marked "ours".
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-DATASETS = ("cifar10", "cifar100")  # with settings of their own
 W128 = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
 # G-VBSM's five networks, and EDC's eight, in the order of their turns.
 FIVE = {
@@ -37,6 +36,7 @@ class Published(NamedTuple):
   recipe: str  # of ltdd_jax.recipes
   recover: dict[str, Any] = {}  # noqa: RUF012 (never changed)
   squeeze: dict[str, Any] = {}  # noqa: RUF012
+  student: dict[str, Any] = {"name": "resnet18", "stem": "cifar"}  # noqa: RUF012
 
 
 def crop(low: float) -> dict[str, Any]:
@@ -78,7 +78,8 @@ def gvbsm(dataset: str, ipc: int) -> Published:
   """Five networks, 5 epochs each on CIFAR-10 and 50 on CIFAR-100 (released)."""
   epochs = 50 if dataset == "cifar100" else 5
   recover = CLASS_MAJOR | {"observers": tuple(FIVE)}
-  return Published(GVBSM, "gvbsm_mse_gt", recover, MANY | {"num_epochs": epochs})
+  student = W128 if dataset == "cifar100" else FIVE["resnet18"]
+  return Published(GVBSM, "gvbsm_mse_gt", recover, MANY | {"num_epochs": epochs}, student)
 
 
 def edc(dataset: str, ipc: int) -> Published:
@@ -91,7 +92,8 @@ def edc(dataset: str, ipc: int) -> Published:
   method = {"name": "edc", "num_steps": steps, "lr": 0.05, "augment": (crop(low), FLIP)}
   batch = 100 if many else 10 * ipc
   recover = CLASS_MAJOR | {"batch_size": batch, "observers": tuple(EIGHT)}
-  return Published(method, "edc_mse_gt", recover, MANY | {"models": EIGHT, "num_epochs": epochs})
+  squeeze = MANY | {"models": EIGHT, "num_epochs": epochs}
+  return Published(method, "edc_mse_gt", recover, squeeze, FIVE["resnet18"])
 
 
 def rded(dataset: str, ipc: int) -> Published:

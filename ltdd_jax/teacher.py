@@ -198,7 +198,7 @@ def _train_at_once(keys: Sequence[str], model: nn.Module, job: _Job) -> list[Tea
     step,
     jax.jit(jax.vmap(init))(draws["init"]),
     draws["step"],
-    name=f"squeeze/{'+'.join(keys)}",
+    name=f"squeeze/{keys[0]}+{len(keys) - 1}",
     inputs=lambda t: np.stack([sampler(t) for sampler in samplers]),
   )
   variables = jax.device_get(state.variables)

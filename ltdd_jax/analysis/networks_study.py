@@ -59,13 +59,11 @@ def with_network(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
 
 def _recipe(config: Mapping[str, Any], model: Mapping[str, Any]) -> recipes.Settings:
   ctx = stages.Context(config)
-  k = len(ctx.counts)
   return recipes.resolve(
     config["student"]["recipe"],
     dataset=config["data"]["name"],
-    ipc=len(ctx.slots().labels) / k,
+    ipc=len(ctx.slots().labels) / len(ctx.counts),
     model=model,
-    num_classes=k,
   )
 
 

@@ -73,6 +73,10 @@ def check_rule(name: str, rule: Rule) -> None:
   for what, number in (("ema", rule.momentum), ("conv_drop", rule.drop), ("alpha", rule.alpha)):
     if not 0 <= number <= 1:
       raise LtddError(f"method {name!r}: {what} is {number}; expected a number from 0 to 1")
+  if rule.tile < 1:
+    raise LtddError(f"method {name!r}: tile is {rule.tile}; expected 1 pixel or more")
+  if rule.batch is not None and rule.batch < 2:
+    raise LtddError(f"method {name!r}: target_batch is {rule.batch}; expected 2 or more, or None")
 
 
 def start(rule: Rule, statistics: Statistics) -> tuple[LayerRunning, ...]:

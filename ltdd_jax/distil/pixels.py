@@ -135,7 +135,7 @@ def noise(env: Env) -> Start:
   return start
 
 
-def real(env: Env) -> Start:
+def real(env: Env, *, flip: bool = True) -> Start:
   """For each slot a training image of its class, drawn with replacement, mirrored half the time.
 
   Source: EDC's released code for CIFAR and Tiny-ImageNet. Classes with slots need an image.
@@ -149,6 +149,6 @@ def real(env: Env) -> Start:
     first = (jnp.cumsum(counts) - counts)[targets]
     rank = jax.random.randint(draw_key, targets.shape, 0, jnp.maximum(counts[targets], 1))
     images = augment.normalize(jnp.asarray(feed.images)[by_class[first + rank]], env.mean, env.std)
-    return augment.random_flip(flip_key, images)
+    return augment.random_flip(flip_key, images) if flip else images
 
   return start

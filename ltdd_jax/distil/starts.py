@@ -35,9 +35,14 @@ def noise(env: Env, /) -> Start:
   return Start(pixels.noise(env))
 
 
-def real(env: Env, /) -> Start:
-  """Raw training images, as EDC on CIFAR and Tiny-ImageNet (scripts, and the paper's tables)."""
-  return Start(pixels.real(env), ("images", "labels"), _with_replacement)
+def real(env: Env, /, *, flip: bool = True) -> Start:
+  """Raw training images, as EDC on CIFAR and Tiny-ImageNet (scripts, and the paper's tables).
+
+  Args:
+    env: static facts.
+    flip: whether half of them are mirrored; not for digits.
+  """
+  return Start(pixels.real(env, flip=flip), ("images", "labels"), _with_replacement)
 
 
 def rded(

@@ -136,8 +136,9 @@ def apply(
     LtddError: as `resolve`.
   """
   ref = parse(reference)
-  if dataset is not None and dataset != config["data"]["name"]:
-    ref = ref._replace(dataset=dataset)
+  if RECIPES[ref.name].datasets is not None:  # stays, if config.data.name is changed later
+    name = ref.dataset or dataset or config["data"]["name"]
+    ref = ref._replace(dataset=KNOWN.get(name, name))
   trained, relabel = config["student"], config["relabel"]
   found = resolve(
     ref,

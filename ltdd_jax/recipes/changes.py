@@ -35,7 +35,6 @@ def of_run(config: Mapping[str, Any], num_images: int, num_classes: int) -> Chan
     trained["recipe"],
     dataset=config["data"]["name"],
     ipc=num_images / num_classes,
-    num_classes=num_classes,
     model=trained["model"],
   )
   mine = {"student": {k: trained[k] for k in want["student"]}, "views": relabel["views"]}

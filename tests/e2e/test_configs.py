@@ -98,7 +98,23 @@ def test_edc_has_eight_networks_and_all_images_in_a_batch():
   assert len(config.squeeze.models) == 8
   assert config.recover.batch_size == 500
   assert config.recover.order == "class_major"
-  assert config.student.recipe == "edc_mse_gt@1"
+  assert config.student.recipe == "edc_mse_gt@1/cifar10"
+
+
+def test_every_argument_of_a_method_can_be_changed():
+  edc = get_config("cifar10_lt", "method=edc").recover.methods.edc
+  assert (edc.flatness, edc.category_form, edc.swap_tiles) == (0.25, "by_class", False)
+
+
+def test_a_recipe_stays_when_the_data_set_is_changed(real_size_source):
+  config = get_config("cifar10_lt", "method=sre2l")
+  config.data.name = "fashion_mnist"  # by hand: it has no values of its own
+  check.check_with_data(stages.Context(check.check(config)))
+  assert config.student.recipe == "sre2l_kl@1/cifar10"
+  named = get_config("folder_lt", "recipe=edc_mse_gt/cifar100,preset=full").student
+  assert (named.recipe, named.batch_size) == ("edc_mse_gt@1/cifar100", 50)
+  study = importlib.import_module("configs.perturbation").get_config("recipe=rd3")
+  assert study.student.recipe == "rd3@1"
 
 
 @pytest.mark.parametrize(

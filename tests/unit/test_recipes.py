@@ -163,14 +163,14 @@ def test_a_run_says_what_it_changed():
   config = cifar10_lt.get_config()
   recipes.apply(config, "edc_mse_gt")
   plain = check.check(config)
-  assert plain["student"]["recipe"] == "edc_mse_gt@1"
+  assert plain["student"]["recipe"] == "edc_mse_gt@1/cifar10"
   assert plain["relabel"]["num_epochs"] == 1000
-  assert changes.sentence_of(plain, 100, 10) == "edc_mse_gt@1"
+  assert changes.sentence_of(plain, 100, 10) == "edc_mse_gt@1/cifar10"
   config.student.ema = 0.999
   config.student.loss = {"name": "kl", "temperature": 4.0}
   config.relabel.views.crop_scale = (0.5, 1)
   assert changes.sentence_of(check.check(config), 100, 10) == (
-    "edc_mse_gt@1, changed: ema 0.99 -> 0.999, loss.name mse_ce -> kl, "
+    "edc_mse_gt@1/cifar10, changed: ema 0.99 -> 0.999, loss.name mse_ce -> kl, "
     "views.crop_scale [0.08, 1.0] -> [0.5, 1]"
   )
   config.relabel.online, config.student.hard_labels = True, False

@@ -68,7 +68,7 @@ def test_at_once_goes_on_where_it_stopped(at_once, tmp_path, monkeypatch):
   session = dataclasses.replace(QUIET, scratch=tmp_path, checkpoint_seconds=0.0)
   calls = iter([False, True])
   monkeypatch.setattr(checkpoint, "stop_requested", lambda: next(calls, False))
-  with pytest.raises(checkpoint.Interrupted, match=r"squeeze/a\+b: stopped after step 2"):
+  with pytest.raises(checkpoint.Interrupted, match=r"squeeze/a\+1: stopped after step 2"):
     squeeze("vmap", session, models)
   resumed = squeeze("vmap", session, models)
   for x, y in zip(at_once[:2], resumed, strict=True):
