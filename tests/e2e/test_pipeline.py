@@ -125,7 +125,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 def test_dry_run_says_what_would_be_skipped(finished, capsys):
   workdir, _ = finished
   pipeline.run(digits_lt.get_config("preset=smoke"), workdir, dry_run=True)
-  assert capsys.readouterr().out.count(" ready ") == 24
+  assert capsys.readouterr().out.count(" ready ") == 28
 
 
 def test_stage_runs_up_to_it_and_only_it(tmp_path):
