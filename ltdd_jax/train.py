@@ -10,12 +10,11 @@ import optax
 
 from ltdd_jax import mesh as mesh_lib
 from ltdd_jax import models, schedules
+from ltdd_jax.models.layers import BN_MOMENTUM
 from ltdd_jax.types import LtddError, TrainState
 
 BatchFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 LossFn = Callable[[jax.Array, Any], jax.Array]
-
-BN_MOMENTUM = 0.9  # of every batch normalisation of `models`
 
 
 def make_tx(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ltdd_jax.models import layers
 from ltdd_jax.models.taps import Moment
 
 KL_DIRECTIONS = ("images_ema", "ema_images")
@@ -71,7 +72,7 @@ def densification(
   """
   order = jnp.argsort(labels)
   labels = labels[order]
-  z = _adaptive_pool(images, side).reshape(len(labels), -1)[order]
+  z = layers.adaptive_avg_pool(images, side).reshape(len(labels), -1)[order]
   same = labels[:, None] == labels[None, :]
   gram = jnp.where(same, jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST), 0.0)
   before = labels[:, None] > labels[None, :]
@@ -108,20 +109,6 @@ def _log_softmax_within(x: jax.Array, same: jax.Array) -> jax.Array:
   rows = jnp.where(same, x[None, :], -jnp.inf)
   top = jax.lax.stop_gradient(rows.max(1))
   return x - top - jnp.log(jnp.exp(rows - top[:, None]).sum(1))
-
-
-def _adaptive_pool(images: jax.Array, side: int) -> jax.Array:
-  """PyTorch's adaptive average pooling: window i covers floor(i n / s) to ceil((i + 1) n / s)."""
-  for axis in (1, 2):
-    n = images.shape[axis]
-    if n != side:
-      i, at = jnp.arange(side)[:, None], jnp.arange(n)[None, :]
-      window = (at >= i * n // side) & (at < -(-(i + 1) * n // side))
-      window = window / window.sum(1, keepdims=True)
-      images = jnp.moveaxis(
-        jnp.tensordot(window, images, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis
-      )
-  return images
 
 
 # ---- flatness ----

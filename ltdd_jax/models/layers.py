@@ -20,6 +20,7 @@ torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 kaiming_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """N(0, 2 / (kernel^2 c_out)), He's in fan-out mode; depth-wise kernels count all channels too."""
 
+BN_MOMENTUM = 0.9  # of every batch normalisation, in Flax's terms
 NORMS = ("instance", "batch", "none")
 
 
@@ -61,7 +62,9 @@ def make_norm(kind: str, train: bool, name: str) -> Callable[[jax.Array], jax.Ar
   variance is the biased one (PyTorch keeps the unbiased one).
   """
   if kind == "batch":
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
+    return nn.BatchNorm(
+      use_running_average=not train, momentum=BN_MOMENTUM, epsilon=1e-5, name=name
+    )
   return InstanceNorm(name=name) if kind == "instance" else lambda x: x
 
 
@@ -136,8 +139,10 @@ def adaptive_avg_pool(x: jax.Array, side: int) -> jax.Array:
 
   PyTorch's AdaptiveAvgPool2d; the identity where h = w = side.
   """
+  if x.shape[1:3] == (side, side):
+    return x
   rows, columns = (jnp.asarray(_pooling(n, side)) for n in x.shape[1:3])
-  return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns)
+  return jnp.einsum("bhwc,ih,jw->bijc", x, rows, columns, precision="highest")
 
 
 def _pooling(n: int, cells: int) -> np.ndarray:

@@ -239,17 +239,6 @@ def test_equal_eigenvalues_differentiate_as_symmetric_functions():
   np.testing.assert_allclose(grad, 3 * a @ a, rtol=1e-5)  # the trace of the cube
 
 
-@pytest.mark.parametrize(("n", "side"), [(8, 32), (28, 32), (64, 32), (5, 3)])
-def test_adaptive_pooling(n, side):
-  x = np.random.RandomState(0).randn(2, n, n, 1).astype(np.float32)
-  got = terms._adaptive_pool(jnp.asarray(x), side)
-  for i in range(side):
-    low, high = i * n // side, -(-(i + 1) * n // side)
-    np.testing.assert_allclose(
-      got[:, i, 0, 0], x[:, low:high, : -(-n // side), 0].mean((1, 2)), rtol=1e-5, atol=1e-6
-    )
-
-
 # ---- flatness and the curriculum ----
 
 

@@ -117,7 +117,7 @@ def test_channel_shuffle():
   np.testing.assert_array_equal(shufflenet.channel_shuffle(x)[0, 0, 0], [0, 3, 1, 4, 2, 5])
 
 
-@pytest.mark.parametrize("shape", [(7, 5), (3, 3), (2, 9)])
+@pytest.mark.parametrize("shape", [(7, 5), (3, 3), (2, 9), (64, 2)])
 def test_adaptive_pool_against_loops(shape):
   x = np.random.RandomState(0).randn(2, *shape, 3)
   want = np.zeros((2, 3, 3, 3))
