@@ -9,7 +9,6 @@ round compiles, later ones read the compilation cache. The rest is initialisatio
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -83,29 +82,7 @@ def main() -> None:
     pairs = timing.interleave(
       {way: lambda way=way: measure(train, way) for way in WAYS}, args.rounds
     )
-  compiling = {way: [pair[0] for pair in pairs[way]] for way in WAYS}
-  running = {way: [pair[1] for pair in pairs[way]] for way in WAYS}
-  rows = [
-    (
-      f"{args.num_teachers} by {way}",
-      timing.spread(running[way]),
-      f"{args.num_teachers * steps / statistics.median(running[way]):.1f}",
-      f"{timing.median_ratio(running[way], running['loop']):.2f}",
-      f"{compiling[way][0]:.1f}",
-      f"{statistics.median(compiling[way][1:] or compiling[way]):.1f}",
-    )
-    for way in WAYS
-  ]
-  import jax
-
-  device = jax.devices()[0].device_kind
-  line = timing.hardware(device, ("jax", "jaxlib", "flax"))
-  headers = (
-    "teachers", f"seconds for {steps} steps each", "steps a second, all together",
-    "time / loop's", "compile, s", "from the cache, s",
-  )  # fmt: skip
-  record = {"steps": steps, "seconds": running, "compile_seconds": compiling}
-  timing.finish(line, headers, rows, record, args.out)
+  timing.finish_ways("teachers", args.num_teachers, steps, pairs, args.out, digits=1)
 
 
 if __name__ == "__main__":

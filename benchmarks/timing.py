@@ -232,3 +232,40 @@ def finish(
   if out:
     content = {"hardware": line, "results": record}
     pathlib.Path(out).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def finish_ways(
+  what: str, count: int, steps: int, pairs: dict[str, Any], out: str | None, digits: int
+) -> None:
+  """Prints and writes the table of several networks trained by different ways, "loop" among them.
+
+  Args:
+    what: the networks, for the headers: "students".
+    count: how many there are.
+    steps: of each.
+    pairs: by way, (seconds to compile, seconds of the steps) of every round.
+    out: file for all times, or None.
+    digits: of the steps a second.
+  """
+  import jax
+
+  compiling = {way: [pair[0] for pair in rounds] for way, rounds in pairs.items()}
+  running = {way: [pair[1] for pair in rounds] for way, rounds in pairs.items()}
+  rows = [
+    (
+      f"{count} by {way}",
+      spread(running[way]),
+      f"{count * steps / statistics.median(running[way]):.{digits}f}",
+      f"{median_ratio(running[way], running['loop']):.2f}",
+      f"{compiling[way][0]:.1f}",
+      f"{statistics.median(compiling[way][1:] or compiling[way]):.1f}",
+    )
+    for way in pairs
+  ]
+  line = hardware(jax.devices()[0].device_kind, ("jax", "jaxlib", "flax"))
+  headers = (
+    what, f"seconds for {steps} steps each", "steps a second, all together",
+    "time / loop's", "compile, s", "from the cache, s",
+  )  # fmt: skip
+  record = {"steps": steps, "seconds": running, "compile_seconds": compiling}
+  finish(line, headers, rows, record, out)
