@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import edc_networks, timing
+from benchmarks import edc_networks
 from benchmarks import edc_recipe as recipe
 from benchmarks.recipes import CLASSES
 
@@ -136,7 +136,4 @@ class Side:
 
 
 if __name__ == "__main__":
-  torch.manual_seed(0)
-  torch.set_num_threads(timing.cores())
-  torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as XLA has it
-  timing.serve(Side().handle)
+  torch_steps.serve(Side().handle)

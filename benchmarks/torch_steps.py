@@ -340,8 +340,13 @@ class Side:
     return {"seconds": time.perf_counter() - start, "steps": steps}
 
 
-if __name__ == "__main__":
+def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+  """Answers messages, with PyTorch set up as all its sides are."""
   torch.manual_seed(0)
   torch.set_num_threads(timing.cores())
   torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as XLA has it
-  timing.serve(Side().handle)
+  timing.serve(handle)
+
+
+if __name__ == "__main__":
+  serve(Side().handle)
