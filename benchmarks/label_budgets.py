@@ -1,10 +1,11 @@
 """What do soft labels cost, and what does a cheaper label lose? Bytes beside accuracy.
 
-  python -m benchmarks.label_budgets --config configs/digits_lt.py --workdir runs/budgets
+  python -m benchmarks.label_budgets --workdir runs/budgets \
+      --config configs/digits_lt.py:calibrators=plain+adsa+adsa_nll
 
-Trains the students of a config for each budget of labels, with plain and with calibrated labels,
-and prints a table. Teachers and images are made once; every budget is a work directory below
-`--workdir`, so the same command, given again, goes on where it stopped.
+Trains the students of a config for each budget of labels, with each of its calibrators, and prints
+a table. Teachers and images are made once; every budget is a work directory below `--workdir`, so
+the same command, given again, goes on where it stopped.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from benchmarks import timing  # noqa: E402
 from ltdd_jax import pipeline  # noqa: E402
 from ltdd_jax.report import tables  # noqa: E402
 
-REGIMES = ("plain", "adsa", "adsa_nll")
 BUDGETS: dict[str, dict[str, Any]] = {
   "all epochs, float32": {"dtype": "float32"},
   "all epochs, float16": {},
@@ -44,19 +44,16 @@ def variants(config: Any) -> dict[str, Any]:
     out[name].relabel.update(BUDGETS.get(name, {}))
     out[name].student.hard_weight = MIXES.get(name, 0.0)
     out[name].student.hard_labels = False
-    known = out[name].calibrate.calibrators
-    out[name].calibrate.calibrators = {key: known[key] for key in REGIMES}
   return out
 
 
-def row(name: str, results: dict[str, Any]) -> list[tuple[str, ...]]:
+def row(name: str, results: dict[str, Any], regimes: list[str]) -> list[tuple[str, ...]]:
   """A line for each image source."""
   lines = []
   for source in dict.fromkeys(r["images"] for r in results["rows"]):
     found = {r["labels"]: r for r in results["rows"] if r["images"] == source}
-    size = f"{found['plain']['label_bytes'] / 1e3:,.1f}"
-    scores = [tables.plus_minus(found[key]["top1"]) for key in REGIMES]
-    lines.append((source, name, size, *scores))
+    size = f"{found[regimes[0]]['label_bytes'] / 1e3:,.1f}"
+    lines.append((source, name, size, *(tables.plus_minus(found[r]["top1"]) for r in regimes)))
   return lines
 
 
@@ -64,16 +61,21 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--config", default="configs/digits_lt.py")
   parser.add_argument("--workdir", required=True, type=pathlib.Path)
+  parser.add_argument("--cache", type=pathlib.Path, help="as of launch.main; else in --workdir")
+  parser.add_argument("--data_dir", help="config.data.data_dir")
   args = parser.parse_args()
   startup.setup_jax()
   path, _, argument = args.config.partition(":")
   module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-  rows = []
-  for name, config in variants(module.get_config(argument or None)).items():
+  base = module.get_config(argument or None)
+  if args.data_dir:
+    base.data.data_dir = args.data_dir
+  regimes, cache, rows = [*base.calibrate.calibrators], args.cache or args.workdir / "cache", []
+  for name, config in variants(base).items():
     folder = args.workdir / name.replace(",", "").replace(" ", "-")
-    results = pipeline.run(config, folder, cache=args.workdir / "cache", show_progress=False)
-    rows += row(name, results)
-  print(timing.markdown(("images", "labels", "KB", *REGIMES), sorted(rows, key=lambda r: r[0])))
+    rows += row(name, pipeline.run(config, folder, cache=cache, show_progress=False), regimes)
+  header = ("images", "labels", "kB", *regimes)
+  print(timing.markdown(header, sorted(rows, key=lambda r: r[0])))
 
 
 if __name__ == "__main__":

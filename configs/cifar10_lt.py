@@ -9,7 +9,8 @@ images 38.1 -> 46.6.
 `full` is for an accelerator and was not run; `smoke` takes about a minute.
 
 Arguments: method (sre2l, or another of `configs/published.py`), imbalance (100), ipc (10), seed
-(0), preset (full, cpu, smoke), recipe (a name of docs/recipes.md), calibrators (few, all, priors).
+(0), preset (full, cpu, smoke), recipe (a name of docs/recipes.md), calibrators (few, all,
+priors, or names: plain+adsa).
 """
 
 from configs import base

@@ -8,7 +8,8 @@ images top-1 82.9 -> 83.2 and tail (2 to 5 training images a class) 61.7 -> 69.1
 85.7 -> 90.8 and 63.3 -> 86.3 (docs/results.md).
 
 Arguments: method (sre2l, or another of `configs/published.py`), imbalance (50), ipc (5), seed (0),
-preset (cpu, smoke, full), recipe (a name of docs/recipes.md), calibrators (few, all, priors).
+preset (cpu, smoke, full), recipe (a name of docs/recipes.md), calibrators (few, all,
+priors, or names: plain+adsa).
 """
 
 from configs import base

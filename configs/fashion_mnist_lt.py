@@ -6,7 +6,8 @@
 Cost and results were not measured for this set; the smoke preset runs in the tests.
 
 Arguments: method (sre2l, or another of `configs/published.py`), imbalance (100), ipc (10), seed
-(0), preset (full, cpu, smoke), recipe (a name of docs/recipes.md), calibrators (few, all, priors).
+(0), preset (full, cpu, smoke), recipe (a name of docs/recipes.md), calibrators (few, all,
+priors, or names: plain+adsa).
 """
 
 from configs import base

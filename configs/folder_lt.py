@@ -9,7 +9,8 @@ The counts are measured and used as they are (rule `as_is`); set
 `--config.data.rule=ltdd --config.data.imbalance_factor=50` to make a balanced set long-tailed. An
 unreadable image stops the run and is named; `--config.data.on_unreadable=skip` counts and skips.
 Arguments: path, size (32), method (sre2l, or another of `configs/published.py`), ipc (10), seed
-(0), preset (cpu, smoke, full), recipe (a name of docs/recipes.md), calibrators (few, all, priors).
+(0), preset (cpu, smoke, full), recipe (a name of docs/recipes.md), calibrators (few, all,
+priors, or names: plain+adsa).
 """
 
 from configs import base

@@ -9,7 +9,7 @@ value can be changed on the command line, for all networks at once. Nothing was 
 
 Arguments: dataset (cifar10, cifar100, digits), networks (names of `NETWORKS` with + between them;
 digits take those of one size only), recipe (rd3), method, imbalance (100), ipc (10), seed (0),
-preset (full, cpu, smoke), calibrators (few, all, priors).
+preset (full, cpu, smoke), calibrators (few, all, priors, or names: plain+adsa).
 """
 
 import importlib

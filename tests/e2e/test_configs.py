@@ -113,6 +113,21 @@ def test_every_argument_of_a_method_can_be_changed():
   assert (edc.flatness, edc.category_form, edc.swap_tiles) == (0.25, "by_class", False)
 
 
+def test_calibrators_by_name():
+  config = get_config("cifar10_lt", "calibrators=plain+tau075+vector_scaling")
+  assert config.calibrate.calibrators.to_dict() == {
+    "plain": {"name": "none"},
+    "tau075": {"name": "fixed", "tau": 0.75},
+    "vector_scaling": {"name": "vector_scaling"},
+  }
+
+
+def test_gvbsm_goes_as_far_in_few_steps_as_sre2l():
+  get = lambda arg: get_config("cifar10_lt", f"method=gvbsm,{arg}").recover.methods.gvbsm
+  assert (get("preset=cpu").lr, get("preset=cpu").num_steps) == (0.25, 300)
+  assert (get("preset=full").lr, get("preset=full").num_steps) == (0.05, 4000)
+
+
 def test_a_recipe_stays_when_the_data_set_is_changed(real_size_source):
   config = get_config("cifar10_lt", "method=sre2l")
   config.data.name = "fashion_mnist"  # by hand: it has no values of its own
@@ -180,6 +195,7 @@ def test_folder_with_everything_unequal(tmp_path):
     ("method=sre2", "method=sre2: expected one of"),
     ("ipc=many", "ipc"),
     ("preset=big", "preset=big"),
+    ("calibrators=plain+asda", "'asda' is unknown; expected few, all, priors, or names"),
   ],
 )
 def test_bad_arguments_are_refused(arg, message):
