@@ -10,6 +10,8 @@ changed. What has no published value for the data set is marked "ours".
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ml_collections.config_dict import placeholder
+
 W128 = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
 # G-VBSM's five networks, and EDC's eight, in the order of their turns.
 FIVE = {
@@ -88,9 +90,8 @@ def edc(dataset: str, ipc: int) -> Published:
   CIFAR-10: 75 steps of all images at once. CIFAR-100: 2,000 steps of batches of 100.
   """
   many = dataset == "cifar100"
-  steps, low, epochs = (2000, 0.5, 50) if many else (75, 0.08, 10)
+  steps, low, epochs, batch = (2000, 0.5, 50, 100) if many else (75, 0.08, 10, placeholder(int))
   method = {"name": "edc", "num_steps": steps, "lr": 0.05, "augment": (crop(low), FLIP)}
-  batch = 100 if many else 10 * ipc
   recover = CLASS_MAJOR | {"batch_size": batch, "observers": tuple(EIGHT)}
   squeeze = MANY | {"models": EIGHT, "num_epochs": epochs}
   return Published(method, "edc_mse_gt", recover, squeeze, FIVE["resnet18"])

@@ -68,7 +68,7 @@ def recover_options(
   methods: Mapping[str, Any],
   images_per_class: int = 1,
   slots_per_class: Sequence[int] | None = None,
-  batch_size: int = 100,
+  batch_size: int | None = 100,
   order: str = "interleaved",
   observers: Sequence[str] | None = None,
 ) -> None:
@@ -187,7 +187,7 @@ def check(config: Any) -> dict[str, Any]:
     _check_unmixed(group, plain[group]["augment"] or ())
   for group, keys in _POSITIVE.items():
     for key in keys:
-      if plain[group][key] < 1:
+      if plain[group][key] is not None and plain[group][key] < 1:
         raise LtddError(f"config.{group}.{key} is {plain[group][key]}; expected 1 or more")
   if not plain["calibrate"]["calibrators"] and not plain["student"]["hard_labels"]:
     raise LtddError(
@@ -296,7 +296,7 @@ def _check_calibrator(key: str, config: Mapping[str, Any], counts: np.ndarray) -
 
 def _check_method(ctx: stages_lib.Context, source: str) -> None:
   """Traces a method's `init` and each turn of its `step` on shapes, with one slot a class."""
-  method, env, slots = ctx.method(source), ctx.env(), ctx.slots()
+  method, env, slots = ctx.method(source), ctx.env(), ctx.slots(source)
   data, key = ctx.source.spec, jax.random.key(0)
   feed = distil.Feed(
     teachers=tuple(ctx.variable_shapes(o.model) for o in env.observers),

@@ -131,7 +131,11 @@ class Context:
   def method(self, source: str) -> distil.Method:
     return distil.make_method(self.env(), **self.config["recover"]["methods"][source])
 
-  def slots(self) -> Any:
+  def slots(self, source: str | None = None) -> Any:
+    """The budget, in the order in which an image source fills it.
+
+    Methods that select have one order, so that their sets do not depend on what else a run makes.
+    """
     recover = self.config["recover"]
     per_class = recover["slots_per_class"]
     if per_class is None:
@@ -141,7 +145,9 @@ class Context:
         f"config.recover.slots_per_class has {len(per_class)} entries for "
         f"{self.source.spec.num_classes} classes; expected one for each class"
       )
-    return distil.make_slots(np.asarray(per_class), recover["order"])
+    selects = source is not None and recover["methods"][source]["name"] in distil.SELECT
+    order = "interleaved" if selects else recover["order"]
+    return distil.make_slots(np.asarray(per_class), order)
 
   @functools.cached_property
   def imported(self) -> dict[str, imported.Imported]:
@@ -150,7 +156,7 @@ class Context:
 
   def slot_labels(self, source: str) -> np.ndarray:
     """Classes (n,) of the slots of an image source."""
-    return self.imported[source].labels if source in self.imported else self.slots().labels
+    return self.imported[source].labels if source in self.imported else self.slots(source).labels
 
   def images(self, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Distilled images (n,h,w,c) uint8 and labels (n,); refuses those of another class map."""

@@ -50,12 +50,13 @@ def statistics(ctx: Context) -> str:
 def recover(ctx: Context, *, source: str) -> str:
   if source in ctx.imported:
     return ctx.imported[source].about
-  n, method = len(ctx.slots().labels), ctx.method(source)
-  size = min(n, ctx.config["recover"]["batch_size"]) if method.num_steps else n
+  n, method = len(ctx.slots(source).labels), ctx.method(source)
   shape, names = ctx.source.spec.image_shape, ensemble.observers(ctx.config)
+  size = min(n, ctx.config["recover"]["batch_size"] or n)
+  how = f"{-(-n // size)} batches of {size}, {method.num_steps:,} steps each"
   return (
     f"{n:,} images {'x'.join(map(str, shape))} uint8, {n * int(np.prod(shape)):,} bytes; "
-    f"{-(-n // size)} batches of {size}, {method.num_steps:,} steps each"
+    + (how if method.num_steps else "selected in one pass")
     + (f", observers {', '.join(names)}" if len(ctx.networks) > 1 else "")
   )
 

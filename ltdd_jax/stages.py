@@ -131,7 +131,7 @@ def _recover(ctx: Context, session: loop.Session, *, source: str) -> Product:
     source,
     method,
     ctx.env(),
-    ctx.slots(),
+    ctx.slots(source),
     fed,
     batch_size=ctx.config["recover"]["batch_size"],
     seed=ctx.config["seed"],
@@ -269,7 +269,13 @@ def _statistics_stage(config: Mapping[str, Any], seed: dict[str, Any]) -> Stage:
 def _recover_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
   part = _settings(config, "recover")
   part["method"] = part.pop("methods")[source]
-  group, inputs = seed | {"recover": part}, ("data", "squeeze")
+  name = part["method"]["name"]
+  if name in distil.SELECT:
+    del part["order"], part["batch_size"]
+  if name in distil.WITHOUT_TEACHERS:
+    part.pop("observers", None)
+  group = seed | {"recover": part}
+  inputs = ("data",) if name in distil.WITHOUT_TEACHERS else ("data", "squeeze")
   if imported.is_imported(part["method"]):  # seed, slots and teachers have no part in it
     group, inputs = {"recover": {"method": part["method"]}}, ("data",)
   elif _needs_statistics(part["method"]):

@@ -13,6 +13,8 @@ from ltdd_jax.types import LtddError
 __all__ = [
   "METHODS",
   "NEEDS_STATISTICS",
+  "SELECT",
+  "WITHOUT_TEACHERS",
   "Env",
   "Feed",
   "Method",
@@ -36,6 +38,12 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 NEEDS_STATISTICS: frozenset[str] = frozenset({"edc", "gvbsm"})
 """Methods with "statistics" in their `needs`: their runs have a stage that collects them."""
+
+SELECT: frozenset[str] = frozenset({"herding", "k_center", "kmeans", "random", "rded"})
+"""Methods without steps: a run's batch size and order of slots do not reach them."""
+
+WITHOUT_TEACHERS: frozenset[str] = frozenset({"random"})
+"""Methods without "teachers" in their `needs`: their images do not depend on the squeeze."""
 
 
 def make_method(env: Env, name: str, **kwargs: object) -> Method:

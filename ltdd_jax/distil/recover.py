@@ -28,7 +28,7 @@ def recover(
   slots: Slots,
   feed: Feed,
   *,
-  batch_size: int = 100,
+  batch_size: int | None = 100,
   seed: int = 0,
   session: loop.Session | None = None,
 ) -> Distilled:
@@ -45,7 +45,7 @@ def recover(
     env: the static facts that the method was made with.
     slots: the budget.
     feed: the arrays that the method needs.
-    batch_size: images optimised together.
+    batch_size: images optimised together; None for all, as EDC on CIFAR-10.
     seed: the run's seed.
     session: devices, checkpoints, progress.
 
@@ -55,13 +55,13 @@ def recover(
   Raises:
     LtddError: the feed lacks something, or the optimisation diverged.
   """
-  if batch_size < 1:
-    raise LtddError(f"config.recover.batch_size is {batch_size}; expected 1 or more")
+  if batch_size is not None and batch_size < 1:
+    raise LtddError(f"config.recover.batch_size is {batch_size}; expected 1 or more, or None")
   session = session or loop.Session()
   notes = check_feed(name, method, slots, feed, env)
   feed = Feed(*(_place(getattr(feed, f), f in method.needs, session) for f in Feed._fields))
   total = len(slots.labels)
-  size = min(batch_size, total) if method.num_steps else total
+  size = min(batch_size or total, total) if method.num_steps else total
   starts = range(0, total, size)
   compiled: dict[int, loop.Compiled] = {}
   parts, last = [], None

@@ -116,5 +116,7 @@ def test_arguments_are_keyword_only_with_defaults(name):
   assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in rest)
 
 
-def test_the_stage_of_statistics_runs_for_those_that_need_it(method, name):
+def test_stages_know_what_a_method_needs(method, name):
   assert ("statistics" in method.needs) == (name in distil.NEEDS_STATISTICS)
+  assert ("teachers" not in method.needs) == (name in distil.WITHOUT_TEACHERS)
+  assert (method.num_steps == 0) == (name in distil.SELECT)

@@ -103,7 +103,7 @@ def test_every_method_has_its_settings(method, real_size_source):
 def test_edc_has_eight_networks_and_all_images_in_a_batch():
   config = get_config("cifar10_lt", "method=edc,ipc=50")
   assert len(config.squeeze.models) == 8
-  assert config.recover.batch_size == 500
+  assert config.recover.batch_size is None
   assert config.recover.order == "class_major"
   assert config.student.recipe == "edc_mse_gt@1/cifar10"
 

@@ -65,6 +65,21 @@ def test_a_change_reaches_what_depends_on_it_and_no_more(config):
   assert len(changed(config, "seed", 7)) == len(stages.make_stages(config)) - 1  # all but data
 
 
+def test_the_control_is_the_same_beside_every_method(config):
+  """Its images, and what students learn from their hard labels."""
+  for path, value in (("batch_size", 7), ("order", "class_major"), ("observers", ("teacher",))):
+    reached = changed(config, f"recover.{path}", value)
+    assert "recover/sre2l" in reached
+    assert not [name for name in reached if "/random" in name]
+  teachers = changed(config, "squeeze.num_epochs", 99)
+  assert not {"recover/random", "student/random/hard"} & teachers
+  assert {"recover/sre2l", "relabel/random", "student/random/plain"} <= teachers
+  slots = stages.Context(config).slots
+  assert list(slots("random").labels) == list(slots("sre2l").labels)
+  config["recover"]["order"] = "class_major"
+  assert list(slots("random").labels) != list(slots("sre2l").labels)
+
+
 def test_later_arguments_leave_fingerprints_alone(config):
   for group, later in stages.LATER.items():
     parts = [s.config[group] for s in stages.make_stages(config) if group in s.config]
