@@ -1,9 +1,9 @@
-"""Which criterion finds, without test data, the tau that is best on the test set?
+"""Which rule finds, without test data, the tau that is best on the test set?
 
   python -m benchmarks.criteria runs/a runs/b ...
 
 Work directories must hold teachers and distilled images (`--stage=recover`). For each image source
-and kind of view, tau is fitted to the teacher's logits by every criterion; "lost" is how much lower
+and kind of view, tau is fitted to the teacher's logits by every rule; "lost" is how much lower
 the accuracy of the teacher's own logits on the balanced test set is, in points, after a shift by
 that tau than after the best one of a grid. The test set judges here, it chooses nothing.
 """
@@ -21,9 +21,13 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from ltdd_jax import adsa, artefacts, check, labels, stages  # noqa: E402
+from ltdd_jax import adsa, artefacts, calibrate, check, labels, stages  # noqa: E402
 from ltdd_jax.data import augment  # noqa: E402
 
+RULES: dict[str, dict[str, Any]] = {
+  **{criterion: {"name": "adsa", "criterion": criterion} for criterion in adsa.CRITERIA},
+  "matrix": {"name": "adsa_matrix"},
+}
 GRID = np.arange(0, 3.0001, 0.05)
 EPOCHS, BATCH = 20, 500
 VIEWS: dict[str, dict[str, Any]] = {
@@ -75,9 +79,9 @@ def on_test(ctx: stages.Context) -> np.ndarray:
 
 
 def study(path: pathlib.Path) -> tuple[list[tuple[str, ...]], list[tuple[str, str, float]]]:
-  """Rows of the table for one work directory, and (views, criterion, points lost)."""
+  """Rows of the table for one work directory, and (views, rule, points lost)."""
   ctx = stages.Context(check.check(json.loads((path / "config.json").read_text())))
-  rows, losses = [], []
+  rows, losses, log_prior = [], [], np.log(ctx.counts / ctx.counts.sum())
   with artefacts.Workdir(path) as ctx.workdir:
     accuracy = on_test(ctx)
     best = f"{GRID[accuracy.argmax()]:.2f}"
@@ -85,25 +89,26 @@ def study(path: pathlib.Path) -> tuple[list[tuple[str, ...]], list[tuple[str, st
       for kind, views in VIEWS.items():
         cells = [path.name, best, source, kind]
         logits, classes = of_views(ctx, source, views)
-        for criterion in adsa.CRITERIA:
-          result = adsa.fit(logits, classes, ctx.counts, criterion=criterion)
-          lost = 100 * (accuracy.max() - np.interp(result.tau, GRID, accuracy))
-          losses.append((kind, criterion, lost))
-          cells.append(f"{result.tau:.2f} ({lost:.1f}){' flat' if result.flat else ''}")
+        for name, rule in RULES.items():
+          calibrator = calibrate.make_calibrator(**rule)
+          found = calibrator.report(calibrator.fit(logits, classes, log_prior))
+          lost = 100 * (accuracy.max() - np.interp(found["tau"], GRID, accuracy))
+          losses.append((kind, name, lost))
+          cells.append(f"{found['tau']:.2f} ({lost:.1f}){' flat' if found.get('flat') else ''}")
         rows.append(tuple(cells))
   return rows, losses
 
 
 def summary(losses: list[tuple[str, str, float]]) -> str:
-  """Mean and worst of the points lost, for each kind of view and criterion."""
+  """Mean and worst of the points lost, for each kind of view and rule."""
   rows = []
   for kind in VIEWS:
     cells = [kind]
-    for criterion in adsa.CRITERIA:
-      lost = [x for view, name, x in losses if (view, name) == (kind, criterion)]
+    for rule in RULES:
+      lost = [x for view, name, x in losses if (view, name) == (kind, rule)]
       cells.append(f"{np.mean(lost):.2f} ({max(lost):.1f})")
     rows.append(cells)
-  return timing.markdown(("views", *(f"{c}: mean lost (worst)" for c in adsa.CRITERIA)), rows)
+  return timing.markdown(("views", *(f"{c}: mean lost (worst)" for c in RULES)), rows)
 
 
 def main() -> None:
@@ -111,7 +116,7 @@ def main() -> None:
   parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
   startup.setup_jax()
   found = [study(path) for path in parser.parse_args().workdirs]
-  header = ("run", "best tau", "images", "views", *(f"{c} (lost)" for c in adsa.CRITERIA))
+  header = ("run", "best tau", "images", "views", *(f"{c} (lost)" for c in RULES))
   print(timing.markdown(header, [row for rows, _ in found for row in rows]), end="\n\n")
   print(summary([loss for _, losses in found for loss in losses]))
 

@@ -13,6 +13,7 @@ package and put it in `CALIBRATORS`; `tests/contract/test_calibrators.py` says w
     simple.py     none, fixed
     aligned.py    adsa; bootstrap.py and headroom.py hold its options, curves.py what they measure
     vector.py     adsa_vector
+    matrix.py     adsa_matrix
     priors.py     em and ltkd
     scaling.py    temperature and vector_scaling
     stream.py     statistics and gradients, chunk by chunk
@@ -25,14 +26,15 @@ from typing import Any
 from ltdd_jax import registry
 from ltdd_jax.calibrate.aligned import adsa
 from ltdd_jax.calibrate.base import Calibrator, check_prior, shift
+from ltdd_jax.calibrate.matrix import adsa_matrix
 from ltdd_jax.calibrate.priors import em, ltkd
 from ltdd_jax.calibrate.scaling import temperature, vector_scaling
 from ltdd_jax.calibrate.simple import fixed, none
 from ltdd_jax.calibrate.vector import adsa_vector
 
 __all__ = [
-  "CALIBRATORS", "WITHOUT_PRIOR", "Calibrator", "adsa", "adsa_vector", "check_prior", "em", "fixed",
-  "ltkd", "make_calibrator", "none", "shift", "temperature", "vector_scaling",
+  "CALIBRATORS", "WITHOUT_PRIOR", "Calibrator", "adsa", "adsa_matrix", "adsa_vector", "check_prior",
+  "em", "fixed", "ltkd", "make_calibrator", "none", "shift", "temperature", "vector_scaling",
 ]  # fmt: skip
 
 # In the order of reports: simple ones first.
@@ -40,6 +42,7 @@ CALIBRATORS: Mapping[str, Callable[..., Calibrator]] = {
   "none": none,
   "fixed": fixed,
   "adsa": adsa,
+  "adsa_matrix": adsa_matrix,
   "adsa_vector": adsa_vector,
   "em": em,
   "ltkd": ltkd,

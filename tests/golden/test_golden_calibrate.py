@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax import adsa, calibrate, rng
-from ltdd_jax.calibrate import bootstrap, curves, stream
+from ltdd_jax.calibrate import bootstrap, curves, matrix, stream
 from tests.reference import adsa_ref
 from tests.reference import calibrate_ref as ref
 
@@ -230,3 +230,29 @@ def test_a_target_prior():
   np.testing.assert_allclose(outs["uniform"], outs["plain"], atol=1e-6)
   shift = np.log(q) - np.log(q).mean()
   np.testing.assert_allclose(outs["head"], outs["plain"] + shift, atol=1e-5)
+
+
+def test_the_matrix_of_class_means():
+  logits, labels = draw(14)
+  some = labels != 2  # no image of class 2
+  for keep in (np.ones_like(some), some):
+    z, y = logits[keep], labels[keep]
+    means = ref.class_mean_matrix(z, y)
+    found = matrix.class_mean_matrix(adsa.Rows(z, y, 7))
+    np.testing.assert_allclose(found, means, atol=1e-6)
+    params, report = fit("adsa_matrix", z, y)
+    assert report["tau"] == pytest.approx(ref.matrix_tau(means, PRIOR), abs=1e-5)
+    np.testing.assert_allclose(
+      params.confidence[1], ref.confidences(z, y, report["tau"] * PRIOR), atol=1e-6
+    )
+
+
+def test_the_matrix_finds_what_the_teacher_learnt():
+  """Gaussians, some of which lie close together: classes are not equally hard."""
+  random = np.random.default_rng(15)
+  centres = np.array([0.0, 4.0, 4.8, 5.6, 9.0])
+  labels = np.repeat(np.arange(K), 4000)
+  x = centres[labels] + random.standard_normal(len(labels))
+  logits = -((x[:, None] - centres) ** 2) / 2 + 0.7 * PRIOR
+  tau = fit("adsa_matrix", logits.astype(np.float32), labels)[1]["tau"]
+  assert tau == pytest.approx(0.7, abs=0.02)  # the sampling error

@@ -184,3 +184,27 @@ def best_within(logits, labels, counts, head, max_drop, criterion="confidence"):
     if at_zero - np.mean([q[c] for c in head]) <= max_drop:
       best = min(best, (value(logits, labels, counts, tau), tau))
   return best[1]
+
+
+def class_mean_matrix(logits, labels):
+  """Mean soft label of each class, one row each."""
+  k = len(logits[0])
+  out = np.full((k, k), np.nan)
+  for c in range(k):
+    rows = [softmax(row) for row, y in zip(logits, labels, strict=True) if y == c]
+    if rows:
+      out[c] = np.mean(rows, axis=0)
+  return out
+
+
+def matrix_tau(means, log_prior):
+  """Weighted least-squares slope of the log odds of pairs on the gaps of the log prior."""
+  up = down = 0.0
+  for c in range(len(means)):
+    for d in range(c):
+      a, b = means[c][d], means[d][c]
+      if np.isfinite(a) and np.isfinite(b):
+        gap, weight = log_prior[d] - log_prior[c], a * b / (a + b)
+        up += weight * gap * math.log(a / b)
+        down += weight * gap**2
+  return up / down
