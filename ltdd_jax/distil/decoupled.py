@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ltdd_jax import losses
 from ltdd_jax.data import augment as augment_lib
-from ltdd_jax.distil import pixels, terms
+from ltdd_jax.distil import pixels, starts, terms
 from ltdd_jax.distil.base import Env, Feed, Method
 from ltdd_jax.models import taps
 from ltdd_jax.types import LtddError
@@ -172,4 +172,4 @@ def _matching_batch_norms(
     loss = ce_mean + r_bn * bn_mean
     return loss, ({"loss": loss, "cross_entropy": ce_mean, "bn_statistics": bn_mean}, None)
 
-  return pixels.pixel_method(env, pixels.noise(env), objective, num_steps=num_steps, lr=lr)
+  return pixels.pixel_method(env, starts.noise(env).draw, objective, num_steps=num_steps, lr=lr)

@@ -120,35 +120,3 @@ def read(state: PixelState) -> SynthSet:
 def carry(fresh: PixelState, last: PixelState) -> PixelState:
   """New images and a new optimiser, with the running statistics that the last batch left."""
   return fresh.replace(running=last.running)
-
-
-# ---- starts ----
-
-
-def noise(env: Env) -> Start:
-  """N(0, 1) for each value of a normalised image."""
-
-  def start(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
-    del feed
-    return jax.random.normal(key, (len(slots.labels), *env.image_shape), jnp.float32)
-
-  return start
-
-
-def real(env: Env, *, flip: bool = True) -> Start:
-  """For each slot a training image of its class, drawn with replacement, mirrored half the time.
-
-  Source: EDC's released code for CIFAR and Tiny-ImageNet. Classes with slots need an image.
-  """
-
-  def start(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
-    draw_key, flip_key = jax.random.split(key)
-    labels, targets = jnp.asarray(feed.labels), jnp.asarray(slots.labels, jnp.int32)
-    by_class = jnp.argsort(labels)
-    counts = jnp.bincount(labels, length=env.num_classes)
-    first = (jnp.cumsum(counts) - counts)[targets]
-    rank = jax.random.randint(draw_key, targets.shape, 0, jnp.maximum(counts[targets], 1))
-    images = augment.normalize(jnp.asarray(feed.images)[by_class[first + rank]], env.mean, env.std)
-    return augment.random_flip(flip_key, images) if flip else images
-
-  return start

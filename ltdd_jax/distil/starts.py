@@ -32,7 +32,12 @@ class Start(NamedTuple):
 
 def noise(env: Env, /) -> Start:
   """N(0, 1) for each value of a normalised image."""
-  return Start(pixels.noise(env))
+
+  def draw(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
+    del feed
+    return jax.random.normal(key, (len(slots.labels), *env.image_shape), jnp.float32)
+
+  return Start(draw)
 
 
 def real(env: Env, /, *, flip: bool = True) -> Start:
@@ -42,7 +47,18 @@ def real(env: Env, /, *, flip: bool = True) -> Start:
     env: static facts.
     flip: whether half of them are mirrored; not for digits.
   """
-  return Start(pixels.real(env, flip=flip), ("images", "labels"), _with_replacement)
+
+  def draw(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
+    draw_key, flip_key = jax.random.split(key)
+    labels, targets = jnp.asarray(feed.labels), jnp.asarray(slots.labels, jnp.int32)
+    by_class = jnp.argsort(labels)
+    counts = jnp.bincount(labels, length=env.num_classes)
+    first = (jnp.cumsum(counts) - counts)[targets]
+    rank = jax.random.randint(draw_key, targets.shape, 0, jnp.maximum(counts[targets], 1))
+    images = augment.normalize(jnp.asarray(feed.images)[by_class[first + rank]], env.mean, env.std)
+    return augment.random_flip(flip_key, images) if flip else images
+
+  return Start(draw, ("images", "labels"), _with_replacement)
 
 
 def rded(

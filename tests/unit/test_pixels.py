@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from ltdd_jax import checkpoint, distil, loop
-from ltdd_jax.data import augment
-from ltdd_jax.distil import pixels
 from ltdd_jax.distil.recover import recover
 from ltdd_jax.types import LtddError
 from tests import small
@@ -108,20 +106,6 @@ def test_many_steps_fit_one_dispatch(name, key):
     lambda x: (x.shape, x.dtype), state
   )
   assert all(m.shape == (4,) for m in metrics.values())
-
-
-def test_real_start_draws_of_the_own_class_again_and_again(key):
-  slots, feed = distil.make_slots(np.array([40, 0, 3])), small.feed()
-  images = pixels.real(small.env())(key, slots, feed)
-  drawn = np.asarray(augment.denormalize(images, small.SPEC.mean, small.SPEC.std))
-  for c, distinct in ((0, 7), (2, 1)):
-    mine = drawn[np.asarray(slots.labels) == c]
-    whole = feed.images[feed.labels == c]
-    both = {x.tobytes() for x in np.concatenate([whole, whole[:, :, ::-1]])}
-    assert {x.tobytes() for x in mine} <= both
-    unflipped = {x.tobytes() for x in mine} & {x.tobytes() for x in whole}
-    assert len(unflipped) <= distinct
-  assert len(np.unique(drawn[np.asarray(slots.labels) == 0], axis=0)) > 7  # some are mirrored
 
 
 def test_edc_of_the_released_code(key):

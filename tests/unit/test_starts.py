@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax import distil
+from ltdd_jax.data import augment
 from ltdd_jax.distil import starts
 from ltdd_jax.types import LtddError
 from tests import small
@@ -31,6 +32,20 @@ def test_rded_draws_mosaics_of_the_set(key):
     mine = images[SLOTS.labels == c]
     views = {x.tobytes() for x in mine} | {x[:, ::-1].tobytes() for x in mine}
     assert len(views) == 2
+
+
+def test_real_start_draws_of_the_own_class_again_and_again(key):
+  slots, feed = distil.make_slots(np.array([40, 0, 3])), small.feed()
+  images = starts.make_start(small.env(), "real").draw(key, slots, feed)
+  drawn = np.asarray(augment.denormalize(images, small.SPEC.mean, small.SPEC.std))
+  for c, distinct in ((0, 7), (2, 1)):
+    mine = drawn[np.asarray(slots.labels) == c]
+    whole = feed.images[feed.labels == c]
+    both = {x.tobytes() for x in np.concatenate([whole, whole[:, :, ::-1]])}
+    assert {x.tobytes() for x in mine} <= both
+    unflipped = {x.tobytes() for x in mine} & {x.tobytes() for x in whole}
+    assert len(unflipped) <= distinct
+  assert len(np.unique(drawn[np.asarray(slots.labels) == 0], axis=0)) > 7  # some are mirrored
 
 
 def test_notes_are_those_of_the_start():
