@@ -58,6 +58,11 @@ def run(
 ) -> dict[str, Any] | None:
   """Runs the study; see `analysis.run`. Returns the contents of `report/bound.json`."""
   config = runs.with_plain(check.check(config))
+  if config["relabel"]["labeler_bn"] != "eval":
+    raise LtddError(
+      f"config.relabel.labeler_bn is {config['relabel']['labeler_bn']!r}: what such a teacher says "
+      "of an image depends on the batch, so the bound has no posterior to compare; use 'eval'"
+    )
   reference = at_factor(config, 1.0) | {"seed": config["seed"] + 1}
   runner("reference", reference, stage="squeeze")
   factors = {f"if{factor:g}": float(factor) for factor in study["imbalance_factors"]}

@@ -140,6 +140,10 @@ def test_what_studies_refuse(tmp_path):
     config.study.match = True
   with pytest.raises(LtddError, match=r"config\.study: unexpected key 'match'.*'matched'"):
     analysis.run(config, tmp_path)
+  bound = bound_config.get_config("preset=smoke")
+  bound.relabel.labeler_bn = "train"
+  with pytest.raises(LtddError, match="what such a teacher says of an image depends on the batch"):
+    analysis.run(bound, tmp_path)
   plain, _ = plain_config()
   plain["recover"]["methods"]["random"] = {"name": "random"}
   with pytest.raises(LtddError, match="has sre2l, random; the perturbation study crosses"):
