@@ -226,13 +226,13 @@ def run(
       monitor.add(t, metrics)
       if t in hooks:
         state = hook(t, state)
-      stopping = checkpoint.stop_requested()
+      stopping, overdue = _wishes(progress, t == stop_at)
       if stopping or t == stop_at or time.monotonic() > due:
         monitor.read()
         if t == stop_at:
           monitor.write(t)
         due = time.monotonic() + 1.0
-        if progress and (stopping or t == num_steps or progress.due()):
+        if progress and (stopping or t == num_steps or overdue):
           _check_finite(name, t, state, advice)
           progress.save(t, state)
         if stopping:
@@ -242,6 +242,17 @@ def run(
     if progress:
       progress.close()
   return state
+
+
+def _wishes(progress: checkpoint.Progress | None, agree: bool) -> tuple[bool, bool]:
+  """Whether to stop, and whether to save. Processes of a pod do both together: they agree first.
+
+  That costs a message, so that between two readings of the metrics none of them wishes anything.
+  """
+  if jax.process_count() > 1 and not agree:
+    return False, False
+  due = progress is not None and progress.due()
+  return mesh_lib.any_process(checkpoint.stop_requested(), due)
 
 
 def _check_finite(name: str, step: int, state: Any, advice: str) -> None:

@@ -45,6 +45,28 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
   return jax.tree.map(place, tree)
 
 
+def get(tree: Any) -> Any:
+  """Copies arrays to the host, whole, on every process; all of them have to call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  def fetch(x: Any) -> Any:
+    split = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    return multihost_utils.process_allgather(x, tiled=True) if split else jax.device_get(x)
+
+  return jax.tree.map(fetch, tree)
+
+
+def any_process(*wishes: bool) -> tuple[bool, ...]:
+  """Which of the wishes one process or more has; all of them have to ask."""
+  if jax.process_count() == 1:
+    return wishes
+  from jax.experimental import multihost_utils
+
+  return tuple(map(bool, multihost_utils.process_allgather(np.array(wishes)).any(0)))
+
+
 def barrier(name: str) -> None:
   """Waits for the other processes, if there are any."""
   if jax.process_count() > 1:

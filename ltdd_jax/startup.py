@@ -77,7 +77,9 @@ def setup_jax(
       (`JAX_NUM_CPU_DEVICES`), which is one by default.
     cache_dir: of the persistent compilation cache; None for none. `JAX_COMPILATION_CACHE_DIR`
       takes the place of the default.
-    distributed: whether to join the other processes of a pod or cluster first.
+    distributed: whether to join the other processes of a pod or cluster first. JAX finds them by
+      itself on Cloud TPU, Slurm, MPI and Kubernetes; elsewhere set `JAX_COORDINATOR_ADDRESS`
+      (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 
   Returns:
     What was set.
@@ -85,7 +87,8 @@ def setup_jax(
   import jax
 
   if distributed:
-    jax.distributed.initialize()
+    there = {k: os.environ.get(f"JAX_{k.upper()}") for k in ("num_processes", "process_id")}
+    jax.distributed.initialize(**{k: int(v) for k, v in there.items() if v})
   return Facts(_set_cpu_devices(num_cpu_devices), _set_cache(cache_dir), distributed)
 
 

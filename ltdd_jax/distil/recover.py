@@ -81,7 +81,7 @@ def recover(
       compiled=compiled.setdefault(len(chunk.labels), {}),
     )
     images = augment.denormalize(method.read(last).images, env.mean, env.std)
-    parts.append(np.asarray(jax.device_get(images)))
+    parts.append(np.asarray(mesh_lib.get(images)))
   return Distilled(np.concatenate(parts), np.asarray(slots.labels, np.int32), notes)
 
 

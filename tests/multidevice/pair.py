@@ -1,0 +1,39 @@
+"""One of two processes that run a pipeline together; or, without numbers, the only one.
+
+python -m tests.multidevice.pair WORKDIR [stop]
+"""
+
+import os
+import pathlib
+import sys
+
+from ltdd_jax import startup
+
+startup.setup_jax(cache_dir=None, distributed="JAX_PROCESS_ID" in os.environ)
+
+import jax  # noqa: E402
+
+from configs import digits_lt  # noqa: E402
+from ltdd_jax import checkpoint, pipeline  # noqa: E402
+
+config = digits_lt.get_config("preset=smoke,calibrators=adsa")
+del config.recover.methods.random
+config.student.update(num_seeds=1, hard_labels=False)
+
+
+class ToldToStop(checkpoint.Progress):
+  """Process 1 alone is asked to stop at its first look, and both have to."""
+
+  def due(self) -> bool:
+    if jax.process_index() == 1:
+      checkpoint._stop.set()
+    return False
+
+
+if "stop" in sys.argv:
+  checkpoint.Progress = ToldToStop
+try:
+  results = pipeline.run(config, pathlib.Path(sys.argv[1]), show_progress=False)
+  print("top1", results["rows"][0]["top1"]["mean"], "devices", jax.device_count())
+except checkpoint.Interrupted as stopped:
+  print("interrupted:", stopped)

@@ -1,0 +1,51 @@
+"""Two processes, as on a pod, against one."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+from ltdd_jax import artefacts
+
+
+def run(workdir, processes, *flags):
+  """Runs `pair.py` in so many processes; returns what each printed."""
+  env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+  env["JAX_PLATFORMS"] = "cpu"
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    env["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free.getsockname()[1]}"
+  several = env | {"JAX_NUM_PROCESSES": str(processes)}
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-m", "tests.multidevice.pair", str(workdir), *flags],
+      env=several | {"JAX_PROCESS_ID": str(i)} if processes > 1 else env,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    for i in range(processes)
+  ]  # fmt: skip
+  try:
+    out = [p.communicate(timeout=500)[0] for p in started]
+  finally:
+    for p in started:
+      p.kill()
+  assert [p.returncode for p in started] == [0] * processes, "\n".join(out)
+  return out
+
+
+def test_two_processes_stop_together_go_on_and_give_what_one_gives(tmp_path):
+  for text in run(tmp_path / "two", 2, "stop"):
+    assert "interrupted: squeeze/teacher: stopped after step" in text
+  first, second = (text.split("top1 ")[1] for text in run(tmp_path / "two", 2))
+  assert first == second
+  assert "devices 2" in first
+  run(tmp_path / "one", 1)
+  images, logits = (
+    [artefacts.Workdir(tmp_path / name).load(stage).arrays[key] for name in ("one", "two")]
+    for stage, key in (("recover/sre2l", "images"), ("relabel/sre2l", "clean_logits"))
+  )
+  # Sums over two devices round otherwise; a pixel may fall to the other side of a truncation.
+  assert np.abs(images[0].astype(int) - images[1]).max() <= 1
+  np.testing.assert_allclose(*logits, atol=0.05)
