@@ -266,7 +266,7 @@ def relabel(
   _label_epochs(
     f"relabel/{name}", store, bn_label_fn, consts, view_fn(spec, **views), batch_size, session
   )
-  clean = _clean_logits(consts, label_fn, spec, min(batch_size, len(labels)))
+  clean = clean_logits(consts, label_fn, spec, min(batch_size, len(labels)))
   return Labelled(store, clean)
 
 
@@ -366,13 +366,20 @@ def _label_epochs(
   mesh_lib.barrier("label epochs written")
 
 
-def _clean_logits(
+def clean_logits(
   consts: dict[str, Any],
   label_fn: Callable[[Any, jax.Array], jax.Array],
   spec: DatasetSpec,
   size: int,
 ) -> np.ndarray:
-  """Logits of the plain images, in batches of one size."""
+  """Logits (n, k) of plain images, in batches of one size.
+
+  Args:
+    consts: `images` (n, h, w, c) uint8, `labels` (n,) and `variables`, on the mesh.
+    label_fn: variables, normalised images (b, h, w, c) -> logits (b, k).
+    spec: facts of the data set.
+    size: images in a batch, n at most.
+  """
 
   @jax.jit
   def label(consts, rows):
@@ -383,4 +390,4 @@ def _clean_logits(
   parts = [
     label(consts, (start + np.arange(size, dtype=np.int32)) % n) for start in range(0, n, size)
   ]
-  return np.concatenate(jax.device_get(parts))[:n]
+  return np.concatenate(mesh_lib.get(parts))[:n]

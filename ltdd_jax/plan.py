@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ltdd_jax import calibrate as calibrate_lib
 from ltdd_jax import encoding, ensemble, labelstore, models
 from ltdd_jax import (
   statistics as statistics_lib,
@@ -75,7 +76,10 @@ def relabel(ctx: Context, *, source: str) -> str:
 
 def calibrate(ctx: Context, *, calibrator: Mapping[str, Any]) -> str:
   rest = ", ".join(f"{k}={v}" for k, v in calibrator.items() if k != "name")
-  return f"{calibrator['name']}({rest}) fitted on {ctx.config['calibrate']['fit_on']}"
+  probed = calibrator["name"] in calibrate_lib.WITH_STUDENT
+  return f"{calibrator['name']}({rest}) fitted on {ctx.config['calibrate']['fit_on']}" + (
+    ", and on what a student of such labels says of the training set" if probed else ""
+  )
 
 
 def student(ctx: Context, *, source: str) -> str:

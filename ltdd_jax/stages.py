@@ -22,6 +22,7 @@ from ltdd_jax import (
   labels,
   loop,
   plan,
+  probing,
   statistics,
   student,
   supervision,
@@ -169,6 +170,10 @@ def _calibrate(ctx: Context, session: loop.Session, *, source: str, name: str) -
     logits = arrays["clean_logits"]
   targets, log_prior = arrays["labels"], longtail.log_prior(ctx.counts)
   params = calibrator.fit(logits, targets, log_prior)
+  if calibrator.refine is not None:
+    trained = student_numbers(ctx.config)
+    unseen = probing.unseen_logits(ctx, source, calibrator, params, trained, session)
+    params = calibrator.refine(params, *unseen, log_prior)
   arrays = {f"param{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
   return Product(arrays, extra={"report": calibrator.report(params)})
 
@@ -308,17 +313,18 @@ def _relabel_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str)
 
 def _calibrate_stages(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
   part = dict(config["calibrate"])
-  calibrators = part.pop("calibrators")
-  return [
-    Stage(
-      f"calibrate/{source}/{name}",
-      {"calibrate": part | {"calibrator": calibrator}},
-      ("data", f"relabel/{source}"),
-      functools.partial(_calibrate, source=source, name=name),
-      functools.partial(plan.calibrate, calibrator=calibrator),
-    )
-    for name, calibrator in calibrators.items()
-  ]
+  stages = []
+  for name, calibrator in part.pop("calibrators").items():
+    group: dict[str, Any] = {"calibrate": part | {"calibrator": calibrator}}
+    inputs = ("data", f"relabel/{source}")
+    if calibrator["name"] in calibrate.WITH_STUDENT:
+      probe = {"probe": probing.numbers(student_numbers(config))}
+      group |= seed | probe | {"views": config["relabel"]["views"]}
+      inputs += (f"recover/{source}",)
+    build = functools.partial(_calibrate, source=source, name=name)
+    described = functools.partial(plan.calibrate, calibrator=calibrator)
+    stages.append(Stage(f"calibrate/{source}/{name}", group, inputs, build, described))
+  return stages
 
 
 def student_numbers(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,13 @@ def of_regime(ctx: Context, source: str, regime: str) -> student.Supervision:
   """Where the labels of a regime come from."""
   if regime == HARD:
     return student.Supervision()
-  calibrator, params = load_params(ctx, source, regime)
+  return calibrated(ctx, source, *load_params(ctx, source, regime))
+
+
+def calibrated(
+  ctx: Context, source: str, calibrator: calibrate.Calibrator, params: Any
+) -> student.Supervision:
+  """Labels by a calibrator and its params, from the store, or on line if the config says so."""
   common = {
     "calibrator": calibrator,
     "params": params,

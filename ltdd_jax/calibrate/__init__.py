@@ -14,6 +14,7 @@ package and put it in `CALIBRATORS`; `tests/contract/test_calibrators.py` says w
     aligned.py    adsa; bootstrap.py and headroom.py hold its options, curves.py what they measure
     vector.py     adsa_vector
     matrix.py     adsa_matrix
+    probe.py      adsa_probe
     priors.py     em and ltkd
     scaling.py    temperature and vector_scaling
     stream.py     statistics and gradients, chunk by chunk
@@ -28,13 +29,15 @@ from ltdd_jax.calibrate.aligned import adsa
 from ltdd_jax.calibrate.base import Calibrator, check_prior, shift
 from ltdd_jax.calibrate.matrix import adsa_matrix
 from ltdd_jax.calibrate.priors import em, ltkd
+from ltdd_jax.calibrate.probe import adsa_probe
 from ltdd_jax.calibrate.scaling import temperature, vector_scaling
 from ltdd_jax.calibrate.simple import fixed, none
 from ltdd_jax.calibrate.vector import adsa_vector
 
 __all__ = [
-  "CALIBRATORS", "WITHOUT_PRIOR", "Calibrator", "adsa", "adsa_matrix", "adsa_vector", "check_prior",
-  "em", "fixed", "ltkd", "make_calibrator", "none", "shift", "temperature", "vector_scaling",
+  "CALIBRATORS", "WITHOUT_PRIOR", "WITH_STUDENT", "Calibrator", "adsa", "adsa_matrix", "adsa_probe",
+  "adsa_vector", "check_prior", "em", "fixed", "ltkd", "make_calibrator", "none", "shift",
+  "temperature", "vector_scaling",
 ]  # fmt: skip
 
 # In the order of reports: simple ones first.
@@ -44,6 +47,7 @@ CALIBRATORS: Mapping[str, Callable[..., Calibrator]] = {
   "adsa": adsa,
   "adsa_matrix": adsa_matrix,
   "adsa_vector": adsa_vector,
+  "adsa_probe": adsa_probe,
   "em": em,
   "ltkd": ltkd,
   "temperature": temperature,
@@ -52,6 +56,9 @@ CALIBRATORS: Mapping[str, Callable[..., Calibrator]] = {
 
 # These do not look at the prior, so a class without training images does not disturb them.
 WITHOUT_PRIOR = ("none", "temperature", "vector_scaling")
+
+# These have a `refine`: the calibrate stage trains a student for them.
+WITH_STUDENT = ("adsa_probe",)
 
 
 def make_calibrator(name: str, **kwargs: Any) -> Calibrator:

@@ -24,6 +24,9 @@ class Calibrator(NamedTuple):
   fit: Callable[..., Any]  # (logits (..., n, k), labels (n,), log_prior (k,)) -> params
   apply: Callable[..., jax.Array]  # (params, logits (..., k), log_prior (k,)) -> float32 (..., k)
   report: Callable[..., dict[str, Any]]  # (params) -> floats, strings, lists, None for NaN
+  # (params, a student's logits (m, k) of training images that it has not seen, labels (m,),
+  # log_prior) -> params, for calibrators that look at a student of the labels that `fit` makes
+  refine: Callable[..., Any] | None = None
 
 
 # ---- checks ----
@@ -38,6 +41,15 @@ def named(name: str) -> Iterator[None]:
     raise
   except ValueError as error:
     raise LtddError(f"{name}: {error}") from error
+
+
+@contextlib.contextmanager
+def renamed(old: str, new: str) -> Iterator[None]:
+  """Gives an LtddError inside, which begins with one calibrator's name, that of another."""
+  try:
+    yield
+  except LtddError as error:
+    raise LtddError(f"{new}: {str(error).removeprefix(f'{old}: ')}") from error
 
 
 def check_prior(log_prior: Any) -> None:

@@ -140,6 +140,11 @@ def prepare(
   labels_text, y = inputs.open_vector(labels, "labels")
   counts_text, n = inputs.open_vector(counts, "counts")
   n = inputs.check_counts(counts_text, n, shape[-1], y.size)
+  if calibrator in calibrate.WITH_STUDENT:
+    raise LtddError(
+      f"calibrator {calibrator!r} looks at a student, which files of labels do not have. Calibrate "
+      "with 'adsa', train a student, and take off what it still has: docs/any_framework.md"
+    )
   args = dict(calibrator_args or {})
   if target_prior is not None:
     prior = inputs.check_prior(*inputs.open_vector(target_prior, "target_prior"), shape[-1])

@@ -1,0 +1,93 @@
+"""ADSA twice: on labels, and on what a student of those labels says of the training set."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ltdd_jax.calibrate import aligned, base, vector
+from ltdd_jax.calibrate.aligned import AdsaParams
+from ltdd_jax.calibrate.base import Calibrator
+from ltdd_jax.calibrate.vector import BiasParams
+
+RANGE = (-3.0, 3.0)  # of the slope that a student's bias may have; a student may overshoot
+
+
+class ProbeParams(NamedTuple):
+  """What ADSA found, and the bias that a student had left; NaN objectives before it is read."""
+
+  labels: AdsaParams
+  student: BiasParams
+
+
+def adsa_probe(
+  *,
+  criterion: str = "confidence",
+  strength: float = 0.03,
+  tau_range: tuple[float, float] = (0.0, 3.0),
+  chunk_size: int | None = None,
+  max_iterations: int = 200,
+) -> Calibrator:
+  """Subtracts `tau log pi + b`: ADSA's tau, and the bias b that a student of such labels has.
+
+  A student does not end up with the bias of its labels. It learns the shift in part, has a bias of
+  its own, and learns from labels of images that the teacher has memorised. So a probe student is
+  trained on labels with ADSA's tau, and its bias is read on the real training set, with the same
+  weight for each class, as `adsa_vector` with "nll" reads it:
+
+      b = argmin  mean -log softmax(g(x_n) - b)_{y_n} + strength * mean_c (b_c - slope log pi_c)^2
+
+  for the student's logits g. The student has not seen these images: those that are in the distilled
+  set themselves are left out. So they are to it what test images are, and the estimate is that of
+  label shift, maximum likelihood (docs/criteria.md). A class of which no such image is left has the
+  slope's part; with fewer than two other classes nothing is taken off. Students are then trained on
+  labels corrected by both. No test data are used. The probe has other initial weights and another
+  order than the students that are scored. Ours, from no paper.
+
+  Args:
+    criterion: of ADSA, one of `adsa.CRITERIA`.
+    strength: of the pull of b towards a multiple of log pi; a large one leaves that multiple.
+    tau_range: of ADSA; so is chunk_size.
+    max_iterations: of L-BFGS.
+
+  Raises:
+    LtddError: bad options; from `fit` and `refine`, whatever `adsa.fit` refuses.
+  """
+  first = aligned.adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
+  base.check_number("adsa_probe", "strength", strength)
+  base.check_number("adsa_probe", "max_iterations", max_iterations, least=1)
+  second = vector.adsa_vector(
+    criterion="nll", strength=strength, tau_range=RANGE, allow_negative=True,
+    max_iterations=max_iterations,
+  )  # fmt: skip
+
+  def init(log_prior: Any) -> ProbeParams:
+    return ProbeParams(first.init(log_prior), second.init(log_prior))
+
+  def fit(logits: Any, labels: Any, log_prior: Any) -> ProbeParams:
+    with base.renamed("adsa", "adsa_probe"):
+      return ProbeParams(first.fit(logits, labels, log_prior), second.init(log_prior))
+
+  def refine(params: ProbeParams, logits: Any, labels: Any, log_prior: Any) -> ProbeParams:
+    if len(np.unique(labels)) < 2:
+      return params
+    with base.renamed("adsa_vector", "adsa_probe, student's logits"):
+      return params._replace(student=second.fit(logits, labels, log_prior))
+
+  def apply(params: ProbeParams, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
+    return base.subtract(params.student.bias, first.apply(params.labels, logits, log_prior))
+
+  def report(params: ProbeParams) -> dict[str, Any]:
+    found, left = first.report(params.labels), second.report(params.student)
+    extra = {"label_tau": found["tau"], "student_tau": left["tau"], "student_bias": left["bias"]}
+    if not np.isnan(params.student.objective[0]):
+      found["message"] += (
+        f" A student of such labels has a bias of slope {left['tau']:.3f} on training images that "
+        f"it has not seen; without it its mean log-loss goes from {left['objective_before']:.4f} "
+        f"to {left['objective_after']:.4f}. In all the slope is {found['tau'] + left['tau']:.3f}."
+      )
+    else:
+      found["message"] += " No bias of a student was taken off: there was none to look at."
+    return found | {"tau": found["tau"] + left["tau"]} | extra
+
+  return Calibrator(init, fit, apply, report, refine)

@@ -1,0 +1,77 @@
+"""Probe students: trained to see what students of some labels end up with, not to be scored."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ltdd_jax import labels, loop, models, student, supervision
+from ltdd_jax import mesh as mesh_lib
+from ltdd_jax.context import Context
+
+_BATCH = 500  # images in one forward pass
+_SCORING = ("num_seeds", "evaluations", "eval_batch_size")
+
+
+def numbers(trained: Mapping[str, Any]) -> dict[str, Any]:
+  """What a probe depends on, of the numbers that students depend on."""
+  return {k: v for k, v in trained.items() if k not in _SCORING}
+
+
+def unseen_logits(
+  ctx: Context,
+  source: str,
+  calibrator: Any,
+  params: Any,
+  trained: Mapping[str, Any],
+  session: loop.Session,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Trains a student on calibrated labels and shows it training images that it has not seen.
+
+  Those that are in the distilled set as they are, as with methods that select, are left out: of
+  what it has learnt by heart a student is sure, whatever its bias is.
+
+  Args:
+    ctx: of the run.
+    source: of the images.
+    calibrator: of the labels.
+    params: as it was fitted.
+    trained: arguments of `student.train_students`; see `numbers`.
+    session: devices, checkpoints, progress.
+
+  Returns:
+    Logits (m, k) and classes (m,).
+  """
+  images, targets = ctx.images(source)
+  spec, seed, data = ctx.source.spec, ctx.config["seed"], ctx.train_data
+  found = student.train_students(
+    f"probe/{source}",
+    images,
+    targets,
+    supervision.calibrated(ctx, source, calibrator, params),
+    data,  # the test set has no part in this
+    spec,
+    **numbers(trained),
+    num_seeds=1,
+    evaluations=1,
+    views=ctx.config["relabel"]["views"],
+    view_key=labels.view_key(seed, source),
+    seed=seed + 1,
+    session=session,
+  )
+  network = models.make_model(
+    num_classes=spec.num_classes, image_shape=spec.image_shape, **trained["model"]
+  )
+  first = jax.tree.map(lambda x: x[0], found.variables)
+  seen = {image.tobytes() for image in images}
+  unseen = np.array([image.tobytes() not in seen for image in data.images])
+  if not unseen.any():
+    return np.zeros((0, spec.num_classes), np.float32), data.labels[unseen]
+  consts = mesh_lib.put(
+    {"images": data.images[unseen], "labels": data.labels[unseen], "variables": first},
+    mesh_lib.replicated(session.mesh),
+  )
+  apply = lambda variables, pixels: network.apply(variables, pixels, train=False)
+  logits = labels.clean_logits(consts, apply, spec, min(_BATCH, int(unseen.sum())))
+  return logits, data.labels[unseen]
