@@ -39,9 +39,9 @@ def adsa_probe(
 
   for the student's logits g. The student has not seen these images: those that are in the distilled
   set themselves are left out. So they are to it what test images are, and the estimate is that of
-  label shift, maximum likelihood (docs/criteria.md). A class of which no such image is left has the
-  slope's part; with fewer than two other classes nothing is taken off. Students are then trained on
-  labels corrected by both. No test data are used. The probe has other initial weights and another
+  label shift, maximum likelihood (docs/criteria.md). If there is no such image of some class, nothing
+  is taken off, and the report says so: the other classes say little of it. Students are then trained
+  on labels corrected by both. No test data are used. The probe has other initial weights and another
   order than the students that are scored. Ours, from no paper.
 
   Args:
@@ -69,7 +69,7 @@ def adsa_probe(
       return ProbeParams(first.fit(logits, labels, log_prior), second.init(log_prior))
 
   def refine(params: ProbeParams, logits: Any, labels: Any, log_prior: Any) -> ProbeParams:
-    if len(np.unique(labels)) < 2:
+    if not np.bincount(labels, minlength=len(log_prior)).all():
       return params
     with base.renamed("adsa_vector", "adsa_probe, student's logits"):
       return params._replace(student=second.fit(logits, labels, log_prior))
@@ -87,7 +87,10 @@ def adsa_probe(
         f"to {left['objective_after']:.4f}. In all the slope is {found['tau'] + left['tau']:.3f}."
       )
     else:
-      found["message"] += " No bias of a student was taken off: there was none to look at."
+      found["message"] += (
+        " No bias of a student was taken off: that takes training images of every class that it has "
+        "not seen."
+      )
     return found | {"tau": found["tau"] + left["tau"]} | extra
 
   return Calibrator(init, fit, apply, report, refine)
