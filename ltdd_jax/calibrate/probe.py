@@ -37,12 +37,12 @@ def adsa_probe(
 
       b = argmin  mean -log softmax(g(x_n) - b)_{y_n} + strength * mean_c (b_c - slope log pi_c)^2
 
-  for the student's logits g. The student has not seen these images: those that are in the distilled
-  set themselves are left out. So they are to it what test images are, and the estimate is that of
-  label shift, maximum likelihood (docs/criteria.md). If there is no such image of some class, nothing
-  is taken off, and the report says so: the other classes say little of it. Students are then trained
-  on labels corrected by both. No test data are used. The probe has other initial weights and another
-  order than the students that are scored. Ours, from no paper.
+  for the student's logits g. The student has not seen these images: those that are in the
+  distilled set themselves are left out. So they are to it what test images are, and the estimate
+  is that of label shift, maximum likelihood (docs/criteria.md). If there is no such image of some
+  class nothing is taken off, and the report says so: the other classes say little of it. Students
+  are then trained on labels corrected by both. No test data are used. The probe has other initial
+  weights and another order than the students that are scored. Ours, from no paper.
 
   Args:
     criterion: of ADSA, one of `adsa.CRITERIA`.
@@ -53,13 +53,13 @@ def adsa_probe(
   Raises:
     LtddError: bad options; from `fit` and `refine`, whatever `adsa.fit` refuses.
   """
-  first = aligned.adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
-  base.check_number("adsa_probe", "strength", strength)
-  base.check_number("adsa_probe", "max_iterations", max_iterations, least=1)
-  second = vector.adsa_vector(
-    criterion="nll", strength=strength, tau_range=RANGE, allow_negative=True,
-    max_iterations=max_iterations,
-  )  # fmt: skip
+  with base.renamed("adsa", "adsa_probe"):
+    first = aligned.adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
+  with base.renamed("adsa_vector", "adsa_probe"):
+    second = vector.adsa_vector(
+      criterion="nll", strength=strength, tau_range=RANGE, allow_negative=True,
+      max_iterations=max_iterations,
+    )  # fmt: skip
 
   def init(log_prior: Any) -> ProbeParams:
     return ProbeParams(first.init(log_prior), second.init(log_prior))
@@ -88,8 +88,8 @@ def adsa_probe(
       )
     else:
       found["message"] += (
-        " No bias of a student was taken off: that takes training images of every class that it has "
-        "not seen."
+        " No bias of a student was taken off: that takes training images of every class that it "
+        "has not seen."
       )
     return found | {"tau": found["tau"] + left["tau"]} | extra
 

@@ -223,6 +223,7 @@ def test_one_image_or_none_of_a_class(calibrator):
 def test_a_class_without_training_images_is_refused_or_ignored(name, calibrator):
   prior = log_prior().at[2].set(-jnp.inf)
   assert set(calibrate.WITHOUT_PRIOR) == NO_PRIOR | {"none"}
+  assert (calibrator.refine is not None) == (name in calibrate.WITH_STUDENT)
   if name in calibrate.WITHOUT_PRIOR:
     assert np.isfinite(probabilities(calibrator, *store(), prior)).all()
   else:
