@@ -233,7 +233,7 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
     student__num_epochs=passes,
     student__batch_size=10,
     relabel__num_epochs=passes,
-    student__evaluations=1,  # one of a small student on 10,000 images takes a tenth of its training
+    student__evaluations=1,  # the last step is the result; 10,000 images take a while
   )
   config.squeeze.optimizer.lr = 0.05
   limit_steps(config, 300)
