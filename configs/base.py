@@ -26,14 +26,14 @@ CALIBRATORS: dict[str, dict[str, Any]] = {
   "plain": {"name": "none"},
   "tau1": {"name": "fixed", "tau": 1.0},
   "adsa": {"name": "adsa", "bootstrap": 200},
-  "adsa_nll": {"name": "adsa", "criterion": "nll", "bootstrap": 200},
-  "vector": {"name": "adsa_vector"},  # the best so far (docs/results.md)
+  "vector": {"name": "adsa_vector"},
+  "probe": {"name": "adsa_probe"},  # the best so far (docs/results.md)
 }
 MORE_CALIBRATORS: dict[str, dict[str, Any]] = {
+  "adsa_nll": {"name": "adsa", "criterion": "nll", "bootstrap": 200},
   "adsa_marginal": {"name": "adsa", "criterion": "marginal"},
   "adsa_head10": {"name": "adsa", "max_head_drop": 0.1},
   "adsa_nll_head10": {"name": "adsa", "criterion": "nll", "max_head_drop": 0.1},
-  "probe": {"name": "adsa_probe"},
   "matrix": {"name": "adsa_matrix"},
   "vector_marginal": {"name": "adsa_vector", "criterion": "marginal"},
   "vector_groups": {"name": "adsa_vector", "groups": "thirds"},
@@ -64,10 +64,11 @@ def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str
   "priors" is for test sets that are not balanced. They are as long-tailed as the square root of the
   training set: `head` along it, `tail` against it.
   """
+  known = CALIBRATORS | MORE_CALIBRATORS
   if kind in ("few", "all"):
-    return CALIBRATORS | (MORE_CALIBRATORS if kind == "all" else {})
+    return known if kind == "all" else CALIBRATORS
   if kind != "priors":
-    known = CALIBRATORS | MORE_CALIBRATORS | TAUS
+    known |= TAUS
     names = kind.split("+")
     if unknown := [name for name in names if name not in known]:
       raise LtddError(
@@ -81,7 +82,7 @@ def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str
   head = imbalance ** (-np.arange(k) / (k - 1) / 2)
   head = head / head.sum()
   targets = {"head": tuple(head.tolist()), "tail": tuple(head[::-1].tolist())}
-  return {k: CALIBRATORS[k] for k in ("plain", "adsa", "adsa_nll")} | {
+  return {k: known[k] for k in ("plain", "adsa", "adsa_nll")} | {
     f"{criterion}_{name}": {"name": "adsa", "criterion": criterion, "target_prior": q}
     for criterion in ("confidence", "nll")
     for name, q in targets.items()

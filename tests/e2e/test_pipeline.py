@@ -19,7 +19,7 @@ from ltdd_jax.report import tables
 from ltdd_jax.types import LtddError
 
 ROOT = pathlib.Path(__file__).parents[2]
-LABELS = ("hard", "plain", "tau1", "adsa", "adsa_nll", "vector")
+LABELS = ("hard", "plain", "tau1", "adsa", "vector", "probe")
 
 
 @pytest.fixture(scope="module")
