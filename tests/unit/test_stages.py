@@ -44,7 +44,7 @@ def test_every_stage_reads_what_runs_before_it(config):
 
 
 def test_a_change_reaches_what_depends_on_it_and_no_more(config):
-  del config["calibrate"]["calibrators"]["probe"]  # it depends on students: tests/unit/test_probe.py
+  del config["calibrate"]["calibrators"]["probe"]  # see test_probe.py
   assert changed(config, "calibrate.calibrators.tau1.tau", 2.0) == {
     "calibrate/sre2l/tau1", "calibrate/random/tau1", "student/sre2l/tau1", "student/random/tau1"
   }  # fmt: skip
