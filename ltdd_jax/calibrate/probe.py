@@ -81,6 +81,8 @@ def adsa_probe(
     found, left = first.report(params.labels), second.report(params.student)
     extra = {"label_tau": found["tau"], "student_tau": left["tau"], "student_bias": left["bias"]}
     if not np.isnan(params.student.objective[0]):
+      # Nobody has looked at the labels since: what they say now is not known.
+      found["confidence_after"] = [None] * len(found["confidence_before"])
       found["message"] += (
         f" A student of such labels has a bias of slope {left['tau']:.3f} on training images that "
         f"it has not seen; without it its mean log-loss goes from {left['objective_before']:.4f} "

@@ -38,6 +38,7 @@ def test_both_biases_are_taken_off():
   report = calibrator.report(params)
   assert report["tau"] == pytest.approx(before["tau"] + report["student_tau"])
   assert report["student_tau"] < -0.1
+  assert report["confidence_after"] == [None] * K
   assert "A student of such labels has a bias of slope" in report["message"]
   assert json.loads(json.dumps(report, allow_nan=False)) == report
   row = np.zeros((1, K), np.float32)
@@ -91,6 +92,7 @@ def test_a_run(config, tmp_path):
   del config.calibrate.calibrators.adsa
   results = pipeline.run(config, tmp_path, show_progress=False)
   assert [row["labels"] for row in results["rows"]] == ["probe"] * 2
+  assert "sre2l probe" in (tmp_path / "report" / "report.md").read_text()
   message = {
     source: Workdir(tmp_path).load(f"calibrate/{source}/probe").meta["extra"]["report"]["message"]
     for source in ("sre2l", "random")
