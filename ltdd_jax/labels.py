@@ -375,7 +375,7 @@ def clean_logits(
   """Logits (n, k) of plain images, in batches of one size.
 
   Args:
-    consts: `images` (n, h, w, c) uint8, `labels` (n,) and `variables`, on the mesh.
+    consts: `images` (n, h, w, c) uint8 and `variables`, on the mesh.
     label_fn: variables, normalised images (b, h, w, c) -> logits (b, k).
     spec: facts of the data set.
     size: images in a batch, n at most.
@@ -386,7 +386,7 @@ def clean_logits(
     pixels = augment.normalize_pixels(_pixels(consts["images"], rows), spec.mean, spec.std)
     return label_fn(consts["variables"], pixels)
 
-  n = len(consts["labels"])
+  n = len(consts["images"])
   parts = [
     label(consts, (start + np.arange(size, dtype=np.int32)) % n) for start in range(0, n, size)
   ]

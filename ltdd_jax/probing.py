@@ -9,6 +9,7 @@ import numpy as np
 from ltdd_jax import labels, loop, models, student, supervision
 from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.context import Context
+from ltdd_jax.types import ArrayData
 
 _BATCH = 500  # images in one forward pass
 _SCORING = ("num_seeds", "evaluations", "eval_batch_size")
@@ -60,18 +61,27 @@ def unseen_logits(
     seed=seed + 1,
     session=session,
   )
-  network = models.make_model(
-    num_classes=spec.num_classes, image_shape=spec.image_shape, **trained["model"]
-  )
   first = jax.tree.map(lambda x: x[0], found.variables)
+  shown = unseen(data, images)
+  return logits_of(ctx, trained["model"], first, shown.images), shown.labels
+
+
+def unseen(data: ArrayData, images: np.ndarray) -> ArrayData:
+  """The training images that are not among the distilled images (n, h, w, c) as they are."""
   seen = {image.tobytes() for image in images}
-  unseen = np.array([image.tobytes() not in seen for image in data.images])
-  if not unseen.any():
-    return np.zeros((0, spec.num_classes), np.float32), data.labels[unseen]
-  consts = mesh_lib.put(
-    {"images": data.images[unseen], "labels": data.labels[unseen], "variables": first},
-    mesh_lib.replicated(session.mesh),
-  )
+  keep = np.array([image.tobytes() not in seen for image in data.images])
+  return ArrayData(data.images[keep], data.labels[keep])
+
+
+def logits_of(
+  ctx: Context, model: Mapping[str, Any], variables: Any, images: np.ndarray
+) -> np.ndarray:
+  """Logits (m, k) of a student, {name, **kwargs} of `models.make_model`, on images (m, h, w, c)."""
+  spec, count = ctx.source.spec, len(images)
+  if not count:
+    return np.zeros((0, spec.num_classes), np.float32)
+  network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
+  consts = {"images": images, "variables": variables}
+  consts = mesh_lib.put(consts, mesh_lib.replicated(mesh_lib.make_mesh()))
   apply = lambda variables, pixels: network.apply(variables, pixels, train=False)
-  logits = labels.clean_logits(consts, apply, spec, min(_BATCH, int(unseen.sum())))
-  return logits, data.labels[unseen]
+  return labels.clean_logits(consts, apply, spec, min(_BATCH, count))
