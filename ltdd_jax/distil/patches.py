@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ltdd_jax.data import augment, crops
 from ltdd_jax.distil import passes
@@ -71,7 +71,9 @@ def mosaics(
   """
   order_key, crop_key = jax.random.split(key)
   pool = draw_pool(order_key, crop_key, jnp.asarray(feed.labels), env.num_classes)
-  order = rank_patches(score_patches(pool, env, recipe, feed), pool.counts, recipe.num_crops)
+  wanted = jnp.bincount(labels, length=env.num_classes) > 0
+  scores = score_patches(pool, env, recipe, feed, wanted)
+  order = rank_patches(scores, pool.counts, recipe.num_crops)
   images = jnp.asarray(feed.images)
   cells = recipe.factor**2
 
@@ -92,11 +94,21 @@ def draw_pool(order_key: jax.Array, crop_key: jax.Array, labels: Int[Array, " N"
   return Pool(crop_key, jnp.lexsort((noise, labels)), jnp.cumsum(counts) - counts, counts)
 
 
-def score_patches(pool: Pool, env: Env, recipe: Recipe, feed: Feed) -> Float[Array, "k e"]:
-  """Returns the cross-entropy of every candidate to its class; nothing of use for empty classes."""
+def score_patches(
+  pool: Pool, env: Env, recipe: Recipe, feed: Feed, wanted: Bool[Array, " k"]
+) -> Float[Array, "k e"]:
+  """Returns the cross-entropy of the wanted classes' candidates; nothing of use for the others.
+
+  Chunks without a candidate of a wanted class cost nothing, so that batch after batch of images, as
+  a start asks for them, takes the passes that one set of all of them takes.
+  """
   images = jnp.asarray(feed.images)
 
   def chunk(i):
+    some = wanted[i // recipe.candidates].any()
+    return jax.lax.cond(some, score, lambda i: jnp.zeros(i.shape, jnp.float32), i)
+
+  def score(i):
     of_class, number = i // recipe.candidates, i % recipe.candidates
     patches = cut_patches(pool, env, recipe, images, of_class, number)
     logits = passes.mean_logits(env, feed.teachers, pad_to(patches, env.image_shape))

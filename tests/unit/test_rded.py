@@ -30,6 +30,16 @@ def test_equal_scores_take_the_first_candidate():
   assert order.tolist() == [[0, 2, 4, 1, 3, 5]]
 
 
+def test_classes_that_are_not_asked_for_are_not_scored(key):
+  feed, recipe = small.feed(), patches.Recipe(1, 2, 4, "strided", 8)  # a chunk is a class
+  pool = patches.draw_pool(key, key, jnp.asarray(feed.labels), small.K)
+  ask = lambda wanted: patches.score_patches(pool, small.env(), recipe, feed, jnp.array(wanted))
+  whole, part = ask([True] * small.K), ask([True, False, True])
+  np.testing.assert_allclose(part[0::2], whole[0::2], rtol=1e-5)
+  assert (part[1] == 0).all()
+  assert (whole[1] > 0).all()
+
+
 def test_arrangements():
   """Images 0 and 1 of 3: four cells each, of twelve patches."""
   numbers, totals = jnp.array([0, 1]), jnp.array([3, 3])
