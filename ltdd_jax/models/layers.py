@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.models.convolution import convolve
 from ltdd_jax.types import LtddError
 
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -86,6 +87,7 @@ def conv(
     feature_group_count=groups,
     use_bias=False,
     kernel_init=init,
+    conv_general_dilated=convolve,
     name=name,
   )
 
