@@ -2,10 +2,11 @@
 
   python -m benchmarks.residual runs/a runs/b ...
 
-For the students of finished runs: their accuracy; the slope on log pi of the bias that is read on
-training images they have not seen, and on the test set; and the accuracy of their logits on the
-test set after a shift by the slope, by the whole bias of each class, and by the best slope of a
-grid. The test set judges here, it chooses nothing. Means over seeds.
+For the students of finished runs: their accuracy; the tau that "nll" reads off their logits of
+training images that are not in the distilled set, and of the test set; and their accuracy on the
+test set after a shift by that of the training set, by the bias of each class that is read there,
+and by the best tau of a grid. The test set judges here, it chooses nothing. Means over seeds; a
+dash where a class has no training image outside the distilled set.
 """
 
 import argparse
@@ -22,11 +23,12 @@ import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
 from ltdd_jax import artefacts, calibrate, check, probing, stages  # noqa: E402
+from ltdd_jax.report import tables  # noqa: E402
 
 GRID = np.arange(-1.5, 2.0001, 0.05)
 HEADER = (
-  "run", "images", "labels", "top-1", "slope, training set", "slope, test set",
-  "after the slope", "after the bias", "best slope of a grid",
+  "run", "images", "labels", "top-1", "tau, training set", "tau, test set",
+  "after that tau", "after the bias of each class", "best tau of a grid",
 )  # fmt: skip
 
 
@@ -42,12 +44,13 @@ def measure(ctx: stages.Context, source: str, variables: Any) -> tuple[float, ..
 
   model, test = ctx.config["student"]["model"], ctx.test_data
   unseen = probing.unseen(ctx.train_data, ctx.images(source)[0])
-  slope, bias = read(probing.logits_of(ctx, model, variables, unseen.images), unseen.labels)
+  tau, bias = read(probing.logits_of(ctx, model, variables, unseen.images), unseen.labels)
   logits = probing.logits_of(ctx, model, variables, test.images)
   score = lambda shift: 100 * np.mean((logits - shift).argmax(1) == test.labels)
   best = max(score(t * centred) for t in GRID)
   on_test, _ = read(logits, test.labels)
-  return score(0 * centred), slope, on_test, score(slope * centred), score(bias), best
+  after = (score(tau * centred), score(bias)) if np.isfinite(tau) else (np.nan, np.nan)
+  return score(0 * centred), tau, on_test, *after, best
 
 
 def rows(path: pathlib.Path) -> list[tuple[str, ...]]:
@@ -64,7 +67,8 @@ def rows(path: pathlib.Path) -> list[tuple[str, ...]]:
         ]
         digits = (1, 2, 2, 1, 1, 1)
         means = zip(np.mean(each, axis=0), digits, strict=True)
-        out.append((path.name, source, regime, *(f"{x:.{d}f}" for x, d in means)))
+        cells = (tables.or_dash(x if np.isfinite(x) else None, f".{d}f") for x, d in means)
+        out.append((path.name, source, regime, *cells))
   return out
 
 

@@ -10,7 +10,7 @@ of it can be changed on the command line, for both runs at once.
 
 Arguments: dataset (digits, cifar10), method (sre2l; see `configs/published.py`), imbalance (50 for
 digits, 100), ipc (5 for digits, 10), matched (True), seed (0), preset (cpu, smoke, full),
-calibrators (few, all).
+calibrators (few, all, or names: plain+adsa).
 `matched=False` gives the balanced run all images of the source and not as many as the imbalanced
 run has.
 """

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from ml_collections.config_dict import placeholder
 
+from ltdd_jax.data.specs import SPECS
+
 W128 = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
 # G-VBSM's five networks, and EDC's eight, in the order of their turns.
 FIVE = {
@@ -90,7 +92,9 @@ def edc(dataset: str, ipc: int) -> Published:
   CIFAR-10: 75 steps of all images at once. CIFAR-100: 2,000 steps of batches of 100.
   """
   many = dataset == "cifar100"
-  steps, low, epochs, batch = (2000, 0.5, 50, 100) if many else (75, 0.08, 10, placeholder(int))
+  steps, low, epochs = (2000, 0.5, 50) if many else (75, 0.08, 10)
+  few = dataset in SPECS and SPECS[dataset].num_classes <= 10
+  batch = placeholder(int) if few else 100
   method = {"name": "edc", "num_steps": steps, "lr": 0.05, "augment": (crop(low), FLIP)}
   recover = CLASS_MAJOR | {"batch_size": batch, "observers": tuple(EIGHT)}
   squeeze = MANY | {"models": EIGHT, "num_epochs": epochs}

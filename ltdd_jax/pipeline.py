@@ -70,7 +70,8 @@ def run(
         skipped[s.name] = run_stage(
           s, ctx, prints, checkpoint_seconds=checkpoint_seconds, show_progress=show_progress
         )
-      if checkpoint.stop_requested():
+      (stopping,) = mesh_lib.any_process(checkpoint.stop_requested())
+      if stopping:
         raise checkpoint.Interrupted(f"stopped after {s.name}")
     if "report" not in kinds:
       return None

@@ -23,6 +23,7 @@ def numbers(trained: Mapping[str, Any]) -> dict[str, Any]:
 def unseen_logits(
   ctx: Context,
   source: str,
+  name: str,
   calibrator: Any,
   params: Any,
   trained: Mapping[str, Any],
@@ -36,18 +37,23 @@ def unseen_logits(
   Args:
     ctx: of the run.
     source: of the images.
+    name: of the calibrator in the config, for messages and metrics.
     calibrator: of the labels.
     params: as it was fitted.
     trained: arguments of `student.train_students`; see `numbers`.
     session: devices, checkpoints, progress.
 
   Returns:
-    Logits (m, k) and classes (m,).
+    Logits (m, k) and classes (m,). Nothing, and no student is trained, where it would be of no use:
+    classes are equally frequent, or one has no such image.
   """
   images, targets = ctx.images(source)
   spec, seed, data = ctx.source.spec, ctx.config["seed"], ctx.train_data
+  shown = unseen(data, images)
+  if np.ptp(ctx.counts) == 0 or not np.bincount(shown.labels, minlength=spec.num_classes).all():
+    return np.zeros((0, spec.num_classes), np.float32), np.zeros(0, np.int32)
   found = student.train_students(
-    f"probe/{source}",
+    f"probe/{source}/{name}",
     images,
     targets,
     supervision.calibrated(ctx, source, calibrator, params),
@@ -62,7 +68,6 @@ def unseen_logits(
     session=session,
   )
   first = jax.tree.map(lambda x: x[0], found.variables)
-  shown = unseen(data, images)
   return logits_of(ctx, trained["model"], first, shown.images), shown.labels
 
 
@@ -77,11 +82,9 @@ def logits_of(
   ctx: Context, model: Mapping[str, Any], variables: Any, images: np.ndarray
 ) -> np.ndarray:
   """Logits (m, k) of a student, {name, **kwargs} of `models.make_model`, on images (m, h, w, c)."""
-  spec, count = ctx.source.spec, len(images)
-  if not count:
-    return np.zeros((0, spec.num_classes), np.float32)
+  spec = ctx.source.spec
   network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
   consts = {"images": images, "variables": variables}
   consts = mesh_lib.put(consts, mesh_lib.replicated(mesh_lib.make_mesh()))
   apply = lambda variables, pixels: network.apply(variables, pixels, train=False)
-  return labels.clean_logits(consts, apply, spec, min(_BATCH, count))
+  return labels.clean_logits(consts, apply, spec, min(_BATCH, len(images)))

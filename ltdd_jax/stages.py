@@ -172,7 +172,7 @@ def _calibrate(ctx: Context, session: loop.Session, *, source: str, name: str) -
   params = calibrator.fit(logits, targets, log_prior)
   if calibrator.refine is not None:
     trained = student_numbers(ctx.config)
-    unseen = probing.unseen_logits(ctx, source, calibrator, params, trained, session)
+    unseen = probing.unseen_logits(ctx, source, name, calibrator, params, trained, session)
     params = calibrator.refine(params, *unseen, log_prior)
   arrays = {f"param{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
   return Product(arrays, extra={"report": calibrator.report(params)})

@@ -38,7 +38,8 @@ def options(
     dims: directions of the feature space that the marginal term is estimated in.
     neighbours: k of the nearest-neighbour estimator.
     view_epochs: label epochs whose views stand for the distilled distribution.
-    students: whether to train students too, to show their accuracy beside the terms.
+    students: whether to train students too, to show their accuracy beside the terms; without them
+      calibrators that ask a student are left out.
   """
 
 
@@ -63,6 +64,8 @@ def run(
       f"config.relabel.labeler_bn is {config['relabel']['labeler_bn']!r}: what such a teacher says "
       "of an image depends on the batch, so the bound has no posterior to compare; use 'eval'"
     )
+  if not study["students"]:
+    config = runs.without_probes(config)
   reference = at_factor(config, 1.0) | {"seed": config["seed"] + 1}
   runner("reference", reference, stage="squeeze")
   factors = {f"if{factor:g}": float(factor) for factor in study["imbalance_factors"]}

@@ -12,7 +12,7 @@ def render(results: Mapping[str, Any]) -> str:
     f"# {results['dataset']}: students of {len(results['networks'])} networks",
     f"Imbalance factor {results['imbalance_factor']:g}. Accuracies in percent of the balanced test "
     "set, of the last step; ± is the standard deviation over seeds. Images and labels are the same "
-    "for all networks.",
+    "for all networks, but for labels of `adsa_probe`, which asks a student of the same network.",
     "## Top-1",
     scores_table(results, lambda row: row["top1"]),
     *(part for group in tables.GROUPS for part in _group(results, group)),

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ltdd_jax import artefacts, check, pipeline, stages, supervision
+from ltdd_jax import artefacts, calibrate, check, pipeline, stages, supervision
 from ltdd_jax.data import longtail
 
 _CHUNK = 1 << 22  # logits that are calibrated at once
@@ -94,6 +94,13 @@ def with_plain(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config that has plain soft labels among its calibrators."""
   calibrators = {plain_name(config): {"name": "none"}} | dict(config["calibrate"]["calibrators"])
   return {**config, "calibrate": {**config["calibrate"], "calibrators": calibrators}}
+
+
+def without_probes(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config without the calibrators that train a student."""
+  known = config["calibrate"]["calibrators"]
+  kept = {k: v for k, v in known.items() if v["name"] not in calibrate.WITH_STUDENT}
+  return {**config, "calibrate": {**config["calibrate"], "calibrators": kept}}
 
 
 def seconds(ctx: stages.Context) -> float:

@@ -31,8 +31,9 @@ def adsa_matrix(*, chunk_size: int | None = None) -> Calibrator:
 
   since both entries are the same integral but for that factor. tau is the weighted least-squares
   slope over all pairs, with the weights Q[c, d] Q[d, c] / (Q[c, d] + Q[d, c]): a rare confusion
-  says little. One pass over the logits, no search, nothing asked of the diagonal, so that classes
-  need not be equally hard. Ours, from no paper; docs/criteria.md has what it is worth.
+  says little. One pass over the logits gives tau, without a search, and nothing is asked of the
+  diagonal: classes need not be equally hard. Ours, from no paper; docs/criteria.md has what it is
+  worth.
 
   Args:
     chunk_size: rows in one step.
@@ -46,13 +47,14 @@ def adsa_matrix(*, chunk_size: int | None = None) -> Calibrator:
     lp = base.centered(log_prior)
     with base.named("adsa_matrix"):
       rows = base.open_rows(logits, labels, lp, chunk_size)
-      odds, weights = log_odds(class_mean_matrix(rows))
+      means = class_mean_matrix(rows)
+    odds, weights = log_odds(means)
     gaps = lp[None, :] - lp[:, None]
     power = float(np.sum(weights * gaps**2))
     known = power > 0 and not base.is_uniform(lp)
     tau = float(np.sum(weights * gaps * odds)) / power if known else 0.0
     left = [float(np.sqrt(np.sum(weights * (odds - t * gaps) ** 2))) for t in (0.0, tau)]
-    ends = [stream.describe(rows, None, t * lp).confidence for t in (0.0, tau)]
+    ends = [np.diagonal(means), stream.describe(rows, None, tau * lp).confidence]
     single = lambda x: jnp.asarray(np.asarray(x), jnp.float32)
     return MatrixParams(single(tau), single(left), single(ends))
 

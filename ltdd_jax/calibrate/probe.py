@@ -38,11 +38,13 @@ def adsa_probe(
       b = argmin  mean -log softmax(g(x_n) - b)_{y_n} + strength * mean_c (b_c - slope log pi_c)^2
 
   for the student's logits g. The student has not seen these images: those that are in the
-  distilled set themselves are left out. So they are to it what test images are, and the estimate
-  is that of label shift, maximum likelihood (docs/criteria.md). If there is no such image of some
-  class nothing is taken off, and the report says so: the other classes say little of it. Students
-  are then trained on labels corrected by both. No test data are used. The probe has other initial
-  weights and another order than the students that are scored. Ours, from no paper.
+  distilled set as they are, are left out. So they are to it what test images are, and the estimate
+  is that of label shift, maximum likelihood (docs/criteria.md). Images made of crops of training
+  images (RDED) or by changing them (EDC) are not recognised: where these are most of a class's
+  images, its part of b is too large. If a class has no image left, nothing is taken off, and the
+  report says so: the other classes say little of it. Students are then trained on labels corrected
+  by both. No test data are used. The probe has other initial weights and another order than the
+  students that are scored. Ours, from no paper.
 
   Args:
     criterion: of ADSA, one of `adsa.CRITERIA`.
@@ -85,13 +87,14 @@ def adsa_probe(
       found["confidence_after"] = [None] * len(found["confidence_before"])
       found["message"] += (
         f" A student of such labels has a bias of slope {left['tau']:.3f} on training images that "
-        f"it has not seen; without it its mean log-loss goes from {left['objective_before']:.4f} "
-        f"to {left['objective_after']:.4f}. In all the slope is {found['tau'] + left['tau']:.3f}."
+        "are not in the distilled set; without it its mean log-loss goes from "
+        f"{left['objective_before']:.4f} to {left['objective_after']:.4f}. In all the slope is "
+        f"{found['tau'] + left['tau']:.3f}."
       )
     else:
       found["message"] += (
-        " No bias of a student was taken off: that takes training images of every class that it "
-        "has not seen."
+        " No bias of a student was taken off: that takes classes of unequal numbers, with training "
+        "images outside the distilled set in each."
       )
     return found | {"tau": found["tau"] + left["tau"]} | extra
 

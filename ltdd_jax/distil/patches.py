@@ -99,8 +99,8 @@ def score_patches(
 ) -> Float[Array, "k e"]:
   """Returns the cross-entropy of the wanted classes' candidates; nothing of use for the others.
 
-  Chunks without a candidate of a wanted class cost nothing, so that batch after batch of images, as
-  a start asks for them, takes the passes that one set of all of them takes.
+  Chunks without a candidate of a wanted class cost nothing: batch after batch of images, as a start
+  asks for them, takes the passes that one set of all takes, if slots are in class-major order.
   """
   images = jnp.asarray(feed.images)
 

@@ -188,7 +188,8 @@ def calibration_figure(
 
 
 def _has_confidences(row: Mapping[str, Any]) -> bool:
-  return "confidence_after" in row.get("calibration", {})
+  after = row.get("calibration", {}).get("confidence_after", ())
+  return any(value is not None for value in after)
 
 
 def _fitted_name(row: Mapping[str, Any]) -> str:

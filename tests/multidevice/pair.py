@@ -16,7 +16,7 @@ import jax  # noqa: E402
 from configs import digits_lt  # noqa: E402
 from ltdd_jax import checkpoint, pipeline  # noqa: E402
 
-config = digits_lt.get_config("preset=smoke,calibrators=adsa")
+config = digits_lt.get_config("preset=smoke,calibrators=probe")
 del config.recover.methods.random
 config.student.update(num_seeds=1, hard_labels=False)
 

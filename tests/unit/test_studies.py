@@ -140,6 +140,8 @@ def test_what_studies_refuse(tmp_path):
     config.study.match = True
   with pytest.raises(LtddError, match=r"config\.study: unexpected key 'match'.*'matched'"):
     analysis.run(config, tmp_path)
+  some = check.check(bound_config.get_config("preset=smoke,calibrators=adsa+probe"))
+  assert [*runs.without_probes(some)["calibrate"]["calibrators"]] == ["adsa"]
   bound = bound_config.get_config("preset=smoke")
   bound.relabel.labeler_bn = "train"
   with pytest.raises(LtddError, match="what such a teacher says of an image depends on the batch"):
