@@ -140,7 +140,7 @@ def test_what_studies_refuse(tmp_path):
     config.study.match = True
   with pytest.raises(LtddError, match=r"config\.study: unexpected key 'match'.*'matched'"):
     analysis.run(config, tmp_path)
-  some = check.check(bound_config.get_config("preset=smoke,calibrators=adsa+probe"))
+  some, _ = plain_config("preset=smoke,calibrators=adsa+probe", bound_config)
   assert [*runs.without_probes(some)["calibrate"]["calibrators"]] == ["adsa"]
   bound = bound_config.get_config("preset=smoke")
   bound.relabel.labeler_bn = "train"
