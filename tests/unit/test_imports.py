@@ -21,8 +21,8 @@ RANK = {
   "teacher": 6, "distil": 6, "labels": 6, "student": 7, "context": 7,
   "statistics": 5, "collect": 7,
   "seeds": 6, "recipes": 7,
-  "supervision": 8, "plan": 8, "stages": 9, "report": 10, "check": 10, "pipeline": 11,
-  "analysis": 12,
+  "supervision": 8, "plan": 8, "probing": 9, "stages": 10, "report": 11, "check": 11,
+  "pipeline": 12, "analysis": 13,
 }  # fmt: skip
 
 
