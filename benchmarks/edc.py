@@ -11,9 +11,7 @@ slower than the library.
 """
 
 import argparse
-import contextlib
 import statistics
-import sys
 
 from benchmarks import edc_recipe, timing
 
@@ -32,41 +30,21 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
   args = arguments()
-  sides = {
-    "ltdd_jax": (sys.executable, "benchmarks.edc_jax", ()),
-    "PyTorch eager, tuned": (args.torch_python, "benchmarks.edc_torch", ("--tuned",)),
-  }
-  if not args.torch_python:
-    sides.pop("PyTorch eager, tuned")
-  facts, workers = {}, {}
-  with contextlib.ExitStack() as stack:
-    for name, (python, module, flags) in sides.items():
-      timing.note(f"{name}: compiles")
-      cpu = ("--cpu",) if args.device == "cpu" and flags else ()
-      worker = timing.Worker(python, module, *flags, *cpu, env=timing.choose_device(args.device))
-      workers[name] = stack.enter_context(worker)
-      facts[name] = workers[name].ask(observers=args.observers, batch=args.batch)
-    assert len({tuple(f["params"]) for f in facts.values()}) == 1, f"networks differ: {facts}"
-
-    def measure(worker: timing.Worker) -> float:
-      answer = worker.ask(steps=args.cycles * len(args.observers))
-      return answer["seconds"] / answer["steps"]
-
-    times = timing.interleave(
-      {name: lambda w=worker: measure(w) for name, worker in workers.items()}, args.rounds
-    )
+  facts, times, line = timing.against_torch(
+    "edc",
+    args,
+    ready={"observers": args.observers, "batch": args.batch},
+    ask={"steps": args.cycles * len(args.observers)},
+  )
+  seconds = {n: [a["seconds"] / a["steps"] for a in answers] for n, answers in times.items()}
   rows = []
-  for name, seconds in times.items():
-    rates = [1 / s for s in seconds]
-    ratio = timing.median_ratio(seconds, times["ltdd_jax"])
+  for name, each in seconds.items():
+    ratio = timing.median_ratio(each, seconds["ltdd_jax"])
     first = f"{facts[name]['first_seconds']:.0f}"
-    rows.append((name, timing.spread(rates), f"{1e3 * statistics.median(seconds):.0f}", first,
-                 f"{ratio:.2f}"))  # fmt: skip
-  versions = {f"torch {f['torch']}" for f in facts.values() if "torch" in f}
-  device = facts["ltdd_jax"]["device"]
-  line = timing.hardware(device, ("jax", "jaxlib", "flax"), *versions)
+    rows.append((name, timing.spread([1 / s for s in each]), f"{1e3 * statistics.median(each):.0f}",
+                 first, f"{ratio:.2f}"))  # fmt: skip
   headers = ("side", "steps a second", "ms a step", "first cycle, s", "time / first row's")
-  record = {"observers": args.observers, "batch": args.batch, "facts": facts, "seconds": times}
+  record = {"observers": args.observers, "batch": args.batch, "facts": facts, "seconds": seconds}
   timing.finish(line, headers, rows, record, args.out)
 
 

@@ -11,9 +11,7 @@ a round: above 1 means slower than the library.
 """
 
 import argparse
-import contextlib
 import statistics
-import sys
 
 from benchmarks import edc_recipe, timing
 
@@ -31,30 +29,15 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
   args = arguments()
-  sides = {"ltdd_jax": (sys.executable, "benchmarks.relabel_jax", ())}
-  if args.torch_python:
-    flags = ("--tuned", *(("--cpu",) if args.device == "cpu" else ()))
-    sides["PyTorch eager, tuned"] = (args.torch_python, "benchmarks.relabel_torch", flags)
-  facts, workers = {}, {}
-  with contextlib.ExitStack() as stack:
-    for name, (python, module, flags) in sides.items():
-      timing.note(f"{name}: compiles")
-      worker = timing.Worker(python, module, *flags, env=timing.choose_device(args.device))
-      workers[name] = stack.enter_context(worker)
-      facts[name] = workers[name].ask(labelers=args.labelers)
-    assert len({tuple(f["params"]) for f in facts.values()}) == 1, f"networks differ: {facts}"
-    times = timing.interleave(
-      {name: lambda w=worker: w.ask(epochs=args.epochs) for name, worker in workers.items()},
-      args.rounds,
-    )
+  facts, times, line = timing.against_torch(
+    "relabel", args, ready={"labelers": args.labelers}, ask={"epochs": args.epochs}
+  )
   seconds = {n: [a["seconds"] / a["labels"] for a in answers] for n, answers in times.items()}
   rows = [
     (name, timing.spread([1 / s for s in each], 0), f"{1e3 * statistics.median(each):.2f}",
      f"{timing.median_ratio(each, seconds['ltdd_jax']):.2f}")
     for name, each in seconds.items()
   ]  # fmt: skip
-  versions = {f"torch {f['torch']}" for f in facts.values() if "torch" in f}
-  line = timing.hardware(facts["ltdd_jax"]["device"], ("jax", "jaxlib", "flax"), *versions)
   headers = ("side", "labels a second", "ms a label", "time / first row's")
   record = {"labelers": args.labelers, "facts": facts, "times": times}
   timing.finish(line, headers, rows, record, args.out)

@@ -8,6 +8,7 @@ Only the standard library at import, so that an environment without JAX can use 
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -97,6 +98,42 @@ def interleave(
       time.sleep(pause)
       times[name].append(measure())
   return times
+
+
+def against_torch(
+  module: str, args: argparse.Namespace, ready: Mapping[str, Any], ask: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[Any]], str]:
+  """Asks `{module}_jax` and, with `--torch-python`, `{module}_torch` in turn.
+
+  Args:
+    module: of this package, without its ending.
+    args: with `device`, `rounds` and `torch_python`.
+    ready: the first message to a side, before which nothing is measured; the answers are its facts:
+      `params` (which must agree), `device`, and PyTorch's version.
+    ask: the message of every measurement.
+
+  Returns:
+    facts and answers of each side, and a line about machine and versions.
+  """
+  ours = "ltdd_jax"
+  sides = {ours: (sys.executable, f"benchmarks.{module}_jax", ())}
+  if args.torch_python:
+    flags = ("--tuned", *(("--cpu",) if args.device == "cpu" else ()))
+    sides["PyTorch eager, tuned"] = (args.torch_python, f"benchmarks.{module}_torch", flags)
+  facts, workers = {}, {}
+  with contextlib.ExitStack() as stack:
+    for name, (python, path, flags) in sides.items():
+      note(f"{name}: compiles")
+      worker = Worker(python, path, *flags, env=choose_device(args.device))
+      workers[name] = stack.enter_context(worker)
+      facts[name] = workers[name].ask(**ready)
+    assert len({tuple(f["params"]) for f in facts.values()}) == 1, f"networks differ: {facts}"
+    times = interleave(
+      {name: lambda w=worker: w.ask(**ask) for name, worker in workers.items()}, args.rounds
+    )
+  versions = {f"torch {f['torch']}" for f in facts.values() if "torch" in f}
+  line = hardware(facts[ours]["device"], ("jax", "jaxlib", "flax"), *versions)
+  return facts, times, line
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
