@@ -8,7 +8,9 @@ import numpy as np
 
 from ltdd_jax import labels, loop, models, student, supervision
 from ltdd_jax import mesh as mesh_lib
+from ltdd_jax.calibrate import probe
 from ltdd_jax.context import Context
+from ltdd_jax.data import longtail
 from ltdd_jax.types import ArrayData
 
 _BATCH = 500  # images in one forward pass
@@ -45,12 +47,12 @@ def unseen_logits(
 
   Returns:
     Logits (m, k) and classes (m,). Nothing, and no student is trained, where it would be of no use:
-    classes are equally frequent, or one has no such image.
+    classes are equally frequent, or too few have such images (`calibrate.probe.enough`).
   """
   images, targets = ctx.images(source)
   spec, seed, data = ctx.source.spec, ctx.config["seed"], ctx.train_data
   shown = unseen(data, images)
-  if np.ptp(ctx.counts) == 0 or not np.bincount(shown.labels, minlength=spec.num_classes).all():
+  if np.ptp(ctx.counts) == 0 or not probe.enough(shown.labels, longtail.log_prior(ctx.counts)):
     return np.zeros((0, spec.num_classes), np.float32), np.zeros(0, np.int32)
   found = student.train_students(
     f"probe/{source}/{name}",

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax.calibrate import aligned, base, vector
@@ -11,6 +12,7 @@ from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.calibrate.vector import BiasParams
 
 RANGE = (-3.0, 3.0)  # of the slope that a student's bias may have; a student may overshoot
+REACH = 0.8  # of the range of log pi: what classes with unseen images have to cover
 
 
 class ProbeParams(NamedTuple):
@@ -41,9 +43,10 @@ def adsa_probe(
   distilled set as they are, are left out. So they are to it what test images are, and the estimate
   is that of label shift, maximum likelihood (docs/criteria.md). Images made of crops of training
   images (RDED) or by changing them (EDC) are not recognised: where these are most of a class's
-  images, its part of b is too large. If a class has no image left, nothing is taken off, and the
-  report says so: the other classes say little of it. Students are then trained on labels corrected
-  by both. No test data are used. The probe has other initial weights and another order than the
+  images, its part of b is too large. A class without an image left gets the value of the
+  regression of the others' b on log pi, if these cover four fifths of its range. If they do not,
+  nothing is taken off, and the report says so. Students are then trained on labels corrected by
+  both. No test data are used. The probe has other initial weights and another order than the
   students that are scored. Ours, from no paper.
 
   Args:
@@ -71,10 +74,12 @@ def adsa_probe(
       return ProbeParams(first.fit(logits, labels, log_prior), second.init(log_prior))
 
   def refine(params: ProbeParams, logits: Any, labels: Any, log_prior: Any) -> ProbeParams:
-    if not np.bincount(labels, minlength=len(log_prior)).all():
+    if not enough(labels, log_prior):
       return params
+    present, labels = np.unique(labels, return_inverse=True)
     with base.renamed("adsa_vector", "adsa_probe, student's logits"):
-      return params._replace(student=second.fit(logits, labels, log_prior))
+      found = second.fit(logits[:, present], labels, log_prior[present])
+    return params._replace(student=_for_all(found, present, np.asarray(log_prior, np.float64)))
 
   def apply(params: ProbeParams, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
     return base.subtract(params.student.bias, first.apply(params.labels, logits, log_prior))
@@ -93,9 +98,27 @@ def adsa_probe(
       )
     else:
       found["message"] += (
-        " No bias of a student was taken off: that takes classes of unequal numbers, with training "
-        "images outside the distilled set in each."
+        " No bias of a student was taken off: that takes classes of unequal numbers, and training "
+        "images outside the distilled set in the largest of them and in most of the small ones."
       )
     return found | {"tau": found["tau"] + left["tau"]} | extra
 
   return Calibrator(init, fit, apply, report, refine)
+
+
+def enough(labels: Any, log_prior: Any) -> bool:
+  """Whether these classes (m,) say what the bias is along the whole range of log pi (k,)."""
+  known = np.asarray(log_prior, np.float64)[np.unique(labels)]
+  return len(known) > 1 and float(np.ptp(known)) >= REACH * float(np.ptp(log_prior))
+
+
+def _for_all(found: BiasParams, present: np.ndarray, log_prior: np.ndarray) -> BiasParams:
+  """The params of some of k classes as those of all; the others get a bias, but no confidence."""
+  k = len(log_prior)
+  if len(present) == k:
+    return found
+  bias, many = np.zeros(k), np.full((2, 2, k), np.nan, np.float32)
+  bias[present], many[..., present] = found.bias, (found.confidence, found.mass)
+  bias = base.centered(base.on_the_line(bias, np.isin(np.arange(k), present), log_prior))
+  confidence, mass = jnp.asarray(many)
+  return found._replace(bias=jnp.asarray(bias, jnp.float32), confidence=confidence, mass=mass)

@@ -46,11 +46,18 @@ def test_both_biases_are_taken_off():
   np.testing.assert_allclose(out, -before["tau"] * centred - found, atol=1e-5)
 
 
-def test_a_class_without_an_unseen_image_leaves_adsa_as_it_is():
-  many = np.repeat(np.arange(K), 20)
-  calibrator = calibrate.make_calibrator("adsa_probe")
-  params = calibrator.fit(gaussian_logits(np.asarray(PRIOR), many), many, PRIOR)
-  few = many[many != 4]
+def test_classes_without_unseen_images_get_the_line_if_the_others_reach_far_enough():
+  centred = np.asarray(PRIOR) - np.asarray(PRIOR).mean()
+  many = np.repeat(np.arange(K), 2000)
+  calibrator = calibrate.make_calibrator("adsa_probe", strength=1e-4)
+  params = calibrator.fit(gaussian_logits(centred, many), many, PRIOR)
+  most = many[many != 4]  # from 300 to 9 images: 0.81 of the range of log pi
+  found = calibrator.refine(params, gaussian_logits(0.7 * centred, most), most, PRIOR).student
+  np.testing.assert_allclose(found.bias, 0.7 * centred, atol=0.1)  # sampling
+  assert float(found.tau) == pytest.approx(0.7, abs=0.03)
+  np.testing.assert_array_equal(np.isnan(found.confidence), np.isnan(found.mass))
+  np.testing.assert_array_equal(np.isnan(found.mass[0]), [False] * 4 + [True])
+  few = many[many < 3]  # to 25 images: 0.58
   assert calibrator.refine(params, gaussian_logits(0, few), few, PRIOR) is params
 
 
@@ -90,6 +97,7 @@ def test_what_its_stage_depends_on(config):
 
 def test_a_run(config, tmp_path):
   del config.calibrate.calibrators.adsa
+  config.recover.images_per_class = 5
   results = pipeline.run(config, tmp_path, show_progress=False)
   assert [row["labels"] for row in results["rows"]] == ["probe"] * 2
   assert "sre2l probe" in (tmp_path / "report" / "report.md").read_text()
@@ -98,6 +106,6 @@ def test_a_run(config, tmp_path):
     for source in ("sre2l", "random")
   }
   assert "has a bias of slope" in message["sre2l"]
-  # Two images a class, and the smallest class has two: the student has seen them.
+  # Five images a class: the student has seen all of the three smallest.
   assert "No bias of a student was taken off" in message["random"]
   assert not (tmp_path / "metrics" / "probe" / "random").exists()  # nor was one trained
