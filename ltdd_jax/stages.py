@@ -316,6 +316,8 @@ def _calibrate_stages(config: Mapping[str, Any], seed: dict[str, Any], source: s
   stages = []
   for name, calibrator in part.pop("calibrators").items():
     group: dict[str, Any] = {"calibrate": part | {"calibrator": calibrator}}
+    if (version := calibrate.VERSIONS.get(calibrator["name"], 1)) > 1:
+      group["version"] = version
     inputs = ("data", f"relabel/{source}")
     if calibrator["name"] in calibrate.WITH_STUDENT:
       probe = {"probe": probing.numbers(student_numbers(config))}

@@ -10,6 +10,7 @@ import jax
 from ltdd_jax import calibrate, labels, labelstore, student
 from ltdd_jax.context import Context
 from ltdd_jax.data import longtail
+from ltdd_jax.types import LtddError
 
 HARD = "hard"  # the name of the label regime without a teacher
 
@@ -21,11 +22,22 @@ def open_store(ctx: Context, source: str) -> labelstore.LabelStore:
 
 
 def load_params(ctx: Context, source: str, name: str) -> tuple[calibrate.Calibrator, Any]:
-  """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
+  """A calibrator and its fitted parameters, from the artefact of the calibrate stage.
+
+  Raises:
+    LtddError: parameters of another number, shape or type: another version of ltdd_jax fitted them.
+  """
   calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][name])
-  arrays = ctx.workdir.load(f"calibrate/{source}/{name}").arrays
+  artefact = ctx.workdir.load(f"calibrate/{source}/{name}")
   like = jax.eval_shape(calibrator.init, longtail.log_prior(ctx.counts))
-  leaves = [arrays[f"param{i}"] for i in range(len(jax.tree.leaves(like)))]
+  want = {f"param{i}": (x.shape, x.dtype) for i, x in enumerate(jax.tree.leaves(like))}
+  found = {key: (x.shape, x.dtype) for key, x in artefact.arrays.items()}
+  if found != want:
+    raise LtddError(
+      f"{artefact.path} was fitted by another version of ltdd_jax: it has the parameters {found}, "
+      f"and this version expects {want}. Delete the folder and run again, or use another --workdir."
+    )
+  leaves = [artefact.arrays[key] for key in want]
   return calibrator, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

@@ -35,9 +35,9 @@ from ltdd_jax.calibrate.simple import fixed, none
 from ltdd_jax.calibrate.vector import adsa_vector
 
 __all__ = [
-  "CALIBRATORS", "WITHOUT_PRIOR", "WITH_STUDENT", "Calibrator", "adsa", "adsa_matrix", "adsa_probe",
-  "adsa_vector", "check_prior", "em", "fixed", "ltkd", "make_calibrator", "none", "shift",
-  "temperature", "vector_scaling",
+  "CALIBRATORS", "VERSIONS", "WITHOUT_PRIOR", "WITH_STUDENT", "Calibrator", "adsa", "adsa_matrix",
+  "adsa_probe", "adsa_vector", "check_prior", "em", "fixed", "ltkd", "make_calibrator", "none",
+  "shift", "temperature", "vector_scaling",
 ]  # fmt: skip
 
 # In the order of reports: simple ones first.
@@ -59,6 +59,11 @@ WITHOUT_PRIOR = ("none", "temperature", "vector_scaling")
 
 # These have a `refine`: the calibrate stage trains a student for them.
 WITH_STUDENT = ("adsa_probe",)
+
+
+# Raised when a fit finds something else that `apply` uses, or params get other arrays: what an
+# older version fitted, in a work directory or cache, is then not used. The others have version 1.
+VERSIONS: Mapping[str, int] = {"adsa_probe": 2}
 
 
 def make_calibrator(name: str, **kwargs: Any) -> Calibrator:

@@ -49,7 +49,8 @@ def adsa(
       `tau * log pi - log q`. tau is measured as before: it brings labels to equal classes, and q
       moves them on, by Bayes' rule. Uniform gives plain ADSA.
     bootstrap: replicates for the 95 % interval of tau, over images (`calibrate.bootstrap`); it
-      measures the luck of the draw of images, not whether the criterion is right.
+      measures the luck of the draw of images, not whether the criterion is right. Memory grows
+      with the number of images (not of rows), and there is none where a class has one image.
     max_head_drop: how much the mean confidence of head classes may fall from its value at tau = 0
       (`calibrate.headroom`); tau is the best that satisfies it. None for no bound.
     head: classes that it protects; by default the first third by training images.
@@ -198,6 +199,8 @@ def _report(
     report["tau_interval"] = None if low is None else [low, high]
     if low is not None:
       message += f" 95 % interval over {replicates} draws of images: {low:.3f} to {high:.3f}."
+    else:
+      message += " No interval of tau: a class has one image only."
   if max_head_drop is not None:
     report |= {"free_tau": free, "head_curve": base.plain(params.head_curve)}
   return report | {"message": message}

@@ -7,6 +7,7 @@ from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import curves, stream
 
 LEVEL = (2.5, 97.5)  # percentiles of the interval
+_MOST = 2**28  # numbers that are held: 2 GB
 
 
 def replicate_taus(
@@ -22,12 +23,19 @@ def replicate_taus(
   by, O(replicates x taus x k) numbers and as many times the arithmetic.
 
   Its tau is the least point of its curve on the grid `taus` (as `adsa.fit` searched it), refined by
-  a parabola. The draws come from a fixed seed.
+  a parabola. The draws come from a fixed seed. Departures from the mean of a class of n images are
+  multiplied by sqrt(n / (n - 1)), without which a bootstrap of few images is too sure.
+
+  Returns NaN where a class has one image: nothing is known then of the luck of its draw.
 
   Raises:
-    ValueError: labels that give an image different classes in different epochs.
+    ValueError: labels that give an image different classes in different epochs, or more images than
+      fit into 2 GB with their numbers.
   """
   labels = _image_labels(rows)
+  _check_size(len(labels), replicates if criterion == "marginal" else len(taus))
+  if 1 in np.bincount(labels):
+    return np.full(replicates, np.nan)
   draw = rng.np_rng(0, "adsa", "bootstrap")
   if criterion == "marginal":
     values = _replicate_masses(rows, log_prior, taus, labels, draw, replicates)
@@ -53,9 +61,19 @@ def _image_labels(rows: Rows) -> np.ndarray:
   return labels[0]
 
 
+def _check_size(images: int, numbers: int) -> None:
+  if images * numbers > _MOST:
+    raise ValueError(
+      f"bootstrap holds {numbers} numbers for each of {images:,} images, "
+      f"{8 * images * numbers / 1e9:.1f} GB. If these are several views of fewer images, give the "
+      "logits as (epochs, images, classes); else bootstrap=0."
+    )
+
+
 def _draws(generator: np.random.Generator, count: int, replicates: int) -> np.ndarray:
-  """How often each of `count` images is drawn in each replicate, (b, count) float64."""
-  return generator.multinomial(count, np.full(count, 1 / count), replicates).astype(np.float64)
+  """Weights of `count` >= 2 images in each replicate, (b, count) float64, with sum `count`."""
+  drawn = generator.multinomial(count, np.full(count, 1 / count), replicates)
+  return 1 + np.sqrt(count / (count - 1)) * (drawn - 1)
 
 
 def _replicate_means(rows, log_prior, taus, labels, draw, replicates, criterion) -> np.ndarray:

@@ -253,7 +253,8 @@ def _in_raw(name: Name) -> Located:
       f"{name.text}: {name.key!r} is no type and shape; expected for example {example} "
       "(big-endian: '>f2')"
     ) from error
-  if dtype.hasobject or min(shape) < 0:
+  numbers = dtype.kind == "b" or jnp.issubdtype(dtype, jnp.number)  # bfloat16 has kind "V"
+  if not numbers or min(shape) < 0:
     raise LtddError(f"{name.text}: {name.key!r} cannot be read; expected for example {example}")
   at, size = Located(name, shape, dtype, False, 0), name.path.stat().st_size
   if at.nbytes != size:

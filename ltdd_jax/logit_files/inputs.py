@@ -45,11 +45,29 @@ def _check_logits(text: str, source: Any) -> None:
     raise LtddError(
       f"{text}: shape {shape}; expected (n, k) or (epochs, n, k): rows of k logits, k at least 2."
     )
-  first = source.rows(0, min(1000, math.prod(shape[:-1]))).astype(np.float32)
+  first = source.rows(0, min(1000, math.prod(shape[:-1])))
+  _check_byte_order(text, first)
+  first = first.astype(np.float32)
   if first.min() >= 0 and np.all(np.abs(first.sum(1) - 1) < 1e-2):  # false where a NaN is
     raise LtddError(
       f"{text}: rows are probabilities: none is negative and each sums to 1. Expected logits, from "
       "before the softmax. Where only probabilities are left, give their logarithms."
+    )
+
+
+def _check_byte_order(text: str, rows: np.ndarray) -> None:
+  """Raises LtddError for rows that make sense only if the bytes of each number are turned round."""
+  if rows.dtype.itemsize == 1:
+    return
+  sizes, turned = (np.abs(x.astype(np.float64)) for x in (rows, rows.byteswap()))
+  sane = lambda x, most: np.all(x <= most) and np.median(x) > 1e-9  # false where a NaN is
+  with np.errstate(invalid="ignore"):
+    swapped = not sane(sizes, 1e4) and sane(turned, 1e3)
+  if swapped:
+    raise LtddError(
+      f"{text}: numbers make no sense as {rows.dtype}, and do with their bytes turned round: the "
+      "file was written in the other byte order. Say so in the type of raw bytes ('>f4' is "
+      "big-endian, '<f4' little-endian), or in the header."
     )
 
 

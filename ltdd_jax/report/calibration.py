@@ -12,13 +12,20 @@ from ltdd_jax.logit_files import Calibration, Job
 from ltdd_jax.report import tables
 
 MAX_CLASSES = 20  # rows of the table for single classes
+HEAD_ROWS = 7  # of the table of what max_head_drop trades
 
 
 def describe(found: Calibration) -> str:
-  """The message of the calibrator, tau, and a table of class confidences from head to tail."""
+  """The message of the calibrator, tau, and a table of class confidences from head to tail.
+
+  With `max_head_drop`, then a table of head and tail along tau.
+  """
   lines = [f"{found.calibrator}: {found.report.get('message', '')}".rstrip(" :"), _tau(found)]
   title = "Class confidences: mean probability that labels give to the class of the image."
-  return "\n".join([*lines, "", title, "", _table(found)])
+  lines += ["", title, "", _table(found)]
+  if curve := found.report.get("head_curve"):
+    lines += ["", "Head and tail: mean confidence along tau.", "", _head_table(curve)]
+  return "\n".join(lines)
 
 
 def _tau(found: Calibration) -> str:
@@ -43,6 +50,14 @@ def _table(found: Calibration) -> str:
   text = tables.table(["classes", "training images", "before", "after"], rows)
   left = k - len(shown)
   return text if not left else f"{text}\n({left} more classes lie between those shown)"
+
+
+def _head_table(curve: list[list[float]]) -> str:
+  picked = np.round(np.linspace(0, len(curve) - 1, HEAD_ROWS)).astype(int)
+  rows = [
+    [f"{tau:.2f}", *(f"{x:.3f}" for x in rest)] for tau, *rest in map(curve.__getitem__, picked)
+  ]
+  return tables.table(["tau", "objective", "head", "tail"], rows)
 
 
 def _row(name: str, found: Calibration, members: np.ndarray) -> list[str]:

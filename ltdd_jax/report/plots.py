@@ -98,7 +98,7 @@ def calibration(
 
   Args:
     report: of the calibrator; with a "curve" its objective is drawn too, with "tau_interval" the
-      interval of tau.
+      interval of tau, with "head_curve" the confidences of head and tail.
     class_counts: (k,) training images of each class.
     confidence: class confidences (k,) before and after.
     path: of the PNG.
@@ -183,6 +183,14 @@ def calibration_figure(
     axis.axvspan(*report["tau_interval"], color="#e69f00", alpha=0.3, label="95 % interval")
   axis.set_xlabel("tau")
   axis.set_ylabel(f"objective ({report.get('criterion', 'confidence')})")
+  if report.get("head_curve"):
+    taus, _, head, tail = np.transpose(report["head_curve"])
+    levels = axis.twinx()
+    levels.plot(taus, head, color="#009e73", linestyle="--")
+    levels.plot(taus, tail, color="#cc79a7", linestyle="--")
+    levels.set(ylabel="mean confidence", ylim=(0, 1))
+    axis.plot([], [], color="#009e73", linestyle="--", label="head")
+    axis.plot([], [], color="#cc79a7", linestyle="--", label="tail")
   axis.legend(fontsize=8)
   return figure
 

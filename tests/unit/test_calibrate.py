@@ -125,6 +125,27 @@ def test_epochs_are_not_images():
   np.testing.assert_allclose(once, again, atol=1e-3)
 
 
+def test_few_images_do_not_make_the_bootstrap_sure():
+  """With two images a class the weights have the variance of a mean of two, and not half of it."""
+  weights = bootstrap._draws(np.random.default_rng(0), 2, 20_000)
+  np.testing.assert_allclose(weights.sum(1), 2)
+  assert np.var(weights[:, 0]) == pytest.approx(1.0, rel=0.05)  # (n / (n - 1)) n (1/n) (1 - 1/n)
+  logits, labels = draw()
+  once = np.unique(labels, return_index=True)[1]
+  params, report = fitted("adsa", (logits[:, once], labels[once]), bootstrap=20)
+  assert report["tau_interval"] is None
+  assert "No interval of tau: a class has one image only." in report["message"]
+  assert np.isnan(params.interval).all()
+
+
+def test_the_bootstrap_does_not_fill_the_memory(monkeypatch):
+  monkeypatch.setattr(bootstrap, "_MOST", 1000)
+  with pytest.raises(LtddError, match=r"adsa: bootstrap holds 31 numbers for each of .* images, "):
+    fitted("adsa", bootstrap=5)
+  with pytest.raises(LtddError, match=r"holds 50 numbers .* give the logits as \(epochs, images"):
+    fitted("adsa", bootstrap=50, criterion="marginal")
+
+
 def test_an_image_of_several_classes_is_no_image():
   logits, labels = draw()
   both = np.stack([labels, np.roll(labels, 1)])

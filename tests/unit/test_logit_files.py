@@ -309,6 +309,21 @@ def test_target_priors_and_intervals(tmp_path):
   assert f"95 % interval {low:.4f} to {high:.4f}" in text
 
 
+def test_what_a_bound_on_the_head_trades():
+  found = logit_files.calibrate_logits(
+    LOGITS, LABELS, COUNTS, calibrator_args={"max_head_drop": 0.01, "head": (0,)}
+  )
+  text = calibration.describe(found).split("Head and tail: ")[1]
+  title, _, header, _, *rows = text.split("\n")
+  assert title == "mean confidence along tau."
+  assert [x.strip() for x in header.strip("|").split("|")] == ["tau", "objective", "head", "tail"]
+  cells = [[float(x) for x in row.strip("|").split("|")] for row in rows]
+  curve = found.report["head_curve"]
+  assert len(cells) == 7
+  close(cells[0], curve[0], 1e-2)
+  close(cells[-1], curve[-1], 1e-2)
+
+
 def test_smoothing_adds_to_every_count():
   counts = COUNTS - 1
   found = logit_files.calibrate_logits(LOGITS, LABELS, counts, smoothing=1)

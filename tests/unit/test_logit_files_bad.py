@@ -76,13 +76,23 @@ def test_raw_files_say_how_many_rows_they_have(tmp_path):
   refused(r"takes 1,220 bytes, the file has 1,200, which is 60 rows of 5", f"{path}:float32,61x5")
   refused("'float31,60x5' is no type and shape; expected for example", f"{path}:float31,60x5")
   refused("'float32,60xk' is no type and shape", f"{path}:float32,60xk")
-  refused("'object,60x5' cannot be read", f"{path}:object,60x5")
+  for kind in ("object", "S", "U4", "V"):
+    refused(f"'{kind},60x5' cannot be read", f"{path}:{kind},60x5")
   big = tmp_path / "big.raw"
   LOGITS.astype(">f4").tofile(big)
   np.testing.assert_array_equal(
     calibrate_logits(f"{big}:>f4,{E}x{N}x{K}", LABELS, COUNTS).soft_labels,
     calibrate_logits(LOGITS, LABELS, COUNTS).soft_labels,
   )
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_the_other_byte_order_is_recognised(tmp_path, kind):
+  path = tmp_path / "big.raw"
+  LOGITS.astype(f">{kind}").tofile(path)
+  refused(r"turned round: .*'>f4' is big-endian", f"{path}:{kind},{E}x{N}x{K}")
+  np.save(tmp_path / "z.npy", LOGITS.astype(kind).byteswap())
+  refused("numbers make no sense as float", tmp_path / "z.npy")
 
 
 def test_safetensors_headers_that_lie(tmp_path):

@@ -145,6 +145,10 @@ def test_one_calibration_by_itself(tmp_path):
   assert bars.get_xticklabels()[0].get_text() == "0\n50"
   np.testing.assert_array_equal(curve.lines[0].get_xydata(), report["curve"])
   assert [t.get_text() for t in curve.get_legend().get_texts()] == ["tau = 0.500", "95 % interval"]
+  trade = report | {"head_curve": [[0.0, 0.3, 0.9, 0.2], [1.0, 0.2, 0.5, 0.6]]}
+  *_, curve, levels = plots.calibration_figure(trade, [50.0, 5.0, 4.0], confidence).axes
+  assert [list(line.get_ydata()) for line in levels.lines] == [[0.9, 0.5], [0.2, 0.6]]
+  assert [t.get_text() for t in curve.get_legend().get_texts()][-2:] == ["head", "tail"]
   plots.calibration({"tau": 0.0}, [3, 2, 1], confidence, tmp_path / "c.png")  # without a curve
   with Image.open(tmp_path / "c.png") as picture:
     assert picture.format == "PNG"

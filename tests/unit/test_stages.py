@@ -1,12 +1,13 @@
 """Stages: their names, what changes a fingerprint, and data that is not what it was."""
 
 import copy
+import types
 
 import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import check, pipeline, stages
+from ltdd_jax import calibrate, check, pipeline, stages
 from ltdd_jax.artefacts import Workdir
 from ltdd_jax.data import sources
 from ltdd_jax.types import LtddError
@@ -79,6 +80,22 @@ def test_the_control_is_the_same_beside_every_method(config):
   assert list(slots("random").labels) == list(slots("sre2l").labels)
   config["recover"]["order"] = "class_major"
   assert list(slots("random").labels) != list(slots("sre2l").labels)
+
+
+def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeypatch, tmp_path):
+  prints = lambda: pipeline.fingerprints(stages.make_stages(config))
+  before = prints()
+  monkeypatch.setattr(calibrate, "VERSIONS", {**calibrate.VERSIONS, "fixed": 2})
+  after = prints()
+  assert {name for name in before if before[name] != after[name]} == {
+    f"{stage}/{source}/tau1" for stage in ("calibrate", "student") for source in ("sre2l", "random")
+  }
+  found = types.SimpleNamespace(path="calibrate/x/tau1", arrays={"param0": np.zeros(3)})
+  ctx = types.SimpleNamespace(
+    config=config, counts=np.array([5, 2]), workdir=types.SimpleNamespace(load=lambda name: found)
+  )
+  with pytest.raises(LtddError, match=r"x/tau1 was fitted by another version .* Delete the folder"):
+    stages.load_params(ctx, "x", "tau1")
 
 
 def test_later_arguments_leave_fingerprints_alone(config):
