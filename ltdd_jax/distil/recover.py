@@ -37,7 +37,8 @@ def recover(
   A method that optimises does so for `batch_size` images at a time, so that memory does not grow
   with the number of slots; a published method's statistics are those of such a batch. Steps are
   counted on from batch to batch, so that observers go on taking turns, and what `method.carry`
-  names goes along. A method that only selects sees all slots at once.
+  names goes along. A method that only selects sees all slots at once. Each observer's step is
+  compiled once for each length of a batch: a second time if the last one is shorter.
 
   Args:
     name: of the image source, for messages, keys and checkpoints.
@@ -45,7 +46,8 @@ def recover(
     env: the static facts that the method was made with.
     slots: the budget.
     feed: the arrays that the method needs.
-    batch_size: images optimised together; None for all, as EDC on CIFAR-10.
+    batch_size: images optimised together; None for all, as EDC on CIFAR-10, and then memory does
+      grow with the number of slots.
     seed: the run's seed.
     session: devices, checkpoints, progress.
 

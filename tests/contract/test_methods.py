@@ -15,7 +15,7 @@ from tests import small
 KWARGS = {
   **{name: {"num_steps": 3} for name in ("cda", "edc", "gvbsm", "sre2l")},
   "kmeans": {"num_iterations": 2},
-  "rded": {"factor": 2, "num_crops": 2, "pool": 6},
+  "rded": {"factor": 2, "num_crops": 2, "pool": 10},
 }
 WITHOUT_KEY = {"herding", "k_center"}  # the images are the same for every key
 SLOTS = distil.make_slots(np.array([2, 1, 2]))
@@ -94,8 +94,8 @@ def test_missing_feed_is_refused_helpfully(method, name):
       distil.check_feed(name, method, SLOTS, feed, small.env())
 
 
-def test_class_with_one_image(method, name, key):
-  slots = distil.make_slots(np.array([1, 1, 3]))
+def test_classes_with_one_and_three_images_and_more_slots(method, name, key):
+  slots = distil.make_slots(np.array([1, 5, 3]))
   notes = distil.check_feed(name, method, slots, small.feed(), small.env())
   assert bool(notes) == method.real_images
   assert np.isfinite(run(method, key, slots).images).all()

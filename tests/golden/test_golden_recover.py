@@ -14,9 +14,11 @@ from ltdd_jax import statistics
 from ltdd_jax.data import augment
 from ltdd_jax.distil import decoupled, matching, terms
 from ltdd_jax.distil.matching import Rule
+from ltdd_jax.models import taps
 from ltdd_jax.models.taps import LayerInput
 from ltdd_jax.statistics import Target
 from ltdd_jax.types import LtddError
+from tests import small
 from tests.reference import recover_ref as ref
 
 K, Q = 4, 2
@@ -166,6 +168,28 @@ def test_gradient_of_match(name):
   at = lambda e: loss(tuple(v + np.float32(e) * w for v, w in zip(values, way, strict=True)))
   slope = sum(jnp.vdot(g, w) for g, w in zip(grad, way, strict=True))
   np.testing.assert_allclose(slope, (at(1e-2) - at(-1e-2)) / 2e-2, rtol=2e-3)
+
+
+@pytest.mark.parametrize("rule", [Rule(4), Rule(4, alpha=0.5)], ids=["gvbsm", "edc"])
+def test_gradient_in_the_pixels_through_a_network(rule):
+  """Without memory, as above; steps are small, so that few ReLUs change sides."""
+  t = small.teacher()
+  variables, real = jax.tree.map(jnp.asarray, (t.variables, small.teacher_statistics()))
+  rule, labels = rule._replace(momentum=0.0), np.array([0, 1, 0, 2, 2])
+  running, key = matching.start(rule, real), jax.random.key(0)
+
+  @jax.jit
+  def loss(x):
+    logits, inputs = taps.apply_with_inputs(t.model, variables, x, statistics.LAYERS)
+    part, _ = matching.match(rule, inputs, labels, variables, real, running, key)
+    own = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
+    return part - own.mean()
+
+  x = np.float32(0.2 * np.random.RandomState(2).randn(5, *small.SPEC.image_shape))
+  grad = jax.jit(jax.grad(loss))(x)
+  way = np.sign(grad) * np.float32(np.random.RandomState(0).rand(*x.shape))
+  at = lambda e: loss(x + np.float32(e) * way)
+  np.testing.assert_allclose(jnp.vdot(grad, way), (at(1e-3) - at(-1e-3)) / 2e-3, rtol=5e-3)
 
 
 def test_statistics_of_other_tiles_or_networks_are_refused():

@@ -50,6 +50,9 @@ IMAGENET = {"layout": "imagenet"}
   [
     ("resnet18", 32, 10, {}, 11_173_962, 20, 20),
     ("convnet", 32, 10, {}, 320_010, 0, 3),
+    ("convnet", 32, 10, {"depth": 1}, 331_530, 0, 1),
+    ("convnet", 32, 10, {"depth": 2}, 233_610, 0, 2),
+    ("convnet", 32, 10, {"width": 32}, 24_714, 0, 3),
     ("wide_resnet", 32, 10, {}, wrn_16_2(10), 13, 16),
     ("mobilenet_v2", 32, 10, {}, mobile_half(10), 53, 53),
     ("mobilenet_v2", 224, 1000, IMAGENET | {"width": 1.0}, 3_504_872, 52, 52),

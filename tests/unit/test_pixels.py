@@ -2,12 +2,16 @@
 
 import collections
 import functools
+import gc
 
+import chex
 import jax
 import numpy as np
 import pytest
 
-from ltdd_jax import checkpoint, distil, loop
+from configs import cifar10_lt
+from ltdd_jax import checkpoint, distil, loop, models, statistics
+from ltdd_jax.data import specs
 from ltdd_jax.distil.recover import recover
 from ltdd_jax.types import LtddError
 from tests import small
@@ -26,9 +30,9 @@ def counted(method, counts):
   return method._replace(step=step)
 
 
-def fill(method, session=QUIET, batch_size=2):
+def fill(method, session=QUIET, batch_size=2, slots=SLOTS):
   env, feed = small.env(method.turns), small.feed(observers=method.turns)
-  return recover("a", method, env, SLOTS, feed, batch_size=batch_size, session=session)
+  return recover("a", method, env, slots, feed, batch_size=batch_size, session=session)
 
 
 @functools.cache
@@ -47,6 +51,59 @@ def test_observers_compile_once_each_over_all_batches():
   result, traced = whole()
   assert traced == {0: 1, 1: 1}
   assert result.images.std() > 0
+
+
+def test_a_shorter_last_batch_compiles_once_more():
+  traced = collections.Counter()
+  slots = distil.make_slots(np.array([2, 2, 1]), "class_major")
+  method = distil.make_method(small.env(), "sre2l", num_steps=2)
+  result = fill(counted(method, traced), slots=slots)
+  assert traced == {0: 2}
+  assert len(result.images) == 5
+
+
+def test_memory_does_not_grow_with_the_number_of_batches():
+  """What is alive on the device when a batch begins: after one batch as much as after five."""
+  held = []
+
+  def carry(fresh, last):
+    gc.collect()
+    held.append(sum(x.nbytes for x in jax.live_arrays()))
+    return edc().carry(fresh, last)
+
+  fill(edc()._replace(carry=carry), slots=distil.make_slots(np.array([4, 4, 4]), "class_major"))
+  assert len(held) == 5
+  assert len(set(held)) == 1
+
+
+FEW = ("convnet_d1", "wrn16_2")  # without and with batch norms
+
+
+@pytest.mark.parametrize("names", [FEW, pytest.param(None, marks=pytest.mark.slow, id="all")])
+def test_different_networks_take_turns(names):
+  """CIFAR-10's EDC as published, abstractly: the state has one structure whoever's turn it is."""
+  config, spec = cifar10_lt.get_config("method=edc"), specs.SPECS["cifar10"]
+
+  def observer(name):
+    kwargs = config.squeeze.models[name].to_dict()
+    model = models.make_model(num_classes=10, image_shape=spec.image_shape, **kwargs)
+    init = functools.partial(models.init_variables, model, image_shape=spec.image_shape)
+    variables = jax.eval_shape(init, jax.random.key(0))
+    stats = statistics.shapes(model, variables, spec.image_shape, 10, config.statistics.tile)
+    return distil.Observer(name, model), variables, stats
+
+  observers, variables, stats = zip(*map(observer, names or config.recover.observers), strict=True)
+  env = distil.Env(spec.image_shape, 10, spec.mean, spec.std, observers)
+  method = distil.make_method(env, **config.recover.methods.edc.to_dict())
+  images = jax.ShapeDtypeStruct((50, *spec.image_shape), np.uint8)
+  feed = distil.Feed(variables, images, jax.ShapeDtypeStruct((50,), np.int32), stats)
+  slots = distil.make_slots(np.full(10, 2), "class_major")
+  state = jax.eval_shape(method.init, jax.random.key(0), slots, feed)
+  assert method.turns == len(observers)
+  for turn in range(method.turns):
+    step = functools.partial(method.step, turn=turn)
+    new, _ = jax.eval_shape(step, jax.random.key(0), state, feed)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
 
 
 def test_a_killed_batch_goes_on_bit_for_bit(tmp_path, monkeypatch):
