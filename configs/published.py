@@ -89,7 +89,9 @@ def gvbsm(dataset: str, ipc: int) -> Published:
 def edc(dataset: str, ipc: int) -> Published:
   """Eight networks, 10 epochs each on CIFAR-10 (paper) and 50 on CIFAR-100.
 
-  CIFAR-10: 75 steps of all images at once. CIFAR-100: 2,000 steps of batches of 100.
+  CIFAR-10: 75 steps of all images at once. CIFAR-100: 2,000 steps of batches of 100. The scripts
+  train 5 epochs on CIFAR-10 (`config.squeeze.num_epochs`) and label CIFAR-100 with five of the
+  eight (`config.relabel.labelers`; `FIVE` here); the paper has 10, and all eight.
   """
   many = dataset == "cifar100"
   steps, low, epochs = (2000, 0.5, 50) if many else (75, 0.08, 10)

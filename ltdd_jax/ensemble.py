@@ -28,7 +28,7 @@ def norm_equalised(logits: Logits) -> Float[Array, "b k"]:
 
       z_b = (1/T) sum_t  z_tb  m_b / |z_tb|,     m_b = (1/T) sum_t |z_tb|
 
-  G-VBSM and EDC on ImageNet. In what we differ: their norms are those of a teacher's whole batch of
+  G-VBSM on ImageNet (EDC takes the mean there too). In what we differ: their norms are those of a teacher's whole batch of
   logits, so that a label depends on the batch that it was made in; here each view has its own
   norms. A teacher whose logits are all zero adds nothing.
   """

@@ -41,6 +41,7 @@ def render(results: Mapping[str, Any]) -> str:
 def conditional_table(results: Mapping[str, Any]) -> str:
   """A line for each imbalance factor, image source and kind of label."""
   header = ["IF", "images", "labels", "tau", "KL test", "log-loss", "KL views", "student top-1"]
+  header += tables.SIZES
   rows = [
     [
       f"{r['imbalance']:g}",
@@ -49,6 +50,7 @@ def conditional_table(results: Mapping[str, Any]) -> str:
       tables.or_dash(r["tau"], ".3f"),
       *(_with_error(r[name]) for name in ("kl_test", "log_loss", "kl_views")),
       "-" if r["top1"] is None else tables.plus_minus(r["top1"]),
+      *tables.size_cells(r),
     ]
     for r in results["conditional"]
   ]

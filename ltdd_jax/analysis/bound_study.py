@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax import check, labels, rng, stages
+from ltdd_jax import check, labels, rng, stages, supervision
 from ltdd_jax.analysis import bound, bound_report, runs
 from ltdd_jax.data import augment
 from ltdd_jax.models import taps
@@ -193,6 +193,8 @@ def conditional(
         "log_loss": bound.log_loss(own, there.test_labels, k),
         "kl_views": bound.conditional_kl(on_views, seen, np.tile(targets, epochs), k),
         "top1": _top1(ctx, source, regime) if study["students"] else None,
+        "image_bytes": ctx.images(source)[0].nbytes,
+        "label_bytes": supervision.label_bytes(ctx, source, regime),
       }
     )
   return rows

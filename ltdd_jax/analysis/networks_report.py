@@ -32,11 +32,12 @@ def _group(results: Mapping[str, Any], group: str) -> list[str]:
 def scores_table(results: Mapping[str, Any], score: Any) -> str:
   """A line for each image source and kind of label, a column for each network."""
   cell = lambda value: "-" if value is None else tables.plus_minus(value)
-  rows = [
-    [r["images"], r["labels"], *(cell(score(row)) for row in r["networks"].values())]
-    for r in results["rows"]
-  ]
-  return tables.table(["images", "labels", *results["networks"]], rows)
+  rows = []
+  for r in results["rows"]:
+    of_networks = [*r["networks"].values()]
+    sizes = tables.size_cells(of_networks[0])
+    rows.append([r["images"], r["labels"], *(cell(score(x)) for x in of_networks), *sizes])
+  return tables.table(["images", "labels", *results["networks"], *tables.SIZES], rows)
 
 
 def networks_table(results: Mapping[str, Any]) -> str:

@@ -119,6 +119,7 @@ def _interval(numbers: Sequence[float | None], form: str = ".3f") -> str:
 def students_table(results: Mapping[str, Any]) -> str:
   """The main table of students."""
   header = ["images", "teacher", "labels", "tau", "top-1", *tables.GROUPS, "worst class"]
+  header += tables.SIZES
   names = results["class_names"]
   rows = [
     [
@@ -129,6 +130,7 @@ def students_table(results: Mapping[str, Any]) -> str:
       tables.plus_minus(r["top1"]),
       *tables.group_cells(r),
       f"{r['worst_class']['mean']:.1f} ({names[r['worst_class']['class']]})",
+      *tables.size_cells(r),
     ]
     for r in results["students"]
   ]

@@ -228,7 +228,7 @@ def group_cells(row: Mapping[str, Any]) -> list[str]:
 def students_table(results: Mapping[str, Any]) -> str:
   """The main table."""
   header = ["images", "labels", "tau", "top-1", "best top-1", *GROUPS, "worst class", "seeds"]
-  header += ["image bytes", "label bytes"]
+  header += SIZES
   rows = [
     [
       r["images"],
@@ -239,12 +239,20 @@ def students_table(results: Mapping[str, Any]) -> str:
       *group_cells(r),
       f"{r['worst_class']['mean']:.1f} ({results['class_names'][r['worst_class']['class']]})",
       str(r["seeds"]),
-      files.size(r["image_bytes"]),
-      "on line" if r["label_bytes"] is None else files.size(r["label_bytes"]),
+      *size_cells(r),
     ]
     for r in results["rows"]
   ]
   return table(header, rows)
+
+
+SIZES = ("image bytes", "label bytes")
+
+
+def size_cells(row: Mapping[str, Any]) -> list[str]:
+  """What images and labels of a row take on disk, under `SIZES`."""
+  labels = row["label_bytes"]
+  return [files.size(row["image_bytes"]), "on line" if labels is None else files.size(labels)]
 
 
 def teachers_table(results: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -186,6 +187,7 @@ def student(images, teacher, labels, calibrator, k):
     "images": images, "teacher": teacher, "labels": labels, "calibrator": calibrator,
     "tau": None if calibrator is None else 0.5, "top1": score, "groups": {"head": score},
     "worst_class": score | {"class": 0}, "per_class": [50.0] * k,
+    "image_bytes": 2_000, "label_bytes": None if calibrator else 0,
   }  # fmt: skip
 
 
@@ -231,6 +233,7 @@ def test_perturbation_report_says_what_the_results_say(tmp_path):
   assert "+0.200 [0.100, 0.300]" in text
   assert "+20.0 [10.0, 30.0]" in text
   assert "| i i adsa |" in text
+  assert len(re.findall(r"2 kB \| +on line \|", text)) == 16
   written = perturbation_report.write_plots(json.loads(json.dumps(results)), tmp_path)
   assert [p.name.removeprefix("perturbation-") for p in written] == [
     "labels.png", "confidences.png", "accuracies.png"
@@ -260,6 +263,7 @@ def bound_results(k=3):
       {
         "imbalance": factor, "images": images, "labels": labels, "tau": 0.5, "kl_test": term,
         "log_loss": term, "kl_views": term, "top1": {"mean": 60.0, "std": 2.0},
+        "image_bytes": 2_000, "label_bytes": 1_000,
       }
       for factor in (1.0, 100.0) for images in ("sre2l", "random") for labels in ("plain", "adsa")
     ],
@@ -278,6 +282,7 @@ def test_bound_report_says_what_the_results_say(tmp_path):
   results = bound_results()
   text = bound_report.render(results)
   assert "0.500 ± 0.125" in text
+  assert len(re.findall(r"2 kB \| +1 kB \|", text)) == 8
   assert "9.00 (0.25)" in text
   assert "-0.12 |" in text
   assert "|   - |   real |      0.50 ± 0.25 |               - | 0.50 ± 0.25 |" in text
