@@ -28,9 +28,9 @@ def norm_equalised(logits: Logits) -> Float[Array, "b k"]:
 
       z_b = (1/T) sum_t  z_tb  m_b / |z_tb|,     m_b = (1/T) sum_t |z_tb|
 
-  G-VBSM on ImageNet (EDC takes the mean there too). In what we differ: their norms are those of a teacher's whole batch of
-  logits, so that a label depends on the batch that it was made in; here each view has its own
-  norms. A teacher whose logits are all zero adds nothing.
+  G-VBSM on ImageNet (EDC takes the mean there too). In what we differ: its norms are those of a
+  teacher's whole batch of logits, so that a label depends on the batch that it was made in; here
+  each view has its own norms. A teacher whose logits are all zero adds nothing.
   """
   norms = jnp.sqrt(jnp.sum(jnp.square(logits), axis=-1, keepdims=True))
   directions = logits / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)

@@ -62,8 +62,8 @@ def run(
 def side_config(config: Mapping[str, Any], side: str, matched: bool) -> dict[str, Any]:
   """The config of a run that distils its own images only.
 
-  Calibrators are for the imbalanced teacher: the balanced one has a uniform prior, for which those
-  that follow the prior (adsa, tau1, ...) are the identity. Hard labels need no teacher and are
+  Calibrators that follow the prior (adsa, tau1, ...) are for the imbalanced teacher: for the
+  uniform prior of the balanced one they are the identity. Hard labels need no teacher and are
   trained once, in the balanced run.
   """
   methods = config["recover"]["methods"]
@@ -76,7 +76,7 @@ def side_config(config: Mapping[str, Any], side: str, matched: bool) -> dict[str
   config = {**config, "recover": {**config["recover"], "methods": {side: dict(method)}}}
   if side == "imbalanced":
     return runs.with_plain(config | {"student": {**config["student"], "hard_labels": False}})
-  return runs.plain_only(config | {"data": balanced_data(config, matched)})
+  return runs.without_prior(config | {"data": balanced_data(config, matched)})
 
 
 def balanced_data(config: Mapping[str, Any], matched: bool) -> dict[str, Any]:
@@ -141,11 +141,15 @@ def collect(contexts: Mapping[str, stages.Context], study: Mapping[str, Any]) ->
 def decomposition(
   contexts: Mapping[str, stages.Context], regime: str, num_bootstrap: int
 ) -> dict[str, Any]:
-  """The analysis of one kind of label: calibrated where the teacher is the imbalanced one."""
+  """The analysis of one kind of label: plain where the run of a teacher has no such calibrator."""
   plain = runs.plain_name(contexts["balanced"].config)
+  of_side = {
+    side: regime if regime in stages.regimes(ctx.config) else plain
+    for side, ctx in contexts.items()
+  }
   soft = {
     images[0] + teacher[0]: perturbation.mean_soft_labels(
-      runs.label_chunks(contexts[teacher], images, regime if teacher == "imbalanced" else plain)
+      runs.label_chunks(contexts[teacher], images, of_side[teacher])
     )
     for images in SIDES
     for teacher in SIDES

@@ -77,11 +77,14 @@ def calibrate_logits(
   return np.asarray(calibrator.apply(params, logits, longtail.log_prior(ctx.counts)))
 
 
-def plain_only(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config with plain soft labels alone, for a uniform prior: calibration is the identity."""
-  name = plain_name(config)
-  calibrators = {name: {"name": "none"}}
-  return {**config, "calibrate": {**config["calibrate"], "calibrators": calibrators}}
+def without_prior(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config for a uniform prior: plain, and the calibrators that are not the identity there."""
+  kept = {
+    k: v
+    for k, v in with_plain(config)["calibrate"]["calibrators"].items()
+    if v["name"] in calibrate.WITHOUT_PRIOR
+  }
+  return {**config, "calibrate": {**config["calibrate"], "calibrators": kept}}
 
 
 def plain_name(config: Mapping[str, Any]) -> str:

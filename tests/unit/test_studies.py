@@ -97,7 +97,9 @@ def test_plain_labels_are_added_and_keep_their_name():
   config["calibrate"]["calibrators"] = {"adsa": {"name": "adsa"}, "none": {"name": "none"}}
   assert runs.plain_name(config) == "none"
   assert set(runs.with_plain(config)["calibrate"]["calibrators"]) == {"none", "adsa"}
-  assert runs.plain_only(config)["calibrate"]["calibrators"] == {"none": {"name": "none"}}
+  assert runs.without_prior(config)["calibrate"]["calibrators"] == {"none": {"name": "none"}}
+  config["calibrate"]["calibrators"]["t"] = {"name": "temperature"}
+  assert list(runs.without_prior(config)["calibrate"]["calibrators"]) == ["none", "t"]
 
 
 @pytest.mark.parametrize("arg", ["", "dataset=digits,preset=smoke"])
