@@ -47,7 +47,7 @@ def unseen_logits(
 
   Returns:
     Logits (m, k) and classes (m,). Nothing, and no student is trained, where it would be of no use:
-    classes are equally frequent, or too few have such images (`calibrate.probe.enough`).
+    classes are equally frequent, or too few of them have such images (`calibrate.probe.enough`).
   """
   images, targets = ctx.images(source)
   spec, seed, data = ctx.source.spec, ctx.config["seed"], ctx.train_data

@@ -34,8 +34,9 @@ def load_params(ctx: Context, source: str, name: str) -> tuple[calibrate.Calibra
   found = {key: (x.shape, x.dtype) for key, x in artefact.arrays.items()}
   if found != want:
     raise LtddError(
-      f"{artefact.path} was fitted by another version of ltdd_jax: it has the parameters {found}, "
-      f"and this version expects {want}. Delete the folder and run again, or use another --workdir."
+      f"{artefact.path} was fitted by another version of ltdd_jax, or with other options: it has "
+      f"the parameters {found}, and {want} are expected. Delete the folder and run again, or use "
+      "another --workdir."
     )
   leaves = [artefact.arrays[key] for key in want]
   return calibrator, jax.tree.unflatten(jax.tree.structure(like), leaves)

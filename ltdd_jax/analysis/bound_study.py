@@ -18,7 +18,7 @@ from ltdd_jax.data import augment
 from ltdd_jax.models import taps
 from ltdd_jax.types import LtddError
 
-SCHEMA = 1
+SCHEMA = 2  # 2: with image_bytes and label_bytes
 _BATCH = 500
 _DRAWS = 10  # of the baseline
 

@@ -82,7 +82,7 @@ def without_prior(config: Mapping[str, Any]) -> dict[str, Any]:
   kept = {
     k: v
     for k, v in with_plain(config)["calibrate"]["calibrators"].items()
-    if v["name"] in calibrate.WITHOUT_PRIOR
+    if v["name"] in calibrate.WITHOUT_PRIOR or v.get("target_prior") is not None
   }
   return {**config, "calibrate": {**config["calibrate"], "calibrators": kept}}
 

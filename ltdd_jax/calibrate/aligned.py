@@ -81,6 +81,8 @@ def adsa(
     lp = np.asarray(log_prior, np.float64)
     base.check_target("adsa", target, len(lp))
     with base.named("adsa"):
+      if bootstrap:
+        bootstrap_lib.check_size(np.shape(logits)[-2], criterion, bootstrap)
       result = adsa_lib.fit(
         logits, labels, np.exp(lp), tau_range=tuple(tau_range), allow_negative=allow_negative,
         chunk_size=chunk_size, criterion=criterion,
@@ -199,7 +201,7 @@ def _report(
     report["tau_interval"] = None if low is None else [low, high]
     if low is not None:
       message += f" 95 % interval over {replicates} draws of images: {low:.3f} to {high:.3f}."
-    else:
+    elif not np.isnan(params.objective[0]):  # it was fitted
       message += " No interval of tau: a class has one image only."
   if max_head_drop is not None:
     report |= {"free_tau": free, "head_curve": base.plain(params.head_curve)}

@@ -7,6 +7,7 @@ from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import curves, stream
 
 LEVEL = (2.5, 97.5)  # percentiles of the interval
+GRID = 31  # taus of the curve of `adsa.fit`, or some more
 _MOST = 2**28  # numbers that are held: 2 GB
 
 
@@ -29,11 +30,9 @@ def replicate_taus(
   Returns NaN where a class has one image: nothing is known then of the luck of its draw.
 
   Raises:
-    ValueError: labels that give an image different classes in different epochs, or more images than
-      fit into 2 GB with their numbers.
+    ValueError: labels that give an image different classes in different epochs.
   """
   labels = _image_labels(rows)
-  _check_size(len(labels), replicates if criterion == "marginal" else len(taus))
   if 1 in np.bincount(labels):
     return np.full(replicates, np.nan)
   draw = rng.np_rng(0, "adsa", "bootstrap")
@@ -61,7 +60,9 @@ def _image_labels(rows: Rows) -> np.ndarray:
   return labels[0]
 
 
-def _check_size(images: int, numbers: int) -> None:
+def check_size(images: int, criterion: str, replicates: int) -> None:
+  """Raises ValueError for so many images that a bootstrap would hold more than 2 GB of numbers."""
+  numbers = replicates if criterion == "marginal" else GRID
   if images * numbers > _MOST:
     raise ValueError(
       f"bootstrap holds {numbers} numbers for each of {images:,} images, "

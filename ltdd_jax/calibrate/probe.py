@@ -12,7 +12,7 @@ from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.calibrate.vector import BiasParams
 
 RANGE = (-3.0, 3.0)  # of the slope that a student's bias may have; a student may overshoot
-REACH = 0.8  # of the range of log pi: what classes with unseen images have to cover
+REACH = 0.8  # of the classes, and of the range of log pi: what those with unseen images cover
 
 
 class ProbeParams(NamedTuple):
@@ -44,10 +44,10 @@ def adsa_probe(
   is that of label shift, maximum likelihood (docs/criteria.md). Images made of crops of training
   images (RDED) or by changing them (EDC) are not recognised: where these are most of a class's
   images, its part of b is too large. A class without an image left gets the value of the
-  regression of the others' b on log pi, if these cover four fifths of its range. If they do not,
-  nothing is taken off, and the report says so. Students are then trained on labels corrected by
-  both. No test data are used. The probe has other initial weights and another order than the
-  students that are scored. Ours, from no paper.
+  regression of the others' b on log pi, if these are four fifths of the classes and cover four
+  fifths of its range. If not, nothing is taken off, and the report says so. Students
+  are then trained on labels corrected by both. No test data are used. The probe has other initial
+  weights and another order than the students that are scored. Ours, from no paper.
 
   Args:
     criterion: of ADSA, one of `adsa.CRITERIA`.
@@ -74,11 +74,18 @@ def adsa_probe(
       return ProbeParams(first.fit(logits, labels, log_prior), second.init(log_prior))
 
   def refine(params: ProbeParams, logits: Any, labels: Any, log_prior: Any) -> ProbeParams:
+    if not len(labels):
+      return params
+    with base.named("adsa_probe, student's logits"):
+      base.open_rows(logits, labels, log_prior, chunk_size)
     if not enough(labels, log_prior):
       return params
-    present, labels = np.unique(labels, return_inverse=True)
+    present = np.unique(labels)
     with base.renamed("adsa_vector", "adsa_probe, student's logits"):
-      found = second.fit(logits[:, present], labels, log_prior[present])
+      if len(present) == len(log_prior):
+        return params._replace(student=second.fit(logits, labels, log_prior))
+      labels = np.searchsorted(present, labels)
+      found = second.fit(np.asarray(logits)[:, present], labels, log_prior[present])
     return params._replace(student=_for_all(found, present, np.asarray(log_prior, np.float64)))
 
   def apply(params: ProbeParams, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
@@ -96,10 +103,12 @@ def adsa_probe(
         f"{left['objective_before']:.4f} to {left['objective_after']:.4f}. In all the slope is "
         f"{found['tau'] + left['tau']:.3f}."
       )
+      if on_line := int(np.isnan(params.student.mass[0]).sum()):
+        found["message"] += f" {on_line} classes without such images follow the line of the others."
     else:
       found["message"] += (
         " No bias of a student was taken off: that takes classes of unequal numbers, and training "
-        "images outside the distilled set in the largest of them and in most of the small ones."
+        "images outside the distilled set in four fifths of them and of the range of log pi."
       )
     return found | {"tau": found["tau"] + left["tau"]} | extra
 
@@ -107,16 +116,15 @@ def adsa_probe(
 
 
 def enough(labels: Any, log_prior: Any) -> bool:
-  """Whether these classes (m,) say what the bias is along the whole range of log pi (k,)."""
-  known = np.asarray(log_prior, np.float64)[np.unique(labels)]
-  return len(known) > 1 and float(np.ptp(known)) >= REACH * float(np.ptp(log_prior))
+  """Whether these classes (m,), of those with a log prior (k,), say what the bias is of all."""
+  prior = np.asarray(log_prior, np.float64)
+  known = prior[np.unique(labels)]
+  return len(known) >= REACH * len(prior) and np.ptp(known) >= REACH * np.ptp(prior)
 
 
 def _for_all(found: BiasParams, present: np.ndarray, log_prior: np.ndarray) -> BiasParams:
   """The params of some of k classes as those of all; the others get a bias, but no confidence."""
   k = len(log_prior)
-  if len(present) == k:
-    return found
   bias, many = np.zeros(k), np.full((2, 2, k), np.nan, np.float32)
   bias[present], many[..., present] = found.bias, (found.confidence, found.mass)
   bias = base.centered(base.on_the_line(bias, np.isin(np.arange(k), present), log_prior))

@@ -52,11 +52,9 @@ def _table(found: Calibration) -> str:
   return text if not left else f"{text}\n({left} more classes lie between those shown)"
 
 
-def _head_table(curve: list[list[float]]) -> str:
+def _head_table(curve: list[list[float | None]]) -> str:
   picked = np.round(np.linspace(0, len(curve) - 1, HEAD_ROWS)).astype(int)
-  rows = [
-    [f"{tau:.2f}", *(f"{x:.3f}" for x in rest)] for tau, *rest in map(curve.__getitem__, picked)
-  ]
+  rows = [[f"{curve[i][0]:.2f}", *(tables.or_dash(x, ".3f") for x in curve[i][1:])] for i in picked]
   return tables.table(["tau", "objective", "head", "tail"], rows)
 
 

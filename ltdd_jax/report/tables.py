@@ -19,6 +19,7 @@ from ltdd_jax.report import images, plots
 
 SCHEMA = 1
 GROUPS = ("head", "mid", "tail")
+SIZES = ("image bytes", "label bytes")
 
 
 def write_report(
@@ -246,11 +247,8 @@ def students_table(results: Mapping[str, Any]) -> str:
   return table(header, rows)
 
 
-SIZES = ("image bytes", "label bytes")
-
-
 def size_cells(row: Mapping[str, Any]) -> list[str]:
-  """What images and labels of a row take on disk, under `SIZES`."""
+  """What images (as uint8) and labels (on disk) of a row take, under `SIZES`."""
   labels = row["label_bytes"]
   return [files.size(row["image_bytes"]), "on line" if labels is None else files.size(labels)]
 

@@ -136,6 +136,8 @@ def test_few_images_do_not_make_the_bootstrap_sure():
   assert report["tau_interval"] is None
   assert "No interval of tau: a class has one image only." in report["message"]
   assert np.isnan(params.interval).all()
+  fresh = calibrate.make_calibrator("adsa", bootstrap=20)
+  assert "No interval" not in fresh.report(fresh.init(PRIOR))["message"]
 
 
 def test_the_bootstrap_does_not_fill_the_memory(monkeypatch):

@@ -9,6 +9,7 @@ import struct
 import sys
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,11 +89,22 @@ def test_raw_files_say_how_many_rows_they_have(tmp_path):
 
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
 def test_the_other_byte_order_is_recognised(tmp_path, kind):
-  path = tmp_path / "big.raw"
-  LOGITS.astype(f">{kind}").tofile(path)
-  refused(r"turned round: .*'>f4' is big-endian", f"{path}:{kind},{E}x{N}x{K}")
-  np.save(tmp_path / "z.npy", LOGITS.astype(kind).byteswap())
-  refused("numbers make no sense as float", tmp_path / "z.npy")
+  path, z = tmp_path / "z.raw", np.random.default_rng(0).standard_normal((1000, 100))
+  labels, counts = np.arange(1000) % 100, np.arange(100, 0, -1)
+  z.astype(f">{kind}").tofile(path)
+  refused(r"turned round: .*'>f4' is big-endian", f"{path}:{kind},1000x100", labels, counts)
+  np.save(tmp_path / "z.npy", z.astype(kind).byteswap())
+  refused("numbers make no sense as float", tmp_path / "z.npy", labels, counts)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
+def test_logits_in_their_own_byte_order_are_taken(kind):
+  random = np.random.default_rng(0)
+  z = random.standard_normal((1000, 100)).astype(jnp.dtype(kind))
+  large = (2e4 + 50 * random.standard_normal((1000, 100))).astype(z.dtype)
+  masked = np.where(np.arange(10) == 3, -np.inf, np.round(4 * z[:, :10].astype("f4")) / 4)
+  for logits in (z, large, masked.astype(z.dtype), np.full((10, 5), np.nan, z.dtype)):
+    inputs._check_byte_order("logits", logits)
 
 
 def test_safetensors_headers_that_lie(tmp_path):

@@ -55,10 +55,12 @@ def test_classes_without_unseen_images_get_the_line_if_the_others_reach_far_enou
   found = calibrator.refine(params, gaussian_logits(0.7 * centred, most), most, PRIOR).student
   np.testing.assert_allclose(found.bias, 0.7 * centred, atol=0.1)  # sampling
   assert float(found.tau) == pytest.approx(0.7, abs=0.03)
+  report = calibrator.report(params._replace(student=found))
+  assert "1 classes without such images follow the line" in report["message"]
   np.testing.assert_array_equal(np.isnan(found.confidence), np.isnan(found.mass))
   np.testing.assert_array_equal(np.isnan(found.mass[0]), [False] * 4 + [True])
-  few = many[many < 3]  # to 25 images: 0.58
-  assert calibrator.refine(params, gaussian_logits(0, few), few, PRIOR) is params
+  for few in (many[many < 3], many[many % 4 == 0]):  # 0.58 of the range; the ends alone
+    assert calibrator.refine(params, gaussian_logits(0, few), few, PRIOR) is params
 
 
 def test_bad_logits_of_a_student_are_named():
@@ -69,6 +71,10 @@ def test_bad_logits_of_a_student_are_named():
   bad[7, 1] = np.nan
   with pytest.raises(LtddError, match=r"^adsa_probe, student's logits: logits\[7\] is the first"):
     calibrator.refine(params, bad, many, PRIOR)
+  good = gaussian_logits(0, many)
+  for z, y in ((good, many - 1), (good, many + 1), (good, many * 1.0), (good[:, :4], many)):
+    with pytest.raises(LtddError, match=r"^adsa_probe, student's logits: "):
+      calibrator.refine(params, z, y, PRIOR)
   with pytest.raises(LtddError, match=r"^adsa_probe: criterion is 'mass'"):
     calibrate.make_calibrator("adsa_probe", criterion="mass")
   with pytest.raises(LtddError, match="'adsa_probe' looks at a student, which files of labels"):

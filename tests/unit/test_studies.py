@@ -98,8 +98,9 @@ def test_plain_labels_are_added_and_keep_their_name():
   assert runs.plain_name(config) == "none"
   assert set(runs.with_plain(config)["calibrate"]["calibrators"]) == {"none", "adsa"}
   assert runs.without_prior(config)["calibrate"]["calibrators"] == {"none": {"name": "none"}}
-  config["calibrate"]["calibrators"]["t"] = {"name": "temperature"}
-  assert list(runs.without_prior(config)["calibrate"]["calibrators"]) == ["none", "t"]
+  more = {"t": {"name": "temperature"}, "q": {"name": "adsa", "target_prior": (0.5, 0.5)}}
+  config["calibrate"]["calibrators"].update(more)
+  assert list(runs.without_prior(config)["calibrate"]["calibrators"]) == ["none", "t", "q"]
 
 
 @pytest.mark.parametrize("arg", ["", "dataset=digits,preset=smoke"])
@@ -235,7 +236,7 @@ def test_perturbation_report_says_what_the_results_say(tmp_path):
   assert "+0.200 [0.100, 0.300]" in text
   assert "+20.0 [10.0, 30.0]" in text
   assert "| i i adsa |" in text
-  assert len(re.findall(r"2 kB \| +on line \|", text)) == 16
+  assert len(re.findall(r"2 kB \| +on line \|", text)) == 2 * 8  # soft labels
   written = perturbation_report.write_plots(json.loads(json.dumps(results)), tmp_path)
   assert [p.name.removeprefix("perturbation-") for p in written] == [
     "labels.png", "confidences.png", "accuracies.png"
