@@ -81,14 +81,14 @@ def adsa(
     lp = np.asarray(log_prior, np.float64)
     base.check_target("adsa", target, len(lp))
     with base.named("adsa"):
+      rows = base.open_rows(logits, labels, lp, chunk_size)
       if bootstrap:
-        bootstrap_lib.check_size(np.shape(logits)[-2], criterion, bootstrap)
+        bootstrap_lib.check_size(rows.lead[-1], criterion, bootstrap)
       result = adsa_lib.fit(
         logits, labels, np.exp(lp), tau_range=tuple(tau_range), allow_negative=allow_negative,
         chunk_size=chunk_size, criterion=criterion,
       )  # fmt: skip
       params = _to_params(result)
-      rows = base.open_rows(logits, labels, lp, chunk_size)
       if bootstrap:
         params = params._replace(interval=_interval(rows, lp, result, criterion, bootstrap))
       if max_head_drop is not None:

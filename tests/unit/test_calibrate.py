@@ -144,6 +144,8 @@ def test_the_bootstrap_does_not_fill_the_memory(monkeypatch):
   monkeypatch.setattr(bootstrap, "_MOST", 1000)
   with pytest.raises(LtddError, match=r"adsa: bootstrap holds 31 numbers for each of .* images, "):
     fitted("adsa", bootstrap=5)
+  with pytest.raises(LtddError, match="adsa: logits are float"):
+    fitted("adsa", (draw()[0][0, 0], np.arange(K)), bootstrap=5)
   with pytest.raises(LtddError, match=r"holds 50 numbers .* give the logits as \(epochs, images"):
     fitted("adsa", bootstrap=50, criterion="marginal")
 
