@@ -84,7 +84,7 @@ def without_prior(config: Mapping[str, Any]) -> dict[str, Any]:
     for k, v in with_plain(config)["calibrate"]["calibrators"].items()
     if v["name"] in calibrate.WITHOUT_PRIOR or v.get("target_prior") is not None
   }
-  return {**config, "calibrate": {**config["calibrate"], "calibrators": kept}}
+  return _with_calibrators(config, kept)
 
 
 def plain_name(config: Mapping[str, Any]) -> str:
@@ -96,14 +96,18 @@ def plain_name(config: Mapping[str, Any]) -> str:
 def with_plain(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config that has plain soft labels among its calibrators."""
   calibrators = {plain_name(config): {"name": "none"}} | dict(config["calibrate"]["calibrators"])
-  return {**config, "calibrate": {**config["calibrate"], "calibrators": calibrators}}
+  return _with_calibrators(config, calibrators)
 
 
 def without_probes(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config without the calibrators that train a student."""
   known = config["calibrate"]["calibrators"]
   kept = {k: v for k, v in known.items() if v["name"] not in calibrate.WITH_STUDENT}
-  return {**config, "calibrate": {**config["calibrate"], "calibrators": kept}}
+  return _with_calibrators(config, kept)
+
+
+def _with_calibrators(config: Mapping[str, Any], calibrators: Any) -> dict[str, Any]:
+  return {**config, "calibrate": {**config["calibrate"], "calibrators": calibrators}}
 
 
 def seconds(ctx: stages.Context) -> float:

@@ -186,11 +186,10 @@ def calibration_figure(
   if report.get("head_curve"):
     taus, _, head, tail = np.transpose(report["head_curve"])
     levels = axis.twinx()
-    levels.plot(taus, head, color="#009e73", linestyle="--")
-    levels.plot(taus, tail, color="#cc79a7", linestyle="--")
     levels.set(ylabel="mean confidence", ylim=(0, 1))
-    axis.plot([], [], color="#009e73", linestyle="--", label="head")
-    axis.plot([], [], color="#cc79a7", linestyle="--", label="tail")
+    for name, values, colour in (("head", head, "#009e73"), ("tail", tail, "#cc79a7")):
+      levels.plot(taus, values, color=colour, linestyle="--")
+      axis.plot([], [], color=colour, linestyle="--", label=name)  # for the legend
   axis.legend(fontsize=8)
   return figure
 
