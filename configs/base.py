@@ -128,6 +128,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "batch_size": 100,
     "order": "interleaved",
     "observers": placeholder(tuple),
+    "jpeg_quality": placeholder(int),  # 75 in the released code of some (docs/methods.md)
     "methods": {args.method: settings, "random": {"name": "random"}},
   }
   config.recover.update(method.recover)

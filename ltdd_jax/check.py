@@ -33,6 +33,7 @@ from ltdd_jax import (
   stages as stages_lib,
 )
 from ltdd_jax.data import augment, longtail, sources
+from ltdd_jax.distil.recover import check_jpeg_quality
 from ltdd_jax.recipes import changes
 from ltdd_jax.types import LtddError, Slots
 
@@ -71,6 +72,7 @@ def recover_options(
   batch_size: int | None = 100,
   order: str = "interleaved",
   observers: Sequence[str] | None = None,
+  jpeg_quality: int | None = None,
 ) -> None:
   """Schema of `config.recover`: see `distil.recover.recover` and `distil.make_slots`.
 
@@ -176,6 +178,7 @@ def check(config: Any) -> dict[str, Any]:
   _check_choice("calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
   for group in ("squeeze", "student"):
     _check_choice(f"{group}.parallel", plain[group]["parallel"], teacher.PARALLEL)
+  check_jpeg_quality(plain["recover"]["jpeg_quality"])
   ensemble.observers(plain)
   ensemble.labelers(plain)
   ensemble.aggregate_fn(plain["relabel"]["aggregate"])

@@ -3,7 +3,7 @@
 config.squeeze.models = {"resnet": {...}, "convnet": {...}, "wrn": {...}}
 config.recover.observers = ("resnet", "wrn")      # None, the default: all
 config.relabel.labelers = ("convnet",)
-config.relabel.aggregate = "norm_equalised"       # or "mean", the default
+config.relabel.aggregate = "norm_equalised"       # or "norm_equalised_batch"; "mean" is the default
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,10 +29,24 @@ def norm_equalised(logits: Logits) -> Float[Array, "b k"]:
       z_b = (1/T) sum_t  z_tb  m_b / |z_tb|,     m_b = (1/T) sum_t |z_tb|
 
   G-VBSM on ImageNet (EDC takes the mean there too). In what we differ: its norms are those of a
-  teacher's whole batch of logits, so that a label depends on the batch that it was made in; here
-  each view has its own norms. A teacher whose logits are all zero adds nothing.
+  teacher's whole batch of logits, `norm_equalised_batch`, so that a label depends on the batch that
+  it was made in; here each view has its own norms, and with them each teacher the same say in each
+  view, however sure it is. A teacher whose logits are all zero adds nothing.
   """
-  norms = jnp.sqrt(jnp.sum(jnp.square(logits), axis=-1, keepdims=True))
+  return _equalised(logits, (-1,))
+
+
+def norm_equalised_batch(logits: Logits) -> Float[Array, "b k"]:
+  """Averages logits after giving each teacher's (b, k) matrix the same Frobenius norm.
+
+  G-VBSM's released code on ImageNet. Labels depend on `config.relabel.batch_size` (1,024 there) and
+  on the order of the images; a batch that is filled up counts with what fills it.
+  """
+  return _equalised(logits, (-2, -1))
+
+
+def _equalised(logits: Logits, axes: tuple[int, ...]) -> Float[Array, "b k"]:
+  norms = jnp.sqrt(jnp.sum(jnp.square(logits), axis=axes, keepdims=True))
   directions = logits / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
   return jnp.mean(directions, axis=0) * jnp.mean(norms, axis=0)
 
@@ -40,6 +54,7 @@ def norm_equalised(logits: Logits) -> Float[Array, "b k"]:
 AGGREGATES: dict[str, Callable[[Logits], Float[Array, "b k"]]] = {
   "mean": mean,
   "norm_equalised": norm_equalised,
+  "norm_equalised_batch": norm_equalised_batch,
 }
 
 

@@ -54,11 +54,13 @@ def recover(ctx: Context, *, source: str) -> str:
   n, method = len(ctx.slots(source).labels), ctx.method(source)
   shape, names = ctx.source.spec.image_shape, ensemble.observers(ctx.config)
   size = min(n, ctx.config["recover"]["batch_size"] or n)
+  quality = ctx.config["recover"]["jpeg_quality"]
   how = f"{-(-n // size)} batches of {size}, {method.num_steps:,} steps each"
   return (
     f"{n:,} images {'x'.join(map(str, shape))} uint8, {n * int(np.prod(shape)):,} bytes; "
     + (how if method.num_steps else "selected in one pass")
     + (f", observers {', '.join(names)}" if len(ctx.networks) > 1 else "")
+    + (f", back from JPEG of quality {quality}" if quality else "")
   )
 
 

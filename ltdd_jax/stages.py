@@ -135,6 +135,7 @@ def _recover(ctx: Context, session: loop.Session, *, source: str) -> Product:
     ctx.slots(source),
     fed,
     batch_size=ctx.config["recover"]["batch_size"],
+    jpeg_quality=ctx.config["recover"]["jpeg_quality"],
     seed=ctx.config["seed"],
     session=session,
   )
@@ -246,7 +247,7 @@ def make_stages(
 
 LATER: dict[str, dict[str, Any]] = {
   "squeeze": {"parallel": "auto"},
-  "recover": {"observers": None},
+  "recover": {"observers": None, "jpeg_quality": None},
   "relabel": {"labelers": None, "aggregate": "mean", "labeler_bn": "eval"},
   "student": {"ema": None, "bn_updates": 1},
 }

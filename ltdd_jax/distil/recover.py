@@ -9,6 +9,7 @@ import numpy as np
 from ltdd_jax import loop, rng
 from ltdd_jax import mesh as mesh_lib
 from ltdd_jax.data import augment
+from ltdd_jax.data import images as images_lib
 from ltdd_jax.distil.base import Env, Feed, Method, check_feed
 from ltdd_jax.types import LtddError, Slots
 
@@ -29,6 +30,7 @@ def recover(
   feed: Feed,
   *,
   batch_size: int | None = 100,
+  jpeg_quality: int | None = None,
   seed: int = 0,
   session: loop.Session | None = None,
 ) -> Distilled:
@@ -48,6 +50,8 @@ def recover(
     feed: the arrays that the method needs.
     batch_size: images optimised together; None for all, as EDC on CIFAR-10, and then memory does
       grow with the number of slots.
+    jpeg_quality: images come back from JPEG files of this quality, as the released code of SRe2L,
+      CDA, RDED and, on CIFAR-10 and ImageNet, EDC has them (75); None keeps them as they are.
     seed: the run's seed.
     session: devices, checkpoints, progress.
 
@@ -55,10 +59,11 @@ def recover(
     Images as uint8 by truncation, as the published methods save them, in the order of the slots.
 
   Raises:
-    LtddError: the feed lacks something, or the optimisation diverged.
+    LtddError: the feed lacks something, the optimisation diverged, or an option is none.
   """
   if batch_size is not None and batch_size < 1:
     raise LtddError(f"config.recover.batch_size is {batch_size}; expected 1 or more, or None")
+  check_jpeg_quality(jpeg_quality)
   session = session or loop.Session()
   notes = check_feed(name, method, slots, feed, env)
   feed = Feed(*(_place(getattr(feed, f), f in method.needs, session) for f in Feed._fields))
@@ -84,7 +89,16 @@ def recover(
     )
     images = augment.denormalize(method.read(last).images, env.mean, env.std)
     parts.append(np.asarray(mesh_lib.get(images)))
-  return Distilled(np.concatenate(parts), np.asarray(slots.labels, np.int32), notes)
+  stored = np.concatenate(parts)
+  if jpeg_quality is not None:
+    stored = images_lib.through_jpeg(stored, jpeg_quality)
+  return Distilled(stored, np.asarray(slots.labels, np.int32), notes)
+
+
+def check_jpeg_quality(quality: int | None) -> None:
+  """Raises LtddError for a `config.recover.jpeg_quality` that Pillow would not do justice to."""
+  if quality is not None and not 1 <= quality <= 95:
+    raise LtddError(f"config.recover.jpeg_quality is {quality}; expected 1 to 95, or None")
 
 
 def _place(value: object, needed: bool, session: loop.Session) -> object:

@@ -10,6 +10,7 @@ from ltdd_jax.models import layers
 from ltdd_jax.models.taps import Moment
 
 KL_DIRECTIONS = ("images_ema", "ema_images")
+KL_MEANS = ("elements", "images")
 
 
 def safe_norm(x: Float[Array, "*g c"]) -> Float[Array, "*g"]:
@@ -119,22 +120,26 @@ def flatness(
   slow_logits: Float[Array, "b k"],
   temperature: float = 4.0,
   direction: str = "images_ema",
+  mean: str = "elements",
 ) -> Float[Array, ""]:
   """Distance of what an observer says of the images and of their running mean.
 
-      1/(b k) sum KL(p || q),   p = softmax(logits / tau),   q = sg(softmax(slow_logits / tau))
+      1/(b k) sum_b KL(p || q),   p = softmax(logits / tau),   q = sg(softmax(slow_logits / tau))
 
-  Source: EDC (Shao et al., NeurIPS 2024), flatness regularisation. Its released code divides by b k
-  as above, and computes KL(q || p): `direction="ema_images"`.
+  Source: EDC (Shao et al., NeurIPS 2024), flatness regularisation. Its released code computes
+  KL(q || p): `direction="ema_images"`. It divides by b k; the paper names no divisor, and its
+  weight, 0.25, was found with that code. `mean="images"` divides by b alone.
 
   Args:
     logits: of the images.
     slow_logits: of the running mean of the images, under the same views.
     temperature: tau.
     direction: "images_ema" for KL(p || q), "ema_images" for KL(q || p).
+    mean: "elements" divides by b k, "images" by b.
   """
   log_p = jax.nn.log_softmax(logits / temperature)
   log_q = jax.lax.stop_gradient(jax.nn.log_softmax(slow_logits / temperature))
-  if direction == "images_ema":
-    return jnp.mean(jnp.exp(log_p) * (log_p - log_q))
-  return jnp.mean(jnp.exp(log_q) * (log_q - log_p))
+  if direction == "ema_images":
+    log_p, log_q = log_q, log_p
+  found = jnp.mean(jnp.exp(log_p) * (log_p - log_q))
+  return found * logits.shape[-1] if mean == "images" else found

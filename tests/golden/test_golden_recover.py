@@ -266,12 +266,13 @@ def test_equal_eigenvalues_differentiate_as_symmetric_functions():
 # ---- flatness and the curriculum ----
 
 
+@pytest.mark.parametrize("mean", terms.KL_MEANS)
 @pytest.mark.parametrize("direction", terms.KL_DIRECTIONS)
-def test_flatness(direction):
+def test_flatness(direction, mean):
   draws = np.random.RandomState(0)
   logits, slow, way = (4 * draws.randn(3, 5).astype(np.float32) for _ in range(3))
-  flat = lambda x: terms.flatness(x, slow, 4.0, direction)
-  want = lambda x: ref.flatness(x, slow, 4.0, direction)
+  flat = lambda x: terms.flatness(x, slow, 4.0, direction, mean)
+  want = lambda x: ref.flatness(x, slow, 4.0, direction, mean)
   np.testing.assert_allclose(flat(logits), want(logits), rtol=1e-5)
   slope = (want(logits + 1e-4 * np.float64(way)) - want(logits - 1e-4 * np.float64(way))) / 2e-4
   np.testing.assert_allclose(jnp.vdot(jax.grad(flat)(logits), way), slope, rtol=1e-4)

@@ -64,15 +64,15 @@ def log_softmax(x):
   return [v - top - math.log(sum(math.exp(u - top) for u in x)) for v in x]
 
 
-def flatness(logits, slow, temperature, direction):
-  """Kullback-Leibler divergence of softmaxes, divided by the number of their entries."""
+def flatness(logits, slow, temperature, direction, mean="elements"):
+  """Kullback-Leibler divergence of softmaxes, divided by the number of their entries or rows."""
   total = 0.0
   for row, slow_row in zip(np.float64(logits), np.float64(slow), strict=True):
     p, q = log_softmax(row / temperature), log_softmax(slow_row / temperature)
     if direction == "ema_images":
       p, q = q, p
     total += sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
-  return total / np.size(logits)
+  return total / (np.size(logits) if mean == "elements" else len(logits))
 
 
 def crop_scale(t, length, curriculum, smallest=0.08):

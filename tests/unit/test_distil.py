@@ -1,11 +1,15 @@
 """Slots, the SRe2L objective, random selection and the recover stage."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from ltdd_jax import checkpoint, distil, loop
+from configs import digits_lt
+from ltdd_jax import check, checkpoint, distil, loop
 from ltdd_jax.data import augment
 from ltdd_jax.distil import terms
 from ltdd_jax.distil.recover import recover
@@ -103,6 +107,29 @@ def test_recover_in_batches_fills_all_slots():
   assert result.images.dtype == np.uint8
   np.testing.assert_array_equal(result.labels, slots.labels)
   assert len(np.unique(result.images.reshape(7, -1), axis=0)) == 7
+
+
+def test_images_come_back_from_jpeg():
+  method = distil.make_method(small.env(), "random")
+  slots = distil.make_slots(np.array([3, 2, 1]))
+  fill = lambda quality: recover(
+    "a", method, small.env(), slots, small.feed(), jpeg_quality=quality,
+    session=loop.Session(show_progress=False),
+  ).images  # fmt: skip
+  exact, stored = fill(None), fill(75)
+  for image, there in zip(exact, stored, strict=True):
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(file, "JPEG")  # 75 is Pillow's default
+    np.testing.assert_array_equal(there[..., 0], Image.open(file))
+  assert (exact != stored).any()
+  assert np.abs(np.int32(exact) - stored).mean() < 16  # noise of one byte a pixel
+
+
+def test_quality_of_jpeg_is_a_number_that_pillow_knows():
+  config = digits_lt.get_config("preset=smoke")
+  config.recover.jpeg_quality = 0
+  with pytest.raises(LtddError, match=r"jpeg_quality is 0; expected 1 to 95, or None"):
+    check.check(config)
 
 
 def counting(turns=3, num_steps=2):

@@ -59,6 +59,15 @@ def test_norm_equalised_against_loops():
   np.testing.assert_allclose(actual, norm_equalised_reference(logits), rtol=1e-5, atol=1e-5)
 
 
+def test_norm_equalised_batch_against_loops():
+  """G-VBSM's code: each teacher's matrix divided by its own norm, times the mean of the norms."""
+  logits = np.random.RandomState(0).randn(3, 4, 5) * np.array([1.0, 10.0, 0.1]).reshape(3, 1, 1)
+  norms = [sum(v * v for v in np.ravel(z)) ** 0.5 for z in logits]
+  want = sum(z / n * (sum(norms) / 3) for z, n in zip(logits, norms, strict=True)) / 3
+  actual = ensemble.norm_equalised_batch(jnp.asarray(logits, jnp.float32))
+  np.testing.assert_allclose(actual, want, rtol=1e-5, atol=1e-5)
+
+
 def test_norm_equalised_does_not_depend_on_the_batch():
   logits = jnp.asarray(np.random.RandomState(1).randn(2, 4, 5), jnp.float32)
   whole = ensemble.norm_equalised(logits)

@@ -184,6 +184,7 @@ def test_edc_of_the_released_code(key):
     ("edc", {"category": "all"}, "category is 'all'; expected one of pooled, within_image"),
     ("edc", {"category_form": "all"}, "category_form is 'all'; expected one of by_class, batch"),
     ("edc", {"flatness_kl": "all"}, "flatness_kl is 'all'; expected one of images_ema, ema_images"),
+    ("edc", {"flatness_mean": "all"}, "flatness_mean is 'all'; expected one of elements, images"),
     ("edc", {"alpha": 1.5}, "alpha is 1.5; expected a number from 0 to 1"),
     ("edc", {"init": "rdet"}, "init is 'rdet'; expected one of"),
     ("gvbsm", {"ema_init": "one"}, "ema_init is 'one'; expected one of zero, unbiased"),
