@@ -4,7 +4,9 @@
 for a set without any. Where paper and released code differ the paper's value is here; the factories
 in `ltdd_jax.distil` name the released one. Arguments that are not here have the factories'
 defaults, which `base` fills in, so that a config shows all that runs and any of them can be
-changed. What has no published value for the data set is marked "ours".
+changed. Constants of normalisation are the data set's own, and images are stored without loss
+(docs/methods.md has the released ones). What has no published value for the data set is marked
+"ours".
 """
 
 from collections.abc import Callable

@@ -39,7 +39,9 @@ def sre2l(
 
   In what we differ: several observers, if there are several teachers, enter by the mean of their
   objectives; classes may have unequal numbers of slots; the number of images in a batch is the
-  caller's (the released CIFAR code takes one of each class).
+  caller's (the released CIFAR code takes one of each class); total variation and L2 norm of the
+  images, of weight 0 in all scripts, are not here; images are stored without loss, unless
+  `config.recover.jpeg_quality` is 75, as released.
 
   Args:
     env: static facts, with at least one observer that has batch norms.
