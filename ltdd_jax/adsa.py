@@ -98,11 +98,7 @@ def fit(
     >>> round(fit(logits, np.array([0, 1]), [100, 10]).tau, 2)
     0.54
   """
-  lo, hi = (float(t) for t in tau_range)
-  if not -math.inf < lo < hi < math.inf:
-    raise ValueError(f"tau_range is {tau_range}; expected two finite numbers, the lower first.")
-  if lo < 0 and not allow_negative:
-    raise ValueError(f"tau_range is {tau_range}; pass allow_negative=True to search below zero.")
+  lo, hi = check_range(tau_range, allow_negative)
   rows = Rows(logits, labels, chunk_size)
   prior = _log_prior(class_counts, smoothing, rows.k)
   if criterion not in CRITERIA:
@@ -181,6 +177,19 @@ def explain(
     "edge": f"tau = {tau:.3f}, an edge of tau_range: {change}. Further out there is no minimum "
     "but where a few classes take everything. Check labels and class_counts.",
   }[status]
+
+
+def check_range(tau_range: Any, allow_negative: bool) -> tuple[float, float]:
+  """The two ends of a range of tau; raises ValueError for what is none."""
+  try:
+    lo, hi = (float(t) for t in tau_range)
+  except (TypeError, ValueError):
+    lo = hi = math.nan
+  if not -math.inf < lo < hi < math.inf:
+    raise ValueError(f"tau_range is {tau_range}; expected two finite numbers, the lower first.")
+  if lo < 0 and not allow_negative:
+    raise ValueError(f"tau_range is {tau_range}; pass allow_negative=True to search below zero.")
+  return lo, hi
 
 
 def _log_prior(class_counts: Any, smoothing: float, k: int) -> ndarray:

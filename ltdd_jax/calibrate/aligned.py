@@ -63,6 +63,8 @@ def adsa(
   base.check_choice("adsa", "criterion", criterion, adsa_lib.CRITERIA)
   target = base.target_shift("adsa", target_prior)
   base.check_number("adsa", "bootstrap", bootstrap)
+  base.check_range("adsa", tau_range, allow_negative)
+  base.check_chunk("adsa", chunk_size)
   if max_head_drop is not None:
     base.check_number("adsa", "max_head_drop", max_head_drop)
   elif head is not None:

@@ -78,6 +78,18 @@ def check_number(
     raise LtddError(f"{name}: {key} is {value}; expected a finite number {bound}.")
 
 
+def check_range(name: str, tau_range: Any, allow_negative: bool) -> None:
+  """Raises LtddError for a range of tau that `adsa.fit` refuses."""
+  with named(name):
+    adsa_lib.check_range(tau_range, allow_negative)
+
+
+def check_chunk(name: str, chunk_size: int | None) -> None:
+  """Raises LtddError for a chunk of no rows."""
+  if chunk_size is not None:
+    check_number(name, "chunk_size", chunk_size, least=1)
+
+
 def open_rows(logits: Any, labels: Any, log_prior: Any, chunk_size: int | None) -> adsa_lib.Rows:
   """Checked rows of logits with as many classes as the prior; raises ValueError."""
   rows = adsa_lib.Rows(logits, labels, chunk_size)
@@ -121,8 +133,10 @@ def check_groups(name: str, groups: Groups) -> None:
     return
   if isinstance(groups, str):
     raise LtddError(f"{name}: groups is {groups!r}; expected 'thirds' or lists of classes.")
-  classes = sorted(c for group in groups for c in group)
-  if classes != list(range(len(classes))) or not all(len(group) for group in groups):
+  lists = all(isinstance(group, Sequence | np.ndarray) and len(group) for group in groups)
+  classes = [c for group in groups for c in group] if lists else [None]
+  whole = all(isinstance(c, int | np.integer) for c in classes)
+  if not whole or sorted(classes) != list(range(len(classes))):
     raise LtddError(
       f"{name}: groups is {groups}; expected lists that hold each class 0, 1, ... exactly once."
     )

@@ -39,8 +39,10 @@ def adsa_matrix(*, chunk_size: int | None = None) -> Calibrator:
     chunk_size: rows in one step.
 
   Raises:
-    LtddError: from `fit`, whatever `ltdd_jax.adsa.fit` refuses.
+    LtddError: bad options; from `fit`, whatever `ltdd_jax.adsa.fit` refuses.
   """
+
+  base.check_chunk("adsa_matrix", chunk_size)
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> MatrixParams:
     base.check_prior(log_prior)

@@ -57,6 +57,7 @@ def em(
   base.check_number("em", "smoothing", smoothing)
   base.check_number("em", "tolerance", tolerance, above=True)
   base.check_number("em", "max_iterations", max_iterations, least=1)
+  base.check_chunk("em", chunk_size)
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> BiasParams:
     base.check_prior(log_prior)
@@ -137,6 +138,7 @@ def ltkd(
   base.check_groups("ltkd", groups)
   base.check_choice("ltkd", "mass", mass, ("groups", "classes"))
   base.check_number("ltkd", "max_iterations", max_iterations, least=1)
+  base.check_chunk("ltkd", chunk_size)
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> BiasParams:
     base.check_prior(log_prior)

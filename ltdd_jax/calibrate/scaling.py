@@ -48,6 +48,7 @@ def temperature(*, chunk_size: int | None = None, max_iterations: int = 100) -> 
     LtddError: bad options; from `fit`, whatever `adsa.Rows` refuses.
   """
   base.check_number("temperature", "max_iterations", max_iterations, least=1)
+  base.check_chunk("temperature", chunk_size)
 
   def search(rows: adsa_lib.Rows) -> tuple[np.ndarray, np.ndarray, fitting.Outcome]:
     objective, zeros = stream.log_loss(rows), np.zeros(rows.k)
@@ -90,6 +91,7 @@ def vector_scaling(
   """
   base.check_number("vector_scaling", "strength", strength)
   base.check_number("vector_scaling", "max_iterations", max_iterations, least=1)
+  base.check_chunk("vector_scaling", chunk_size)
 
   def search(rows: adsa_lib.Rows) -> tuple[np.ndarray, np.ndarray, fitting.Outcome]:
     objective, k = stream.log_loss(rows), rows.k

@@ -74,6 +74,8 @@ def adsa_vector(
   base.check_number("adsa_vector", "strength", strength)
   base.check_number("adsa_vector", "max_iterations", max_iterations, least=1)
   base.check_groups("adsa_vector", groups)
+  base.check_range("adsa_vector", tau_range, allow_negative)
+  base.check_chunk("adsa_vector", chunk_size)
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> BiasParams:
     base.check_prior(log_prior)

@@ -194,6 +194,12 @@ def test_chunks_memory_maps_and_row_sources(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FITTED)
+def test_a_chunk_of_no_rows_is_refused_when_made(name):
+  with pytest.raises(LtddError, match=f"^{name}: chunk_size is 0; expected a finite number of 1"):
+    calibrate.make_calibrator(name, chunk_size=0)
+
+
+@pytest.mark.parametrize("name", FITTED)
 @pytest.mark.parametrize(
   ("change", "message"),
   [

@@ -209,6 +209,7 @@ def test_bad_row_in_a_later_chunk():
   ("options", "message"),
   [
     ({"tau_range": (3, 0)}, "lower first"),
+    ({"tau_range": (2,)}, "two finite numbers"),
     ({"tau_range": (0, math.inf)}, "finite"),
     ({"tau_range": (-1, 1)}, "allow_negative"),
     ({"chunk_size": 0}, "chunk_size is 0"),
