@@ -261,13 +261,14 @@ def check_with_data(ctx: stages_lib.Context) -> None:
   _check_loss(losses.make_soft_loss(**trained["loss"]), spec.num_classes)
   for specs in (squeeze["augment"], config["statistics"]["augment"] or ()):
     augment.compose(specs)
-  encoding.from_config(config["relabel"]).check(spec.num_classes)
+  stored = encoding.from_config(config["relabel"])
+  stored.check(spec.num_classes)
   views_of = labels.view_fn(spec, **config["relabel"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
   for name, calibrator in config["calibrate"]["calibrators"].items():
-    _check_calibrator(name, calibrator, counts)
+    _check_calibrator(name, calibrator, counts, stored)
   for source in config["recover"]["methods"]:
     if source not in ctx.imported:
       _check_method(ctx, source)
@@ -282,13 +283,17 @@ def _check_loss(loss_fn: losses.SoftLoss, k: int) -> None:
   jax.eval_shape(loss_fn, row, row, jax.ShapeDtypeStruct((2,), jnp.int32))
 
 
-def _check_calibrator(key: str, config: Mapping[str, Any], counts: np.ndarray) -> None:
+def _check_calibrator(
+  key: str, config: Mapping[str, Any], counts: np.ndarray, stored: encoding.Encoding
+) -> None:
   """Makes a calibrator and its parameters for k classes, which may refuse that number of them."""
   calibrator = calibrate.make_calibrator(**config)
   try:
     jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct(counts.shape, jnp.float32))
   except LtddError as error:
     raise LtddError(f"config.calibrate.calibrators.{key}: {error}") from error
+  where = f"config.calibrate.calibrators.{key}, {dict(config)},"
+  calibrate.check_encoding(where, calibrator, stored, len(counts))
   if config["name"] not in calibrate.WITHOUT_PRIOR and (counts == 0).any():
     raise LtddError(
       f"calibrator {key!r} needs the log frequency of every class, but classes "

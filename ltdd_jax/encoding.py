@@ -70,6 +70,10 @@ class Encoding:
     """Values stored of a row of k logits."""
     return k if self.top_k is None else min(self.top_k, k)
 
+  def leaves_out(self, k: int) -> bool:
+    """Whether decoded rows have classes with a logit of nothing."""
+    return self.rest == "kept" and self.width(k) < k
+
   def columns(self, k: int) -> tuple[str, ...]:
     """Numbers stored once a row."""
     spread = self.width(k) < k and self.rest == "spread"

@@ -106,7 +106,7 @@ def adsa(
     extra = {} if target_prior is None else {"target_prior": base.plain(target_prior)}
     return _report(params, criterion, bootstrap, max_head_drop) | extra
 
-  return Calibrator(init, fit, apply, report)
+  return Calibrator(init, fit, apply, report, log_loss=criterion == "nll")
 
 
 def _init(k: int, points: int) -> AdsaParams:

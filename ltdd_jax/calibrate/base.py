@@ -11,6 +11,7 @@ import numpy as np
 
 from ltdd_jax import adsa as adsa_lib
 from ltdd_jax.data import longtail
+from ltdd_jax.encoding import NOTHING, Encoding
 from ltdd_jax.types import LtddError
 
 UNIFORM = 1e-5  # span of a log prior that counts as none, as in `ltdd_jax.adsa`
@@ -27,6 +28,8 @@ class Calibrator(NamedTuple):
   # (params, a student's logits (m, k) of training images that it has not seen, labels (m,),
   # log_prior) -> params, for calibrators that look at a student of the labels that `fit` makes
   refine: Callable[..., Any] | None = None
+  # whether `fit` minimises a log-loss, to which a true class without a logit is all that counts
+  log_loss: bool = False
 
 
 # ---- checks ----
@@ -88,6 +91,25 @@ def check_chunk(name: str, chunk_size: int | None) -> None:
   """Raises LtddError for a chunk of no rows."""
   if chunk_size is not None:
     check_number(name, "chunk_size", chunk_size, least=1)
+
+
+def check_encoding(where: str, calibrator: Calibrator, encoding: Encoding, k: int) -> None:
+  """Raises LtddError for a fit by log-loss to labels that leave classes out.
+
+  Args:
+    where: what a message calls the calibrator and its options.
+    calibrator: that would be fitted.
+    encoding: of the label store.
+    k: classes.
+  """
+  if calibrator.log_loss and encoding.leaves_out(k):
+    raise LtddError(
+      f"{where} is fitted by a log-loss, and the label store has config.relabel.rest='kept': "
+      f"outside the top {encoding.top_k} (config.relabel.top_k) classes have a logit of nothing, "
+      f"so that a true class among them costs {NOTHING:,.0f} and decides the fit. Use "
+      "rest='spread', or a calibrator that averages probabilities, such as 'adsa' with "
+      "criterion 'confidence'"
+    )
 
 
 def open_rows(logits: Any, labels: Any, log_prior: Any, chunk_size: int | None) -> adsa_lib.Rows:

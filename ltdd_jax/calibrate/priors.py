@@ -82,7 +82,8 @@ def em(
     text = f"{what}, slope {float(params.tau):.3f} on log pi"
     return vector.bias_report(params, text, "the spread of predicted masses") | {"known": known}
 
-  return Calibrator(vector.init_of("em"), fit, vector.apply, report)
+  init = vector.init_of("em")
+  return Calibrator(init, fit, vector.apply, report, log_loss=known is not None)
 
 
 def _expectation(
@@ -163,7 +164,8 @@ def ltkd(
       "mass": mass
     }
 
-  return Calibrator(vector.init_of("ltkd", groups), fit, vector.apply, report)
+  init = vector.init_of("ltkd", groups)
+  return Calibrator(init, fit, vector.apply, report, log_loss=True)
 
 
 def _target(index: np.ndarray, keep: np.ndarray, mass: str) -> np.ndarray:

@@ -112,7 +112,7 @@ def adsa_probe(
       )
     return found | {"tau": found["tau"] + left["tau"]} | extra
 
-  return Calibrator(init, fit, apply, report, refine)
+  return Calibrator(init, fit, apply, report, refine, first.log_loss)
 
 
 def enough(labels: Any, log_prior: Any) -> bool:

@@ -65,7 +65,8 @@ def temperature(*, chunk_size: int | None = None, max_iterations: int = 100) -> 
     t = 1 / float(params.scale[0])
     return _report(params, f"T = {t:.3f}") | {"temperature": t}
 
-  return Calibrator(_init, _make_fit("temperature", search, chunk_size), _apply, report)
+  fit = _make_fit("temperature", search, chunk_size)
+  return Calibrator(_init, fit, _apply, report, log_loss=True)
 
 
 def vector_scaling(
@@ -110,7 +111,8 @@ def vector_scaling(
     extra = {"scale": base.plain(params.scale), "bias": base.plain(params.bias)}
     return _report(params, text) | extra
 
-  return Calibrator(_init, _make_fit("vector_scaling", search, chunk_size), _apply, report)
+  fit = _make_fit("vector_scaling", search, chunk_size)
+  return Calibrator(_init, fit, _apply, report, log_loss=True)
 
 
 def _init(log_prior: Any) -> ScalingParams:

@@ -101,7 +101,8 @@ def adsa_vector(
     extra = {"criterion": criterion, "anchor": base.plain(params.anchor)}
     return bias_report(params, what, _NAMES[criterion]) | extra
 
-  return Calibrator(init_of("adsa_vector", groups), fit, apply, report)
+  init = init_of("adsa_vector", groups)
+  return Calibrator(init, fit, apply, report, log_loss=criterion != "confidence")
 
 
 def init_of(name: str, groups: base.Groups = None) -> Callable[[Any], BiasParams]:

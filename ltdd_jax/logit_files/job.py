@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ltdd_jax import calibrate, config
+from ltdd_jax import calibrate, config, labelstore
 from ltdd_jax.data import longtail
 from ltdd_jax.logit_files import inputs, names, streaming, writing
 from ltdd_jax.types import LtddError
@@ -149,6 +149,9 @@ def prepare(
   if target_prior is not None:
     prior = inputs.check_prior(*inputs.open_vector(target_prior, "target_prior"), shape[-1])
     args["target_prior"] = _target_argument(calibrator, prior)
+  made = calibrate.make_calibrator(calibrator, **args)
+  if isinstance(source, labelstore.LabelStore):
+    calibrate.check_encoding(f"calibrator {calibrator!r}", made, source.encoding, shape[-1])
   job = Job(
     text=text,
     source=source,
@@ -156,7 +159,7 @@ def prepare(
     counts=inputs.smooth(counts_text, n, smoothing),
     name=calibrator,
     args=args,
-    calibrator=calibrate.make_calibrator(calibrator, **args),
+    calibrator=made,
     temperature=float(temperature),
     kind=kind,
     dtype=np.dtype(dtype),

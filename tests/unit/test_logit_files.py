@@ -369,3 +369,12 @@ def test_a_label_store_stands_for_logits(tmp_path):
   found = logit_files.calibrate_logits(store, LABELS, COUNTS)
   expected = logit_files.calibrate_logits(LOGITS, LABELS, COUNTS)
   np.testing.assert_array_equal(found.soft_labels, expected.soft_labels)
+
+
+def test_a_label_store_that_leaves_classes_out_is_no_place_for_a_log_loss(tmp_path):
+  kept = labelstore.Encoding(top_k=3, rest="kept")
+  store = labelstore.create(tmp_path / "s", LOGITS.shape, kept, class_names=list("abcde"))
+  store.write({e: jax.device_get(kept.encode(z)) for e, z in enumerate(LOGITS)})
+  assert 0 <= logit_files.calibrate_logits(store, LABELS, COUNTS).tau < 3
+  with pytest.raises(LtddError, match=r"'temperature' is fitted by a log-loss, .*rest='kept'"):
+    logit_files.prepare(store, LABELS, COUNTS, calibrator="temperature")

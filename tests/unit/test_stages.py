@@ -3,11 +3,12 @@
 import copy
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import calibrate, check, pipeline, stages
+from ltdd_jax import calibrate, check, encoding, pipeline, stages
 from ltdd_jax.artefacts import Workdir
 from ltdd_jax.data import sources
 from ltdd_jax.types import LtddError
@@ -147,6 +148,52 @@ def test_labels_that_keep_all_the_mass_are_refused_for_raw_logits():
     check.check(plain)
   plain["student"]["loss"] = {"name": "kl"}
   check.check(plain)
+
+
+@pytest.mark.parametrize(
+  ("name", "kwargs", "refused"),
+  [
+    ("adsa", {"criterion": "nll"}, True),
+    ("adsa", {}, False),
+    ("adsa", {"criterion": "marginal"}, False),
+    ("adsa_matrix", {}, False),
+    ("adsa_vector", {}, False),
+    ("adsa_vector", {"criterion": "marginal"}, True),
+    ("adsa_vector", {"criterion": "nll"}, True),
+    ("adsa_probe", {}, False),
+    ("adsa_probe", {"criterion": "nll"}, True),
+    ("em", {}, False),
+    ("em", {"known": "uniform"}, True),
+    ("ltkd", {}, True),
+    ("temperature", {}, True),
+    ("vector_scaling", {}, True),
+  ],
+)
+def test_a_log_loss_needs_a_logit_of_every_class(name, kwargs, refused):
+  """A true class outside the top k would cost 10,000, and a few such rows would decide the fit."""
+  calibrator, counts = {"name": name} | kwargs, np.arange(5, 0, -1)
+  kept = encoding.Encoding(top_k=3, rest="kept")
+  for fine in (encoding.Encoding(top_k=3), encoding.Encoding(top_k=5, rest="kept")):
+    check._check_calibrator("mine", calibrator, counts, fine)
+  if refused:
+    with pytest.raises(LtddError, match=rf"calibrators\.mine, .*'{name}'.*rest='kept'.*top 3"):
+      check._check_calibrator("mine", calibrator, counts, kept)
+    return
+  check._check_calibrator("mine", calibrator, counts, kept)
+  random, labels = np.random.default_rng(0), np.arange(100) % 5
+  log_prior = np.log(counts / counts.sum())
+  logits = random.standard_normal((100, 5)) + 2 * np.eye(5)[labels] + 0.8 * log_prior
+  stored = kept.decode(jax.device_get(kept.encode(logits)), 5)
+  made = calibrate.make_calibrator(**calibrator)
+  whole, part = (made.report(made.fit(z, labels, log_prior))["tau"] for z in (logits, stored))
+  assert part == pytest.approx(whole, abs=0.7)  # 0.2, but for EM; where refused 3 to 3,000
+
+
+def test_a_store_without_a_logit_of_every_class_is_refused_before_training(config):
+  config["relabel"] |= {"top_k": 3, "rest": "kept"}
+  config["calibrate"]["calibrators"] = {"mine": {"name": "ltkd"}}
+  with pytest.raises(LtddError, match=r"calibrators\.mine, .*Use rest='spread'"):
+    check.check_with_data(stages.Context(config))
 
 
 @pytest.mark.parametrize(
