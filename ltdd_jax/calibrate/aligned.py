@@ -50,7 +50,8 @@ def adsa(
       moves them on, by Bayes' rule. Uniform gives plain ADSA.
     bootstrap: replicates for the 95 % interval of tau, over images (`calibrate.bootstrap`); it
       measures the luck of the draw of images, not whether the criterion is right. Memory grows
-      with the number of images (not of rows), and there is none where a class has one image.
+      with the number of images (not of rows), and there is none where a class has one image. With
+      `max_head_drop` it is the interval of the tau without that bound.
     max_head_drop: how much the mean confidence of head classes may fall from its value at tau = 0
       (`calibrate.headroom`); tau is the best that satisfies it. None for no bound.
     head: classes that it protects; by default the first third by training images.
@@ -198,13 +199,17 @@ def _report(
     "curve": base.plain(params.curve),
     "flat": bool(params.flat),
   }
-  if replicates:
-    low, high = base.plain(params.interval)
-    report["tau_interval"] = None if low is None else [low, high]
-    if low is not None:
-      message += f" 95 % interval over {replicates} draws of images: {low:.3f} to {high:.3f}."
-    elif not np.isnan(params.objective[0]):  # it was fitted
-      message += " No interval of tau: a class has one image only."
   if max_head_drop is not None:
     report |= {"free_tau": free, "head_curve": base.plain(params.head_curve)}
+  if replicates:
+    low, high = base.plain(params.interval)
+    interval = None if low is None else [low, high]  # replicates have no bound on the head
+    report["tau_interval"] = interval if tau == free else None
+    if max_head_drop is not None:
+      report["free_tau_interval"] = interval
+    if low is not None:
+      of = "" if tau == free else " of tau without the bound,"
+      message += f" 95 % interval{of} over {replicates} draws of images: {low:.3f} to {high:.3f}."
+    elif not np.isnan(params.objective[0]):  # it was fitted
+      message += " No interval of tau: a class has one image only."
   return report | {"message": message}

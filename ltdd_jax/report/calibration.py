@@ -29,11 +29,13 @@ def describe(found: Calibration) -> str:
 
 
 def _tau(found: Calibration) -> str:
-  interval = found.report.get("tau_interval")
   text = f"tau = {found.tau:.4f}"
-  return (
-    text if interval is None else f"{text}, 95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
-  )
+  if interval := found.report.get("tau_interval"):
+    text += f", 95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
+  elif interval := found.report.get("free_tau_interval"):
+    text += f"; without the bound on the head {found.report['free_tau']:.4f}, 95 % interval "
+    text += f"{interval[0]:.4f} to {interval[1]:.4f}"
+  return text
 
 
 def _table(found: Calibration) -> str:

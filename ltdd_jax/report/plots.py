@@ -97,8 +97,8 @@ def calibration(
   """Draws what one calibration did, and writes a PNG.
 
   Args:
-    report: of the calibrator; with a "curve" its objective is drawn too, with "tau_interval" the
-      interval of tau, with "head_curve" the confidences of head and tail.
+    report: of the calibrator; with a "curve" its objective is drawn too, with "tau_interval" (or
+      "free_tau_interval") the interval of tau, with "head_curve" the confidences of head and tail.
     class_counts: (k,) training images of each class.
     confidence: class confidences (k,) before and after.
     path: of the PNG.
@@ -181,6 +181,9 @@ def calibration_figure(
   axis.axvline(report["tau"], color="#000000", linestyle=":", label=f"tau = {report['tau']:.3f}")
   if report.get("tau_interval"):
     axis.axvspan(*report["tau_interval"], color="#e69f00", alpha=0.3, label="95 % interval")
+  elif report.get("free_tau_interval"):
+    label = "95 % interval without the bound"
+    axis.axvspan(*report["free_tau_interval"], color="#e69f00", alpha=0.3, label=label)
   axis.set_xlabel("tau")
   axis.set_ylabel(f"objective ({report.get('criterion', 'confidence')})")
   if report.get("head_curve"):

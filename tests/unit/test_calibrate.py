@@ -194,6 +194,20 @@ def test_the_bound_on_the_head(criterion):
   assert np.shape(report["head_curve"]) == (128, 4)
 
 
+def test_the_interval_beside_a_bound_on_the_head_is_that_of_the_tau_without_it():
+  _, free = fitted("adsa", bootstrap=50)
+  _, wide = fitted("adsa", bootstrap=50, max_head_drop=1.0)
+  assert wide["tau_interval"] == wide["free_tau_interval"] == free["tau_interval"]
+  assert wide["message"] == free["message"]
+  _, bound = fitted("adsa", bootstrap=50, max_head_drop=0.02)
+  low, high = bound["free_tau_interval"]
+  assert bound["tau"] < low < bound["free_tau"] < high
+  assert [low, high] == free["tau_interval"]
+  assert bound["tau_interval"] is None
+  text = f"95 % interval of tau without the bound, over 50 draws of images: {low:.3f} to {high:.3f}"
+  assert text in bound["message"]
+
+
 def test_the_head_may_be_named():
   params, _ = fitted("adsa", max_head_drop=0.01, head=(1,))
   drop = params.confidence[0, 1] - params.confidence[1, 1]

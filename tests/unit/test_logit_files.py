@@ -313,7 +313,11 @@ def test_what_a_bound_on_the_head_trades():
   found = logit_files.calibrate_logits(
     LOGITS, LABELS, COUNTS, calibrator_args={"max_head_drop": 0.01, "head": (0,)}
   )
-  text = calibration.describe(found).split("Head and tail: ")[1]
+  interval = {"free_tau": 0.75, "tau_interval": None, "free_tau_interval": [0.5, 1.0]}
+  text = calibration.describe(found._replace(report=found.report | interval))
+  bounded = f"tau = {found.tau:.4f}; without the bound on the head 0.7500, 95 % interval 0.5000 to"
+  assert bounded in text
+  text = text.split("Head and tail: ")[1]
   title, _, header, _, *rows = text.split("\n")
   assert title == "mean confidence along tau."
   assert [x.strip() for x in header.strip("|").split("|")] == ["tau", "objective", "head", "tail"]

@@ -149,6 +149,9 @@ def test_one_calibration_by_itself(tmp_path):
   *_, curve, levels = plots.calibration_figure(trade, [50.0, 5.0, 4.0], confidence).axes
   assert [list(line.get_ydata()) for line in levels.lines] == [[0.9, 0.5], [0.2, 0.6]]
   assert [t.get_text() for t in curve.get_legend().get_texts()][-2:] == ["head", "tail"]
+  bound = trade | {"tau_interval": None, "free_tau_interval": [0.6, 0.9]}
+  curve = plots.calibration_figure(bound, [50.0, 5.0, 4.0], confidence).axes[1]
+  assert curve.get_legend().get_texts()[1].get_text() == "95 % interval without the bound"
   plots.calibration({"tau": 0.0}, [3, 2, 1], confidence, tmp_path / "c.png")  # without a curve
   with Image.open(tmp_path / "c.png") as picture:
     assert picture.format == "PNG"
