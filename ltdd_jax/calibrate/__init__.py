@@ -63,7 +63,7 @@ WITH_STUDENT = ("adsa_probe",)
 
 # Raised when a fit finds something else that `apply` uses, or params get other arrays: what an
 # older version fitted, in a work directory or cache, is then not used. The others have version 1.
-VERSIONS: Mapping[str, int] = {"adsa_probe": 2}
+VERSIONS: Mapping[str, int] = {"adsa_matrix": 2, "adsa_probe": 2}
 
 
 def make_calibrator(name: str, **kwargs: Any) -> Calibrator:

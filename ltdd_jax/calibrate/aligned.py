@@ -16,6 +16,13 @@ from ltdd_jax.types import Leaf, LtddError
 CURVE = 128  # points of a stored curve; finer searches are interpolated
 
 
+_BOUNDED = {  # what a status adds to the message of a bounded tau
+  "flat": " But it is flat: these logits do not determine tau.",
+  "edge": " Without the bound tau is an edge of tau_range, and further out there is no minimum. "
+  "Check labels and class_counts.",
+}
+
+
 class AdsaParams(NamedTuple):
   """An `adsa.AdsaResult` as arrays of fixed shapes, and what options add to it."""
 
@@ -188,7 +195,7 @@ def _report(
     message = (
       f"tau = {tau:.3f}, bounded by max_head_drop={max_head_drop:g} (without it {free:.3f}): the "
       f"objective goes from {float(before):.4f} to {float(after):.4f}."
-    )
+    ) + _BOUNDED.get(status, "")
   report = {
     "tau": tau,
     "criterion": criterion,

@@ -191,6 +191,11 @@ def is_uniform(log_prior: Any) -> bool:
   return float(np.ptp(np.asarray(log_prior, np.float64))) < UNIFORM
 
 
+def is_certain(confidence: np.ndarray) -> bool:
+  """Whether labels leave nothing to fit: they are sure and right in every class that has images."""
+  return bool(np.nanmin(confidence) > 1 - adsa_lib.FLAT)
+
+
 def centered(values: Any) -> np.ndarray:
   """Values (k,) as float64 less their mean."""
   values = np.asarray(values, np.float64)

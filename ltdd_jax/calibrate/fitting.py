@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # How a fit ended; the first two are convergence.
-REASONS = ("gradient", "rounding", "limit", "stuck", "uniform", "bound")
+REASONS = ("gradient", "rounding", "limit", "stuck", "uniform", "bound", "flat", "edge")
 _TEXT = {
   "gradient": "converged",
   "rounding": "converged to the rounding error of the objective",
@@ -14,6 +14,10 @@ _TEXT = {
   "stuck": "NOT converged: no step lowers the objective, though its gradient is not zero",
   "uniform": "all classes have equally many training images: no prior to remove",
   "bound": "NOT converged: a parameter is at its bound, these logits do not determine it",
+  "flat": "labels are certain, or the objective is flat: these logits do not determine the fit. "
+  "Fit on augmented views of the images",
+  "edge": "scalar tau is an edge of tau_range, and further out there is no minimum but where a few "
+  "classes take everything. Check labels and class_counts",
 }
 _SMALL = 3e-3  # a gradient that rounding may leave, times the number of parameters
 
@@ -33,7 +37,7 @@ def converged(reason: str) -> bool:
 
 def explain(reason: str, iterations: int) -> str:
   """A few words for a report."""
-  if reason == "uniform":
+  if reason in ("uniform", "flat", "edge"):
     return _TEXT[reason]
   return f"{_TEXT[reason]} ({iterations} iterations)"
 

@@ -12,12 +12,14 @@ from ltdd_jax.calibrate import base, stream
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.types import Leaf
 
+LEAST = 1e-4  # of the weights' sum for each class: labels with less confuse no classes
+
 
 class MatrixParams(NamedTuple):
   """A tau and what it was read off."""
 
   tau: Leaf  # [] float32
-  objective: Leaf  # (2,) float32, weighted root mean square of the log odds, at 0 and tau
+  objective: Leaf  # (2,) float32, weighted root mean square of the log odds at 0 and tau, or NaN
   confidence: Leaf  # (2, k) float32, before and after, NaN for classes without an image
 
 
@@ -31,9 +33,10 @@ def adsa_matrix(*, chunk_size: int | None = None) -> Calibrator:
 
   since both entries are the same integral but for that factor. tau is the weighted least-squares
   slope over all pairs, with the weights Q[c, d] Q[d, c] / (Q[c, d] + Q[d, c]): a rare confusion
-  says little. One pass over the logits gives tau, without a search, and nothing is asked of the
-  diagonal: classes need not be equally hard. Ours, from no paper; docs/criteria.md has what it is
-  worth.
+  says little. One pass over the logits gives tau, without a search, and another what it does.
+  Nothing is asked of the diagonal: classes need not be equally hard. Where labels are so certain
+  that they confuse no classes, tau is 0 and the report says so. Ours, from no paper;
+  docs/criteria.md has what it is worth.
 
   Args:
     chunk_size: rows in one step.
@@ -56,20 +59,31 @@ def adsa_matrix(*, chunk_size: int | None = None) -> Calibrator:
     known = power > 0 and not base.is_uniform(lp)
     tau = float(np.sum(weights * gaps * odds)) / power if known else 0.0
     left = [float(np.sqrt(np.sum(weights * (odds - t * gaps) ** 2))) for t in (0.0, tau)]
+    left = left if weights.any() else [np.nan, np.nan]
     ends = [np.diagonal(means), stream.describe(rows, None, tau * lp).confidence]
     single = lambda x: jnp.asarray(np.asarray(x), jnp.float32)
     return MatrixParams(single(tau), single(left), single(ends))
 
   def report(params: MatrixParams) -> dict[str, Any]:
     tau, (before, after) = float(params.tau), map(float, params.objective)
+    flat = bool(np.isnan(before) and not np.isnan(params.confidence).all())
+    message = (
+      f"tau = {tau:.3f}: the log odds of confusing one class with another and the other "
+      f"with it go from {before:.4f} to {after:.4f} (weighted root mean square)."
+    )
+    if flat:
+      message = (
+        "tau = 0: labels confuse no class with another, so these logits do not determine tau. Fit "
+        "on the augmented views that students see (random resized crop, flip, CutMix)."
+      )
     return {
       "tau": tau,
+      "flat": flat,
       "objective_before": base.plain(before),
       "objective_after": base.plain(after),
       "confidence_before": base.plain(params.confidence[0]),
       "confidence_after": base.plain(params.confidence[1]),
-      "message": f"tau = {tau:.3f}: the log odds of confusing one class with another and the other "
-      f"with it go from {before:.4f} to {after:.4f} (weighted root mean square).",
+      "message": message,
     }
 
   return Calibrator(_init, fit, _apply, report)
@@ -112,11 +126,13 @@ def class_mean_matrix(rows: adsa_lib.Rows) -> np.ndarray:
 def log_odds(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Log odds (k, k) of the pairs of classes, `log means[c, d] - log means[d, c]`, and weights.
 
-  Weights sum to one, or are all zero; pairs without an estimate have weight and log odds zero.
+  Weights sum to one, or are all zero if there is less than `LEAST` for each class with an image;
+  pairs without an estimate have weight and log odds zero.
   """
   known = np.isfinite(means) & np.isfinite(means.T) & (means > 0) & (means.T > 0)
   np.fill_diagonal(known, False)
   safe = np.where(known, means, 1.0)
   weights = np.where(known, safe * safe.T / (safe + safe.T), 0.0)
-  total = weights.sum()
-  return np.where(known, np.log(safe / safe.T), 0.0), weights / total if total > 0 else weights
+  total, classes = weights.sum(), np.isfinite(np.diagonal(means)).sum()
+  weights = weights / total if total >= LEAST * classes else np.zeros_like(weights)
+  return np.where(known, np.log(safe / safe.T), 0.0), weights

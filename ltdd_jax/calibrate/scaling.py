@@ -132,6 +132,7 @@ def _make_fit(
       rows = base.open_rows(logits, labels, log_prior, chunk_size)
       before = stream.describe(rows, None, 0.0)  # refuses rows that are not finite
     scale, bias, found = search(rows)
+    reason = "flat" if base.is_certain(before.confidence) else found.reason
     after = stream.describe(rows, scale, bias)
     single = lambda x: jnp.asarray(np.asarray(x), jnp.float32)
     return ScalingParams(
@@ -140,7 +141,7 @@ def _make_fit(
       tau=single(base.slope(bias, np.asarray(log_prior, np.float64))),
       objective=single([before.log_loss, after.log_loss]),
       confidence=single([before.confidence, after.confidence]),
-      reason=jnp.int32(fitting.REASONS.index(found.reason)),
+      reason=jnp.int32(fitting.REASONS.index(reason)),
       iterations=jnp.int32(found.iterations),
     )
 
@@ -166,6 +167,7 @@ def _report(params: ScalingParams, what: str) -> dict[str, Any]:
     "objective_after": base.plain(after),
     "confidence_before": base.plain(params.confidence[0]),
     "confidence_after": base.plain(params.confidence[1]),
+    "flat": reason == "flat",
     "converged": fitting.converged(reason),
     "reason": reason,
     "iterations": iterations,

@@ -94,10 +94,14 @@ def adsa_vector(
     bias, found = fit_bias(
       make(rows), anchor, index, stream.present(rows), strength, max_iterations
     )
-    return to_params(rows, lp, bias, found.reason, found.iterations, criterion, scalar.tau)
+    reason = scalar.status if scalar.status in ("flat", "edge") else found.reason
+    return to_params(rows, lp, bias, reason, found.iterations, criterion, scalar.tau)
 
   def report(params: BiasParams) -> dict[str, Any]:
     what = f"bias of slope {float(params.tau):.3f} on log pi, scalar tau {float(params.anchor):.3f}"
+    reason = fitting.REASONS[int(params.reason)]
+    if float(params.anchor) == 0 and not allow_negative and reason not in ("uniform", "flat"):
+      what += ", its lower bound (see allow_negative)"
     extra = {"criterion": criterion, "anchor": base.plain(params.anchor)}
     return bias_report(params, what, _NAMES[criterion]) | extra
 
@@ -168,6 +172,8 @@ def to_params(
     score = functools.partial(stream.spread_of, criterion=criterion)
   bias = base.centered(bias)
   ends = [stream.describe(rows, None, b) for b in (np.zeros(rows.k), bias)]
+  if reason != "uniform" and base.is_certain(ends[0].confidence):
+    reason = "flat"
   single = lambda x: jnp.asarray(np.asarray(x), jnp.float32)
   return BiasParams(
     bias=single(bias),
@@ -200,6 +206,7 @@ def bias_report(params: BiasParams, what: str, objective: str) -> dict[str, Any]
     "confidence_after": base.plain(params.confidence[1]),
     "mass_before": base.plain(params.mass[0]),
     "mass_after": base.plain(params.mass[1]),
+    "flat": reason == "flat",
     "converged": fitting.converged(reason),
     "reason": reason,
     "iterations": iterations,

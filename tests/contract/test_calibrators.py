@@ -219,14 +219,21 @@ def test_bad_input_is_refused_by_name(name, change, message):
 
 
 @pytest.mark.parametrize("name", FITTED)
-def test_logits_that_are_certain(name):
-  """As on distilled images without augmentation: whatever comes out is finite."""
+@pytest.mark.parametrize(("margin", "noise"), [(40, 0), (20, 0.3)])
+def test_logits_that_are_certain(name, margin, noise):
+  """As on distilled images without augmentation: the answer is finite, and said to be chance."""
   _, labels = store()
-  logits = (40 * np.eye(K)[labels])[None].astype(np.float32)
+  logits = (margin * np.eye(K)[labels])[None].astype(np.float32)
+  logits += noise * np.random.default_rng(0).standard_normal(logits.shape)
+  logits += noise * np.asarray(log_prior())
   calibrator = calibrate.make_calibrator(name)
   params = fitted(calibrator, logits, labels, log_prior())
   assert np.isfinite(np.asarray(calibrator.apply(params, logits, log_prior()))).all()
-  json.dumps(calibrator.report(params), allow_nan=False)
+  report = calibrator.report(params)
+  json.dumps(report, allow_nan=False)
+  assert report["flat"]
+  assert "these logits do not determine" in report["message"]
+  assert not report.get("converged")
 
 
 def test_one_image_or_none_of_a_class(calibrator):
@@ -257,6 +264,7 @@ def test_report_is_plain(name, calibrator):
   assert isinstance(report["message"], str)
   if name in FITTED:
     assert report["confidence_before"][4] is None
+    assert not report["flat"]
     assert report["objective_after"] <= report["objective_before"] + 1e-6
 
 

@@ -208,6 +208,31 @@ def test_the_interval_beside_a_bound_on_the_head_is_that_of_the_tau_without_it()
   assert text in bound["message"]
 
 
+def test_a_bound_on_the_head_does_not_hide_what_is_wrong():
+  calibrator = calibrate.make_calibrator("adsa", max_head_drop=0.02)
+  params = calibrator.fit(*draw(), PRIOR)
+  ends = {"fitted": ".", "flat": "do not determine tau.", "edge": "Check labels and class_counts."}
+  for status, end in ends.items():
+    report = calibrator.report(params._replace(status=adsa.STATUSES.index(status)))
+    assert "bounded by max_head_drop" in report["message"]
+    assert report["message"].endswith(end)
+    assert ("Check labels" in report["message"]) == (status == "edge")
+
+
+def test_a_bias_says_when_its_scalar_tau_is_a_bound_or_an_edge():
+  _, report = fitted("adsa_vector", draw(bias=-0.8))
+  assert report["anchor"] == 0
+  assert "scalar tau 0.000, its lower bound (see allow_negative)" in report["message"]
+  assert "lower bound" not in fitted("adsa_vector")[1]["message"]
+  logits = np.array([[2.0, 0.0, 0.0], [0.0, 0.5, 0.0]], np.float32)
+  labels, log_prior = np.array([0, 1]), np.log(np.array([100, 100, 1]) / 201)
+  assert adsa.fit(logits, labels, np.exp(log_prior)).status == "edge"
+  calibrator = calibrate.make_calibrator("adsa_vector")
+  report = calibrator.report(calibrator.fit(logits, labels, log_prior))
+  assert (report["reason"], report["converged"]) == ("edge", False)
+  assert "scalar tau is an edge of tau_range" in report["message"]
+
+
 def test_the_head_may_be_named():
   params, _ = fitted("adsa", max_head_drop=0.01, head=(1,))
   drop = params.confidence[0, 1] - params.confidence[1, 1]
