@@ -111,8 +111,11 @@ def adsa(
     return out if target is None else base.subtract(-jnp.asarray(target, jnp.float32), out)
 
   def report(params: AdsaParams) -> dict[str, Any]:
-    extra = {} if target_prior is None else {"target_prior": base.plain(target_prior)}
-    return _report(params, criterion, bootstrap, max_head_drop) | extra
+    found = _report(params, criterion, bootstrap, max_head_drop)
+    if target_prior is None:
+      return found
+    found["message"] += " The step to target_prior comes after that, and is not in these numbers."
+    return found | {"target_prior": base.plain(target_prior)}
 
   return Calibrator(init, fit, apply, report, log_loss=criterion == "nll")
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ltdd_jax import calibrate, config, labelstore
+from ltdd_jax.calibrate import base
 from ltdd_jax.data import longtail
 from ltdd_jax.logit_files import inputs, names, streaming, writing
 from ltdd_jax.types import LtddError
@@ -52,7 +53,7 @@ class Calibration(NamedTuple):
   soft_labels: np.ndarray | None  # (..., n, k), None if they were written to a file
   tau: float  # of ADSA and `fixed`, or the slope on log pi of what was subtracted
   confidence_before: np.ndarray  # (k,) float64, NaN for classes without an image
-  confidence_after: np.ndarray  # (k,) float64
+  confidence_after: np.ndarray  # (k,) float64, of the labels that are given
   class_counts: np.ndarray  # (k,) float64
   report: dict[str, Any]  # of the calibrator, with its "message"
   calibrator: str  # its name
@@ -186,8 +187,12 @@ def run(job: Job) -> Calibration:
 
   def finished(soft_labels: np.ndarray | None) -> Calibration:
     before, after = blocks.confidences()
+    told = report
+    if "target_prior" in report and "confidence_after" in report:  # of the fit, before that step
+      told = report | {"confidence_aligned": report["confidence_after"]}
+      told["confidence_after"] = base.plain(after)
     return Calibration(
-      soft_labels, float(report["tau"]), before, after, job.counts, report, job.name, job.out
+      soft_labels, float(report["tau"]), before, after, job.counts, told, job.name, job.out
     )
 
   if job.out is not None:

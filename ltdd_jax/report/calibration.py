@@ -22,6 +22,8 @@ def describe(found: Calibration) -> str:
   """
   lines = [f"{found.calibrator}: {found.report.get('message', '')}".rstrip(" :"), _tau(found)]
   title = "Class confidences: mean probability that labels give to the class of the image."
+  if "target_prior" in found.report:
+    title += " After is with the step to target_prior."
   lines += ["", title, "", _table(found)]
   if curve := found.report.get("head_curve"):
     lines += ["", "Head and tail: mean confidence along tau.", "", _head_table(curve)]

@@ -303,6 +303,15 @@ def test_target_priors_and_intervals(tmp_path):
   assert found.tau == plain.tau
   moved = plain.soft_labels * q
   close(found.soft_labels, moved / moved.sum(-1, keepdims=True))
+  of_labels = np.take_along_axis(found.soft_labels, LABELS[None, :, None], -1).mean(0)[:, 0]
+  of_labels = np.bincount(LABELS, of_labels) / np.bincount(LABELS)
+  for after in (found.confidence_after, found.report["confidence_after"]):
+    close(after, of_labels)
+  close(found.report["confidence_aligned"], plain.confidence_after)
+  assert "confidence_aligned" not in plain.report
+  assert "The step to target_prior comes after that" in found.report["message"]
+  assert "After is with the step to target_prior." in calibration.describe(found)
+  assert "target_prior" not in calibration.describe(plain)
   low, high = found.report["tau_interval"]
   assert low < found.tau < high
   text = calibration.describe(found)
