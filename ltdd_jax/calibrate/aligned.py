@@ -93,7 +93,7 @@ def adsa(
     with base.named("adsa"):
       rows = base.open_rows(logits, labels, lp, chunk_size)
       if bootstrap:
-        bootstrap_lib.check_size(rows.lead[-1], criterion, bootstrap)
+        bootstrap_lib.check_size(rows, criterion, bootstrap)
       result = adsa_lib.fit(
         logits, labels, np.exp(lp), tau_range=tuple(tau_range), allow_negative=allow_negative,
         chunk_size=chunk_size, criterion=criterion,
@@ -163,6 +163,7 @@ def _interval(
 ) -> jax.Array:
   if result.status == "uniform":
     return jnp.zeros(2, jnp.float32)
+  bootstrap_lib.check_size(rows, criterion, replicates, len(result.curve))
   taus = bootstrap_lib.replicate_taus(rows, log_prior, result.curve[:, 0], criterion, replicates)
   return jnp.asarray(bootstrap_lib.interval(taus), jnp.float32)
 

@@ -7,7 +7,8 @@ from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import curves, stream
 
 LEVEL = (2.5, 97.5)  # percentiles of the interval
-GRID = 31  # taus of the curve of `adsa.fit`, or some more
+GRID = 31  # the fewest taus of a curve of `adsa.fit`, which widens its range if need be
+_COPIES = 4  # of the masses of a chunk, some on their way from the device
 _MOST = 2**28  # numbers that are held: 2 GB
 
 
@@ -40,9 +41,12 @@ def replicate_taus(
     values = _replicate_masses(rows, log_prior, taus, labels, draw, replicates)
   else:
     values = _replicate_means(rows, log_prior, taus, labels, draw, replicates, criterion)
-  objective = adsa.score(values, criterion)
-  level = np.nanmean(values, -1) if criterion == "confidence" else np.ones(values.shape[:2])
-  return np.array([curves.lowest(taus, *pair) for pair in zip(objective, level, strict=True)])
+
+  def lowest(q: np.ndarray) -> float:
+    level = np.nanmean(q, -1) if criterion == "confidence" else None
+    return curves.lowest(taus, adsa.score(q, criterion), level)
+
+  return np.array([lowest(q) for q in values])
 
 
 def interval(replicates: np.ndarray) -> np.ndarray:
@@ -60,14 +64,18 @@ def _image_labels(rows: Rows) -> np.ndarray:
   return labels[0]
 
 
-def check_size(images: int, criterion: str, replicates: int) -> None:
-  """Raises ValueError for so many images that a bootstrap would hold more than 2 GB of numbers."""
-  numbers = replicates if criterion == "marginal" else GRID
-  if images * numbers > _MOST:
+def check_size(rows: Rows, criterion: str, replicates: int, taus: int = GRID) -> None:
+  """Raises ValueError if a bootstrap would hold more than 2 GB of numbers at so many taus."""
+  images = rows.lead[-1]
+  numbers, copies = (replicates, _COPIES) if criterion == "marginal" else (taus, 1)
+  per_replicate = copies * taus * rows.k
+  total = images * numbers + replicates * per_replicate
+  if total > _MOST:
     raise ValueError(
-      f"bootstrap holds {numbers} numbers for each of {images:,} images, "
-      f"{8 * images * numbers / 1e9:.1f} GB. If these are several views of fewer images, give the "
-      "logits as (epochs, images, classes); else bootstrap=0."
+      f"bootstrap holds {numbers} numbers for each of {images:,} images, and {per_replicate:,} for "
+      f"each of {replicates:,} replicates, {8 * total / 1e9:.1f} GB. If these are several views of "
+      "fewer images, give the logits as (epochs, images, classes); else take fewer replicates, or "
+      "bootstrap=0."
     )
 
 
@@ -95,4 +103,6 @@ def _replicate_masses(rows, log_prior, taus, labels, draw, replicates) -> np.nda
     weights[:, members] = _draws(draw, len(members), replicates)
   masses = curves.predicted_masses(rows, log_prior, taus, weights)
   keep = stream.present(rows)
-  return np.where(keep, keep.sum() * masses, np.nan)
+  masses *= keep.sum()
+  masses[..., ~keep] = np.nan
+  return masses

@@ -43,7 +43,10 @@ def image_scores(
   for start, skip, p, finite in stream.ahead(parts):
     stream.check_finite(rows, start, finite)
     np.add.at(sums, np.arange(start + skip, start + len(finite)) % n, np.asarray(p)[skip:])
-  return (-1 if log else 1) * sums * n / rows.n
+  sums *= -1 if log else 1
+  sums *= n
+  sums /= rows.n
+  return sums
 
 
 @jax.jit

@@ -154,6 +154,13 @@ def test_the_bootstrap_does_not_fill_the_memory(monkeypatch):
   monkeypatch.setattr(bootstrap, "_MOST", 1000)
   with pytest.raises(LtddError, match=r"adsa: bootstrap holds 31 numbers for each of .* images, "):
     fitted("adsa", bootstrap=5)
+  monkeypatch.setattr(bootstrap, "_MOST", 3000)  # 5 replicates x 31 taus x 6 classes, and 31 x 36
+  fitted("adsa", bootstrap=5)
+  with pytest.raises(LtddError, match=r", and 186 for each of 50 replicates, "):
+    fitted("adsa", bootstrap=50)
+  with pytest.raises(LtddError, match=r"holds 121 numbers for each of 36 images"):  # widened
+    fitted("adsa", bootstrap=5, tau_range=(0.0, 0.3))
+  monkeypatch.setattr(bootstrap, "_MOST", 1000)
   with pytest.raises(LtddError, match="adsa: logits are float"):
     fitted("adsa", (draw()[0][0, 0], np.arange(K)), bootstrap=5)
   with pytest.raises(LtddError, match=r"holds 50 numbers .* give the logits as \(epochs, images"):
