@@ -253,7 +253,26 @@ def _read_about(path: pathlib.Path) -> dict[str, Any]:
       f"label store {path} has format {number}, and this version of ltdd_jax reads format "
       f"{FORMAT}. Label the images anew, or use the version that wrote it."
     )
+  _check_fields(path, about)
   return about
+
+
+def _check_fields(path: pathlib.Path, about: Mapping[str, Any]) -> None:
+  """Raises LtddError for attributes of the right format that are not what `create` writes."""
+  shape, encoding = about.get("shape"), about.get("encoding")
+  numbers = isinstance(shape, list) and [type(x) for x in shape] == [int] * 3
+  keys = {field.name for field in dataclasses.fields(Encoding)}
+  good = {
+    "shape": numbers,
+    "encoding": isinstance(encoding, dict) and set(encoding) == keys,
+    "class_names": isinstance(about.get("class_names"), list),
+    "facts": isinstance(about.get("facts"), dict),
+  }
+  for key in (key for key, fine in good.items() if not fine):
+    raise LtddError(
+      f"label store {path} is damaged: {key} is {about.get(key)!r} in the attributes of {_META}; "
+      f"expected what was written there. Delete {path} and label the images anew."
+    )
 
 
 def _check_about(path: pathlib.Path, want: Mapping[str, Any], found: Mapping[str, Any]) -> None:

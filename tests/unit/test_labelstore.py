@@ -169,6 +169,27 @@ def test_a_store_of_other_labels_is_not_gone_on_with(tmp_path):
     make(tmp_path / "s", Encoding("uint8"), facts={"teachers": "x"})
 
 
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("shape", None), ("shape", [3, 4]), ("shape", [3, 4, "5"]), ("encoding", None),
+    ("encoding", {"dtype": "float16"}), ("class_names", None), ("facts", None), ("facts", [1]),
+  ],
+)  # fmt: skip
+def test_damaged_attributes_are_named(tmp_path, key, value):
+  filled(tmp_path / "s")
+  path = tmp_path / "s" / "zarr.json"
+  group = json.loads(path.read_text())
+  about = group["attributes"][labelstore.KEY]
+  del about[key]
+  if value is not None:
+    about[key] = value
+  path.write_text(json.dumps(group))
+  for reopen in (labelstore.open_store, make):
+    with pytest.raises(LtddError, match=rf"s is damaged: {key} is .* Delete .* anew"):
+      reopen(tmp_path / "s")
+
+
 def test_what_is_no_store_is_refused(tmp_path):
   (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
   with pytest.raises(LtddError, match="no label store of ltdd_jax"):
