@@ -14,7 +14,7 @@ import numpy as np
 
 from ltdd_jax import check, labels, rng, stages, supervision
 from ltdd_jax.analysis import bound, bound_report, runs
-from ltdd_jax.data import augment
+from ltdd_jax.data import augment, sources
 from ltdd_jax.models import taps
 from ltdd_jax.types import LtddError
 
@@ -37,7 +37,7 @@ def options(
     imbalance_factors: of the runs, in place of `config.data.imbalance_factor`.
     dims: directions of the feature space that the marginal term is estimated in.
     neighbours: k of the nearest-neighbour estimator.
-    view_epochs: label epochs whose views stand for the distilled distribution.
+    view_epochs: label epochs whose views stand for the distilled distribution, the run's at most.
     students: whether to train students too, to show their accuracy beside the terms; without them
       calibrators that ask a student are left out.
   """
@@ -67,10 +67,13 @@ def run(
   if not study["students"]:
     config = runs.without_probes(config)
   reference = at_factor(config, 1.0) | {"seed": config["seed"] + 1}
-  runner("reference", reference, stage="squeeze")
   factors = {f"if{factor:g}": float(factor) for factor in study["imbalance_factors"]}
   if not factors:
     raise LtddError("config.study.imbalance_factors is empty; expected numbers >= 1")
+  check_study(study, stages.Context(reference))
+  for factor in factors.values():
+    _ = stages.Context(at_factor(config, factor)).split  # refuses a factor that there is none of
+  runner("reference", reference, stage="squeeze")
   for name, factor in factors.items():
     runner(name, at_factor(config, factor), stage=None if study["students"] else "calibrate")
   if runner.dry_run:
@@ -103,6 +106,30 @@ def run(
   folder = runner.write_report("bound", results, bound_report.render(results))
   bound_report.write_plots(results, folder)
   return results
+
+
+def check_study(study: Mapping[str, Any], ctx: stages.Context) -> None:
+  """Refuses numbers that the estimators would, before anything is trained.
+
+  Raises:
+    LtddError: more directions than features or test images, more neighbours than images, or less
+      than one of a number.
+  """
+  model, spec = ctx.networks[min(ctx.networks)], ctx.source.spec
+  image = jax.ShapeDtypeStruct((1, *spec.image_shape), np.float32)
+  features_of = lambda variables, x: taps.features(model, variables, x)[1]
+  features = jax.eval_shape(features_of, ctx.variable_shapes(model), image)
+  num_test = len(sources.test_indices(ctx.source, ctx.config["data"]["num_test"]))
+  images = min(len(ctx.slot_labels(source)) for source in ctx.config["recover"]["methods"])
+  dims, neighbours = min(features.shape[1], num_test - 1), min(images, num_test - 1)
+  expected = {
+    "dims": (dims, f"1 to {dims}, for {features.shape[1]} features and {num_test} test images"),
+    "neighbours": (neighbours, f"1 to {neighbours}, for {images} and {num_test} images"),
+    "view_epochs": (np.inf, "1 or more"),
+  }
+  for key, (most, text) in expected.items():
+    if not 1 <= study[key] <= most:
+      raise LtddError(f"config.study.{key} is {study[key]}; expected {text}")
 
 
 def at_factor(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
@@ -159,7 +186,11 @@ def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], 
 
 
 def make_views(ctx: stages.Context, source: str, num_epochs: int) -> np.ndarray:
-  """The first views (e, n, h, w, c) of an image source, normalised: those that students see."""
+  """The first views (e, n, h, w, c) of an image source, normalised: those that students see.
+
+  They are as many as there are label epochs at most, since students see these views again.
+  """
+  num_epochs = min(num_epochs, ctx.config["relabel"]["num_epochs"])
   images, targets = map(jax.numpy.asarray, ctx.images(source))
   views_of = jax.jit(labels.view_fn(ctx.source.spec, **ctx.config["relabel"]["views"]))
   key = labels.view_key(ctx.config["seed"], source)

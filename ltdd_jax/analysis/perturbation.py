@@ -147,9 +147,10 @@ def decompose(
     seed: of the bootstrap.
 
   Raises:
-    LtddError: shapes or labels that do not fit, or values that are not finite.
+    LtddError: shapes or labels that do not fit, values that are not finite, or no bootstrap sample.
   """
   _check(cells, num_classes)
+  check_bootstrap("num_bootstrap", num_bootstrap)
   means = {
     cell: class_means(getattr(cells, cell), labels_of(cells, cell), num_classes) for cell in CELLS
   }
@@ -231,6 +232,12 @@ def _additivity(value: np.ndarray, square: np.ndarray, tested: list[int]) -> Add
   statistic = np.square(value[tested]).sum()
   p_value = (1 + int((square >= statistic).sum())) / (1 + len(square))
   return Additivity(float(np.sqrt(statistic)), p_value, tuple(tested))
+
+
+def check_bootstrap(name: str, num_bootstrap: int) -> None:
+  """Raises LtddError for fewer than one bootstrap sample."""
+  if num_bootstrap < 1:
+    raise LtddError(f"{name} is {num_bootstrap}; expected 1 or more bootstrap samples")
 
 
 def _check(cells: Cells, num_classes: int) -> None:

@@ -28,9 +28,9 @@ def options(*, matched: bool = True, num_bootstrap: int = 2000) -> None:
   """Schema of `config.study`, beside its name.
 
   Args:
-    matched: whether the balanced set has as many images as the imbalanced one in all (or up to k -
-    1
-      fewer, so that every class has the same number), and not all images of the source.
+    matched: whether the balanced set has as many images as the imbalanced one in all (or fewer, by
+      less than one a class, so that every class has the same number), and not all images of the
+      source.
     num_bootstrap: bootstrap samples.
   """
 
@@ -40,6 +40,7 @@ def run(
 ) -> dict[str, Any] | None:
   """Runs the study; see `analysis.run`. Returns the contents of `report/perturbation.json`."""
   config = check.check(config)
+  perturbation.check_bootstrap("config.study.num_bootstrap", study["num_bootstrap"])
   alone = {side: side_config(config, side, study["matched"]) for side in SIDES}
   for side in SIDES:
     runner(side, alone[side], stage="recover")

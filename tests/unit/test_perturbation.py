@@ -160,6 +160,12 @@ def test_classes_with_too_few_images():
   assert np.isnan(got.sizes["teacher"].noise)
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_bootstrap_sample_is_refused(count):
+  with pytest.raises(LtddError, match=f"num_bootstrap is {count}; expected 1 or more"):
+    perturbation.decompose(simulate(0), K, num_bootstrap=count)
+
+
 def test_a_class_without_an_image_is_nan():
   values = perturbation.class_means(np.ones((2, K)), np.array([0, 2]), K)
   np.testing.assert_array_equal(values, [[1] * K, [np.nan] * K, [1] * K])

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import types
 
 import numpy as np
 import pytest
@@ -160,6 +161,45 @@ def test_what_studies_refuse(tmp_path):
   for module in (perturbation_config, bound_config):
     with pytest.raises(LtddError, match="dataset=mnist: expected one of digits, cifar10"):
       module.get_config("dataset=mnist")
+
+
+@pytest.mark.parametrize(
+  ("module", "key", "value", "message"),
+  [
+    (perturbation_config, "num_bootstrap", 0, "num_bootstrap is 0; expected 1 or more"),
+    (perturbation_config, "num_bootstrap", -1, "num_bootstrap is -1; expected 1 or more"),
+    (bound_config, "dims", 0, r"dims is 0; expected 1 to \d+, for \d+ features and \d+ test"),
+    (bound_config, "dims", 1000, r"dims is 1000; expected 1 to \d+, for"),
+    (bound_config, "neighbours", 0, r"neighbours is 0; expected 1 to \d+, for"),
+    (bound_config, "neighbours", 1000, "neighbours is 1000; expected 1 to"),
+    (bound_config, "view_epochs", 0, "view_epochs is 0; expected 1 or more"),
+    (bound_config, "imbalance_factors", (), "imbalance_factors is empty"),
+    (bound_config, "imbalance_factors", (1.0, 0.5), r"imbalance_factor=0\.5: expected"),
+  ],
+)
+def test_numbers_of_studies_are_refused_before_anything_is_trained(
+  module, key, value, message, tmp_path, monkeypatch
+):
+  def started(*args, **kwargs):
+    raise AssertionError("a run was started")
+
+  monkeypatch.setattr(runs.Runner, "__call__", started)
+  config = module.get_config("preset=smoke")
+  config.study[key] = value
+  with pytest.raises(LtddError, match=message):
+    analysis.run(config, tmp_path)
+  with pytest.raises(AssertionError, match="a run was started"):
+    analysis.run(module.get_config("preset=smoke"), tmp_path)
+
+
+def test_views_of_the_bound_are_those_that_students_see():
+  """Students of more epochs than there are label epochs go round again, and see no other views."""
+  config, _ = plain_config(module=bound_config)
+  config["relabel"]["num_epochs"] = 2
+  images, targets = np.zeros((3, 8, 8, 1), np.uint8), np.arange(3, dtype=np.int32)
+  source = types.SimpleNamespace(spec=specs.SPECS["digits"])
+  ctx = types.SimpleNamespace(config=config, source=source, images=lambda _: (images, targets))
+  assert [len(bound_study.make_views(ctx, "sre2l", e)) for e in (1, 2, 20)] == [1, 2, 2]
 
 
 def test_a_dry_run_of_a_study_plans_its_runs_and_writes_nothing(tmp_path, capsys):
