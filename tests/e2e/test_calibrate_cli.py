@@ -187,7 +187,7 @@ def test_the_documented_example_runs(tmp_path, monkeypatch):
     "labels": Tensor(labels),
     "class_counts": counts.astype(int).tolist(),
   }
-  save, notebook, back = snippets("python")[:3]
+  save, notebook, back, look = snippets("python")
   exec(save, scope)
   (shell,) = [s for s in snippets("sh") if "--logits z.npy --labels y.npy" in s]
   command = [sys.executable, *shell.replace("\\\n", " ").split()[1:]]
@@ -205,3 +205,10 @@ def test_the_documented_example_runs(tmp_path, monkeypatch):
   exec(notebook, scope)
   np.testing.assert_array_equal(scope["soft_labels"].numpy(), soft_labels)
   assert scope["done"].tau == tau
+  own = np.linspace(1, -1, 10)  # what a student has left
+  many = np.repeat(np.arange(10), 200)
+  scope["train_labels"] = many
+  scope["student_logits"] = random.standard_normal((2000, 10)) + 2 * np.eye(10)[many] + own
+  exec(look, scope)
+  assert scope["left"].calibrator == "adsa_vector"
+  np.testing.assert_allclose(scope["bias"], own, atol=0.3)  # the sampling of 200 rows a class

@@ -1,12 +1,16 @@
 """The label store: encodings on disk, whole epochs, several readers, what is refused."""
 
 import json
+import pathlib
+import re
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+import tensorstore
 
 from ltdd_jax import adsa, labelstore
 from ltdd_jax.encoding import Encoding
@@ -60,6 +64,33 @@ def test_what_is_read_is_what_was_encoded(tmp_path, encoding):
   assert store.nbytes == written.nbytes == labelstore.disk_bytes((E, N, K), encoding)
   np.testing.assert_array_equal(store.first(2).logits(), want[:2])
   assert store.first(9).shape == (E, N, K)
+
+
+class Group:
+  """As much of a zarr group as the docs use, on tensorstore."""
+
+  def __init__(self, path):
+    self.path = pathlib.Path(path)
+    self.attrs = json.loads((self.path / "zarr.json").read_text())["attributes"]
+
+  def __getitem__(self, name):
+    kvstore = {"driver": "file", "path": str(self.path / name)}
+    array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
+    return array.read().result()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_the_documented_reader_reads_any_store(tmp_path, monkeypatch, encoding):
+  store = filled(tmp_path / "s", encoding)
+  zarr = types.ModuleType("zarr")
+  zarr.open_group = lambda path, mode: Group(path)
+  monkeypatch.setitem(sys.modules, "zarr", zarr)
+  text = (pathlib.Path(__file__).parents[2] / "docs" / "labels.md").read_text()
+  (code,) = re.findall(r"```python\n(import numpy.*?)```", text, re.S)
+  scope = {}
+  exec(code, scope)
+  np.testing.assert_array_equal(scope["read_labels"](tmp_path / "s"), store.logits())
+  np.testing.assert_array_equal(scope["read_labels"](tmp_path / "s", 1, 2), store.logits(1, 2))
 
 
 def test_a_label_epoch_is_one_file_an_array(tmp_path):
