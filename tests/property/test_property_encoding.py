@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltdd_jax.encoding import DTYPES, NOTHING, Encoding
+from ltdd_jax.encoding import DTYPES, LEAST_SCALE, NOTHING, Encoding
 from tests.reference import encoding_ref as ref
 
 B = 4  # rows; one shape a class count, so that little is compiled
@@ -51,6 +51,15 @@ def test_errors_stay_within_the_stated_bounds(z, dtype):
     assert (np.abs(new - row) <= bound + slack).all()
     if dtype == "uint8":
       assert scale <= ref.scale_bound(row)
+
+
+def test_narrow_rows_have_a_least_error():
+  """Values nearer to each other than the least normal float16 are one of few levels."""
+  z = np.array([[0.0, 2.0**-15.1, 2.0**-14, 0.001], [0.0, 0.001, 0.002, 0.015]], np.float32)
+  arrays, got = round_trip(Encoding("uint8"), z)
+  np.testing.assert_array_equal(arrays["rows"][:, 0], LEAST_SCALE)
+  assert np.abs(got - z).max(1)[0] > 0.9 * 2.0**-15 > 0.001 / 255
+  assert np.abs(got - z).max() <= 2.0**-15
 
 
 @few
