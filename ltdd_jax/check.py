@@ -267,6 +267,8 @@ def check_with_data(ctx: stages_lib.Context) -> None:
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
+  if config["calibrate"]["fit_on"] == "clean":  # logits that no store has encoded
+    stored = encoding.Encoding()
   for name, calibrator in config["calibrate"]["calibrators"].items():
     _check_calibrator(name, calibrator, counts, stored)
   for source in config["recover"]["methods"]:

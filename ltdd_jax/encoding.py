@@ -102,8 +102,8 @@ class Encoding:
 
     Error of a value x, besides what `top_k` leaves out: none (float32), 2^-11 |x| (float16, at
     least 2^-25), 2^-8 |x| (bfloat16), half the row's scale (uint8), which is 1/255 of the span of
-    the row's values and of what rounding the offset to float16 adds, at most 2^-10 |offset|; for
-    narrow rows, of a span below 0.016, it is `LEAST_SCALE`, and so the error up to 2^-15.
+    the row's values and of what rounding the offset to float16 adds, at most 2^-10 |offset|. The
+    scale is at least `LEAST_SCALE`, so that for narrow rows near zero the error is up to 2^-15.
 
     Args:
       logits: (b, k).

@@ -39,8 +39,9 @@ def norm_equalised(logits: Logits) -> Float[Array, "b k"]:
 def norm_equalised_batch(logits: Logits) -> Float[Array, "b k"]:
   """Averages logits after giving each teacher's (b, k) matrix the same Frobenius norm.
 
-  G-VBSM's released code on ImageNet. Labels depend on `config.relabel.batch_size` (1,024 there) and
-  on the order of the images; a batch that is filled up counts with what fills it.
+  G-VBSM's released code on ImageNet. Labels depend on the order of the images and on
+  `config.relabel.batch_size` (1,024 there; that of the student with `config.relabel.online`), and a
+  batch that is filled up counts with what fills it.
   """
   return _equalised(logits, (-2, -1))
 
@@ -56,6 +57,9 @@ AGGREGATES: dict[str, Callable[[Logits], Float[Array, "b k"]]] = {
   "norm_equalised": norm_equalised,
   "norm_equalised_batch": norm_equalised_batch,
 }
+
+
+BY_BATCH = ("norm_equalised_batch",)  # a label depends on the batch that it was made in
 
 
 def aggregate_fn(name: str) -> Callable[[Logits], Float[Array, "b k"]]:

@@ -220,7 +220,7 @@ def relabel(
     top_k: classes kept of each label, or None for all.
     rest: "spread" or "kept": what becomes of the mass of the others.
     batch_size: views in one pass.
-    aggregate: "mean" or "norm_equalised": how the logits of the teachers become one label.
+    aggregate: a key of `ensemble.AGGREGATES`: how the logits of the teachers become one label.
     labeler_bn: "eval", or "train" for batch norms that use the statistics of a pass: labels then
       depend on `batch_size`, and those of images without augmentation are made as with "eval".
     class_names: the class map, number to name; None for that of `spec`.
@@ -251,7 +251,9 @@ def relabel(
   if aggregate != "mean":
     facts["aggregate"] = aggregate
   if labeler_bn != "eval":
-    facts |= {"labeler_bn": labeler_bn, "batch_size": batch_size}
+    facts["labeler_bn"] = labeler_bn
+  if labeler_bn != "eval" or aggregate in ensemble.BY_BATCH:
+    facts["batch_size"] = batch_size
   store = _make_store(
     folder, session, (num_epochs, len(labels), spec.num_classes), encoding, names, facts
   )

@@ -259,20 +259,29 @@ def _read_about(path: pathlib.Path) -> dict[str, Any]:
 
 def _check_fields(path: pathlib.Path, about: Mapping[str, Any]) -> None:
   """Raises LtddError for attributes of the right format that are not what `create` writes."""
-  shape, encoding = about.get("shape"), about.get("encoding")
-  numbers = isinstance(shape, list) and [type(x) for x in shape] == [int] * 3
-  keys = {field.name for field in dataclasses.fields(Encoding)}
+  shape, names = about.get("shape"), about.get("class_names")
+  sizes = isinstance(shape, list) and [type(x) for x in shape] == [int] * 3 and min(shape) > 0
+  strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
   good = {
-    "shape": numbers,
-    "encoding": isinstance(encoding, dict) and set(encoding) == keys,
-    "class_names": isinstance(about.get("class_names"), list),
-    "facts": isinstance(about.get("facts"), dict),
+    "shape": (sizes, "three sizes, 1 or more each"),
+    "encoding": (_is_encoding(about.get("encoding")), "dtype, top_k and rest of an encoding"),
+    "class_names": (strings and sizes and len(names) == shape[2], "a name for each class"),
+    "facts": (isinstance(about.get("facts"), dict), "an object"),
   }
-  for key in (key for key, fine in good.items() if not fine):
-    raise LtddError(
-      f"label store {path} is damaged: {key} is {about.get(key)!r} in the attributes of {_META}; "
-      f"expected what was written there. Delete {path} and label the images anew."
-    )
+  for key, (fine, expected) in good.items():
+    if not fine:
+      raise LtddError(
+        f"label store {path} is damaged: {key} is {about.get(key)!r} in the attributes of {_META}; "
+        f"expected {expected}. Delete {path} and label the images anew."
+      )
+
+
+def _is_encoding(value: Any) -> bool:
+  try:
+    Encoding(**value)
+  except (LtddError, TypeError):
+    return False
+  return set(value) == {field.name for field in dataclasses.fields(Encoding)}
 
 
 def _check_about(path: pathlib.Path, want: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The test run is stricter than the program: no silent broadcasting, no key used twice.
 
-Programs are compiled without most optimisations, and once for the whole session: compiling is
+Programs are compiled without most optimisations, and once for each process: compiling is
 nearly all of the time of a test.
 """
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax import check, labels, rng, stages, supervision
+from ltdd_jax import check, ensemble, labels, rng, stages, supervision
 from ltdd_jax.analysis import bound, bound_report, runs
 from ltdd_jax.data import augment, sources
 from ltdd_jax.models import taps
@@ -63,6 +63,11 @@ def run(
     raise LtddError(
       f"config.relabel.labeler_bn is {config['relabel']['labeler_bn']!r}: what such a teacher says "
       "of an image depends on the batch, so the bound has no posterior to compare; use 'eval'"
+    )
+  if (aggregate := config["relabel"]["aggregate"]) in ensemble.BY_BATCH:
+    raise LtddError(
+      f"config.relabel.aggregate is {aggregate!r}: a label then depends on the batch, so the bound "
+      "has no posterior to compare; use 'norm_equalised' or 'mean'"
     )
   if not study["students"]:
     config = runs.without_probes(config)
@@ -207,8 +212,8 @@ def conditional(
 ) -> list[dict[str, Any]]:
   """The conditional term for each kind of label of an image source."""
   k, targets = ctx.source.spec.num_classes, np.asarray(ctx.images(source)[1])
-  epochs = min(study["view_epochs"], ctx.config["relabel"]["num_epochs"])
-  views = make_views(ctx, source, epochs)
+  views = make_views(ctx, source, study["view_epochs"])
+  epochs = len(views)
   on_views = there.logits_of(views.reshape(-1, *views.shape[2:]))
   on_test = teacher_logits(ctx)(there.test_images)
   rows = []

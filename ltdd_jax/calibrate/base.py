@@ -107,8 +107,8 @@ def check_encoding(where: str, calibrator: Calibrator, encoding: Encoding, k: in
       f"{where} is fitted by a log-loss, and the label store has config.relabel.rest='kept': "
       f"outside the top {encoding.top_k} (config.relabel.top_k) classes have a logit of nothing, "
       f"so that a true class among them costs {NOTHING:,.0f} and decides the fit. Use "
-      "rest='spread', or a calibrator that averages probabilities, such as 'adsa' with "
-      "criterion 'confidence'"
+      "rest='spread', a calibrator that averages probabilities, such as 'adsa' with criterion "
+      "'confidence', or in a run config.calibrate.fit_on='clean', which reads no store"
     )
 
 

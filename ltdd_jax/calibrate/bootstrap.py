@@ -9,6 +9,7 @@ from ltdd_jax.calibrate import curves, stream
 LEVEL = (2.5, 97.5)  # percentiles of the interval
 GRID = 31  # the fewest taus of a curve of `adsa.fit`, which widens its range if need be
 _COPIES = 4  # of the masses of a chunk, some on their way from the device
+_DRAWS = 3  # arrays on the way from draws of images to their weights
 _MOST = 2**28  # numbers that are held: 2 GB
 
 
@@ -68,7 +69,8 @@ def check_size(rows: Rows, criterion: str, replicates: int, taus: int = GRID) ->
   """Raises ValueError if a bootstrap would hold more than 2 GB of numbers at so many taus."""
   images = rows.lead[-1]
   numbers, copies = (replicates, _COPIES) if criterion == "marginal" else (taus, 1)
-  per_replicate = copies * taus * rows.k
+  largest = int(rows.counts.max()) * images // rows.n  # class, whose draws are made at once
+  per_replicate = copies * taus * rows.k + _DRAWS * largest
   total = images * numbers + replicates * per_replicate
   if total > _MOST:
     raise ValueError(

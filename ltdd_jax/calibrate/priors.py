@@ -75,7 +75,9 @@ def em(
         max_iterations,
       )  # fmt: skip
     bias = base.on_the_line(bias, stream.present(rows), lp)
-    return vector.to_params(rows, lp, bias, reason, iterations, "marginal")
+    return vector.to_params(
+      rows, lp, bias, reason, iterations, "marginal", certain_is_flat=known is not None
+    )  # EM takes pi out of certain labels too, on its assumption
 
   def report(params: BiasParams) -> dict[str, Any]:
     what = "EM prior of the set" if known is None else "prior matching"

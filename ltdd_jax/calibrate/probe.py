@@ -10,6 +10,7 @@ from ltdd_jax.calibrate import aligned, base, vector
 from ltdd_jax.calibrate.aligned import AdsaParams
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.calibrate.vector import BiasParams
+from ltdd_jax.types import LtddError
 
 RANGE = (-3.0, 3.0)  # of the slope that a student's bias may have; a student may overshoot
 REACH = 0.8  # of the classes, and of the range of log pi: what those with unseen images cover
@@ -58,6 +59,9 @@ def adsa_probe(
   Raises:
     LtddError: bad options; from `fit` and `refine`, whatever `adsa.fit` refuses.
   """
+  base.check_range("adsa_probe", tau_range, True)
+  if min(tau_range) < 0:
+    raise LtddError(f"adsa_probe: tau_range is {tau_range}; expected numbers from 0 up")
   with base.renamed("adsa", "adsa_probe"):
     first = aligned.adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
   with base.renamed("adsa_vector", "adsa_probe"):

@@ -165,14 +165,18 @@ def to_params(
   iterations: int,
   criterion: str | Callable[[stream.Summary], float],
   anchor: float = np.nan,
+  certain_is_flat: bool = True,
 ) -> BiasParams:
-  """The record of a bias (k,), with what labels say before and after, and a criterion of it."""
+  """The record of a bias (k,), with what labels say before and after, and a criterion of it.
+
+  Labels that are certain determine no bias, unless something else does: `certain_is_flat=False`.
+  """
   score = criterion
   if isinstance(criterion, str):
     score = functools.partial(stream.spread_of, criterion=criterion)
   bias = base.centered(bias)
   ends = [stream.describe(rows, None, b) for b in (np.zeros(rows.k), bias)]
-  if reason != "uniform" and base.is_certain(ends[0].confidence):
+  if certain_is_flat and reason != "uniform" and base.is_certain(ends[0].confidence):
     reason = "flat"
   single = lambda x: jnp.asarray(np.asarray(x), jnp.float32)
   return BiasParams(

@@ -51,7 +51,7 @@ def recover(
     batch_size: images optimised together; None for all, as EDC on CIFAR-10, and then memory does
       grow with the number of slots.
     jpeg_quality: images come back from JPEG files of this quality, as the released code of SRe2L,
-      CDA, RDED and, on CIFAR-10 and ImageNet, EDC has them (75); None keeps them as they are.
+      CDA, RDED and partly EDC and G-VBSM has them (75, docs/methods.md); None leaves them alone.
     seed: the run's seed.
     session: devices, checkpoints, progress.
 

@@ -53,7 +53,7 @@ class Calibration(NamedTuple):
   soft_labels: np.ndarray | None  # (..., n, k), None if they were written to a file
   tau: float  # of ADSA and `fixed`, or the slope on log pi of what was subtracted
   confidence_before: np.ndarray  # (k,) float64, NaN for classes without an image
-  confidence_after: np.ndarray  # (k,) float64, of the labels that are given
+  confidence_after: np.ndarray  # (k,) float64, of the labels that are given, but at temperature 1
   class_counts: np.ndarray  # (k,) float64
   report: dict[str, Any]  # of the calibrator, with its "message"
   calibrator: str  # its name

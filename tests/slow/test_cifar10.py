@@ -1,4 +1,4 @@
-"""By hand, on the real CIFAR-10: `LTDD_DATA_DIR=FOLDER pytest -m slow tests/slow`."""
+"""By hand, on the real CIFAR-10: `LTDD_DATA_DIR=FOLDER pytest -m slow -n 0 tests/slow`."""
 
 import os
 

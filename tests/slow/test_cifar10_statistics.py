@@ -1,4 +1,4 @@
-"""By hand, on the real CIFAR-10: `LTDD_DATA_DIR=FOLDER pytest -m slow tests/slow`.
+"""By hand, on the real CIFAR-10: `LTDD_DATA_DIR=FOLDER pytest -m slow -n 0 tests/slow`.
 
 The statistics of the pixels that a stem convolution sees depend on data and augmentation alone, so
 published ones test how they are collected here: those of the EDC repository for CIFAR-10 (crops

@@ -50,6 +50,7 @@ def fitted(name, data=None, **kwargs):
     ("adsa", {"tau_range": (2,)}, "adsa: tau_range is .*; expected two finite numbers"),
     ("adsa", {"tau_range": (0, None)}, "adsa: tau_range is .*; expected two finite numbers"),
     ("adsa_probe", {"tau_range": (3.0, 0.0)}, "adsa_probe: tau_range is .* the lower first"),
+    ("adsa_probe", {"tau_range": (-1.0, 3.0)}, r"adsa_probe: .* expected numbers from 0 up"),
     ("adsa_vector", {"tau_range": (0.0, float("inf"))}, "adsa_vector: tau_range is"),
     ("adsa_vector", {"tau_range": (-3.0, 3.0)}, "adsa_vector: .*; pass allow_negative=True"),
     ("adsa_vector", {"criterion": "mass"}, "adsa_vector: criterion is 'mass'"),
@@ -154,9 +155,10 @@ def test_the_bootstrap_does_not_fill_the_memory(monkeypatch):
   monkeypatch.setattr(bootstrap, "_MOST", 1000)
   with pytest.raises(LtddError, match=r"adsa: bootstrap holds 31 numbers for each of .* images, "):
     fitted("adsa", bootstrap=5)
-  monkeypatch.setattr(bootstrap, "_MOST", 3000)  # 5 replicates x 31 taus x 6 classes, and 31 x 36
+  # 5 replicates x (31 taus x 6 classes + 3 arrays of the draws of 6 images), and 31 x 36 images
+  monkeypatch.setattr(bootstrap, "_MOST", 3000)
   fitted("adsa", bootstrap=5)
-  with pytest.raises(LtddError, match=r", and 186 for each of 50 replicates, "):
+  with pytest.raises(LtddError, match=r", and 204 for each of 50 replicates, "):
     fitted("adsa", bootstrap=50)
   with pytest.raises(LtddError, match=r"holds 121 numbers for each of 36 images"):  # widened
     fitted("adsa", bootstrap=5, tau_range=(0.0, 0.3))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import digits_lt
 from ltdd_jax import check, checkpoint, distil, loop
-from ltdd_jax.data import augment
+from ltdd_jax.data import augment, images
 from ltdd_jax.distil import terms
 from ltdd_jax.distil.recover import recover
 from ltdd_jax.models.taps import Moment
@@ -123,6 +123,16 @@ def test_images_come_back_from_jpeg():
     np.testing.assert_array_equal(there[..., 0], Image.open(file))
   assert (exact != stored).any()
   assert np.abs(np.int32(exact) - stored).mean() < 16  # noise of one byte a pixel
+
+
+def test_jpeg_of_colours():
+  draws = np.random.RandomState(0).randint(0, 256, (2, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
+  colours = draws.astype(np.uint8)
+  for image, there in zip(colours, images.through_jpeg(colours, 75), strict=True):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG")  # 4:2:0 chroma is Pillow's default
+    np.testing.assert_array_equal(there, Image.open(file))
+    assert np.abs(np.int32(image) - there).mean() < 16  # channels are where they were
 
 
 def test_quality_of_jpeg_is_a_number_that_pillow_knows():

@@ -220,6 +220,19 @@ def test_logits_too_large_for_the_dtype_are_an_error():
     labels.relabel("a", IMAGES, LABELS, (huge,), small.SPEC, num_epochs=1, views={}, session=QUIET)
 
 
+@pytest.mark.parametrize(
+  "how", [{"aggregate": "norm_equalised_batch"}, {"labeler_bn": "train"}], ids=str
+)
+def test_labels_that_depend_on_their_batch_are_not_those_of_another_size(tmp_path, how):
+  label = lambda size: labels.relabel(
+    "a", IMAGES, LABELS, (small.teacher(), small.teacher(1)), small.SPEC, num_epochs=1, views={},
+    batch_size=size, folder=tmp_path / "s", session=QUIET, **how,
+  )  # fmt: skip
+  label(6)
+  with pytest.raises(LtddError, match=r"holds other labels:\n  facts\.batch_size: 6 -> 3"):
+    label(3)
+
+
 def test_labelers_may_use_the_statistics_of_the_batch():
   """The same batch normalised by hand: its logits do not depend on the running statistics."""
   teacher = small.teacher()

@@ -204,7 +204,10 @@ def test_a_store_of_other_labels_is_not_gone_on_with(tmp_path):
   ("key", "value"),
   [
     ("shape", None), ("shape", [3, 4]), ("shape", [3, 4, "5"]), ("encoding", None),
-    ("encoding", {"dtype": "float16"}), ("class_names", None), ("facts", None), ("facts", [1]),
+    ("shape", [3, 0, 5]), ("encoding", {"dtype": "float16"}),
+    ("encoding", {"dtype": "float99", "top_k": None, "rest": "spread"}),
+    ("encoding", {"dtype": "float16", "top_k": "x", "rest": "spread"}), ("class_names", None),
+    ("class_names", ["a"]), ("class_names", [1, 2, 3, 4]), ("facts", None), ("facts", [1]),
   ],
 )  # fmt: skip
 def test_damaged_attributes_are_named(tmp_path, key, value):
@@ -217,7 +220,7 @@ def test_damaged_attributes_are_named(tmp_path, key, value):
     about[key] = value
   path.write_text(json.dumps(group))
   for reopen in (labelstore.open_store, make):
-    with pytest.raises(LtddError, match=rf"s is damaged: {key} is .* Delete .* anew"):
+    with pytest.raises(LtddError, match=rf"s is damaged: {key} is .*; expected .* Delete .* anew"):
       reopen(tmp_path / "s")
 
 

@@ -151,6 +151,10 @@ def test_what_studies_refuse(tmp_path):
   bound.relabel.labeler_bn = "train"
   with pytest.raises(LtddError, match="what such a teacher says of an image depends on the batch"):
     analysis.run(bound, tmp_path)
+  bound = bound_config.get_config("preset=smoke")
+  bound.relabel.aggregate = "norm_equalised_batch"
+  with pytest.raises(LtddError, match="aggregate is 'norm_equalised_batch': a label then depends"):
+    analysis.run(bound, tmp_path)
   plain, _ = plain_config()
   plain["recover"]["methods"]["random"] = {"name": "random"}
   with pytest.raises(LtddError, match="has sre2l, random; the perturbation study crosses"):
