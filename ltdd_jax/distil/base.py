@@ -13,7 +13,7 @@ over by a jitted function would become a constant of the program. They arrive as
 `feed`. `slots.labels` is the budget; nothing here knows "images per class".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -134,6 +134,12 @@ def make_slots(slots_per_class: np.ndarray, order: str = "interleaved") -> Slots
   elif order != "class_major":
     raise LtddError(f"order is {order!r}; expected 'interleaved' or 'class_major'")
   return Slots(labels, rank)
+
+
+def check_choice(name: str, what: str, value: str, known: Collection[str]) -> None:
+  """Raises LtddError for an option of method `name` that is none of those known."""
+  if value not in known:
+    raise LtddError(f"method {name!r}: {what} is {value!r}; expected one of {', '.join(known)}")
 
 
 def check_feed(name: str, method: Method, slots: Slots, feed: Feed, env: Env) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ltdd_jax import losses
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.distil import pixels, starts, terms
-from ltdd_jax.distil.base import Env, Feed, Method
+from ltdd_jax.distil.base import Env, Feed, Method, check_choice
 from ltdd_jax.models import taps
 from ltdd_jax.types import LtddError
 
@@ -102,10 +102,7 @@ def cda(
     LtddError: no observer, an observer without batch norms, an unknown curriculum or a milestone
       that is not in [0, 1].
   """
-  if curriculum not in CURRICULA:
-    raise LtddError(
-      f"method 'cda': curriculum is {curriculum!r}; expected one of {', '.join(CURRICULA)}"
-    )
+  check_choice("cda", "curriculum", curriculum, CURRICULA)
   if not 0 <= milestone <= 1:
     raise LtddError(f"method 'cda': milestone is {milestone}; expected a share of the steps, 0..1")
   augment_fn = augment_lib.compose(augment)

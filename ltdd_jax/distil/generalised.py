@@ -14,7 +14,7 @@ from ltdd_jax import losses
 from ltdd_jax import statistics as statistics_lib
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.distil import matching, pixels, starts, terms
-from ltdd_jax.distil.base import Env, Feed, Method
+from ltdd_jax.distil.base import Env, Feed, Method, check_choice
 from ltdd_jax.models import taps
 from ltdd_jax.types import LtddError
 
@@ -172,8 +172,7 @@ def edc(
     ("flatness_kl", flatness_kl, terms.KL_DIRECTIONS),
     ("flatness_mean", flatness_mean, terms.KL_MEANS),
   ):
-    if value not in known:
-      raise LtddError(f"method 'edc': {what} is {value!r}; expected one of {', '.join(known)}")
+    check_choice("edc", what, value, known)
   rule = matching.Rule(
     tile=tile,
     first=first_multiplier,

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ltdd_jax import statistics as statistics_lib
 from ltdd_jax.distil import terms
+from ltdd_jax.distil.base import check_choice
 from ltdd_jax.models import taps
 from ltdd_jax.statistics import LayerStatistics, Statistics, Target
 from ltdd_jax.types import Leaf, LtddError
@@ -68,8 +69,7 @@ def check_rule(name: str, rule: Rule) -> None:
     ("category_form", rule.form, FORMS),
     ("category", rule.class_var, statistics_lib.VARIANCES),
   ):
-    if value not in known:
-      raise LtddError(f"method {name!r}: {what} is {value!r}; expected one of {', '.join(known)}")
+    check_choice(name, what, value, known)
   for what, number in (("ema", rule.momentum), ("conv_drop", rule.drop), ("alpha", rule.alpha)):
     if not 0 <= number <= 1:
       raise LtddError(f"method {name!r}: {what} is {number}; expected a number from 0 to 1")
