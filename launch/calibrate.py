@@ -6,7 +6,7 @@
 """
 
 import logging as std_logging
-import pathlib
+import signal
 import sys
 
 from ltdd_jax import startup
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
   """Calls `logit_files`; errors for the user are one message."""
   from ltdd_jax.types import LtddError
 
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops like Ctrl-C, and cleans up
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
   try:
@@ -58,6 +59,9 @@ def main(argv: list[str]) -> int:
   except LtddError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print("error: stopped before the end; nothing was written.", file=sys.stderr)
+    return 130
   return 0
 
 
@@ -86,17 +90,14 @@ def _run() -> None:
 
 def _check_plot() -> None:
   """Finds before any work what would keep the plot from being drawn."""
+  from ltdd_jax.logit_files import writing
   from ltdd_jax.report import plots
-  from ltdd_jax.types import LtddError
 
-  if not _PLOT.value:
-    return
-  path = pathlib.Path(_PLOT.value)
-  plots.check_available()
-  if path.suffix.lower() != ".png":
-    raise LtddError(f"plot is {path}; expected a name that ends in .png.")
-  if path.exists() and not _OVERWRITE.value:
-    raise LtddError(f"plot is {path}, which is there already. Use another name, or --overwrite.")
+  if _PLOT.value:
+    plots.check_available()
+    writing.check_target(
+      _PLOT.value, overwrite=_OVERWRITE.value, need=0, what="plot", formats=(".png",)
+    )
 
 
 def parse_flags(argv: list[str]) -> list[str]:

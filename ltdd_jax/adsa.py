@@ -46,6 +46,8 @@ STATUSES = ("fitted", "uniform", "flat", "bound", "edge")
 _MAX_WIDENINGS, _MAX_NEWTON, _MAX_BRACKETS = 3, 12, 4  # a widening doubles the searched range
 _CHUNK = 2**20  # elements of a chunk: 4 MB of float32 stay in a core's cache
 _UNIFORM, _NOISE = 1e-5, 1e-7  # spans of a log prior and of confidences that count as none
+FAR = 100.0  # no range of tau goes further out
+_LEAST_WIDTH = 1.0  # of a range of tau: in a narrower one every objective looks flat
 _SAFE_EXPONENT = 60.0  # of |tau| * span(log pi): what float32 flushes, below -87, is negligible
 
 
@@ -81,7 +83,8 @@ def fit(
       are simply more rows. Average an ensemble beforehand. Or a row source, see `Rows`.
     labels: (n,) or (..., n) integers, the classes that the images were distilled for.
     class_counts: (k,) training images of each class, or anything proportional to them.
-    tau_range: searched first; widened up to eight times while the best tau is an edge.
+    tau_range: searched first, and at least one wide; widened up to eight times while the best tau
+      is an edge.
     allow_negative: search below zero when the minimum asks for it.
     smoothing: added to every count; needed if a class has no training image.
     chunk_size: rows in one step; memory beyond the logits is O(chunk_size * k). By default about
@@ -89,9 +92,9 @@ def fit(
     criterion: one of `CRITERIA`.
 
   Raises:
-    ValueError: an unknown criterion; shapes or dtypes that do not fit; a NaN or infinite logit, a
-      label outside [0, k) or a class without training images, naming the first; fewer than two
-      classes with an image.
+    ValueError: an unknown criterion; a range that is none; shapes or dtypes that do not fit; a NaN
+      or infinite logit, a label outside [0, k) or a class without training images, naming the
+      first; fewer than two classes with an image.
 
   Example:
     >>> logits = np.array([[2.0, 0.0], [0.5, 0.0]], np.float32)
@@ -99,6 +102,7 @@ def fit(
     0.54
   """
   lo, hi = check_range(tau_range, allow_negative)
+  hi = max(hi, lo + _LEAST_WIDTH)
   rows = Rows(logits, labels, chunk_size)
   prior = _log_prior(class_counts, smoothing, rows.k)
   if criterion not in CRITERIA:
@@ -146,6 +150,8 @@ def confidence(
   logits: Either, labels: Either, class_counts: Any, tau: float, *, smoothing: float = 0.0
 ) -> ndarray:
   """Returns `q_c(tau)`, (k,) float64, NaN for classes without an image; arguments as of `fit`."""
+  if not math.isfinite(tau):
+    raise ValueError(f"tau is {tau}; expected a finite number.")
   rows = Rows(logits, labels)
   prior = _log_prior(class_counts, smoothing, rows.k)
   return class_means(rows, prior, np.array([float(tau)]))[0, 0]
@@ -185,8 +191,10 @@ def check_range(tau_range: Any, allow_negative: bool) -> tuple[float, float]:
     lo, hi = (float(t) for t in tau_range)
   except (TypeError, ValueError):
     lo = hi = math.nan
-  if not -math.inf < lo < hi < math.inf:
-    raise ValueError(f"tau_range is {tau_range}; expected two finite numbers, the lower first.")
+  if not -FAR <= lo < hi <= FAR:
+    raise ValueError(
+      f"tau_range is {tau_range}; expected two numbers within {FAR:g} of zero, the lower first."
+    )
   if lo < 0 and not allow_negative:
     raise ValueError(f"tau_range is {tau_range}; pass allow_negative=True to search below zero.")
   return lo, hi
@@ -199,6 +207,8 @@ def _log_prior(class_counts: Any, smoothing: float, k: int) -> ndarray:
     raise ValueError(f"class_counts has shape {counts.shape}; logits of {k} classes need ({k},).")
   if not np.all((counts >= 0) & (counts < np.inf)):
     raise ValueError(f"class_counts is {counts}; expected numbers of training images.")
+  if not 0 <= smoothing < math.inf:
+    raise ValueError(f"smoothing is {smoothing}; expected a number of images, 0 or more.")
   counts = counts + smoothing
   if counts.min() <= 0:
     raise ValueError(
@@ -351,7 +361,9 @@ def _class_sums(rows: Rows, shift: Any, w: Array, lp: Array, order: int, criteri
     bad = np.isnan(np.asarray(true)[:, 0])
     if bad.any():
       index = map(int, np.unravel_index(start + int(np.argmax(bad)), rows.lead))
-      raise ValueError(f"logits{[*index]} is the first row with a NaN or infinite value.")
+      raise ValueError(
+        f"logits{[*index]} is the first row with a NaN or infinite value (as float32)."
+      )
     if criterion == "marginal":
       sums[:] += np.asarray(p, np.float64).reshape(-1)
       return

@@ -291,7 +291,7 @@ def _check_calibrator(
   """Makes a calibrator and its parameters for k classes, which may refuse that number of them."""
   calibrator = calibrate.make_calibrator(**config)
   try:
-    jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct(counts.shape, jnp.float32))
+    calibrate.check_classes(calibrator, len(counts))
   except LtddError as error:
     raise LtddError(f"config.calibrate.calibrators.{key}: {error}") from error
   where = f"config.calibrate.calibrators.{key}, {dict(config)},"

@@ -26,7 +26,7 @@ from typing import Any
 
 from ltdd_jax import registry
 from ltdd_jax.calibrate.aligned import adsa
-from ltdd_jax.calibrate.base import Calibrator, check_encoding, check_prior, shift
+from ltdd_jax.calibrate.base import Calibrator, check_classes, check_encoding, check_prior, shift
 from ltdd_jax.calibrate.matrix import adsa_matrix
 from ltdd_jax.calibrate.priors import em, ltkd
 from ltdd_jax.calibrate.probe import adsa_probe
@@ -36,8 +36,8 @@ from ltdd_jax.calibrate.vector import adsa_vector
 
 __all__ = [
   "CALIBRATORS", "VERSIONS", "WITHOUT_PRIOR", "WITH_STUDENT", "Calibrator", "adsa", "adsa_matrix",
-  "adsa_probe", "adsa_vector", "check_encoding", "check_prior", "em", "fixed", "ltkd",
-  "make_calibrator", "none", "shift", "temperature", "vector_scaling",
+  "adsa_probe", "adsa_vector", "check_classes", "check_encoding", "check_prior", "em", "fixed",
+  "ltkd", "make_calibrator", "none", "shift", "temperature", "vector_scaling",
 ]  # fmt: skip
 
 # In the order of reports: simple ones first.

@@ -55,10 +55,10 @@ def adsa(
     target_prior: (k,) frequencies q of the classes where students will be used; the shift is then
       `tau * log pi - log q`. tau is measured as before: it brings labels to equal classes, and q
       moves them on, by Bayes' rule. Uniform gives plain ADSA.
-    bootstrap: replicates for the 95 % interval of tau, over images (`calibrate.bootstrap`); it
-      measures the luck of the draw of images, not whether the criterion is right. Memory grows
-      with the number of images (not of rows), and there is none where a class has one image. With
-      `max_head_drop` it is the interval of the tau without that bound.
+    bootstrap: replicates, 20 or more, for the 95 % interval of tau, over images
+      (`calibrate.bootstrap`); it measures the luck of the draw of images, not whether the criterion
+      is right. Memory grows with the number of images (not of rows), and there is none where a
+      class has one image. With `max_head_drop` it is the interval of the tau without that bound.
     max_head_drop: how much the mean confidence of head classes may fall from its value at tau = 0
       (`calibrate.headroom`); tau is the best that satisfies it. None for no bound.
     head: classes that it protects; by default the first third by training images.
@@ -70,7 +70,11 @@ def adsa(
   """
   base.check_choice("adsa", "criterion", criterion, adsa_lib.CRITERIA)
   target = base.target_shift("adsa", target_prior)
-  base.check_number("adsa", "bootstrap", bootstrap)
+  if bootstrap != 0 and not bootstrap >= bootstrap_lib.LEAST:
+    raise LtddError(
+      f"adsa: bootstrap is {bootstrap}; expected {bootstrap_lib.LEAST} replicates or more, or 0 "
+      "for no interval."
+    )
   base.check_range("adsa", tau_range, allow_negative)
   base.check_chunk("adsa", chunk_size)
   if max_head_drop is not None:
@@ -89,7 +93,7 @@ def adsa(
   def fit(logits: Any, labels: Any, log_prior: Any) -> AdsaParams:
     base.check_prior(log_prior)
     lp = np.asarray(log_prior, np.float64)
-    base.check_target("adsa", target, len(lp))
+    init(lp)  # refuses a target prior or a head for another number of classes
     with base.named("adsa"):
       rows = base.open_rows(logits, labels, lp, chunk_size)
       if bootstrap:

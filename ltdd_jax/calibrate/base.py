@@ -88,9 +88,17 @@ def check_range(name: str, tau_range: Any, allow_negative: bool) -> None:
 
 
 def check_chunk(name: str, chunk_size: int | None) -> None:
-  """Raises LtddError for a chunk of no rows."""
-  if chunk_size is not None:
-    check_number(name, "chunk_size", chunk_size, least=1)
+  """Raises LtddError for a chunk that is no number of rows."""
+  if chunk_size is None:
+    return
+  if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
+    raise LtddError(f"{name}: chunk_size is {chunk_size!r}; expected a whole number of rows.")
+  check_number(name, "chunk_size", chunk_size, least=1)
+
+
+def check_classes(calibrator: Calibrator, k: int) -> None:
+  """Raises LtddError for options that do not go with k classes: lists of them, a target prior."""
+  jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct((k,), jnp.float32))
 
 
 def check_encoding(where: str, calibrator: Calibrator, encoding: Encoding, k: int) -> None:

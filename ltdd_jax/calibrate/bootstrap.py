@@ -7,6 +7,7 @@ from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import curves, stream
 
 LEVEL = (2.5, 97.5)  # percentiles of the interval
+LEAST = 20  # replicates: with fewer, percentiles are no interval of 95 %
 GRID = 31  # the fewest taus of a curve of `adsa.fit`, which widens its range if need be
 _COPIES = 4  # of the masses of a chunk, some on their way from the device
 _DRAWS = 3  # arrays on the way from draws of images to their weights

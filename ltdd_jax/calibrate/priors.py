@@ -146,10 +146,11 @@ def ltkd(
   def fit(logits: Any, labels: Any, log_prior: Any) -> BiasParams:
     base.check_prior(log_prior)
     lp = np.asarray(log_prior, np.float64)
+    index = base.group_index("ltkd", groups, lp)
     with base.named("ltkd"):
       rows = base.open_rows(logits, labels, lp, chunk_size)
       stream.describe(rows, None, 0.0)  # refuses rows that are not finite
-    index, keep = base.group_index("ltkd", groups, lp), stream.present(rows)
+    keep = stream.present(rows)
     target = _target(index, keep, mass)
     spread = functools.partial(_group_spread, index=index, target=target)
     if base.is_uniform(lp):

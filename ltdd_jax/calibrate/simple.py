@@ -1,12 +1,12 @@
 """Calibrators that fit nothing."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax import adsa
 from ltdd_jax.calibrate import base
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.types import LtddError
@@ -30,10 +30,10 @@ def fixed(*, tau: float = 1.0, target_prior: Sequence[float] | None = None) -> C
     target_prior: as for `adsa`.
 
   Raises:
-    LtddError: a tau that is not finite, or a target prior that is none.
+    LtddError: a tau that is not within 100 of zero, or a target prior that is none.
   """
-  if not math.isfinite(tau):
-    raise LtddError(f"fixed: tau is {tau}; expected a finite number.")
+  if not abs(tau) <= adsa.FAR:
+    raise LtddError(f"fixed: tau is {tau}; expected a number within {adsa.FAR:g} of zero.")
   target = base.target_shift("fixed", target_prior)
 
   def init(log_prior: Any) -> jax.Array:

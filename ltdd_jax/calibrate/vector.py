@@ -80,6 +80,7 @@ def adsa_vector(
   def fit(logits: Any, labels: Any, log_prior: Any) -> BiasParams:
     base.check_prior(log_prior)
     lp = np.asarray(log_prior, np.float64)
+    index = base.group_index("adsa_vector", groups, lp)
     with base.named("adsa_vector"):
       rows = base.open_rows(logits, labels, lp, chunk_size)
       scalar = adsa_lib.fit(
@@ -90,7 +91,6 @@ def adsa_vector(
       return to_params(rows, lp, np.zeros(rows.k), "uniform", 0, criterion, 0.0)
     anchor = scalar.tau * base.centered(lp)
     make = stream.confidence_variance if criterion == "confidence" else stream.log_loss
-    index = base.group_index("adsa_vector", groups, lp)
     bias, found = fit_bias(
       make(rows), anchor, index, stream.present(rows), strength, max_iterations
     )

@@ -149,8 +149,11 @@ def prepare(
   args = dict(calibrator_args or {})
   if target_prior is not None:
     prior = inputs.check_prior(*inputs.open_vector(target_prior, "target_prior"), shape[-1])
+    if "target_prior" in args:
+      raise LtddError("target_prior is given twice, also in calibrator_args; expected once.")
     args["target_prior"] = _target_argument(calibrator, prior)
   made = calibrate.make_calibrator(calibrator, **args)
+  calibrate.check_classes(made, shape[-1])
   if isinstance(source, labelstore.LabelStore):
     calibrate.check_encoding(f"calibrator {calibrator!r}", made, source.encoding, shape[-1])
   job = Job(
@@ -244,8 +247,8 @@ def _check_options(temperature: float, kind: str, dtype: str, chunk_size: int | 
       f"temperature is {temperature} with kind 'logits', which are given undivided. Divide them "
       "where you take the softmax, or use kind 'probabilities'."
     )
-  if chunk_size is not None and chunk_size < 1:
-    raise LtddError(f"chunk_size is {chunk_size}; expected a number of rows.")
+  if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+    raise LtddError(f"chunk_size is {chunk_size}; expected a whole number of rows, 1 or more.")
 
 
 def _target_argument(calibrator: str, prior: np.ndarray) -> list[float]:

@@ -111,7 +111,9 @@ class Pass:
       out = out + top
     with np.errstate(over="ignore"):
       out = out.astype(self._dtype)
-    if not self._probabilities and not np.isfinite(out).all():
+    if not np.isfinite(out).all():
+      if self._probabilities:
+        raise LtddError(f"{self._text}: probabilities overflow; use a larger temperature.")
       raise LtddError(
         f"{self._text}: calibrated logits reach {np.abs(np.asarray(labels)).max():.4g}, beyond "
         f"{self._dtype}; use float32."

@@ -4,7 +4,7 @@ import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from ltdd_jax import config, files
 from ltdd_jax.types import LtddError
 
-FORMATS = (".npy", ".npz")
+FORMATS = (".npz", ".npy")
 _SLACK = 1 << 20  # bytes for what goes beside the array
 
 
@@ -22,6 +22,8 @@ def check_target(
   overwrite: bool,
   need: int,
   inputs: Iterable[pathlib.Path] = (),
+  what: str = "out",
+  formats: Sequence[str] = FORMATS,
 ) -> pathlib.Path:
   """Says before any work what would keep a file from being written; returns its path.
 
@@ -30,23 +32,27 @@ def check_target(
     overwrite: whether one that is there may be replaced.
     need: its bytes.
     inputs: files that it must not replace.
+    what: it is called in messages.
+    formats: extensions that it may have.
 
   Raises:
-    LtddError: another extension than .npy and .npz, no such folder, a file that is there, a full
-      disk.
+    LtddError: another extension, no such folder or one that may not be written, a file that is
+      there, a full disk.
   """
   path = pathlib.Path(path).expanduser()
-  if path.suffix not in FORMATS:
-    raise LtddError(f"out is {path}; expected a name that ends in .npz or .npy.")
+  if path.suffix.lower() not in formats:
+    raise LtddError(f"{what} is {path}; expected a name that ends in {' or '.join(formats)}.")
   if not path.parent.is_dir():
     near = _suggest_folder(path.parent)
-    raise LtddError(f"out is {path}, but there is no folder {path.parent}. {near}Make it first.")
+    raise LtddError(f"{what} is {path}, but there is no folder {path.parent}. {near}Make it first.")
+  if not os.access(path.parent, os.W_OK):
+    raise LtddError(f"{what} is {path}, in a folder that may not be written; expected another one.")
   if any(path.resolve() == other.resolve() for other in inputs):
-    raise LtddError(f"out is {path}, which is one of the inputs; expected another name.")
+    raise LtddError(f"{what} is {path}, which is one of the inputs; expected another name.")
   if path.is_dir():
-    raise LtddError(f"out is {path}, which is a folder; expected the name of a file.")
+    raise LtddError(f"{what} is {path}, which is a folder; expected the name of a file.")
   if path.exists() and not overwrite:
-    raise LtddError(f"out is {path}, which is there already. Use another name, or overwrite.")
+    raise LtddError(f"{what} is {path}, which is there already. Use another name, or overwrite.")
   files.check_space(f"file {path}", path.parent, need + _SLACK)
   return path
 

@@ -307,4 +307,5 @@ def save(figure: Any, path: str | pathlib.Path) -> None:
   figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
   with files.explained(f"plot {path}", folder=path.parent, need=png.tell()):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png.getvalue())
+    with files.replacing(path) as file:
+      file.write(png.getvalue())

@@ -4,9 +4,11 @@ import json
 import os
 import pathlib
 import re
+import signal
 import struct
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -170,6 +172,26 @@ def test_memory_does_not_grow_with_the_file(suffix, bound, tmp_path):
   assert done.returncode == 0, done.stderr
   assert out.stat().st_size >= 400e6
   assert int(done.stdout) < bound
+
+
+def test_a_stop_leaves_nothing(tmp_path):
+  n, k = 200_000, 500
+  write_large(tmp_path / "z.npy", n, k)
+  np.save(tmp_path / "y.npy", np.arange(n) % k)
+  np.save(tmp_path / "n.npy", np.linspace(500, 5, k))
+  before = sorted(tmp_path.iterdir())
+  names = {"logits": "z", "labels": "y", "counts": "n"}
+  inputs = [f"--{flag}={tmp_path / name}.npy" for flag, name in names.items()]
+  command = [sys.executable, "-m", "launch.calibrate", *inputs, f"--out={tmp_path / 'o.npy'}"]
+  running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  while running.poll() is None and sorted(tmp_path.iterdir()) == before:
+    time.sleep(0.05)  # until it writes
+  running.send_signal(signal.SIGTERM)
+  _, errors = running.communicate(timeout=60)
+  assert errors.splitlines()[-1] == "error: stopped before the end; nothing was written."
+  assert "Traceback" not in errors
+  assert running.returncode == 130
+  assert sorted(tmp_path.iterdir()) == before
 
 
 # ---- docs ----

@@ -209,8 +209,9 @@ def test_bad_row_in_a_later_chunk():
   ("options", "message"),
   [
     ({"tau_range": (3, 0)}, "lower first"),
-    ({"tau_range": (2,)}, "two finite numbers"),
-    ({"tau_range": (0, math.inf)}, "finite"),
+    ({"tau_range": (2,)}, "two numbers within 100 of zero"),
+    ({"tau_range": (0, 1e4)}, r"\(0, 10000.0\); expected two numbers within 100 of zero"),
+    ({"tau_range": (0, math.inf)}, "two numbers within 100"),
     ({"tau_range": (-1, 1)}, "allow_negative"),
     ({"chunk_size": 0}, "chunk_size is 0"),
   ],
@@ -218,6 +219,27 @@ def test_bad_row_in_a_later_chunk():
 def test_bad_options(options, message):
   with pytest.raises(ValueError, match=message):
     adsa.fit(LOGITS, LABELS, COUNTS, **options)
+
+
+@pytest.mark.parametrize("tau_range", [(0, 1e-3), (0, 0.03), (2.9, 3.0), (0, 100)])
+def test_any_range_finds_the_same_tau(tau_range):
+  """A range is where the search begins: a narrow one is not flat, a wide one not too coarse."""
+  logits, labels = biased(COUNTS, 1.0)
+  usual = adsa.fit(logits, labels, COUNTS)
+  found = adsa.fit(logits, labels, COUNTS, tau_range=tau_range)
+  assert found.status == usual.status == "fitted"
+  assert found.tau == pytest.approx(usual.tau, abs=1e-3)
+
+
+@pytest.mark.parametrize("smoothing", [-1, math.nan, math.inf])
+def test_smoothing_is_a_number_of_images(smoothing):
+  with pytest.raises(ValueError, match=r"smoothing is .*; expected a number of images, 0 or more"):
+    adsa.fit(LOGITS, LABELS, COUNTS, smoothing=smoothing)
+
+
+def test_confidence_at_no_tau():
+  with pytest.raises(ValueError, match="tau is nan; expected a finite number"):
+    adsa.confidence(LOGITS, LABELS, COUNTS, math.nan)
 
 
 def test_align_refuses_empty_classes():
@@ -260,7 +282,7 @@ def test_errors_of_calibrators():
     calibrate.make_calibrator("asda")
   with pytest.raises(LtddError, match="tau"):
     calibrate.make_calibrator("fixed", tua=1.0)
-  with pytest.raises(LtddError, match="finite"):
+  with pytest.raises(LtddError, match=r"fixed: tau is .*within 100 of zero"):
     calibrate.make_calibrator("fixed", tau=math.nan)
   prior = jnp.log(jnp.array(COUNTS) / sum(COUNTS))
   with pytest.raises(LtddError, match=r"adsa: logits\[2\]"):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax.logit_files import calibrate_logits, inputs
+from ltdd_jax.logit_files import calibrate_logits, inputs, prepare
 from ltdd_jax.types import LtddError
 from tests.unit.test_logit_files import (
   COUNTS,
@@ -303,9 +303,30 @@ def test_options():
   refused("temperature is 0.0; expected a number above 0", temperature=0.0)
   refused("temperature is 2.0 with kind 'logits'", temperature=2.0, kind="logits")
   refused("chunk_size is 0", chunk_size=0)
+  refused("chunk_size is 2.5; expected a whole number of rows", chunk_size=2.5)
+  refused("probabilities overflow; use a larger temperature", temperature=1e-38)
   refused("unknown calibrator 'adas'. Did you mean 'adsa'?", calibrator="adas")
   refused("unexpected key 'taus'", calibrator="fixed", calibrator_args={"taus": 1.0})
   refused("tau is 'one'", calibrator="fixed", calibrator_args={"tau": "one"})
+
+
+@pytest.mark.parametrize(
+  ("name", "args", "message"),
+  [
+    ("adsa", {"target_prior": (0.5, 0.5)}, "target_prior has 2 entries; there are 5"),
+    ("adsa", {"max_head_drop": 0.1, "head": (7,)}, r"head is \(7,\); expected some"),
+    ("adsa_vector", {"groups": ((0, 1), (2,))}, "groups hold 3 classes; there are 5"),
+    ("ltkd", {"groups": ((0, 1), (2,))}, "groups hold 3 classes; there are 5"),
+  ],
+)
+def test_options_for_another_number_of_classes_are_refused_before_any_work(name, args, message):
+  with pytest.raises(LtddError, match=message):
+    prepare(LOGITS, LABELS, COUNTS, calibrator=name, calibrator_args=args)
+
+
+def test_a_target_prior_that_is_given_twice():
+  args = {"target_prior": tuple(np.full(K, 1 / K))}
+  refused("target_prior is given twice", target_prior=np.full(K, 1 / K), calibrator_args=args)
 
 
 # ---- outputs ----
