@@ -128,6 +128,15 @@ def test_more_images_make_a_narrower_interval():
   assert widths[1] < widths[0] / 1.5
 
 
+def test_the_interval_holds_the_tau_of_many_images():
+  """Of 60 intervals of 10 images a class, about as many as the docs say."""
+  draws = [draw(n=60, seed=seed) for seed in range(60)]
+  truth = fitted("adsa", draw(n=6000, seed=60))[1]["tau"]
+  intervals = np.array([fitted("adsa", d, bootstrap=100)[1]["tau_interval"] for d in draws])
+  held = np.mean((intervals[:, 0] <= truth) & (truth <= intervals[:, 1]))
+  assert held >= 0.83  # 0.93 less three standard errors
+
+
 def test_epochs_are_not_images():
   """Copies of the label epochs say nothing new: the interval stays."""
   logits, labels = draw()
