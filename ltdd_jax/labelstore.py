@@ -67,21 +67,26 @@ class LabelStore:
     self._whole = whole  # its folder may go when it does
 
   def first(self, num_epochs: int) -> "LabelStore":
-    """The store, restricted to its first label epochs."""
+    """The store, restricted to its first label epochs, for reading, `present` and `nbytes`."""
+    if num_epochs < 1:
+      raise LtddError(f"first {num_epochs} label epochs of {self.path}; expected 1 or more")
     e, n, k = self.shape
     about = {**self._about, "shape": [min(e, num_epochs), n, k]}
     return LabelStore(self.path, about, self._arrays, self)
 
   @property
   def nbytes(self) -> int:
-    """Bytes on disk of all label epochs that are there: values, indices, numbers of rows."""
-    folders = [self.path / name for name in self._arrays]
-    return sum(x.stat().st_size for f in folders for x in os.scandir(f) if _EPOCH.match(x.name))
+    """Bytes on disk of its label epochs that are there: values, indices, numbers of rows."""
+    return sum(x.stat().st_size for name in self._arrays for x in self._epochs(name).values())
 
   def present(self) -> set[int]:
-    """The label epochs that are there; `values` are written last."""
-    found = (_EPOCH.fullmatch(x.name) for x in os.scandir(self.path / "values"))
-    return {int(match[1]) for match in found if match}
+    """Those of its label epochs that are there; `values` are written last."""
+    return set(self._epochs("values"))
+
+  def _epochs(self, name: str) -> dict[int, os.DirEntry]:
+    """Files of an array; what tensorstore leaves when it is killed (`c.0.0.0.__lock`) is none."""
+    found = ((_EPOCH.fullmatch(x.name), x) for x in os.scandir(self.path / name))
+    return {int(m[1]): x for m, x in found if m and int(m[1]) < self.shape[0]}
 
   def read(self, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
     """Reads whole label epochs.
@@ -90,14 +95,18 @@ class LabelStore:
       Encoded arrays (stop - start, n, numbers), for `encoding.decode`.
 
     Raises:
-      LtddError: an epoch that is not there, or a damaged file.
+      LtddError: an epoch that is not there, numbers beyond the store's, or a damaged file.
     """
     stop = self.shape[0] if stop is None else stop
+    self._check_range("label epochs", start, stop, self.shape[0])
     return self._read(np.s_[start:stop])
 
   def rows(self, start: int, stop: int) -> np.ndarray:
     """Logits of rows e * n + i, decoded: (stop - start, k) float32; LtddError as of `read`."""
-    n, k = self.shape[1:]
+    e, n, k = self.shape
+    self._check_range("rows", start, stop, e * n)
+    if start == stop:
+      return np.zeros((0, k), self.dtype)
     first, last = start // n, (stop - 1) // n
     ends = {first: start - first * n}, {last: stop - last * n}
     parts, whole = [], [e for e in range(first, last + 1) if (e not in ends[0] | ends[1])]
@@ -112,6 +121,13 @@ class LabelStore:
   def logits(self, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Logits of whole label epochs, decoded: (stop - start, n, k) float32."""
     return self.encoding.decode(self.read(start, stop), self.shape[2])
+
+  def _check_range(self, what: str, start: int, stop: int, count: int) -> None:
+    if not 0 <= start <= stop <= count:
+      raise LtddError(
+        f"{what} {start} to {stop} of label store {self.path}; expected 0 <= start <= stop <= "
+        f"{count}, the number of its {what}"
+      )
 
   def _read(self, part: Any) -> dict[str, np.ndarray]:
     with _readable(self.path):

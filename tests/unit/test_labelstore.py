@@ -173,7 +173,44 @@ def test_two_processes_read_at_once(tmp_path):
   assert len(set(found)) == 1
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_no_rows_are_asked_for(tmp_path, encoding):
+  store = filled(tmp_path / "s", encoding)
+  for row in (0, 4, 5, 15):
+    assert store.rows(row, row).shape == (0, K)
+  assert store.logits(3).shape == (0, N, K)
+
+
+def test_bytes_and_presence_are_of_the_epochs_of_the_store_alone(tmp_path):
+  store = filled(tmp_path / "s", Encoding("uint8", top_k=2))
+  (tmp_path / "s" / "values" / "c.1.0.0.__lock").write_bytes(b"killed")
+  assert store.nbytes == labelstore.disk_bytes((E, N, K), store.encoding)
+  assert store.first(2).nbytes == labelstore.disk_bytes((2, N, K), store.encoding)
+  assert store.first(2).present() == {0, 1}
+
+
 # ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+  ("read", "message"),
+  [
+    (lambda s: s.read(2, 9), "label epochs 2 to 9 of .*s; expected 0 <= start <= stop <= 3, the"),
+    (lambda s: s.read(-1), "label epochs -1 to 3 of"),
+    (lambda s: s.logits(2, 1), "label epochs 2 to 1 of"),
+    (lambda s: s.rows(10, 20), "rows 10 to 20 of .*s; expected 0 <= start <= stop <= 15, the"),
+    (lambda s: s.rows(-3, 2), "rows -3 to 2 of"),
+    (lambda s: s.first(2).logits(0, 3), "label epochs 0 to 3 of .*<= 2"),
+    (lambda s: s.first(2).rows(10, 15), "rows 10 to 15 of .*<= 10"),
+    (lambda s: s.first(0), "first 0 label epochs of .*s; expected 1 or more"),
+    (lambda s: s.first(-1), "first -1 label epochs"),
+  ],
+)
+def test_what_the_store_does_not_have_is_not_called_damage(tmp_path, read, message):
+  store = filled(tmp_path / "s")
+  with pytest.raises(LtddError, match=message) as error:
+    read(store)
+  assert "delete" not in str(error.value)
 
 
 def test_another_class_map_is_refused_and_both_are_shown(tmp_path):
