@@ -292,6 +292,17 @@ def test_arrays_that_do_not_fit_are_not_written(tmp_path, epochs, message):
   store = make(tmp_path / "s")
   with pytest.raises(LtddError, match=message):
     store.write(epochs)
+  store.write({})
+  assert store.present() == set()
+
+
+def test_classes_that_do_not_exist_are_not_written(tmp_path):
+  encoding = Encoding(top_k=2)
+  store = make(tmp_path / "s", encoding)
+  arrays = encoded(encoding, [1])
+  arrays[1]["indices"] = np.full_like(arrays[1]["indices"], K)
+  with pytest.raises(LtddError, match="label epoch 1: indices has class 4; expected 0 to 3"):
+    store.write(arrays)
   assert store.present() == set()
 
 
