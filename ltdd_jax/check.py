@@ -215,18 +215,11 @@ def _check_unmixed(group: str, augment_specs: Sequence[Mapping[str, Any]]) -> No
 
 
 def _check_labels(relabel: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
-  stored = encoding.from_config(relabel)
+  encoding.from_config(relabel)
   student.check_hard_weight(trained["hard_weight"])
   train.check_averages(trained["ema"], trained["bn_updates"])
   if trained["recipe"] is not None:
     recipes.parse(trained["recipe"])
-  kept = stored.top_k is not None and stored.rest == "kept"
-  if kept and not relabel["online"] and trained["loss"]["name"] == "mse_ce":
-    raise LtddError(
-      "config.relabel.rest is 'kept', which gives classes outside the top "
-      f"{stored.top_k} a logit of nothing, and config.student.loss compares raw logits "
-      "('mse_ce'). Use rest='spread', or the loss 'kl'"
-    )
 
 
 def _check_choice(where: str, value: Any, options: tuple[str, ...]) -> None:
@@ -263,6 +256,7 @@ def check_with_data(ctx: stages_lib.Context) -> None:
     augment.compose(specs)
   stored = encoding.from_config(config["relabel"])
   stored.check(spec.num_classes)
+  _check_raw_logits(stored, spec.num_classes, config)
   views_of = labels.view_fn(spec, **config["relabel"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -283,6 +277,17 @@ def _check_loss(loss_fn: losses.SoftLoss, k: int) -> None:
   """Traces a student's loss, which may refuse a number of classes."""
   row = jax.ShapeDtypeStruct((2, k), jnp.float32)
   jax.eval_shape(loss_fn, row, row, jax.ShapeDtypeStruct((2,), jnp.int32))
+
+
+def _check_raw_logits(stored: encoding.Encoding, k: int, config: Mapping[str, Any]) -> None:
+  """Refuses a loss of raw logits where stored labels have classes with a logit of nothing."""
+  raw = config["student"]["loss"]["name"] == "mse_ce"
+  if raw and stored.leaves_out(k) and not config["relabel"]["online"]:
+    raise LtddError(
+      "config.relabel.rest is 'kept', which gives classes outside the top "
+      f"{stored.top_k} a logit of nothing, and config.student.loss compares raw logits "
+      "('mse_ce'). Use rest='spread', or the loss 'kl'"
+    )
 
 
 def _check_calibrator(

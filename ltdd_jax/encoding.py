@@ -10,6 +10,7 @@ step. What a row loses is stated at `Encoding.encode`.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ class Encoding:
       k keep all the mass, the others get `NOTHING` less than the largest logit.
 
   Raises:
-    LtddError: an unknown dtype or rest, or top_k below 1.
+    LtddError: an unknown dtype or rest, or a top_k that is no whole number of 1 or more.
   """
 
   dtype: str = "float16"
@@ -50,9 +51,11 @@ class Encoding:
       if value not in options:
         known = ", ".join(map(repr, options))
         raise LtddError(f"config.relabel.{name} is {value!r}; expected one of {known}")
-    if self.top_k is not None and self.top_k < 1:
+    m = self.top_k
+    if m is not None and (isinstance(m, bool) or not isinstance(m, numbers.Integral) or m < 1):
       raise LtddError(
-        f"config.relabel.top_k is {self.top_k}; expected 1 or more classes, or None for all"
+        f"config.relabel.top_k is {m!r}; expected 1 or more classes, a whole number, or None for "
+        "all"
       )
 
   def __str__(self) -> str:

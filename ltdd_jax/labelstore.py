@@ -14,11 +14,13 @@ it. A store is a row source for `adsa.Rows`: calibrators stream it.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
 import pathlib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,21 +69,26 @@ class LabelStore:
     self._whole = whole  # its folder may go when it does
 
   def first(self, num_epochs: int) -> "LabelStore":
-    """The store, restricted to its first label epochs."""
+    """The store, restricted to its first label epochs, for reading, `present` and `nbytes`."""
+    if num_epochs < 1:
+      raise LtddError(f"first {num_epochs} label epochs of {self.path}; expected 1 or more")
     e, n, k = self.shape
     about = {**self._about, "shape": [min(e, num_epochs), n, k]}
     return LabelStore(self.path, about, self._arrays, self)
 
   @property
   def nbytes(self) -> int:
-    """Bytes on disk of all label epochs that are there: values, indices, numbers of rows."""
-    folders = [self.path / name for name in self._arrays]
-    return sum(x.stat().st_size for f in folders for x in os.scandir(f) if _EPOCH.match(x.name))
+    """Bytes on disk of its label epochs that are there: values, indices, numbers of rows."""
+    return sum(x.stat().st_size for name in self._arrays for x in self._epochs(name).values())
 
   def present(self) -> set[int]:
-    """The label epochs that are there; `values` are written last."""
-    found = (_EPOCH.fullmatch(x.name) for x in os.scandir(self.path / "values"))
-    return {int(match[1]) for match in found if match}
+    """Those of its label epochs that are there; `values` are written last."""
+    return set(self._epochs("values"))
+
+  def _epochs(self, name: str) -> dict[int, os.DirEntry]:
+    """Files of an array; what tensorstore leaves when it is killed (`c.0.0.0.__lock`) is none."""
+    found = ((_EPOCH.fullmatch(x.name), x) for x in os.scandir(self.path / name))
+    return {int(m[1]): x for m, x in found if m and int(m[1]) < self.shape[0]}
 
   def read(self, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
     """Reads whole label epochs.
@@ -90,14 +97,18 @@ class LabelStore:
       Encoded arrays (stop - start, n, numbers), for `encoding.decode`.
 
     Raises:
-      LtddError: an epoch that is not there, or a damaged file.
+      LtddError: an epoch that is not there, numbers beyond the store's, or a damaged file.
     """
     stop = self.shape[0] if stop is None else stop
+    self._check_range("label epochs", start, stop, self.shape[0])
     return self._read(np.s_[start:stop])
 
   def rows(self, start: int, stop: int) -> np.ndarray:
     """Logits of rows e * n + i, decoded: (stop - start, k) float32; LtddError as of `read`."""
-    n, k = self.shape[1:]
+    e, n, k = self.shape
+    self._check_range("rows", start, stop, e * n)
+    if start == stop:
+      return np.zeros((0, k), self.dtype)
     first, last = start // n, (stop - 1) // n
     ends = {first: start - first * n}, {last: stop - last * n}
     parts, whole = [], [e for e in range(first, last + 1) if (e not in ends[0] | ends[1])]
@@ -113,6 +124,13 @@ class LabelStore:
     """Logits of whole label epochs, decoded: (stop - start, n, k) float32."""
     return self.encoding.decode(self.read(start, stop), self.shape[2])
 
+  def _check_range(self, what: str, start: int, stop: int, count: int) -> None:
+    if not 0 <= start <= stop <= count:
+      raise LtddError(
+        f"{what} {start} to {stop} of label store {self.path}; expected 0 <= start <= stop <= "
+        f"{count}, the number of its {what}"
+      )
+
   def _read(self, part: Any) -> dict[str, np.ndarray]:
     with _readable(self.path):
       waiting = {name: array[part].read() for name, array in self._arrays.items()}
@@ -124,8 +142,11 @@ class LabelStore:
     """Writes label epochs: {number: encoded arrays (n, numbers)}.
 
     Raises:
-      LtddError: arrays that do not fit the store, numbers that are not finite, or a full disk.
+      LtddError: arrays that do not fit the store, numbers that are not finite, classes that do not
+        exist, or a full disk.
     """
+    if not epochs:
+      return
     layout = self.encoding.layout(self.shape[2])
     plain = {e: {k: np.asarray(v) for k, v in arrays.items()} for e, arrays in epochs.items()}
     for number, arrays in plain.items():
@@ -142,13 +163,18 @@ class LabelStore:
           future.result()
 
   def _check(self, number: int, arrays: Mapping[str, np.ndarray], layout: Any) -> None:
-    e, n, _ = self.shape
+    e, n, k = self.shape
     if not 0 <= number < e:
       raise LtddError(f"label epoch {number} does not exist; {self.path} has {e}, counted from 0")
     got = {name: (x.shape, x.dtype) for name, x in arrays.items()}
     want = {name: ((n, count), dtype) for name, (count, dtype) in layout.items()}
     if got != want:
       raise LtddError(f"label epoch {number} has arrays {got}; {self.path} stores {want}")
+    if "indices" in arrays and (last := arrays["indices"].max()) >= k:
+      raise LtddError(
+        f"label epoch {number}: indices has class {last}; expected 0 to {k - 1}, the classes of "
+        f"{self.path}"
+      )
     for name, x in arrays.items():
       if x.dtype.kind not in "iu" and not np.isfinite(x.astype(np.float32)).all():
         raise LtddError(
@@ -175,19 +201,32 @@ def create(
     facts: what the labels are made from, JSON values; a store of other facts is another one.
 
   Raises:
-    LtddError: another store or other files are there, or top_k exceeds k.
+    LtddError: a size below 1, not a name for each class, top_k above k, another store or other
+      files are there, or a damaged store.
   """
   path = pathlib.Path(path).absolute()
   encoding.check(shape[2])
   about = _about(shape, encoding, class_names, facts or {})
+  if wrong := _wrong_field(about):
+    raise LtddError(f"label store {path} cannot be made: {wrong}")
   if (path / _META).exists():
     _check_about(path, about, _read_about(path))
-  elif path.exists() and any(path.iterdir()):
-    raise LtddError(f"{path} has files, but is no label store; use another folder, or delete it")
   else:
+    _check_free(path)
     group = {"zarr_format": 3, "node_type": "group", "attributes": {KEY: about}}
     files.write_text(path / _META, json.dumps(group, indent=1, allow_nan=False) + "\n")
   return LabelStore(path, about, _open_arrays(path, shape, encoding, create=True))
+
+
+def _check_free(path: pathlib.Path) -> None:
+  """Raises LtddError if files are there; removes what a kill left of a first zarr.json."""
+  found = list(path.iterdir()) if path.is_dir() else []
+  left = [x for x in found if x.is_file() and x.name.startswith(files.TEMPORARY)]
+  if path.is_file() or len(found) > len(left):
+    what = "is a file" if path.is_file() else "has files"
+    raise LtddError(f"{path} {what}, but is no label store; use another folder, or delete it")
+  for file in left:
+    file.unlink()
 
 
 def open_store(
@@ -204,16 +243,10 @@ def open_store(
   """
   path = pathlib.Path(path).absolute()
   about = _read_about(path)
-  names = about["class_names"]
-  if class_names is not None and names != list(class_names):
-    raise LtddError(
-      f"label store {path} was made with the class map {names}, and is read with "
-      f"{list(class_names)}. Use labels of this data set, or label its images anew."
-    )
+  if class_names is not None:
+    _check_classes(path, class_names, about["class_names"])
   encoding = Encoding(**about["encoding"])
-  with _readable(path):
-    arrays = _open_arrays(path, about["shape"], encoding, create=False)
-  return LabelStore(path, about, arrays)
+  return LabelStore(path, about, _open_arrays(path, about["shape"], encoding, create=False))
 
 
 def disk_bytes(shape: Sequence[int], encoding: Encoding) -> int:
@@ -243,54 +276,69 @@ def _read_about(path: pathlib.Path) -> dict[str, Any]:
   try:
     about = json.loads((path / _META).read_text(encoding="utf-8"))["attributes"][KEY]
     number = about["format"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise LtddError(
       f"{path} is no label store of ltdd_jax: {_META} is missing, damaged or another program's "
       f"({type(error).__name__}: {error})"
     ) from error
   if number != FORMAT:
     raise LtddError(
-      f"label store {path} has format {number}, and this version of ltdd_jax reads format "
+      f"label store {path} has format {number!r}, and this version of ltdd_jax reads format "
       f"{FORMAT}. Label the images anew, or use the version that wrote it."
     )
-  _check_fields(path, about)
+  if wrong := _wrong_field(about):
+    raise LtddError(
+      f"label store {path} is damaged: {wrong}, in the attributes of {_META}. Delete {path} and "
+      "label the images anew."
+    )
   return about
 
 
-def _check_fields(path: pathlib.Path, about: Mapping[str, Any]) -> None:
-  """Raises LtddError for attributes of the right format that are not what `create` writes."""
+def _wrong_field(about: Mapping[str, Any]) -> str | None:
+  """Says what is wrong with attributes of the right format: "shape is [0, 2, 3]; expected ..."."""
   shape, names = about.get("shape"), about.get("class_names")
   sizes = isinstance(shape, list) and [type(x) for x in shape] == [int] * 3 and min(shape) > 0
+  k = shape[2] if sizes else 0
   strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
   good = {
     "shape": (sizes, "three sizes, 1 or more each"),
-    "encoding": (_is_encoding(about.get("encoding")), "dtype, top_k and rest of an encoding"),
-    "class_names": (strings and sizes and len(names) == shape[2], "a name for each class"),
+    "encoding": (_is_encoding(about.get("encoding"), k), f"dtype, top_k and rest for {k} classes"),
+    "class_names": (strings and len(names) == k, f"{k} names, one for each class"),
     "facts": (isinstance(about.get("facts"), dict), "an object"),
   }
   for key, (fine, expected) in good.items():
     if not fine:
-      raise LtddError(
-        f"label store {path} is damaged: {key} is {about.get(key)!r} in the attributes of {_META}; "
-        f"expected {expected}. Delete {path} and label the images anew."
-      )
+      return f"{key} is {reprlib.repr(about.get(key))}; expected {expected}"
+  return None
 
 
-def _is_encoding(value: Any) -> bool:
+def _is_encoding(value: Any, k: int) -> bool:
   try:
-    Encoding(**value)
+    Encoding(**value).check(k)
   except (LtddError, TypeError):
     return False
   return set(value) == {field.name for field in dataclasses.fields(Encoding)}
 
 
 def _check_about(path: pathlib.Path, want: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+  _check_classes(path, want["class_names"], found["class_names"])
   if changes := config_lib.diff(found, want):
     lines = [f"  {k}: {json.dumps(a)} -> {json.dumps(b)}" for k, (a, b) in changes.items()]
     raise LtddError(
       "\n".join([f"label store {path} holds other labels:", *lines])
       + f"\nUse another folder, or delete {path}"
     )
+
+
+def _check_classes(path: pathlib.Path, want: Sequence[str], found: Sequence[str]) -> None:
+  """Raises LtddError with the first class that differs: there may be a thousand."""
+  for c, (there, here) in enumerate(itertools.zip_longest(found, want)):
+    if there != here:
+      raise LtddError(
+        f"label store {path} was made with another class map: class {c} is {there!r} there (of "
+        f"{len(found)}) and {here!r} here (of {len(want)}). Use labels of this data set, or label "
+        "its images anew."
+      )
 
 
 # ---- tensorstore ----
@@ -302,17 +350,20 @@ def _open_arrays(
   import tensorstore  # brings a thread pool: late
 
   e, n, k = shape
-  waiting = {}
-  for name, (count, dtype) in encoding.layout(k).items():
-    spec = {
+  specs = {
+    name: {
       "driver": "zarr3",
       "kvstore": {"driver": "file", "path": str(path / name)},
       "metadata": _metadata(e, n, count, dtype),
       "store_data_equal_to_fill_value": True,  # else an epoch of zeros would not be there
       "fill_missing_data_reads": False,
     }
-    waiting[name] = tensorstore.open(spec, open=True, create=create, read=True, write=create)
-  return {name: future.result() for name, future in waiting.items()}
+    for name, (count, dtype) in encoding.layout(k).items()
+  }
+  how = {"open": True, "create": create, "read": True, "write": create}
+  with _readable(path):
+    waiting = {name: tensorstore.open(spec, **how) for name, spec in specs.items()}
+    return {name: future.result() for name, future in waiting.items()}
 
 
 def _metadata(e: int, n: int, count: int, dtype: np.dtype) -> dict[str, Any]:
@@ -366,10 +417,10 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
   except (ValueError, OSError, IndexError) as error:
     if isinstance(error, LtddError):
       raise
-    why = str(error).split(" [")[0][:400]
+    why = re.split(r" \[[\w ]+=", str(error))[0][:400]  # without [tensorstore_spec='...
     raise LtddError(
-      f"label store {path} cannot be read: {why}. Either relabelling stopped before its end: give "
-      f"the same command again; or the file is damaged: delete {path} and label the images anew."
+      f"label store {path} cannot be read: {why}. If relabelling stopped before its end, give the "
+      f"same command again; if that fails too, delete {path} and label the images anew."
     ) from error
 
 

@@ -173,21 +173,69 @@ def test_two_processes_read_at_once(tmp_path):
   assert len(set(found)) == 1
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_no_rows_are_asked_for(tmp_path, encoding):
+  store = filled(tmp_path / "s", encoding)
+  for row in (0, 4, 5, 15):
+    assert store.rows(row, row).shape == (0, K)
+  assert store.logits(3).shape == (0, N, K)
+
+
+def test_bytes_and_presence_are_of_the_epochs_of_the_store_alone(tmp_path):
+  store = filled(tmp_path / "s", Encoding("uint8", top_k=2))
+  (tmp_path / "s" / "values" / "c.1.0.0.__lock").write_bytes(b"killed")
+  assert store.nbytes == labelstore.disk_bytes((E, N, K), store.encoding)
+  assert store.first(2).nbytes == labelstore.disk_bytes((2, N, K), store.encoding)
+  assert store.first(2).present() == {0, 1}
+
+
 # ---- what is refused ----
 
 
-def test_another_class_map_is_refused_and_both_are_shown(tmp_path):
+@pytest.mark.parametrize(
+  ("read", "message"),
+  [
+    (lambda s: s.read(2, 9), "label epochs 2 to 9 of .*s; expected 0 <= start <= stop <= 3, the"),
+    (lambda s: s.read(-1), "label epochs -1 to 3 of"),
+    (lambda s: s.logits(2, 1), "label epochs 2 to 1 of"),
+    (lambda s: s.rows(10, 20), "rows 10 to 20 of .*s; expected 0 <= start <= stop <= 15, the"),
+    (lambda s: s.rows(-3, 2), "rows -3 to 2 of"),
+    (lambda s: s.first(2).logits(0, 3), "label epochs 0 to 3 of .*<= 2"),
+    (lambda s: s.first(2).rows(10, 15), "rows 10 to 15 of .*<= 10"),
+    (lambda s: s.first(0), "first 0 label epochs of .*s; expected 1 or more"),
+    (lambda s: s.first(-1), "first -1 label epochs"),
+  ],
+)
+def test_what_the_store_does_not_have_is_not_called_damage(tmp_path, read, message):
+  store = filled(tmp_path / "s")
+  with pytest.raises(LtddError, match=message) as error:
+    read(store)
+  assert "delete" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("names", "message"),
+  [
+    ("acbd", r"class 1 is 'b' there \(of 4\) and 'c' here \(of 4\)"),
+    ("abc", r"class 3 is 'd' there \(of 4\) and None here \(of 3\)"),
+  ],
+)
+def test_another_class_map_is_refused_and_the_first_difference_is_shown(tmp_path, names, message):
   filled(tmp_path / "s")
-  with pytest.raises(LtddError, match=r"\['a', 'b', 'c', 'd'\].*\['a', 'c', 'b', 'd'\]"):
-    labelstore.open_store(tmp_path / "s", class_names=["a", "c", "b", "d"])
+  for reopen in (labelstore.open_store, make):
+    kwargs = {} if reopen is labelstore.open_store else {"shape": (E, N, len(names))}
+    with pytest.raises(LtddError, match=message) as error:
+      reopen(tmp_path / "s", class_names=list(names), **kwargs)
+    assert "'a'" not in str(error.value)
 
 
-def test_another_format_is_refused_and_both_are_shown(tmp_path):
+@pytest.mark.parametrize("number", [7, "1"])
+def test_another_format_is_refused_and_both_are_shown(tmp_path, number):
   filled(tmp_path / "s")
   path = tmp_path / "s" / "zarr.json"
-  path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
+  path.write_text(path.read_text().replace('"format": 1', f'"format": {json.dumps(number)}'))
   for reopen in (labelstore.open_store, make):
-    with pytest.raises(LtddError, match=r"has format 7.*reads format 1"):
+    with pytest.raises(LtddError, match=rf"has format {number!r}, .*reads format 1"):
       reopen(tmp_path / "s")
 
 
@@ -206,7 +254,8 @@ def test_a_store_of_other_labels_is_not_gone_on_with(tmp_path):
     ("shape", None), ("shape", [3, 4]), ("shape", [3, 4, "5"]), ("encoding", None),
     ("shape", [3, 0, 5]), ("encoding", {"dtype": "float16"}),
     ("encoding", {"dtype": "float99", "top_k": None, "rest": "spread"}),
-    ("encoding", {"dtype": "float16", "top_k": "x", "rest": "spread"}), ("class_names", None),
+    ("encoding", {"dtype": "float16", "top_k": "x", "rest": "spread"}),
+    ("encoding", {"dtype": "float16", "top_k": 9, "rest": "spread"}), ("class_names", None),
     ("class_names", ["a"]), ("class_names", [1, 2, 3, 4]), ("facts", None), ("facts", [1]),
   ],
 )  # fmt: skip
@@ -232,8 +281,42 @@ def test_what_is_no_store_is_refused(tmp_path):
     labelstore.open_store(tmp_path / "nothing")
   (tmp_path / "files").mkdir()
   (tmp_path / "files" / "x").write_text("mine")
-  with pytest.raises(LtddError, match="is no label store; use another folder"):
+  with pytest.raises(LtddError, match="files has files, but is no label store; use another folder"):
     make(tmp_path / "files")
+  with pytest.raises(LtddError, match="x is a file, but is no label store; use another folder"):
+    make(tmp_path / "files" / "x")
+  (tmp_path / "zarr.json").write_text("[" * 100_000)
+  with pytest.raises(LtddError, match=r"no label store of ltdd_jax.*RecursionError"):
+    labelstore.open_store(tmp_path)
+
+
+def test_a_kill_while_the_store_is_made_does_not_block_the_next_start(tmp_path):
+  left = tmp_path / "s" / ".ltdd-tmp-abc"
+  left.parent.mkdir()
+  left.write_text("{")
+  make(tmp_path / "s")
+  assert not left.exists()
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"shape": (0, N, K)}, r"s cannot be made: shape is \[0, 5, 4\]; expected three sizes"),
+    ({"class_names": ("a",)}, r"class_names is \['a'\]; expected 4 names, one for each class"),
+  ],
+)
+def test_what_could_not_be_opened_is_not_made(tmp_path, kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    make(tmp_path / "s", **kwargs)
+  assert not (tmp_path / "s").exists()
+
+
+def test_attributes_of_another_store_are_refused_and_both_shapes_are_shown(tmp_path):
+  filled(tmp_path / "s")
+  make(tmp_path / "t", shape=(2, N, K))
+  (tmp_path / "t" / "zarr.json").replace(tmp_path / "s" / "zarr.json")
+  with pytest.raises(LtddError, match=r"Expected .shape. of \[2,5,4\] but .*\[3,5,4\]\. If"):
+    labelstore.open_store(tmp_path / "s")
 
 
 def test_a_store_without_an_array_is_refused(tmp_path):
@@ -241,6 +324,15 @@ def test_a_store_without_an_array_is_refused(tmp_path):
   (tmp_path / "s" / "values" / "zarr.json").unlink()
   with pytest.raises(LtddError, match=r"cannot be read.*values/"):
     labelstore.open_store(tmp_path / "s")
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "{}"])
+def test_a_damaged_array_is_named_when_it_is_gone_on_with(tmp_path, text):
+  filled(tmp_path / "s")
+  (tmp_path / "s" / "values" / "zarr.json").write_text(text)
+  for reopen in (labelstore.open_store, make):
+    with pytest.raises(LtddError, match=r"s cannot be read.*values/zarr\.json.*delete .*s and"):
+      reopen(tmp_path / "s")
 
 
 @pytest.mark.parametrize(
@@ -255,6 +347,17 @@ def test_arrays_that_do_not_fit_are_not_written(tmp_path, epochs, message):
   store = make(tmp_path / "s")
   with pytest.raises(LtddError, match=message):
     store.write(epochs)
+  store.write({})
+  assert store.present() == set()
+
+
+def test_classes_that_do_not_exist_are_not_written(tmp_path):
+  encoding = Encoding(top_k=2)
+  store = make(tmp_path / "s", encoding)
+  arrays = encoded(encoding, [1])
+  arrays[1]["indices"] = np.full_like(arrays[1]["indices"], K)
+  with pytest.raises(LtddError, match="label epoch 1: indices has class 4; expected 0 to 3"):
+    store.write(arrays)
   assert store.present() == set()
 
 
@@ -273,6 +376,9 @@ def test_logits_too_large_for_float16_become_infinite_and_are_refused(tmp_path, 
     ({"dtype": "int8"}, "dtype is 'int8'; expected one of 'float32', 'float16', 'bfloat16'"),
     ({"rest": "lost"}, "rest is 'lost'; expected one of 'spread', 'kept'"),
     ({"top_k": 0}, "top_k is 0; expected 1 or more"),
+    ({"top_k": 2.5}, "top_k is 2.5; expected 1 or more classes, a whole number"),
+    ({"top_k": True}, "top_k is True; expected 1 or more"),
+    ({"top_k": "x"}, "top_k is 'x'; expected 1 or more"),
     ({"top_k": 5}, "top_k is 5; expected 1 to 4, the number of classes"),
   ],
 )

@@ -140,14 +140,15 @@ def test_configs_that_are_wrong_by_themselves(path, value, message):
     check.check(plain)
 
 
-def test_labels_that_keep_all_the_mass_are_refused_for_raw_logits():
-  plain = digits_lt.get_config("preset=smoke").to_dict()
-  plain["relabel"] |= {"top_k": 3, "rest": "kept"}
-  assert plain["student"]["loss"]["name"] == "mse_ce"
+def test_labels_that_keep_all_the_mass_are_refused_for_raw_logits(config):
+  config["relabel"] |= {"top_k": 3, "rest": "kept"}
+  assert config["student"]["loss"]["name"] == "mse_ce"
   with pytest.raises(LtddError, match=r"rest is 'kept'.*'mse_ce'.*rest='spread', or the loss 'kl'"):
-    check.check(plain)
-  plain["student"]["loss"] = {"name": "kl"}
-  check.check(plain)
+    check.check_with_data(stages.Context(config))
+  all_classes = {"relabel": config["relabel"] | {"top_k": 10}}  # nothing is left out
+  online = {"relabel": config["relabel"] | {"online": True}}
+  for fine in (all_classes, online, {"student": config["student"] | {"loss": {"name": "kl"}}}):
+    check.check_with_data(stages.Context(check.check(config | fine)))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +192,7 @@ def test_a_log_loss_needs_a_logit_of_every_class(name, kwargs, refused):
 
 def test_a_store_without_a_logit_of_every_class_is_refused_before_training(config):
   config["relabel"] |= {"top_k": 3, "rest": "kept"}
+  config["student"]["loss"] = {"name": "kl"}
   config["calibrate"]["calibrators"] = {"mine": {"name": "ltkd"}}
   with pytest.raises(LtddError, match=r"calibrators\.mine, .*Use rest='spread'"):
     check.check_with_data(stages.Context(config))
