@@ -2,8 +2,9 @@
 
   python -m benchmarks.intervals
 
-Simulated logits of ten classes, imbalance factor 100: noise, a margin for the true class that differs
-from image to image, and 0.9 of log pi. The tau of 5,000 images a class stands for the truth.
+Simulated logits of ten classes, imbalance factor 100: noise, a margin for the true class that
+differs from image to image, and 0.9 of log pi. The tau of 5,000 images a class stands for the
+truth.
 """
 
 import argparse

@@ -13,27 +13,19 @@ it. A store is a row source for `adsa.Rows`: calibrators stream it.
 """
 
 import contextlib
-import dataclasses
-import itertools
-import json
 import math
 import os
 import pathlib
 import re
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ltdd_jax import config as config_lib
-from ltdd_jax import files
+from ltdd_jax import files, storemeta
 from ltdd_jax.encoding import Encoding as Encoding
 from ltdd_jax.types import LtddError
 
-FORMAT = 1
-KEY = "ltdd_jax.labels"  # of the group's attributes
-_META = "zarr.json"
 _CHUNK_BYTES = 1 << 20
 _EPOCH = re.compile(r"c\.(\d+)\.0\.0")
 _CRC_BYTES, _INDEX_BYTES = 4, 16  # a checksum; place and size of a chunk in a shard
@@ -206,15 +198,14 @@ def create(
   """
   path = pathlib.Path(path).absolute()
   encoding.check(shape[2])
-  about = _about(shape, encoding, class_names, facts or {})
-  if wrong := _wrong_field(about):
+  about = storemeta.make(shape, encoding, class_names, facts or {})
+  if wrong := storemeta.wrong_field(about):
     raise LtddError(f"label store {path} cannot be made: {wrong}")
-  if (path / _META).exists():
-    _check_about(path, about, _read_about(path))
+  if (path / storemeta.NAME).exists():
+    storemeta.check_same(path, about, storemeta.read(path))
   else:
     _check_free(path)
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {KEY: about}}
-    files.write_text(path / _META, json.dumps(group, indent=1, allow_nan=False) + "\n")
+    storemeta.write(path, about)
   return LabelStore(path, about, _open_arrays(path, shape, encoding, create=True))
 
 
@@ -242,9 +233,9 @@ def open_store(
     LtddError: no store, a damaged one, or one of another format or class map.
   """
   path = pathlib.Path(path).absolute()
-  about = _read_about(path)
+  about = storemeta.read(path)
   if class_names is not None:
-    _check_classes(path, class_names, about["class_names"])
+    storemeta.check_classes(path, class_names, about["class_names"])
   encoding = Encoding(**about["encoding"])
   return LabelStore(path, about, _open_arrays(path, about["shape"], encoding, create=False))
 
@@ -253,92 +244,6 @@ def disk_bytes(shape: Sequence[int], encoding: Encoding) -> int:
   """Bytes of a full store (e, n, k): `LabelStore.nbytes`, before there is one."""
   e, n, k = shape
   return e * sum(_file_bytes(n, *numbers) for numbers in encoding.layout(k).values())
-
-
-# ---- attributes ----
-
-
-def _about(
-  shape: Sequence[int], encoding: Encoding, class_names: Sequence[str], facts: Mapping[str, Any]
-) -> dict[str, Any]:
-  about = {
-    "format": FORMAT,
-    "shape": [int(x) for x in shape],
-    "encoding": dataclasses.asdict(encoding),
-    "columns": encoding.columns(shape[2]),
-    "class_names": list(class_names),
-    "facts": facts,
-  }
-  return config_lib.canonical(about, "label store")
-
-
-def _read_about(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    about = json.loads((path / _META).read_text(encoding="utf-8"))["attributes"][KEY]
-    number = about["format"]
-  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-    raise LtddError(
-      f"{path} is no label store of ltdd_jax: {_META} is missing, damaged or another program's "
-      f"({type(error).__name__}: {error})"
-    ) from error
-  if number != FORMAT:
-    raise LtddError(
-      f"label store {path} has format {number!r}, and this version of ltdd_jax reads format "
-      f"{FORMAT}. Label the images anew, or use the version that wrote it."
-    )
-  if wrong := _wrong_field(about):
-    raise LtddError(
-      f"label store {path} is damaged: {wrong}, in the attributes of {_META}. Delete {path} and "
-      "label the images anew."
-    )
-  return about
-
-
-def _wrong_field(about: Mapping[str, Any]) -> str | None:
-  """Says what is wrong with attributes of the right format: "shape is [0, 2, 3]; expected ..."."""
-  shape, names = about.get("shape"), about.get("class_names")
-  sizes = isinstance(shape, list) and [type(x) for x in shape] == [int] * 3 and min(shape) > 0
-  k = shape[2] if sizes else 0
-  strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
-  good = {
-    "shape": (sizes, "three sizes, 1 or more each"),
-    "encoding": (_is_encoding(about.get("encoding"), k), f"dtype, top_k and rest for {k} classes"),
-    "class_names": (strings and len(names) == k, f"{k} names, one for each class"),
-    "facts": (isinstance(about.get("facts"), dict), "an object"),
-  }
-  for key, (fine, expected) in good.items():
-    if not fine:
-      return f"{key} is {reprlib.repr(about.get(key))}; expected {expected}"
-  return None
-
-
-def _is_encoding(value: Any, k: int) -> bool:
-  try:
-    Encoding(**value).check(k)
-  except (LtddError, TypeError):
-    return False
-  return set(value) == {field.name for field in dataclasses.fields(Encoding)}
-
-
-def _check_about(path: pathlib.Path, want: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-  _check_classes(path, want["class_names"], found["class_names"])
-  if changes := config_lib.diff(found, want):
-    lines = [f"  {k}: {json.dumps(a)} -> {json.dumps(b)}" for k, (a, b) in changes.items()]
-    raise LtddError(
-      "\n".join([f"label store {path} holds other labels:", *lines])
-      + f"\nUse another folder, or delete {path}"
-    )
-
-
-def _check_classes(path: pathlib.Path, want: Sequence[str], found: Sequence[str]) -> None:
-  """Raises LtddError with the first class that differs: there may be a thousand."""
-  for c, (there, here) in enumerate(itertools.zip_longest(found, want)):
-    if there != here:
-      raise LtddError(
-        f"label store {path} was made with another class map: class {c} is {there!r} there (of "
-        f"{len(found)}) and {here!r} here (of {len(want)}). Use labels of this data set, or label "
-        "its images anew."
-      )
 
 
 # ---- tensorstore ----

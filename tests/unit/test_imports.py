@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "ltdd_jax").rglob("*.py"))
 # A module may import those of lower rank, and its own package.
 RANK = {
   "types": 0, "rng": 0, "mesh": 0, "startup": 0, "adsa": 0,
-  "files": 1, "config": 1, "encoding": 1, "labelstore": 2, "ensemble": 2,
+  "files": 1, "config": 1, "encoding": 1, "storemeta": 2, "labelstore": 3, "ensemble": 2,
   "provenance": 2, "writer": 2, "registry": 2, "checkpoint": 2,
   "manifest": 3, "artefacts": 4, "imported": 5,
   "data": 3, "losses": 3, "schedules": 3, "metrics": 4, "models": 4, "calibrate": 4,

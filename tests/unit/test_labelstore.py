@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorstore
 
-from ltdd_jax import adsa, labelstore
+from ltdd_jax import adsa, labelstore, storemeta
 from ltdd_jax.encoding import Encoding
 from ltdd_jax.types import LtddError
 
@@ -263,7 +263,7 @@ def test_damaged_attributes_are_named(tmp_path, key, value):
   filled(tmp_path / "s")
   path = tmp_path / "s" / "zarr.json"
   group = json.loads(path.read_text())
-  about = group["attributes"][labelstore.KEY]
+  about = group["attributes"][storemeta.KEY]
   del about[key]
   if value is not None:
     about[key] = value
