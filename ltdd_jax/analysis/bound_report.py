@@ -22,7 +22,7 @@ def render(results: Mapping[str, Any]) -> str:
     "## The conditional term: KL(p_te(y|x) || p_dd(y|x))",
     "*KL test*: labels as a function of x, that is the calibrated teacher, against the reference, "
     "on test images. *log-loss*: the same on held-out classes, KL + H(y|x). *KL views*: labels "
-    f"against the reference on the first {study['view_epochs']} views of the distilled images.",
+    f"against the reference on views of the distilled images, {study['view_epochs']} each at most.",
     conditional_table(results),
     "## KL test by class",
     class_table(results),

@@ -60,6 +60,10 @@ def test_fit_is_no_worse_than_its_curve(logits, labels, counts, negative):
   if result.status == "fitted" and 0 < result.tau < 3:
     assert result.objective_after <= result.objective_before + 1e-6
   assert np.isfinite(result.curve).all()
+  if result.status == "fitted":  # no higher than the points of the grid on both sides of it
+    taus, curve = result.curve.T
+    beside = np.searchsorted(taus, result.tau) + np.array([-1, 0])
+    assert result.objective_after <= curve[beside.clip(0, len(taus) - 1)].min() + 1e-6
   assert result.objective_after == pytest.approx(np.nanstd(result.confidence_after), abs=1e-9)
   direct = adsa.objective(logits, labels, counts, result.tau)
   assert result.objective_after == pytest.approx(direct, abs=1e-6)
