@@ -1,5 +1,6 @@
 """The command `python -m launch.calibrate`: messages, memory, and what the docs say about it."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -208,10 +209,12 @@ class Tensor:
   def __init__(self, array):
     self.array = array
 
-  def detach(self):
+  def cpu(self):
     return self
 
-  cpu = detach
+  @property
+  def shape(self):
+    return self.array.shape
 
   def float(self):
     return Tensor(self.array.astype(np.float32))
@@ -224,14 +227,26 @@ def test_the_documented_example_runs(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   random = np.random.default_rng(0)
   labels, counts = np.arange(50) % 10, np.linspace(500, 5, 10)
-  logits = random.standard_normal((50, 10)) + 3 * np.eye(10)[labels] + np.log(counts)
+  logits = 3 * np.eye(10)[labels] + np.log(counts)
   torch = types.ModuleType("torch")
   torch.from_numpy = lambda array: Tensor(np.asarray(array))
+  torch.stack = lambda parts: Tensor(np.stack([part.array for part in parts]))
+  torch.bincount = lambda x, minlength: Tensor(np.bincount(x.array, minlength=minlength))
+  torch.no_grad = contextlib.nullcontext
   monkeypatch.setitem(sys.modules, "torch", torch)
+
+  class Teacher:
+    eval = staticmethod(lambda: None)
+
+    def __call__(self, images):
+      return Tensor((images + random.standard_normal(images.shape)).astype(np.float16))
+
   scope = {
-    "logits": Tensor(logits.astype(np.float16)),
+    "teacher": Teacher(),
+    "views": lambda images: images,
+    "images": logits,
     "labels": Tensor(labels),
-    "class_counts": counts.astype(int).tolist(),
+    "train_labels": Tensor(np.repeat(np.arange(10), counts.astype(int))),
   }
   save, notebook, back, look = snippets("python")
   exec(save, scope)
@@ -247,13 +262,13 @@ def test_the_documented_example_runs(tmp_path, monkeypatch):
   assert done.returncode == 0, done.stderr
   exec(back, scope)
   soft_labels, tau = scope["soft_labels"].numpy(), scope["tau"]
-  assert soft_labels.shape == (50, 10)
+  assert soft_labels.shape == (10, 50, 10)
   exec(notebook, scope)
   np.testing.assert_array_equal(scope["soft_labels"].numpy(), soft_labels)
   assert scope["done"].tau == tau
   own = np.linspace(1, -1, 10)  # what a student has left
   many = np.repeat(np.arange(10), 200)
-  scope["train_labels"] = many
+  scope |= {"train_labels": many, "class_counts": scope["class_counts"].numpy()}
   scope["student_logits"] = random.standard_normal((2000, 10)) + 2 * np.eye(10)[many] + own
   exec(look, scope)
   assert scope["left"].calibrator == "adsa_vector"
