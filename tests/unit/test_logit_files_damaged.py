@@ -1,0 +1,101 @@
+"""Damaged files: each reader refuses them in one line. Byte order that is wrong is recognised."""
+
+import json
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax.logit_files import calibrate_logits, inputs
+from tests.unit.test_logit_files import (
+  COUNTS,
+  LABELS,
+  LOGITS,
+  E,
+  K,
+  N,
+  save,
+)  # fmt: skip
+from tests.unit.test_logit_files_bad import refused
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "npz compressed", "safetensors", "parquet lists"])
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.97])
+def test_truncated(tmp_path, form, keep):
+  name = save(tmp_path, form, LOGITS)
+  path = tmp_path / f"z.{form.split()[0]}"
+  path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+  refused(r"z\.\w+(:z)? is truncated", name)
+
+
+@pytest.mark.parametrize("form", ["npz compressed", "parquet lists"])
+def test_damaged_in_the_middle(tmp_path, form):
+  name = save(tmp_path, form, LOGITS)
+  path = tmp_path / f"z.{form.split()[0]}"
+  data = bytearray(path.read_bytes())
+  data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+  path.write_bytes(data)
+  refused(r"z\.\w+(:z)? (is damaged|is truncated|.* row \d+)", name)
+
+
+def test_raw_files_say_how_many_rows_they_have(tmp_path):
+  path = tmp_path / "z.raw"
+  LOGITS.tofile(path)
+  refused("raw bytes have no type and shape. Say them after a colon: .*z.raw:float16,300x50", path)
+  refused(r"takes 1,220 bytes, the file has 1,200, which is 60 rows of 5", f"{path}:float32,61x5")
+  refused("'float31,60x5' is no type and shape; expected for example", f"{path}:float31,60x5")
+  refused("'float32,60xk' is no type and shape", f"{path}:float32,60xk")
+  for kind in ("object", "S", "U4", "V"):
+    refused(f"'{kind},60x5' cannot be read", f"{path}:{kind},60x5")
+  big = tmp_path / "big.raw"
+  LOGITS.astype(">f4").tofile(big)
+  np.testing.assert_array_equal(
+    calibrate_logits(f"{big}:>f4,{E}x{N}x{K}", LABELS, COUNTS).soft_labels,
+    calibrate_logits(LOGITS, LABELS, COUNTS).soft_labels,
+  )
+
+
+def test_safetensors_headers_that_lie(tmp_path):
+  path = tmp_path / "z.safetensors"
+
+  def header(**changes):
+    entry = {"dtype": "F32", "shape": [60, 5], "data_offsets": [0, 1200]} | changes
+    text = json.dumps({"z": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(1200))
+
+  header(shape=[61, 5])
+  refused(r"'z' is F32 of shape \(61, 5\), which takes 1,220 bytes, but its header gives", path)
+  header(dtype="F8_E4M3")
+  refused("is F8_E4M3; expected one of F64, F32, F16, BF16", path)
+  header(data_offsets=[1200, 2400])
+  refused("truncated", path)
+  header(data_offsets=None)
+  refused("the header of 'z' is damaged", path)
+  path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+  refused("its header does not fit", path)
+  path.write_bytes(struct.pack("<Q", 2) + b"[]")
+  refused("no safetensors header: expected a JSON object", path)
+
+
+# ---- byte order ----
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_the_other_byte_order_is_recognised(tmp_path, kind):
+  path, z = tmp_path / "z.raw", np.random.default_rng(0).standard_normal((1000, 100))
+  labels, counts = np.arange(1000) % 100, np.arange(100, 0, -1)
+  z.astype(f">{kind}").tofile(path)
+  refused(r"turned round: .*'>f4' is big-endian", f"{path}:{kind},1000x100", labels, counts)
+  np.save(tmp_path / "z.npy", z.astype(kind).byteswap())
+  refused("numbers make no sense as float", tmp_path / "z.npy", labels, counts)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
+def test_logits_in_their_own_byte_order_are_taken(kind):
+  random = np.random.default_rng(0)
+  z = random.standard_normal((1000, 100)).astype(jnp.dtype(kind))
+  large = (2e4 + 50 * random.standard_normal((1000, 100))).astype(z.dtype)
+  masked = np.where(np.arange(10) == 3, -np.inf, np.round(4 * z[:, :10].astype("f4")) / 4)
+  for logits in (z, large, masked.astype(z.dtype), np.full((10, 5), np.nan, z.dtype)):
+    inputs._check_byte_order("logits", logits)
