@@ -91,11 +91,50 @@ def test_the_other_byte_order_is_recognised(tmp_path, kind):
   refused("numbers make no sense as float", tmp_path / "z.npy", labels, counts)
 
 
+@pytest.mark.parametrize(
+  ("half", "kind"),
+  [("float16", "f4"), ("float16", "f8"), ("bfloat16", "f4"), ("bfloat16", "f8"), ("f4", "f8")],
+)
+def test_the_other_byte_order_is_recognised_where_low_bits_are_zero(half, kind):
+  z = LOGITS.astype(jnp.dtype(half)).astype(kind)
+  refused(f"numbers make no sense as {z.dtype}", z.byteswap())
+  masked = np.where(np.arange(K) == 2, 0, z)
+  refused(f"numbers make no sense as {z.dtype}", masked.byteswap())
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
 def test_logits_in_their_own_byte_order_are_taken(kind):
-  random = np.random.default_rng(0)
-  z = random.standard_normal((1000, 100)).astype(jnp.dtype(kind))
-  large = (2e4 + 50 * random.standard_normal((1000, 100))).astype(z.dtype)
+  draw = np.random.default_rng(0)
+  z = draw.standard_normal((1000, 100)).astype(jnp.dtype(kind))
+  large = (2e4 + 50 * draw.standard_normal((1000, 100))).astype(z.dtype)
   masked = np.where(np.arange(10) == 3, -np.inf, np.round(4 * z[:, :10].astype("f4")) / 4)
-  for logits in (z, large, masked.astype(z.dtype), np.full((10, 5), np.nan, z.dtype)):
-    inputs._check_byte_order("logits", logits)
+  small = (1e-3 * z[:30].astype("f4")).astype(z.dtype)
+  smaller = (1e-5 * z[:30].astype("f4")).astype(z.dtype)  # denormal in float16
+  zeros = np.zeros((10, 5), z.dtype)
+  nan = np.full((10, 5), np.nan, z.dtype)
+  for logits in (z, large, masked.astype(z.dtype), small, smaller, zeros, nan):
+    inputs._check_byte_order("logits", logits, most=1e3)
+
+
+@pytest.mark.parametrize("kind", ["i4", "i8", "u8", "f4", "f8"])
+def test_the_other_byte_order_of_counts_is_recognised(tmp_path, kind):
+  path, counts = tmp_path / "n.raw", COUNTS.astype(kind)
+  counts.byteswap().tofile(path)
+  refused(rf"numbers make no sense as {counts.dtype}.*other byte order", counts=f"{path}:{kind},5")
+  refused("numbers make no sense", counts=counts.byteswap())
+  big_endian = counts.astype(f">{kind}")
+  for known in (counts, big_endian, COUNTS * 256, np.full(K, 2**20), COUNTS * 1000):
+    np.testing.assert_array_equal(inputs.open_vector(known.astype(kind), "counts")[1], known)
+  assert inputs.open_vector(big_endian, "counts")[1] is big_endian
+
+
+def test_the_other_byte_order_of_labels_and_priors_is_recognised():
+  refused("labels: numbers make no sense as int64", labels=LABELS.byteswap())
+  refused("target_prior: numbers make no sense", target_prior=np.full(K, 0.2).byteswap())
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_fractions_in_their_own_byte_order_are_taken(kind):
+  counts = COUNTS.astype("f8")
+  for values in (counts / counts.sum(), counts / 1e4, 2.0 ** -np.arange(K), counts + 0.5):
+    inputs.open_vector(values.astype(kind), "counts")
