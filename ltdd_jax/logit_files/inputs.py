@@ -228,13 +228,15 @@ def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
   """Returns class frequencies (k,) of a test set as float64.
 
   Raises:
-    LtddError: another number of classes, a frequency that is not positive, a sum that is not 1.
+    LtddError: another number of classes, a frequency that is not positive, a sum that is not 1
+      within 1e-4, or 1e-3 in float16, which is as close as it can get.
   """
   if prior.shape != (k,) or prior.dtype.kind not in "iuf":
     raise LtddError(
       f"{text}: {prior.dtype} of shape {prior.shape}; logits of {k} classes need frequencies of "
       f"shape ({k},)."
     )
+  near = 1e-3 if prior.dtype == np.float16 else 1e-4
   prior = prior.astype(np.float64)
   bad = ~((prior > 0) & (prior < np.inf))
   if bad.any():
@@ -243,6 +245,8 @@ def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
       f"{text}: class {c} has {prior[c]:g}; expected a frequency above 0. For a class that never "
       "occurs, give a small number."
     )
-  if abs(prior.sum() - 1) > 1e-4:
-    raise LtddError(f"{text}: sums to {prior.sum():.6g}; expected 1. Save prior / prior.sum().")
+  if abs(prior.sum() - 1) > near:
+    raise LtddError(
+      f"{text}: sums to {prior.sum():.6g}; expected 1 within {near:g}. Save prior / prior.sum()."
+    )
   return prior / prior.sum()

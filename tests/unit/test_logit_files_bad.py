@@ -204,7 +204,10 @@ def test_counts():
 
 def test_target_priors():
   bad = lambda match, prior: refused(match, target_prior=prior)
-  bad(r"target_prior: sums to 1\.25; expected 1\. Save prior / prior.sum\(\)", np.full(K, 0.25))
+  bad(r"sums to 1\.25; expected 1 within 0\.0001\. Save prior / prior.sum\(\)", np.full(K, 0.25))
+  half = np.full(K, 0.2, np.float16)  # sums to 0.99976
+  np.testing.assert_array_equal(inputs.check_prior("q", half, K), np.full(K, 1 / K))
+  bad("sums to 0.999756; expected 1 within 0.0001", half.astype(np.float32))
   bad(
     r"float64 of shape \(4,\); logits of 5 classes need frequencies of shape \(5,\)",
     np.full(4, 0.25),
