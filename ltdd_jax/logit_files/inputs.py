@@ -122,8 +122,8 @@ def _from_text(name: names.Name) -> np.ndarray:
     if found.dtype.kind not in "iuf":
       raise ValueError("expected a list of numbers")
     return found
-  except ValueError as error:
-    raise LtddError(f"{name.text}: no list of numbers: {error}.") from error
+  except (ValueError, OverflowError, RecursionError) as error:
+    raise LtddError(f"{name.text}: no list of numbers: {names.brief(error)}.") from error
 
 
 def _number(word: str) -> int | float:
@@ -144,8 +144,10 @@ def check_labels(text: str, labels: np.ndarray, shape: tuple[int, ...]) -> np.nd
   """
   k, lead = shape[-1], shape[:-1]
   _check_no_one_hot(text, labels, shape)
+  if not labels.size:
+    raise LtddError(f"{text}: no numbers; expected the classes of {lead[-1]} images.")
   if labels.dtype.kind == "f":
-    whole = labels.size > 0 and bool(np.all(labels == np.floor(labels)))  # false for NaN, too
+    whole = bool(np.all(labels == np.floor(labels)))  # false for NaN, too
     advice = (
       "They are whole numbers: save labels.astype(int)."
       if whole

@@ -24,8 +24,11 @@ from tests.unit.test_logit_files import (
 
 
 def refused(match, logits=LOGITS, labels=LABELS, counts=COUNTS, **options):
-  with pytest.raises(LtddError, match=match):
+  with pytest.raises(LtddError, match=match) as raised:
     calibrate_logits(logits, labels, counts, **options)
+  text = str(raised.value)
+  assert "\n" not in text
+  assert len(text) < 600
 
 
 class Bomb:
@@ -181,12 +184,14 @@ def test_labels(tmp_path):
   refused(r"label 5 \(number 4\) is outside \[0, 5\).* Classes count from 0", LOGITS, LABELS + 1)
   refused(r"label -1 \(number 0\) is outside", LOGITS, LABELS - 1)
   refused("fewer than two classes have an image", LOGITS, LABELS * 0)
+  refused("labels: no numbers; expected the classes of 30 images", LOGITS, [])
   (tmp_path / "y.txt").write_text("1\n2.0\n3")
   refused(
     r"labels .*y\.txt: float64 \(1, 2, 3, \.\.\.\); .* whole numbers", LOGITS, tmp_path / "y.txt"
   )
-  (tmp_path / "y.json").write_text("[1, [2]]")
-  refused(r"y\.json: no list of numbers", LOGITS, tmp_path / "y.json")
+  for text in ("[1, [2]]", "[1, 2", "[" * 100_000, f"[1{'0' * 400}, 0.5]"):
+    (tmp_path / "y.json").write_text(text)
+    refused(r"y\.json: no list of numbers", LOGITS, tmp_path / "y.json")
   (tmp_path / "y.csv").write_text("label\n1")
   refused(r"y\.csv: no list of numbers: could not convert .*'label'", LOGITS, tmp_path / "y.csv")
 

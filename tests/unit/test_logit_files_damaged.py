@@ -1,13 +1,16 @@
 """Damaged files: each reader refuses them in one line. Byte order that is wrong is recognised."""
 
 import json
+import random
 import struct
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax.logit_files import calibrate_logits, inputs
+from ltdd_jax.logit_files import arrays, calibrate_logits, inputs, names
+from ltdd_jax.types import LtddError
 from tests.unit.test_logit_files import (
   COUNTS,
   LABELS,
@@ -16,7 +19,8 @@ from tests.unit.test_logit_files import (
   K,
   N,
   save,
-)  # fmt: skip
+  write_safetensors,
+)
 from tests.unit.test_logit_files_bad import refused
 
 
@@ -56,6 +60,71 @@ def test_raw_files_say_how_many_rows_they_have(tmp_path):
   )
 
 
+def test_truncated_raw_files(tmp_path):
+  name = save(tmp_path, "raw", LOGITS)
+  path = tmp_path / "z.raw"
+  for keep, rows in ((1190, r"59\.5"), (0, "0")):
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(f"takes 1,200 bytes, the file has {keep:,}, which is {rows} rows of 5", name)
+
+
+def write_vector(folder, form, x):
+  """Writes labels, counts or a prior in a format; returns the name to open."""
+  path = folder / f"x.{form.split()[0]}"
+  if form == "parquet":
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    pq.write_table(pa.table({"x": x}), path)
+  elif form == "json":
+    path.write_text(json.dumps(x.tolist()))
+  elif form == "raw":
+    x.tofile(path)
+    return f"{path}:{x.dtype},{len(x)}"
+  elif form == "safetensors":
+    write_safetensors(path, x=x)
+  else:
+    {"npy": np.save, "npz": np.savez, "npz compressed": np.savez_compressed}[form](path, x)
+  return str(path)
+
+
+VECTORS = {
+  "labels": LABELS, "counts": COUNTS, "target_prior": np.full(K, 1 / K, np.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", VECTORS)
+@pytest.mark.parametrize(
+  "form", ["npy", "npz", "npz compressed", "safetensors", "raw", "parquet", "json"]
+)
+def test_damaged_labels_counts_and_priors(tmp_path, form, wanted):
+  name = write_vector(tmp_path, form, VECTORS[wanted])
+  np.testing.assert_array_equal(inputs.open_vector(name, wanted)[1], VECTORS[wanted])
+  path = tmp_path / f"x.{form.split()[0]}"
+  data = path.read_bytes()
+  for keep in (0.0, 0.1, 0.5, 0.97):
+    path.write_bytes(data[: int(keep * len(data))])
+    refused(r"x\.\w+(:\S+)?:? (is truncated|no list|\w+ of shape|holds)", **{wanted: name})
+  if form in ("npz", "npz compressed", "parquet"):  # others have no checksums
+    path.write_bytes(data[: len(data) // 3] + bytes(40) + data[len(data) // 3 + 40 :])
+    refused(r"x\.\w+ (is truncated|is damaged)", **{wanted: name})
+
+
+def test_damaged_archives(tmp_path):
+  path = tmp_path / "z.npz"
+  np.savez(path, logits=LOGITS)
+  data = path.read_bytes()
+  path.write_bytes(data[:26] + b"\xff" * 4 + data[30:])  # lengths in the local header
+  refused(r"no \.npz archive: File name in directory .*\.\.\.\. Copy it", path)
+  np.save(tmp_path / "z.npy", LOGITS)
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+    archive.write(tmp_path / "z.npy", "logits.npy")
+  data = path.read_bytes()
+  np.testing.assert_array_equal(inputs.open_logits(path)[1].rows(0, 60), LOGITS.reshape(-1, K))
+  path.write_bytes(data[:200] + bytes(300) + data[500:])
+  refused("is truncated, damaged or no", path)
+
+
 def test_safetensors_headers_that_lie(tmp_path):
   path = tmp_path / "z.safetensors"
 
@@ -67,15 +136,72 @@ def test_safetensors_headers_that_lie(tmp_path):
   header(shape=[61, 5])
   refused(r"'z' is F32 of shape \(61, 5\), which takes 1,220 bytes, but its header gives", path)
   header(dtype="F8_E4M3")
-  refused("is F8_E4M3; expected one of F64, F32, F16, BF16", path)
+  refused(r"is F8_E4M3; expected one of F64, F32, F16, BF16\. Convert it", path)
+  refused("is F8_E4M3; expected one of F64, .* I64, .*U8, BOOL", LOGITS, path)
   header(data_offsets=[1200, 2400])
   refused("truncated", path)
-  header(data_offsets=None)
-  refused("the header of 'z' is damaged", path)
+  for lie in (
+    {"data_offsets": None}, {"data_offsets": [0.0, 1200.0]}, {"data_offsets": [0, 600, 1200]},
+    {"dtype": ["F32"]}, {"shape": [60.0, 5]}, {"shape": [float("inf"), 5]}, {"shape": [True, 300]},
+    {"shape": [-60, -5]}, {"shape": [-1, 5]}, {"shape": [10**30, 0], "data_offsets": [0, 0]},
+    {"shape": [0] * 9999},
+  ):  # fmt: skip
+    header(**lie)
+    refused("the header of 'z' is damaged", path)
+  header(data_offsets=[-100, 1100])
+  refused("the file is damaged", path)
   path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
   refused("its header does not fit", path)
   path.write_bytes(struct.pack("<Q", 2) + b"[]")
-  refused("no safetensors header: expected a JSON object", path)
+  refused("no safetensors file: its header is no JSON object", path)
+  text = b"[" * 50_000
+  path.write_bytes(struct.pack("<Q", len(text)) + text)
+  refused("no safetensors file: maximum recursion depth", path)
+
+
+def npy_bytes(shape="(60, 5)", descr="'<f4'"):
+  """An .npy file whose header says anything."""
+  text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+  return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + LOGITS.tobytes()
+
+
+def test_npy_headers_that_lie(tmp_path):
+  path = tmp_path / "z.npy"
+  path.write_bytes(npy_bytes())
+  np.testing.assert_array_equal(inputs.open_logits(path)[1].rows(0, 60), LOGITS.reshape(-1, K))
+  sizes = ("(-1, 5)", "(-60, -5)", "(True, 5)", "(60, 5.0)", f"(1{'0' * 30}, 0)", f"({'1,' * 65})")
+  brackets = ("((60, 5)", "(" * 5000, f"({'-' * 9900}1, 5)", f"(60, 5), 'x': '{'x' * 50_000}'")
+  for lie in sizes + brackets:
+    path.write_bytes(npy_bytes(lie))
+    refused(r"z\.npy is truncated, damaged or no \.npy array: ", path)
+  path.write_bytes(npy_bytes("(60,)", "('<f4', (5,))"))
+  refused("its header says .* of shape", path)
+
+
+@pytest.mark.filterwarnings("ignore")  # Python and NumPy warn of some headers before they fail
+@pytest.mark.parametrize("form", ["npy", "npz", "npz compressed", "safetensors"])
+def test_files_with_wrong_bytes_are_read_or_refused(tmp_path, form):
+  """Most bytes of small files are headers. Cases are the same in every run."""
+  name = save(tmp_path, form, LOGITS)
+  path = tmp_path / f"z.{form.split()[0]}"
+  data, draw = path.read_bytes(), random.Random(0)
+  refusals = []
+  for _ in range(300):
+    wrong = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 4))):
+      end = draw.randrange(min(len(data), 250))  # headers lie at both ends
+      wrong[draw.choice((end, -1 - end, draw.randrange(len(data))))] = draw.choice(
+        (0, 255, draw.randrange(256), ord(draw.choice("()[]{}'-1")))
+      )
+    path.write_bytes(wrong[: draw.choice((len(wrong),) * 4 + (draw.randrange(len(wrong)),))])
+    try:
+      _, source = inputs.open_logits(name)
+      source.rows(0, source.shape[-2])
+      arrays.read(arrays.locate(names.parse(name, "logits")))  # as labels and counts are
+    except LtddError as error:
+      refusals.append(str(error))
+  assert 50 < len(refusals) < 300
+  assert max(map(len, refusals)) < 600
 
 
 # ---- byte order ----
