@@ -57,6 +57,7 @@ def test_parquet_that_holds_no_logits(tmp_path, monkeypatch):
   write_parquet(path, LOGITS, "lists")
   refused(r"found no column .* Did you mean 'label'\? Columns: z \(list", f"{path}:labl")
   refused(r"column 'label' is int64; expected one column of lists", f"{path}:label")
+  refused(r"several arrays \(z, label\), none called 'labels'. Say which: .*:NAME", LOGITS, path)
   ragged = LOGITS[0].tolist()
   ragged[11] = ragged[11][:3]
   pq.write_table(pa.table({"z": ragged}), path)
@@ -67,10 +68,20 @@ def test_parquet_that_holds_no_logits(tmp_path, monkeypatch):
   ragged[11] = [None, *ragged[12][1:]]
   pq.write_table(pa.table({"z": ragged}), path)
   refused(r"logits\[11\] is the first row with a NaN", path)
+  for first, found in ((None, "null"), ([], "empty")):
+    pq.write_table(pa.table({"z": [first, *ragged[1:]]}), path)
+    refused(f"row 0 is {found}; expected a list of logits in each row", path)
+  pq.write_table(pa.table({"z": ragged, "w": ragged}), path)
+  refused(r"several arrays \(z, w\), none called 'logits'. Say which: .*:NAME", path)
+  twice = pa.Table.from_arrays([pa.array(LABELS)] * 2, names=["y", "y"])
+  pq.write_table(twice, path)
+  refused("2 columns are called 'y'; expected one. Rename them", LOGITS, f"{path}:y")
+  pq.write_table(twice.cast(pa.schema([("y", pa.float32())] * 2)), path)
+  refused("2 columns are called 'y'", path)
   pq.write_table(pa.table({"y": [1, None, 2]}), path)
   refused("column 'y' has 1 nulls", LOGITS, path)
   monkeypatch.setitem(sys.modules, "pyarrow", None)
-  refused(r"needs pyarrow\. Install it: pip install 'ltdd-jax\[files\]'", path)
+  refused(r"needs pyarrow\. Install it: pip install -e '\.\[files\]'", path)
 
 
 # ---- objects and pickles ----
@@ -110,7 +121,7 @@ def test_names_of_files(tmp_path):
     r"has no 'frist'\. Did you mean 'first'\? It holds: first, second", f"{tmp_path}/two.npz:frist"
   )
   refused(
-    "holds several arrays .* none called 'logits'. Say which: .*npz:first", f"{tmp_path}/two.npz"
+    "holds several arrays .* none called 'logits'. Say which: .*npz:NAME", f"{tmp_path}/two.npz"
   )
   refused("none.npz holds no array", f"{tmp_path}/none.npz")
   (tmp_path / "z.h5").write_bytes(b"")
