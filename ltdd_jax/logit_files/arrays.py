@@ -3,13 +3,16 @@
 Nothing is unpickled: arrays of objects are refused by their headers.
 """
 
+import contextlib
 import json
+import lzma
 import math
 import mmap
 import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,6 +32,11 @@ _SAFETENSORS = {
   "U8": "u1", "BOOL": "?",
 }  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the library of that name
+_MAX_SIZE = 2**48  # numbers in an array; NumPy fails beyond 2**63 bytes, even if another size is 0
+_DAMAGE = (  # what NumPy, zipfile, json and the decompressors raise at bytes that make no sense
+  ValueError, OSError, EOFError, NotImplementedError, RecursionError, SyntaxError, OverflowError,
+  struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 class Located(NamedTuple):
@@ -103,6 +111,26 @@ def source(at: Located) -> Any:
   return sources.StreamSource(at.shape, at.dtype, begin)
 
 
+@contextlib.contextmanager
+def _damage(name: Name, kind: str, *more: type[Exception]) -> Iterator[None]:
+  """Turns what damaged bytes raise into one line that names the file."""
+  try:
+    yield
+  except LtddError:
+    raise
+  except _DAMAGE + more as error:
+    raise LtddError(
+      f"{name.text} is truncated, damaged or no {kind}: {names.brief(error)}. Copy it or write it "
+      "again."
+    ) from error
+
+
+def _are_sizes(shape: Sequence[Any]) -> bool:
+  """Whether a header's shape can be one of an array: booleans and floats are no sizes."""
+  whole = len(shape) <= 64 and all(type(x) is int and x >= 0 for x in shape)
+  return whole and math.prod(x or 1 for x in shape) <= _MAX_SIZE
+
+
 # ---- .npy ----
 
 
@@ -116,20 +144,19 @@ def _in_npy(name: Name) -> Located:
 
 def _npy_header(name: Name, file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
   """Reads a header, and refuses what is none, and objects."""
-  try:
+  if file.read(1) == b"\x80":
+    raise LtddError(
+      f"{name.text} is a pickle, which runs code when it is read, and is refused. Save the array "
+      "with np.save."
+    )
+  file.seek(0)
+  with _damage(name, ".npy array", MemoryError):  # from Python's parser, at deep expressions
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
       raise ValueError(f"version {version} of the format, which holds records")
     shape, fortran, dtype = _HEADERS[version](file)
-  except (ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-    file.seek(0)
-    pickled = file.read(1) == b"\x80"
-    raise LtddError(
-      f"{name.text} is a pickle, which runs code when it is read, and is refused. Save the array "
-      "with np.save."
-      if pickled
-      else f"{name.text} is truncated or no .npy array: {error}."
-    ) from error
+    if not _are_sizes(shape) or dtype.subdtype:
+      raise ValueError(f"its header says {dtype} of shape {shape}")
   if dtype.hasobject:
     raise LtddError(
       f"{name.text} is an array of Python objects, which only unpickling could read, and is "
@@ -147,7 +174,7 @@ def _named_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def _in_npz(name: Name) -> Located:
-  try:
+  with _damage(name, ".npz archive"):
     with zipfile.ZipFile(name.path) as archive:
       present = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
       info = archive.getinfo(names.choose(name, present) + ".npy")
@@ -165,11 +192,6 @@ def _in_npz(name: Name) -> Located:
     if info.compress_type != zipfile.ZIP_STORED:
       return at
     return at._replace(member=None, offset=_data_start(name, info) + skip)
-  except (zipfile.BadZipFile, NotImplementedError, struct.error, zlib.error, EOFError) as error:
-    raise LtddError(
-      f"{name.text} is truncated or no .npz archive ({error}). Copy it or write it again with "
-      "np.savez."
-    ) from error
 
 
 def _data_start(name: Name, info: zipfile.ZipInfo) -> int:
@@ -183,16 +205,17 @@ def _data_start(name: Name, info: zipfile.ZipInfo) -> int:
 def _decompressed(at: Located, first: int, count: int) -> Iterator[np.ndarray]:
   """Yields `count` numbers at a time, from number `first` on."""
   end, size = math.prod(at.shape), at.dtype.itemsize
-  try:
-    with zipfile.ZipFile(at.name.path) as archive, archive.open(at.member) as file:
-      file.seek(at.offset + first * size)
-      for start in range(first, end, max(count, 1)):
-        data = file.read(min(count, end - start) * size)
-        if len(data) < min(count, end - start) * size:
-          raise EOFError(f"it ends after {start:,} numbers of {end:,}")
-        yield np.frombuffer(data, at.dtype)
-  except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-    raise LtddError(f"{at.name.text} is damaged: {error}. Copy or write it again.") from error
+  with (
+    _damage(at.name, ".npz archive"),
+    zipfile.ZipFile(at.name.path) as archive,
+    archive.open(at.member) as file,
+  ):
+    file.seek(at.offset + first * size)
+    for start in range(first, end, max(count, 1)):
+      data = file.read(min(count, end - start) * size)
+      if len(data) < min(count, end - start) * size:
+        raise EOFError(f"it ends after {start:,} numbers of {end:,}")
+      yield np.frombuffer(data, at.dtype)
 
 
 # ---- .safetensors ----
@@ -203,14 +226,16 @@ def _in_safetensors(name: Name) -> Located:
   key = names.choose(name, [k for k in entries if k != "__metadata__"])
   entry = entries[key]
   try:
-    code, shape = entry["dtype"], tuple(map(int, entry["shape"]))
-    begin, end = map(int, entry["data_offsets"])
+    code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not (isinstance(code, str) and _are_sizes(shape) and type(begin) is type(end) is int):
+      raise ValueError("a size, an offset or a type is none")
   except (KeyError, TypeError, ValueError) as error:
-    raise LtddError(f"{name.text}: the header of {key!r} is damaged: {entry}.") from error
-  if code not in _SAFETENSORS:
     raise LtddError(
-      f"{name.text} is {code}; expected one of {', '.join(_SAFETENSORS)}. Convert it to F16 or F32."
-    )
+      f"{name.text}: the header of {key!r} is damaged: {names.brief(entry)}. Write the file again."
+    ) from error
+  fit = [c for c in _SAFETENSORS if name.wanted != "logits" or "F" in c]
+  if code not in _SAFETENSORS:
+    raise LtddError(f"{name.text} is {code}; expected one of {', '.join(fit)}. Convert it first.")
   at = Located(name, shape, jnp.dtype(_SAFETENSORS[code]), False, start + begin)
   if end - begin != at.nbytes or begin < 0:
     raise LtddError(
@@ -227,12 +252,10 @@ def _safetensors_header(name: Name) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > min(_MAX_HEADER, name.path.stat().st_size - 8):
       raise LtddError(f"{name.text} is truncated or no safetensors file: its header does not fit.")
-    try:
+    with _damage(name, "safetensors file"):
       entries = json.loads(file.read(length))
       if not isinstance(entries, dict):
-        raise ValueError("expected a JSON object")
-    except ValueError as error:
-      raise LtddError(f"{name.text} has no safetensors header: {error}.") from error
+        raise ValueError("its header is no JSON object")
   return entries, 8 + length
 
 
@@ -254,7 +277,7 @@ def _in_raw(name: Name) -> Located:
       "(big-endian: '>f2')"
     ) from error
   numbers = dtype.kind == "b" or jnp.issubdtype(dtype, jnp.number)  # bfloat16 has kind "V"
-  if not numbers or min(shape) < 0:
+  if not numbers or not _are_sizes(shape):
     raise LtddError(f"{name.text}: {name.key!r} cannot be read; expected for example {example}")
   at, size = Located(name, shape, dtype, False, 0), name.path.stat().st_size
   if at.nbytes != size:

@@ -46,7 +46,7 @@ def _check_logits(text: str, source: Any) -> None:
       f"{text}: shape {shape}; expected (n, k) or (epochs, n, k): rows of k logits, k at least 2."
     )
   first = source.rows(0, min(1000, math.prod(shape[:-1])))
-  _check_byte_order(text, first)
+  _check_byte_order(text, first, most=1e3)
   first = first.astype(np.float32)
   if first.min() >= 0 and np.all(np.abs(first.sum(1) - 1) < 1e-2):  # false where a NaN is
     raise LtddError(
@@ -55,25 +55,49 @@ def _check_logits(text: str, source: Any) -> None:
     )
 
 
-def _check_byte_order(text: str, rows: np.ndarray) -> None:
-  """Raises LtddError for rows that make sense only if the bytes of each number are turned round.
+def _check_byte_order(text: str, numbers: np.ndarray, most: float) -> None:
+  """Raises LtddError for numbers that make sense only if the bytes of each are turned round.
 
-  Then the low bits of logits, which are anything, are exponents: numbers are huge and tiny alike.
+  Then the low bits of floats are exponents. Where these bits are anything, numbers are huge and
+  tiny alike; where they are zero, as in floats that were halves or counts, numbers are next to
+  nothing. Small integers become multiples of large powers of two.
+
+  Args:
+    text: what messages call them.
+    numbers: of any shape.
+    most: what none of them exceeds if they make sense.
   """
   with np.errstate(invalid="ignore", over="ignore"):
-    sizes, turned = (np.abs(x.astype(np.float64)) for x in (rows, rows.byteswap()))
-  huge, tiny = np.mean(~(sizes <= 1e4)), np.mean((sizes > 0) & (sizes < 1e-3))
-  swapped = min(huge, tiny) > 0.02 and np.all(turned <= 1e3)  # the last is false where a NaN is
-  if swapped:
+    sizes, turned = (np.abs(x.astype(np.float64)) for x in (numbers, numbers.byteswap()))
+  sizes, turned = sizes[sizes != 0], turned[sizes != 0]
+  if not sizes.size:
+    return
+  if numbers.dtype.kind in "iu":
+    odd = sizes.max() > 1000 * turned.max()
+  else:
+    huge, tiny = np.mean(~(sizes <= 1e4)), np.mean(sizes < 1e-3)
+    odd = min(huge, tiny) > 0.02 or np.mean(sizes < 1e-30) > 0.5
+  if odd and np.all(turned <= most) and np.median(turned) > 1e-6:  # false where a NaN is
     raise LtddError(
-      f"{text}: numbers make no sense as {rows.dtype}, and do with their bytes turned round: the "
-      "file was written in the other byte order. Say so in the type of raw bytes ('>f4' is "
+      f"{text}: numbers make no sense as {numbers.dtype}, and do with their bytes turned round: "
+      "the file was written in the other byte order. Say so in the type of raw bytes ('>f4' is "
       "big-endian, '<f4' little-endian), or in the header."
     )
 
 
 def open_vector(value: Any, wanted: str) -> tuple[str, np.ndarray]:
-  """Labels, counts or a target prior from a file or an array, and what messages call them."""
+  """Labels, counts or a target prior from a file or an array, and what messages call them.
+
+  Raises:
+    LtddError: a bad file, or numbers in the other byte order.
+  """
+  text, found = _read_vector(value, wanted)
+  if found.dtype.kind in "iuf":
+    _check_byte_order(text, found, most=1e9)
+  return text, found
+
+
+def _read_vector(value: Any, wanted: str) -> tuple[str, np.ndarray]:
   if not isinstance(value, str | os.PathLike):
     return wanted, np.asarray(sources.from_array(value))
   name = names.parse(value, wanted)
@@ -98,8 +122,8 @@ def _from_text(name: names.Name) -> np.ndarray:
     if found.dtype.kind not in "iuf":
       raise ValueError("expected a list of numbers")
     return found
-  except ValueError as error:
-    raise LtddError(f"{name.text}: no list of numbers: {error}.") from error
+  except (ValueError, OverflowError, RecursionError) as error:
+    raise LtddError(f"{name.text}: no list of numbers: {names.brief(error)}.") from error
 
 
 def _number(word: str) -> int | float:
@@ -120,8 +144,10 @@ def check_labels(text: str, labels: np.ndarray, shape: tuple[int, ...]) -> np.nd
   """
   k, lead = shape[-1], shape[:-1]
   _check_no_one_hot(text, labels, shape)
+  if not labels.size:
+    raise LtddError(f"{text}: no numbers; expected the classes of {lead[-1]} images.")
   if labels.dtype.kind == "f":
-    whole = labels.size > 0 and bool(np.all(labels == np.floor(labels)))  # false for NaN, too
+    whole = bool(np.all(labels == np.floor(labels)))  # false for NaN, too
     advice = (
       "They are whole numbers: save labels.astype(int)."
       if whole
@@ -204,13 +230,15 @@ def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
   """Returns class frequencies (k,) of a test set as float64.
 
   Raises:
-    LtddError: another number of classes, a frequency that is not positive, a sum that is not 1.
+    LtddError: another number of classes, a frequency that is not positive, a sum that is not 1
+      within 1e-4, or 1e-3 in float16, which is as close as it can get.
   """
   if prior.shape != (k,) or prior.dtype.kind not in "iuf":
     raise LtddError(
       f"{text}: {prior.dtype} of shape {prior.shape}; logits of {k} classes need frequencies of "
       f"shape ({k},)."
     )
+  near = 1e-3 if prior.dtype == np.float16 else 1e-4
   prior = prior.astype(np.float64)
   bad = ~((prior > 0) & (prior < np.inf))
   if bad.any():
@@ -219,6 +247,8 @@ def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
       f"{text}: class {c} has {prior[c]:g}; expected a frequency above 0. For a class that never "
       "occurs, give a small number."
     )
-  if abs(prior.sum() - 1) > 1e-4:
-    raise LtddError(f"{text}: sums to {prior.sum():.6g}; expected 1. Save prior / prior.sum().")
+  if abs(prior.sum() - 1) > near:
+    raise LtddError(
+      f"{text}: sums to {prior.sum():.6g}; expected 1 within {near:g}. Save prior / prior.sum()."
+    )
   return prior / prior.sum()

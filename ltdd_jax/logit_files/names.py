@@ -103,5 +103,11 @@ def choose(name: Name, present: Sequence[str]) -> str:
     raise LtddError(f"{name.text}: {name.path.name} holds no array; expected the {name.wanted}.")
   raise LtddError(
     f"{name.text}: {name.path.name} holds several arrays ({listed}), none called "
-    f"{name.wanted!r}. Say which: {name.text}:{present[0]}"
+    f"{name.wanted!r}. Say which: {name.text}:NAME"
   )
+
+
+def brief(value: object) -> str:
+  """The first line of what another library says, or of a value in a file, cut where it is long."""
+  line = next(iter(str(value).strip().splitlines()), type(value).__name__).rstrip(".")
+  return line if len(line) <= 120 else line[:120] + "..."

@@ -1,6 +1,6 @@
 """Logits in Parquet: a column of lists, or k columns of floats; read by row groups.
 
-Needs pyarrow (`pip install 'ltdd-jax[files]'`), imported when such a file is opened.
+Needs pyarrow (`pip install -e '.[files]'`), imported when such a file is opened.
 """
 
 import contextlib
@@ -42,6 +42,7 @@ def column(name: Name) -> np.ndarray:
   """A whole column (n,), for labels and counts."""
   file = _open(name)
   key = names.choose(name, file.schema_arrow.names)
+  _check_single(name, file, [key])
   with _damage(name):
     values = file.read(columns=[key]).column(key)
     if values.null_count:
@@ -54,7 +55,7 @@ def _open(name: Name) -> Any:
     from pyarrow import parquet
   except ImportError as error:
     raise LtddError(
-      f"{name.text}: reading Parquet needs pyarrow. Install it: pip install 'ltdd-jax[files]', or "
+      f"{name.text}: reading Parquet needs pyarrow. Install it: pip install -e '.[files]', or "
       "pip install pyarrow"
     ) from error
   with _damage(name):
@@ -69,9 +70,9 @@ def _damage(name: Name) -> Iterator[None]:
   except LtddError:
     raise
   except (OSError, ValueError) as error:
-    text = str(error).strip().rstrip(".")
     raise LtddError(
-      f"{name.text} is truncated or no Parquet file: {text}. Copy it or write it again."
+      f"{name.text} is truncated or no Parquet file: {names.brief(error)}. Copy it or write it "
+      "again."
     ) from error
 
 
@@ -87,6 +88,7 @@ def _columns(name: Name, file: Any) -> tuple[list[str], int, np.dtype]:
   """Names of the columns of the logits, number of classes, dtype."""
   kinds = {f.name: f.type for f in file.schema_arrow}
   chosen = _choose(name, kinds)
+  _check_single(name, file, chosen)
   if len(chosen) == 1 and _is_list(kinds[chosen[0]]):
     kind = kinds[chosen[0]].value_type
     if not _is_float(kind):
@@ -104,16 +106,14 @@ def _columns(name: Name, file: Any) -> tuple[list[str], int, np.dtype]:
 def _choose(name: Name, kinds: dict[str, Any]) -> list[str]:
   lists = [c for c, kind in kinds.items() if _is_list(kind)]
   if name.key is None:
-    floats = [c for c, kind in kinds.items() if _is_float(kind)]
-    chosen = ["logits"] if "logits" in kinds else lists if len(lists) == 1 else floats
-    if chosen and not (len(lists) > 1 and "logits" not in kinds):
-      return chosen
-    hint = f"Name a column: {name.text}:{lists[0]}" if lists else ""
+    if lists or "logits" in kinds:
+      return ["logits"] if "logits" in kinds else [names.choose(name, lists)]
+    chosen, hint = [c for c, kind in kinds.items() if _is_float(kind)], ""
   else:
     chosen = [c for c in kinds if fnmatch.fnmatchcase(c, name.key)]
-    if chosen:
-      return chosen
     hint = config.suggest(name.key, kinds)
+  if chosen:
+    return chosen
   listed = ", ".join(f"{c} ({kind})" for c, kind in list(kinds.items())[:20])
   raise LtddError(
     f"{name.text}: found no column of lists of floats, and no columns of floats, to take as "
@@ -121,11 +121,20 @@ def _choose(name: Name, kinds: dict[str, Any]) -> list[str]:
   )
 
 
+def _check_single(name: Name, file: Any, columns: list[str]) -> None:
+  for c in columns:
+    if (count := file.schema_arrow.names.count(c)) > 1:
+      raise LtddError(f"{name.text}: {count} columns are called {c!r}; expected one. Rename them.")
+
+
 def _list_length(name: Name, file: Any, column: str) -> int:
   with _damage(name):
     for batch in file.iter_batches(batch_size=1, columns=[column]):
       length = batch.column(0).value_lengths()[0].as_py()
-      return int(length or 0)
+      if not length:
+        found = "null" if length is None else "empty"
+        raise LtddError(f"{name.text}: row 0 is {found}; expected a list of logits in each row.")
+      return int(length)
   raise LtddError(f"{name.text} has no rows; expected logits.")
 
 
