@@ -4,8 +4,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ltdd_jax.report import plots, tables
 
 _MARGINALS = ("gaussian_images", "gaussian_views", "knn_images", "knn_views")
@@ -94,21 +92,22 @@ def _marginal(term: Mapping[str, Any]) -> str:
   return f"{term['value']:.2f}" + (f" ({share:.2f})" if share else "")
 
 
-# ---- the figure ----
+# ---- figures ----
 
 
 def write_plots(results: Mapping[str, Any], folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
-  """Writes `bound.png`; nothing if matplotlib is not installed."""
+  """Writes `bound.png` and `bound_calibrators.png`; nothing if matplotlib is not installed."""
   if not plots.available():
     return ()
-  path = folder / "bound.png"
-  plots.save(figure(results), path)
-  return (path,)
+  made = {"bound.png": figure(results), "bound_calibrators.png": calibrators_figure(results)}
+  for name, drawn in made.items():
+    plots.save(drawn, folder / name)
+  return tuple(folder / name for name in made)
 
 
 def figure(results: Mapping[str, Any]) -> Any:
   """How each term moves with the imbalance factor: lines for calibrators and image sources."""
-  out = plots.new_figure(9.0, 6.4)
+  out = plots.new_figure(11.0, 6.4)
   axes = out.subplots(2, 2).ravel()
   factors = sorted({r["imbalance"] for r in results["marginal"]})
   titles = ("conditional: KL test", "conditional: log-loss", "marginal, views", "students, top-1 %")
@@ -119,12 +118,10 @@ def figure(results: Mapping[str, Any]) -> Any:
     axis.minorticks_off()
     axis.set_xlabel("imbalance factor")
     axis.spines[["top", "right"]].set_visible(False)
-  for name, rows in _lines(results["conditional"], results["plain"]).items():
-    x = [r["imbalance"] for r in rows]
-    style = _style(name, results)
-    if name[1] is not None or name[0] == _sources(results)[0]:
-      for axis, key in zip(axes, ("kl_test", "log_loss"), strict=False):
-        axis.plot(x, [r[key]["total"] for r in rows], marker="o", ms=3, **style)
+  for (source, labels), rows in _lines(results).items():
+    x, style = [r["imbalance"] for r in rows], _style(source, labels, results)
+    for axis, key in zip(axes, ("kl_test", "log_loss"), strict=False):
+      axis.plot(x, [r[key]["total"] for r in rows], marker="o", ms=3, **style)
     if rows[0]["top1"] is not None:
       axes[3].plot(x, [r["top1"]["mean"] for r in rows], marker="o", ms=3, **style)
   for source in _sources(results):
@@ -133,8 +130,36 @@ def figure(results: Mapping[str, Any]) -> Any:
     for key, line in (("gaussian_views", "-"), ("knn_views", "--")):
       label = f"{source}, {'Gaussian' if line == '-' else 'kNN'}"
       axes[2].plot(x, [r[key]["value"] for r in rows], line, marker="o", ms=3, label=label)
-  for axis in axes[1:3]:
-    axis.legend(fontsize=7, frameon=False)
+  axes[2].legend(fontsize=7, frameon=False)
+  axes[3].set_visible(bool(axes[3].lines))  # there may be no students
+  handles, names = axes[0].get_legend_handles_labels()
+  out.legend(handles, names, loc="outside right upper", fontsize=7, frameon=False)
+  return out
+
+
+def calibrators_figure(results: Mapping[str, Any]) -> Any:
+  """The conditional term by calibrator at the largest imbalance factor, least KL views on top."""
+  last = max(r["imbalance"] for r in results["conditional"])
+  rows = {(r["images"], r["labels"]): r for r in results["conditional"] if r["imbalance"] == last}
+  sources = _sources(results)
+  order = sorted(_labels(results), key=lambda name: -rows[sources[0], name]["kl_views"]["total"])
+  out = plots.new_figure(7.0, 1.2 + 0.28 * len(order))
+  axis = out.subplots()
+  for number, source in enumerate(sources):
+    color = f"C{number % 10}"
+    for key, title, fill in (("kl_test", "KL test", color), ("kl_views", "KL views", "none")):
+      x = [rows[source, name][key]["total"] for name in order]
+      error = [rows[source, name][key]["standard_error"] or 0 for name in order]
+      axis.errorbar(
+        x, range(len(order)), xerr=error, fmt="o", color=color, mfc=fill, ms=5, lw=1,
+        label=f"{title}, {source}",
+      )  # fmt: skip
+  axis.set_yticks(range(len(order)), order)
+  axis.set_xlim(left=0)
+  axis.set_xlabel(f"nats, at imbalance factor {last:g}")
+  axis.grid(axis="x", lw=0.3)
+  axis.spines[["top", "right"]].set_visible(False)
+  out.legend(loc="outside upper center", ncols=2 * len(sources), fontsize=7, frameon=False)
   return out
 
 
@@ -142,19 +167,24 @@ def _sources(results: Mapping[str, Any]) -> list[str]:
   return list(dict.fromkeys(r["images"] for r in results["marginal"]))
 
 
-def _lines(rows: Any, plain: str) -> dict[tuple[str, str | None], list[Mapping[str, Any]]]:
-  """Rows by image source and kind of label, None for plain."""
-  out: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
-  for r in rows:
-    out.setdefault((r["images"], None if r["labels"] == plain else r["labels"]), []).append(r)
+def _labels(results: Mapping[str, Any]) -> list[str]:
+  return list(dict.fromkeys(r["labels"] for r in results["conditional"]))
+
+
+def _lines(results: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+  """Rows by image source and kind of label."""
+  out: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+  for r in results["conditional"]:
+    out.setdefault((r["images"], r["labels"]), []).append(r)
   return out
 
 
-def _style(name: tuple[str, str | None], results: Mapping[str, Any]) -> dict[str, Any]:
-  source, regime = name
-  regimes = list(dict.fromkeys(r["labels"] for r in results["conditional"]))
-  number = regimes.index(results["plain"] if regime is None else regime)
-  lines = ("-", "--", ":", "-.")
+def _style(source: str, labels: str, results: Mapping[str, Any]) -> dict[str, Any]:
+  known, lines = _labels(results), ("-", "--", ":", "-.")
+  number = known.index(labels)
+  shade = (number % 10) / 10 + (0.05 if number >= 10 else 0)  # of ten pairs, the dark ones first
+  import matplotlib
+
+  color = matplotlib.colormaps["tab20"](shade + 0.01) if len(known) > 10 else f"C{number}"
   dash = lines[_sources(results).index(source) % len(lines)]
-  label = results["plain"] if regime is None else f"{regime}, {source}"
-  return {"color": f"C{np.mod(number, 10)}", "linestyle": dash, "label": label}
+  return {"color": color, "linestyle": dash, "label": f"{labels}, {source}"}

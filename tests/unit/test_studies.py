@@ -334,11 +334,25 @@ def test_bound_report_says_what_the_results_say(tmp_path):
   assert "-0.12 |" in text
   assert "|   - |   real |      0.50 ± 0.25 |               - | 0.50 ± 0.25 |" in text
   assert text.count("| 0.25 | - | 0.75 |") == 6  # plain once a factor, adsa by image source
-  (path,) = bound_report.write_plots(results, tmp_path)
-  assert path.stat().st_size > 1000
+  paths = bound_report.write_plots(results, tmp_path)
+  assert [p.name for p in paths] == ["bound.png", "bound_calibrators.png"]
+  assert min(p.stat().st_size for p in paths) > 1000
   axes = bound_report.figure(results).axes
-  assert [len(a.lines) for a in axes] == [3, 3, 4, 4]
+  assert [len(a.lines) for a in axes] == [4, 4, 4, 4]
   for row in results["conditional"]:
     row["top1"] = None
-  assert len(bound_report.figure(results).axes[3].lines) == 0
+  assert not bound_report.figure(results).axes[3].get_visible()
   assert "60.0" not in bound_report.render(results)
+
+
+def test_calibrators_at_the_largest_factor_are_sorted():
+  results = bound_results()
+  for row in results["conditional"]:
+    worse = row["labels"] == "plain"
+    row["kl_views"] = row["kl_views"] | {"total": (2.0 if worse else 1.0) * row["imbalance"]}
+  (axis,) = bound_report.calibrators_figure(results).axes
+  assert [label.get_text() for label in axis.get_yticklabels()] == ["plain", "adsa"]  # upwards
+  assert "100" in axis.get_xlabel()
+  drawn = {c.get_label(): c.lines[0].get_xdata().tolist() for c in axis.containers}
+  assert drawn["KL views, sre2l"] == [200.0, 100.0]
+  assert drawn["KL test, random"] == [0.5, 0.5]
