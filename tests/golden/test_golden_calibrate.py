@@ -69,7 +69,7 @@ def test_objectives_and_their_gradients(criterion):
 
 
 @pytest.mark.parametrize("groups", [None, "thirds"])
-@pytest.mark.parametrize("criterion", ["confidence", "marginal"])
+@pytest.mark.parametrize("criterion", ["confidence", "marginal", "nll"])
 @pytest.mark.parametrize("strength", [0.01, 0.3])
 def test_adsa_vector(criterion, strength, groups):
   logits, labels = draw(2)
@@ -86,6 +86,25 @@ def test_adsa_vector(criterion, strength, groups):
   np.testing.assert_allclose(report["confidence_after"], after, atol=3e-4)
   np.testing.assert_allclose(report["mass_after"], ref.masses(logits, labels, expected), atol=3e-4)
   assert report["tau"] == pytest.approx(np.polyfit(PRIOR, expected, 1)[0], abs=1e-3)
+
+
+def test_adsa_probe():
+  """ADSA on the labels, then the bias of a student by log-loss, both taken off."""
+  labels_of_teacher, student = draw(2), draw(7, n=60, bias=-0.3)
+  calibrator = calibrate.make_calibrator("adsa_probe", strength=0.1)
+  params = calibrator.fit(*labels_of_teacher, PRIOR)
+  params = calibrator.refine(params, *student, PRIOR)
+  tau = adsa.fit(*labels_of_teacher, COUNTS).tau
+  left = adsa.fit(*student, COUNTS, criterion="nll", allow_negative=True).tau
+  bias = ref.adsa_vector(*student, COUNTS, left, "nll", 0.1)
+  logits = labels_of_teacher[0].astype(np.float64)
+  expected = logits - tau * (PRIOR - PRIOR.mean()) - (bias - bias.mean())
+  found = calibrator.apply(params, labels_of_teacher[0], PRIOR)
+  np.testing.assert_allclose(found, expected, atol=3e-3)
+  assert left < -0.1
+  assert calibrator.report(params)["tau"] == pytest.approx(
+    tau + np.polyfit(PRIOR, bias, 1)[0], abs=2e-3
+  )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.01])
