@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ltdd_jax import calibrate, config, labelstore
+from ltdd_jax import calibrate, config, labelstore, provenance
 from ltdd_jax.calibrate import base
 from ltdd_jax.data import longtail
 from ltdd_jax.logit_files import inputs, names, streaming, writing
@@ -213,10 +213,12 @@ def _beside(job: Job, found: Calibration) -> dict[str, np.ndarray]:
   """What an .npz file holds besides the labels; `report` is JSON in a string."""
   about = {
     "calibrator": job.name,
+    "calibrator_version": calibrate.VERSIONS.get(job.name, 1),
     "calibrator_args": job.args,
     "temperature": job.temperature,
     "kind": job.kind,
     "report": found.report,
+    "versions": provenance.versions(),
   }
   return {
     "tau": np.float64(found.tau),

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ltdd_jax import adsa, calibrate, labelstore, logit_files
+from ltdd_jax import adsa, calibrate, labelstore, logit_files, provenance
 from ltdd_jax.logit_files import arrays, inputs, names, parquet, sources
 from ltdd_jax.report import calibration
 from ltdd_jax.types import LtddError
@@ -243,6 +243,8 @@ def test_the_archive_says_how_labels_were_made(tmp_path):
     np.testing.assert_array_equal(stored["class_confidence_after"], found.confidence_after)
     about = json.loads(str(stored["report"]))
   assert about["calibrator_args"] == {"tau_range": [0.0, 2.0]}
+  assert about["calibrator_version"] == 1
+  assert about["versions"] == provenance.versions()
   assert (about["temperature"], about["kind"]) == (2.0, "probabilities")
   assert about["report"] == found.report
   twin = tmp_path / "twin.npz"
