@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print("error: stopped before the end; nothing was written.", file=sys.stderr)
+    print("error: stopped before the end; no file is half written.", file=sys.stderr)
     return 130
   return 0
 
@@ -96,7 +96,7 @@ def _check_plot() -> None:
   if _PLOT.value:
     plots.check_available()
     writing.check_target(
-      _PLOT.value, overwrite=_OVERWRITE.value, need=0, what="plot", formats=(".png",)
+      _PLOT.value, overwrite=_OVERWRITE.value, need=0, what="plot", formats=(".png", ".PNG")
     )
 
 

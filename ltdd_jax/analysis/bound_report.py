@@ -180,11 +180,7 @@ def _lines(results: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str
 
 
 def _style(source: str, labels: str, results: Mapping[str, Any]) -> dict[str, Any]:
-  known, lines = _labels(results), ("-", "--", ":", "-.")
-  number = known.index(labels)
-  shade = (number % 10) / 10 + (0.05 if number >= 10 else 0)  # of ten pairs, the dark ones first
-  import matplotlib
-
-  color = matplotlib.colormaps["tab20"](shade + 0.01) if len(known) > 10 else f"C{number}"
+  number, lines = _labels(results).index(labels), ("-", "--", ":", "-.")
   dash = lines[_sources(results).index(source) % len(lines)]
-  return {"color": color, "linestyle": dash, "label": f"{labels}, {source}"}
+  shade = {"color": f"C{number % 10}", "alpha": 1 if number < 10 else 0.5}  # ten colours, twice
+  return shade | {"linestyle": dash, "label": f"{labels}, {source}"}

@@ -1,5 +1,6 @@
 """Adaptive soft-label alignment as a calibrator, with its options."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ def adsa(
   """
   base.check_choice("adsa", "criterion", criterion, adsa_lib.CRITERIA)
   target = base.target_shift("adsa", target_prior)
-  if bootstrap != 0 and not bootstrap >= bootstrap_lib.LEAST:
+  if bootstrap != 0 and not bootstrap_lib.LEAST <= bootstrap < math.inf:
     raise LtddError(
       f"adsa: bootstrap is {bootstrap}; expected {bootstrap_lib.LEAST} replicates or more, or 0 "
       "for no interval."

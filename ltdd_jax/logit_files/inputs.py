@@ -12,6 +12,8 @@ import numpy as np
 from ltdd_jax.logit_files import arrays, names, parquet, sources
 from ltdd_jax.types import LtddError
 
+_PROBED = 100_000  # numbers of a vector whose byte order is looked at: labels may be many
+
 
 def open_logits(value: Any) -> tuple[str, Any]:
   """Opens logits (..., n, k).
@@ -93,7 +95,7 @@ def open_vector(value: Any, wanted: str) -> tuple[str, np.ndarray]:
   """
   text, found = _read_vector(value, wanted)
   if found.dtype.kind in "iuf":
-    _check_byte_order(text, found, most=1e9)
+    _check_byte_order(text, found.reshape(-1)[:_PROBED], most=1e9)
   return text, found
 
 

@@ -249,8 +249,7 @@ def _check_options(temperature: float, kind: str, dtype: str, chunk_size: int | 
       f"temperature is {temperature} with kind 'logits', which are given undivided. Divide them "
       "where you take the softmax, or use kind 'probabilities'."
     )
-  if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-    raise LtddError(f"chunk_size is {chunk_size}; expected a whole number of rows, 1 or more.")
+  base.check_chunk("calibrate_logits", chunk_size)
 
 
 def _target_argument(calibrator: str, prior: np.ndarray) -> list[float]:

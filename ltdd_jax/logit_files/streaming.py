@@ -111,7 +111,8 @@ class Pass:
       out = out + top
     with np.errstate(over="ignore"):
       out = out.astype(self._dtype)
-    if not np.isfinite(out).all():
+    # A softmax that overflows is NaN in all of its row, so that one column tells.
+    if not np.isfinite(out[:, 0] if self._probabilities else out).all():
       if self._probabilities:
         raise LtddError(f"{self._text}: probabilities overflow; use a larger temperature.")
       raise LtddError(

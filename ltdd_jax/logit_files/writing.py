@@ -40,7 +40,7 @@ def check_target(
       there, a full disk.
   """
   path = pathlib.Path(path).expanduser()
-  if path.suffix.lower() not in formats:
+  if path.suffix not in formats:
     raise LtddError(f"{what} is {path}; expected a name that ends in {' or '.join(formats)}.")
   if not path.parent.is_dir():
     near = _suggest_folder(path.parent)

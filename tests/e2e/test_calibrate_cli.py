@@ -189,7 +189,7 @@ def test_a_stop_leaves_nothing(tmp_path):
     time.sleep(0.05)  # until it writes
   running.send_signal(signal.SIGTERM)
   _, errors = running.communicate(timeout=60)
-  assert errors.splitlines()[-1] == "error: stopped before the end; nothing was written."
+  assert errors.splitlines()[-1] == "error: stopped before the end; no file is half written."
   assert "Traceback" not in errors
   assert running.returncode == 130
   assert sorted(tmp_path.iterdir()) == before

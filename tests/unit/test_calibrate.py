@@ -43,6 +43,7 @@ def fitted(name, data=None, **kwargs):
     ("fixed", {"target_prior": [0.5, 0.4]}, r"fixed: target_prior sums to 0\.9"),
     ("adsa", {"bootstrap": -1}, "bootstrap is -1; expected 20 replicates or more"),
     ("adsa", {"bootstrap": 2.5}, "bootstrap is 2.5"),
+    ("adsa", {"bootstrap": float("inf")}, "bootstrap is inf"),
     ("adsa", {"max_head_drop": -0.1}, r"max_head_drop is -0\.1"),
     ("adsa", {"head": [0]}, "head is .* without max_head_drop"),
     ("adsa", {"tau_range": (3.0, 0.0)}, r"adsa: tau_range is \(3\.0, 0\.0\); .* the lower first"),

@@ -275,12 +275,16 @@ def test_outputs(tmp_path, monkeypatch):
     match, tmp_path / "z.npy", out=tmp_path / name, **options
   )
   to(r"ends in \.npz or \.npy", "o.pt")
+  to(r"ends in \.npz or \.npy", "o.NPZ")
   os.mkdir(tmp_path / "runs")
   to("there is no folder .*run. Did you mean 'runs'\\? Make it first", "run/o.npz")
   to("is there already. Use another name, or overwrite", "there.npy")
   to("is one of the inputs", "z.npy", overwrite=True)
   os.mkdir(tmp_path / "folder.npz")
   to("which is a folder", "folder.npz", overwrite=True)
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "access", lambda *_: False)
+    to("in a folder that may not be written", "o.npz")
   usage = shutil.disk_usage(tmp_path)._replace(free=1000)
   monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
   to("the disk of .* has 1 kB free", "o.npz")
