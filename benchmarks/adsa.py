@@ -27,14 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from ltdd_jax import adsa, startup
+from ltdd_jax import adsa
+from ltdd_jax.core import startup
 
 IMBALANCE = 256  # of ImageNet-LT
 READ = "one read (sum)"
 
 
 def make_data(rows: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Logits (rows, k) float32 of a labeler that has learnt the prior, classes, class counts."""
+  """Logits (rows, k) float32 of a teacher that has learnt the prior, classes, class counts."""
   random = np.random.default_rng(0)
   counts = (1280 * (1 / IMBALANCE) ** (np.arange(k) / (k - 1))).astype(int)
   labels = np.arange(rows) % k

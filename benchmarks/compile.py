@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import recipes, timing
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 
 def arguments() -> argparse.Namespace:
@@ -31,15 +31,16 @@ def arguments() -> argparse.Namespace:
 # ---- what the fresh process does ----
 
 
-def squeeze(net: str) -> Any:
+def train_teachers(net: str) -> Any:
   """One call of the training step, and the evaluation of the teacher."""
-  from ltdd_jax import loop, teacher
+  from ltdd_jax.core.types import ArrayData
   from ltdd_jax.data import specs
-  from ltdd_jax.types import ArrayData
+  from ltdd_jax.teachers import train as teacher_training
+  from ltdd_jax.training import loop
 
   case, session = recipes.CASES[f"teacher/{net}"], loop.Session(show_progress=False)
   data, spec = ArrayData(*recipes.random_images(case["batch"])), specs.SPECS["cifar10"]
-  (trained,) = teacher.squeeze(
+  (trained,) = teacher_training.train_teachers(
     data,
     spec,
     recipes.long_tail(),
@@ -52,13 +53,14 @@ def squeeze(net: str) -> Any:
     augment=case["augment"],
     session=session,
   )
-  return teacher.evaluate(trained, data, spec, batch_size=case["batch"], mesh=session.mesh)
+  return teacher_training.evaluate(trained, data, spec, batch_size=case["batch"], mesh=session.mesh)
 
 
 def untrained(net: str) -> Any:
   """A teacher for the stages that need one; its initialisation is not counted."""
-  from ltdd_jax import models, rng
-  from ltdd_jax.types import Teacher
+  from ltdd_jax import models
+  from ltdd_jax.core import rng
+  from ltdd_jax.core.types import Teacher
 
   model = models.make_model(
     num_classes=recipes.CLASSES,
@@ -68,32 +70,34 @@ def untrained(net: str) -> Any:
   return Teacher("a", model, models.init_variables(model, rng.key_for(0), recipes.IMAGE_SHAPE))
 
 
-def recover(net: str, teacher: Any) -> Any:
+def run_method(net: str, teacher: Any) -> Any:
   """One call of SRe2L's step."""
   import numpy as np
 
-  from ltdd_jax import distil, loop
+  from ltdd_jax import distil
   from ltdd_jax.data import specs
-  from ltdd_jax.distil import recover as stage
+  from ltdd_jax.distil import run as stage
+  from ltdd_jax.training import loop
 
   spec, session = specs.SPECS["cifar10"], loop.Session(show_progress=False)
-  observers = (distil.Observer(teacher.name, teacher.model),)
-  env = distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, observers)
+  teachers = (distil.Network(teacher.name, teacher.model),)
+  env = distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, teachers)
   method = distil.make_method(env, "sre2l", num_steps=session.steps_per_call())
-  size = recipes.CASES[f"recover/{net}"]["batch"]
+  size = recipes.CASES[f"distil/{net}"]["batch"]
   slots = distil.make_slots(np.full(recipes.CLASSES, size // recipes.CLASSES))
   fed = distil.Feed((teacher.variables,))
   return stage.recover("sre2l", method, env, slots, fed, batch_size=size, session=session)
 
 
-def relabel(net: str, teacher: Any) -> Any:
+def label_images(net: str, teacher: Any) -> Any:
   """One call of the labelling step, and the labels of the plain images."""
-  from ltdd_jax import labels, loop
   from ltdd_jax.data import specs
+  from ltdd_jax.labels import label as label_lib
+  from ltdd_jax.training import loop
 
   session, case = loop.Session(show_progress=False), recipes.CASES["student/convnet"]
   images, targets = recipes.random_images(500)
-  return labels.relabel(
+  return label_lib.label_images(
     "sre2l",
     images,
     targets,
@@ -121,18 +125,18 @@ def calibrate() -> Any:
 def student() -> Any:
   """A call of the training step of one student, and its evaluation."""
   from benchmarks import students
-  from ltdd_jax import loop
+  from ltdd_jax.training import loop
 
   steps = 2 * loop.Session().steps_per_call()
   return students.make_training(1, steps)[0]("loop")
 
 
 STAGES: dict[str, tuple[Callable[..., Any], str | None, bool]] = {  # stage, network, needs teacher
-  "squeeze/convnet": (squeeze, "convnet", False),
-  "squeeze/resnet18": (squeeze, "resnet18", False),
-  "recover/convnet": (recover, "convnet", True),
-  "recover/resnet18": (recover, "resnet18", True),
-  "relabel/convnet": (relabel, "convnet", True),
+  "teacher/convnet": (squeeze, "convnet", False),
+  "teacher/resnet18": (squeeze, "resnet18", False),
+  "distil/convnet": (recover, "convnet", True),
+  "distil/resnet18": (recover, "resnet18", True),
+  "label/convnet": (relabel, "convnet", True),
   "calibrate/adsa": (calibrate, None, False),
   "student/convnet": (student, None, False),
 }

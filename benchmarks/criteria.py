@@ -13,7 +13,7 @@ import json
 import pathlib
 from typing import Any
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported
 
@@ -21,8 +21,11 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from ltdd_jax import adsa, artefacts, calibrate, check, labels, stages  # noqa: E402
+from ltdd_jax import adsa, calibrate  # noqa: E402
+from ltdd_jax.artefacts import workdir as workdir_lib  # noqa: E402
 from ltdd_jax.data import augment  # noqa: E402
+from ltdd_jax.labels import label as label_lib  # noqa: E402
+from ltdd_jax.pipeline import check, stages  # noqa: E402
 
 RULES: dict[str, dict[str, Any]] = {
   **{criterion: {"name": "adsa", "criterion": criterion} for criterion in adsa.CRITERIA},
@@ -51,7 +54,7 @@ def label(ctx: stages.Context, images_of: Any, arrays: Any, total: int) -> np.nd
 
   @jax.jit
   def run(variables: Any, arrays: Any, rows: Any) -> Any:
-    return labels.labeler_logits(networks, variables, images_of(arrays, rows))
+    return label_lib.teacher_logits(networks, variables, images_of(arrays, rows))
 
   variables = tuple(t.variables for t in teachers)
   return np.concatenate([run(variables, arrays, rows) for rows in batches(total)])[:total]
@@ -61,9 +64,9 @@ def of_views(ctx: stages.Context, source: str, views: dict[str, Any]) -> tuple[A
   """Logits (e, n, k) of views, and classes (n,)."""
   images, classes = ctx.images(source)
   n, spec = len(classes), ctx.source.spec
-  flip = ctx.config["relabel"]["views"].get("flip", True)
-  views_of = labels.view_fn(spec, **{"flip": flip, **views})
-  key = labels.view_key(ctx.config["seed"], source)
+  flip = ctx.config["label"]["views"].get("flip", True)
+  views_of = label_lib.view_fn(spec, **{"flip": flip, **views})
+  key = label_lib.view_key(ctx.config["seed"], source)
   epochs = EPOCHS if views["crop_scale"] else 1
   make = lambda arrays, rows: views_of(key, *arrays, rows % n, rows // n).images
   return label(ctx, make, (images, classes), epochs * n).reshape(epochs, n, -1), classes
@@ -82,7 +85,7 @@ def study(path: pathlib.Path) -> tuple[list[tuple[str, ...]], list[tuple[str, st
   """Rows of the table for one work directory, and (views, rule, points lost)."""
   ctx = stages.Context(check.check(json.loads((path / "config.json").read_text())))
   rows, losses, log_prior = [], [], np.log(ctx.counts / ctx.counts.sum())
-  with artefacts.Workdir(path) as ctx.workdir:
+  with workdir_lib.Workdir(path) as ctx.workdir:
     accuracy = on_test(ctx)
     best = f"{GRID[accuracy.argmax()]:.2f}"
     for source in stages.image_sources(ctx.config):

@@ -1,6 +1,6 @@
 """The library's side of `edc.py`: its own method in its own loop, set up as a run is."""
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported, as launch/main.py does
 startup.setup_jax(cache_dir=None)
@@ -15,10 +15,13 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import edc_recipe, timing  # noqa: E402
-from ltdd_jax import distil, loop, models, rng, statistics  # noqa: E402
-from ltdd_jax import mesh as mesh_lib  # noqa: E402
+from ltdd_jax import distil, models  # noqa: E402
+from ltdd_jax.core import mesh as mesh_lib  # noqa: E402
+from ltdd_jax.core import rng  # noqa: E402
 from ltdd_jax.data import specs  # noqa: E402
 from ltdd_jax.models import taps  # noqa: E402
+from ltdd_jax.teachers import statistics  # noqa: E402
+from ltdd_jax.training import loop  # noqa: E402
 
 SPEC = specs.SPECS["cifar10"]
 
@@ -36,18 +39,18 @@ def fake_statistics(model: Any, variables: Any) -> statistics.Statistics:
 
 
 class Side:
-  """Runs cycles of all observers."""
+  """Runs cycles of all teachers."""
 
   def __init__(self) -> None:
     self.session = loop.Session(show_progress=False)
     self.compiled: loop.Compiled = {}
 
   def handle(self, message: dict[str, Any]) -> dict[str, Any]:
-    """{"observers": names, "batch": n} prepares and compiles; {"steps": n} runs whole cycles."""
+    """{"teachers": names, "batch": n} prepares and compiles; {"steps": n} runs whole cycles."""
     if "steps" in message:
       return self.run(message["steps"])
-    params = self.prepare(message["observers"], message["batch"])
-    first = self.run(len(message["observers"]))
+    params = self.prepare(message["teachers"], message["batch"])
+    first = self.run(len(message["teachers"]))
     device = jax.devices()[0].device_kind
     return {"params": params, "first_seconds": first["seconds"], "device": device}
 
@@ -55,8 +58,8 @@ class Side:
     kwargs = {"num_classes": SPEC.num_classes, "image_shape": SPEC.image_shape}
     nets = [models.make_model(**edc_recipe.OBSERVERS[name], **kwargs) for name in names]
     variables = tuple(models.init_variables(n, rng.key_for(0), SPEC.image_shape) for n in nets)
-    observers = tuple(map(distil.Observer, names, nets))
-    env = distil.Env(SPEC.image_shape, SPEC.num_classes, SPEC.mean, SPEC.std, observers)
+    teachers = tuple(map(distil.Network, names, nets))
+    env = distil.Env(SPEC.image_shape, SPEC.num_classes, SPEC.mean, SPEC.std, teachers)
     self.method = distil.make_method(
       env, "edc", num_steps=1_000_000, lr=edc_recipe.LR, r_stats=edc_recipe.R_STATS,
       alpha=edc_recipe.ALPHA, ema=edc_recipe.EMA, first_multiplier=edc_recipe.FIRST,

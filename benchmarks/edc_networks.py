@@ -1,4 +1,4 @@
-"""EDC's observers in PyTorch, beside the ConvNets and ResNet-18 of `torch_steps.py`."""
+"""EDC's teachers in PyTorch, beside the ConvNets and ResNet-18 of `torch_steps.py`."""
 
 import itertools
 from typing import Any
@@ -119,7 +119,7 @@ MAKERS = {
 
 
 def make(name: str, **kwargs: Any) -> nn.Module:
-  """An observer: eval mode, no gradients of its own."""
+  """An teacher: eval mode, no gradients of its own."""
   if name in MAKERS:
     model = MAKERS[name]().to(torch_steps.DEVICE, memory_format=torch.channels_last)
   else:

@@ -1,4 +1,4 @@
-"""What `edc.py` times: EDC's recover step on CIFAR-10 with its eight observers, on noise.
+"""What `edc.py` times: EDC's recover step on CIFAR-10 with its eight teachers, on noise.
 
 The form is that of the released code, without flatness: statistics of the whole batch against those
 of the training set and of its classes.

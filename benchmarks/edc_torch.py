@@ -65,7 +65,7 @@ class Hook:
     self.distance = distance
 
 
-class Observer:
+class Network:
   """A network and its hooks, in the order of modules."""
 
   def __init__(self, name: str, labels: Tensor):
@@ -101,14 +101,14 @@ def view(images: Tensor, draws: np.random.Generator) -> Tensor:
 
 
 class Side:
-  """Runs cycles of all observers."""
+  """Runs cycles of all teachers."""
 
   def handle(self, message: dict[str, Any]) -> dict[str, Any]:
     if "steps" in message:
       return self.run(message["steps"])
     batch = message["batch"]
     self.labels = torch.arange(CLASSES, device=DEVICE).repeat_interleave(batch // CLASSES)
-    self.observers = [Observer(name, self.labels) for name in message["observers"]]
+    self.teachers = [Network(name, self.labels) for name in message["teachers"]]
     images = torch.randn(batch, 3, SIDE, SIDE, device=DEVICE)
     self.images = torch_steps.channels_last(images).requires_grad_()
     self.optimizer = torch.optim.Adam([self.images], recipe.LR, betas=(0.5, 0.9), fused=True)
@@ -117,15 +117,15 @@ class Side:
     )
     self.range = (-mean / std, (1 - mean) / std)
     self.draws = np.random.default_rng(0)
-    first = self.run(len(self.observers))
-    params = [torch_steps.count(o.model) for o in self.observers]
+    first = self.run(len(self.teachers))
+    params = [torch_steps.count(o.model) for o in self.teachers]
     return {"params": params, "first_seconds": first["seconds"], "torch": torch.__version__}
 
   def run(self, steps: int) -> dict[str, Any]:
     start = time.perf_counter()
     for t in range(steps):
-      observer = self.observers[t % len(self.observers)]
-      observer.loss(view(self.images, self.draws), self.labels).backward()
+      teacher = self.teachers[t % len(self.teachers)]
+      teacher.loss(view(self.images, self.draws), self.labels).backward()
       self.optimizer.step()
       self.optimizer.zero_grad()
       with torch.no_grad():

@@ -9,7 +9,7 @@ truth.
 
 import argparse
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported
 

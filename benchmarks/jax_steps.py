@@ -6,7 +6,7 @@ splits the CPU into virtual devices.
 
 import sys
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 if "--untuned" not in sys.argv:
   startup.tune_host()  # before jax is imported, as launch/main.py does
@@ -22,20 +22,15 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import recipes, timing  # noqa: E402
-from ltdd_jax import (  # noqa: E402
-  distil,
-  labels,
-  loop,
-  losses,
-  models,
-  rng,
-  student,
-  teacher,
-  train,
-)
-from ltdd_jax import mesh as mesh_lib  # noqa: E402
+from ltdd_jax import distil, models  # noqa: E402
+from ltdd_jax.core import mesh as mesh_lib  # noqa: E402
+from ltdd_jax.core import rng  # noqa: E402
+from ltdd_jax.core.types import ArrayData  # noqa: E402
 from ltdd_jax.data import augment, feed, specs  # noqa: E402
-from ltdd_jax.types import ArrayData  # noqa: E402
+from ltdd_jax.labels import label as label_lib  # noqa: E402
+from ltdd_jax.students import train as student_training  # noqa: E402
+from ltdd_jax.teachers import train as teacher_training  # noqa: E402
+from ltdd_jax.training import loop, losses, supervised  # noqa: E402
 
 SPEC = specs.SPECS["cifar10"]
 FOREVER = 1_000_000  # steps of the schedules: their end is never reached
@@ -58,14 +53,19 @@ def make_model(case: dict[str, Any]) -> Any:
 
 
 def supervised(
-  case: dict[str, Any], batch_fn: train.BatchFn, loss_fn: train.LossFn, session: loop.Session
+  case: dict[str, Any],
+  batch_fn: supervised.BatchFn,
+  loss_fn: supervised.LossFn,
+  session: loop.Session,
 ) -> tuple[loop.StepFn, Any, int]:
   """The step of a teacher or student, its state and the number of parameters."""
   model = make_model(case)
-  tx = train.make_tx(case["optimizer"], {"name": "cosine"}, FOREVER)
-  state = jax.jit(lambda key: train.init_state(model, tx, key, SPEC.image_shape))(rng.key_for(0))
+  tx = supervised.make_tx(case["optimizer"], {"name": "cosine"}, FOREVER)
+  state = jax.jit(lambda key: supervised.init_state(model, tx, key, SPEC.image_shape))(
+    rng.key_for(0)
+  )
   step_fn = functools.partial(
-    train.train_step,
+    supervised.train_step,
     apply_fn=model.apply,
     tx=tx,
     batch_fn=batch_fn,
@@ -78,7 +78,7 @@ def supervised(
 
 def teacher_job(case: dict[str, Any], session: loop.Session) -> Job:
   batch_fn = functools.partial(
-    teacher.image_batch, spec=SPEC, augment_fn=augment.compose(case["augment"])
+    teacher_training.image_batch, spec=SPEC, augment_fn=augment.compose(case["augment"])
   )
   loss_fn = losses.make_supervised_loss("cross_entropy", class_counts=recipes.long_tail())
   step_fn, state, params = supervised(case, batch_fn, loss_fn, session)
@@ -93,11 +93,13 @@ def student_job(case: dict[str, Any], session: loop.Session) -> Job:
   n = case["images"]
   supervision = recipes.stored_labels(case["label_epochs"], n)
   batch_fn = functools.partial(
-    student.make_batch,
-    views_of=labels.view_fn(SPEC, **case["views"]),
+    student_training.make_batch,
+    views_of=label_lib.view_fn(SPEC, **case["views"]),
     supervision=supervision,
   )
-  loss_fn = functools.partial(student.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"]))
+  loss_fn = functools.partial(
+    student_training.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"])
+  )
   step_fn, state, params = supervised(case, batch_fn, loss_fn, session)
   images, targets = recipes.random_images(n)
   consts = {
@@ -108,7 +110,7 @@ def student_job(case: dict[str, Any], session: loop.Session) -> Job:
     "log_prior": supervision.log_prior,
   }
   consts = mesh_lib.put(consts, mesh_lib.replicated(session.mesh))
-  consts |= {"view_key": labels.view_key(0, "sre2l"), "key": rng.key_for(1)}
+  consts |= {"view_key": label_lib.view_key(0, "sre2l"), "key": rng.key_for(1)}
   sampler = feed.BatchSampler(0, "student/0", n, case["batch"])
   inputs = lambda t: {"indices": sampler(t), "epochs": sampler.epoch(t)}
   return Job(step_fn, state, consts, inputs, params)
@@ -118,7 +120,7 @@ def recover_job(case: dict[str, Any], session: loop.Session) -> Job:
   model, size = make_model(case), case["batch"]
   variables = models.init_variables(model, rng.key_for(0), SPEC.image_shape)
   env = distil.Env(
-    SPEC.image_shape, SPEC.num_classes, SPEC.mean, SPEC.std, (distil.Observer("a", model),)
+    SPEC.image_shape, SPEC.num_classes, SPEC.mean, SPEC.std, (distil.Network("a", model),)
   )
   method = distil.make_method(env, "sre2l", num_steps=FOREVER)
   slots = distil.make_slots(np.full(SPEC.num_classes, size // SPEC.num_classes))
@@ -134,7 +136,7 @@ def recover_job(case: dict[str, Any], session: loop.Session) -> Job:
   return Job(step_fn, state, {"key": rng.key_for(2), "feed": fed}, np.int32, params)
 
 
-JOBS = {"teacher": teacher_job, "recover": recover_job, "student": student_job}
+JOBS = {"teacher": teacher_job, "distil": recover_job, "student": student_job}
 
 
 class Side:

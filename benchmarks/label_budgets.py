@@ -14,7 +14,7 @@ import importlib
 import pathlib
 from typing import Any
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported
 

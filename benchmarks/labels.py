@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks import recipes, timing
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 DECODED = "decoded float32, none"
 STORE_SHAPE = (4, 5_000, 1_000)  # label epochs, images, classes: 40 MB of float16 an epoch
@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
 
 
 def encodings(top_k: int) -> list[Any]:
-  from ltdd_jax.encoding import DTYPES, Encoding
+  from ltdd_jax.labels.encoding import DTYPES, Encoding
 
   return [*map(Encoding, DTYPES), Encoding("float16", top_k), Encoding("uint8", top_k)]
 
@@ -44,8 +44,9 @@ def supervisions() -> dict[str, Any]:
   """The ways to read labels, by name."""
   import jax
 
-  from ltdd_jax import calibrate, student
+  from ltdd_jax import calibrate
   from ltdd_jax.data import longtail
+  from ltdd_jax.students import train as student_training
 
   case = recipes.CASES["student/convnet"]
   logits = recipes.random_logits(case["label_epochs"], case["images"])
@@ -56,7 +57,7 @@ def supervisions() -> dict[str, Any]:
     calibrator = calibrate.make_calibrator(name)
     params = calibrator.fit(logits, labels, log_prior)
     calibration[name] = {"calibrator": calibrator, "params": params, "log_prior": log_prior}
-  out = {DECODED: student.Supervision("stored", logits=logits.astype("float32"))}
+  out = {DECODED: student_training.Supervision("stored", logits=logits.astype("float32"))}
   out["the same again"] = out[DECODED]
   out["decoded float32, adsa"] = out[DECODED]._replace(**calibration["adsa"])
   for encoding in encodings(top_k=3):
@@ -66,7 +67,7 @@ def supervisions() -> dict[str, Any]:
     arrays = {key: x.reshape(*logits.shape[:2], -1) for key, x in arrays.items()}
     decode = functools.partial(encoding.decode, k=k)
     for name in ("none", "adsa") if str(encoding) == "uint8" else ("adsa",):
-      out[f"{encoding}, {name}"] = student.Supervision(
+      out[f"{encoding}, {name}"] = student_training.Supervision(
         "stored", logits=arrays, decode=decode, **calibration[name]
       )
   return out
@@ -84,31 +85,41 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
   """Compiles a way; returns the function that runs some steps."""
   import jax
 
-  from ltdd_jax import labels, loop, losses, models, rng, student, train
+  from ltdd_jax import models
+  from ltdd_jax.core import rng
   from ltdd_jax.data import feed, specs
+  from ltdd_jax.labels import label as label_lib
+  from ltdd_jax.students import train as student_training
+  from ltdd_jax.training import loop, losses, supervised
 
   case, spec = recipes.CASES["student/convnet"], specs.SPECS["cifar10"]
   session = loop.Session(show_progress=False)
   model = models.make_model(
     num_classes=spec.num_classes, image_shape=spec.image_shape, **case["model"]
   )
-  tx = train.make_tx(case["optimizer"], {"name": "cosine"}, 1_000_000)
+  tx = supervised.make_tx(case["optimizer"], {"name": "cosine"}, 1_000_000)
   step = functools.partial(
-    train.train_step,
+    supervised.train_step,
     apply_fn=model.apply,
     tx=tx,
     batch_fn=functools.partial(
-      student.make_batch, views_of=labels.view_fn(spec, **case["views"]), supervision=supervision
+      student_training.make_batch,
+      views_of=label_lib.view_fn(spec, **case["views"]),
+      supervision=supervision,
     ),
-    loss_fn=functools.partial(student.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"])),
+    loss_fn=functools.partial(
+      student_training.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"])
+    ),
     mesh=session.mesh,
   )
-  state = jax.jit(lambda key: train.init_state(model, tx, key, spec.image_shape))(rng.key_for(0))
+  state = jax.jit(lambda key: supervised.init_state(model, tx, key, spec.image_shape))(
+    rng.key_for(0)
+  )
   images, targets = recipes.random_images(case["images"])
   consts = {"images": images, "labels": targets, "logits": supervision.logits}
   if supervision.calibrator is not None:
     consts |= {"params": supervision.params, "log_prior": supervision.log_prior}
-  consts = jax.device_put(consts) | {"view_key": labels.view_key(0, "a"), "key": rng.key_for(1)}
+  consts = jax.device_put(consts) | {"view_key": label_lib.view_key(0, "a"), "key": rng.key_for(1)}
   sampler = feed.BatchSampler(0, "student/0", case["images"], case["batch"])
   compiled = loop.compile_step(step, state)
   inputs = [
@@ -149,7 +160,7 @@ def store_speed(encoding: Any, rounds: int) -> tuple[Any, ...]:
   """MB/s of encoded bytes written and read, and of decoded float32 logits from `rows`."""
   import jax
 
-  from ltdd_jax import labelstore
+  from ltdd_jax.labels import store as label_store
 
   e, n, k = STORE_SHAPE
   logits = jax.random.normal(jax.random.key(0), (n, k)) * 5
@@ -157,7 +168,9 @@ def store_speed(encoding: Any, rounds: int) -> tuple[Any, ...]:
   writes, reads, streams = [], [], []
   for _ in range(rounds):
     with tempfile.TemporaryDirectory() as folder:
-      store = labelstore.create(folder, STORE_SHAPE, encoding, class_names=list(map(str, range(k))))
+      store = label_store.create(
+        folder, STORE_SHAPE, encoding, class_names=list(map(str, range(k)))
+      )
       start = time.perf_counter()
       store.write(dict.fromkeys(range(e), arrays))
       writes.append(store.nbytes / (time.perf_counter() - start) / 1e6)

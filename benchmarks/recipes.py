@@ -17,7 +17,7 @@ TEACHER: dict[str, Any] = {
   "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
   "augment": [{"name": "random_crop", "padding": 4}, {"name": "random_flip"}],
 }
-RECOVER: dict[str, Any] = {"stage": "recover", "batch": 100}
+RECOVER: dict[str, Any] = {"stage": "distil", "batch": 100}
 STUDENT: dict[str, Any] = {
   "stage": "student",
   "batch": 50,
@@ -29,10 +29,10 @@ STUDENT: dict[str, Any] = {
 }
 CASES: dict[str, dict[str, Any]] = {
   "teacher/convnet": {**TEACHER, "model": {**CONVNET, "norm": "batch"}},
-  "recover/convnet": {**RECOVER, "model": {**CONVNET, "norm": "batch"}},
+  "distil/convnet": {**RECOVER, "model": {**CONVNET, "norm": "batch"}},
   "student/convnet": {**STUDENT, "model": {**CONVNET, "norm": "instance"}},
   "teacher/resnet18": {**TEACHER, "model": RESNET},
-  "recover/resnet18": {**RECOVER, "model": RESNET},
+  "distil/resnet18": {**RECOVER, "model": RESNET},
 }
 
 
@@ -55,13 +55,14 @@ def long_tail() -> np.ndarray:
 
 def stored_labels(epochs: int, n: int) -> Any:
   """Stored soft labels, adjusted by tau = 1, as `student.train_students` takes them."""
-  from ltdd_jax import calibrate, student
+  from ltdd_jax import calibrate
   from ltdd_jax.data import longtail
+  from ltdd_jax.students import train as student_training
 
   logits, log_prior = random_logits(epochs, n), longtail.log_prior(long_tail())
   calibrator = calibrate.make_calibrator("fixed", tau=1.0)
   labels = np.arange(n, dtype=np.int32) % CLASSES
   params = calibrator.fit(logits, labels, log_prior)
-  return student.Supervision(
+  return student_training.Supervision(
     "stored", logits=logits, calibrator=calibrator, params=params, log_prior=log_prior
   )

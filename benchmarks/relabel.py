@@ -1,9 +1,9 @@
-"""Labels a second from EDC's eight labelers on CIFAR-10, against the same in plain PyTorch.
+"""Labels a second from EDC's eight teachers on CIFAR-10, against the same in plain PyTorch.
 
   python -m benchmarks.relabel --torch-python path/to/torch/env/bin/python --rounds 5
-  python -m benchmarks.relabel --labelers convnet_w128 convnet_d1 --epochs 5 --rounds 2
+  python -m benchmarks.relabel --teachers convnet_w128 convnet_d1 --epochs 5 --rounds 2
 
-A label is the mean of the labelers' logits of one view (crop, flip, CutMix) of one of 100 images,
+A label is the mean of the teachers' logits of one view (crop, flip, CutMix) of one of 100 images,
 as float16. The library's side is `labels.relabel` with its store on disk, less the time to compile;
 PyTorch's keeps labels in memory. Sides are processes of their own and take turns, round after
 round. The table has medians over rounds, the range in brackets, and the median of the ratios within
@@ -20,7 +20,7 @@ def arguments() -> argparse.Namespace:
   p = timing.parser(__doc__)
   names = list(edc_recipe.OBSERVERS)
   p.add_argument("--torch-python", help="interpreter of an environment with PyTorch")
-  p.add_argument("--labelers", nargs="+", default=names, choices=names, metavar="LABELER",
+  p.add_argument("--teachers", nargs="+", default=names, choices=names, metavar="LABELER",
                  help=f"any of {', '.join(names)}")  # fmt: skip
   p.add_argument("--epochs", type=int, default=20, help="labels of each image in a measurement")
   p.add_argument("--rounds", type=int, default=5, help="measurements of each side")
@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
   args = arguments()
   facts, times, line = timing.against_torch(
-    "relabel", args, ready={"labelers": args.labelers}, ask={"epochs": args.epochs}
+    "label", args, ready={"teachers": args.teachers}, ask={"epochs": args.epochs}
   )
   seconds = {n: [a["seconds"] / a["labels"] for a in answers] for n, answers in times.items()}
   rows = [
@@ -39,7 +39,7 @@ def main() -> None:
     for name, each in seconds.items()
   ]  # fmt: skip
   headers = ("side", "labels a second", "ms a label", "time / first row's")
-  record = {"labelers": args.labelers, "facts": facts, "times": times}
+  record = {"teachers": args.teachers, "facts": facts, "times": times}
   timing.finish(line, headers, rows, record, args.out)
 
 

@@ -1,6 +1,6 @@
 """The library's side of `relabel.py`: `labels.relabel`, set up as a run is."""
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported, as launch/main.py does
 startup.setup_jax()
@@ -13,9 +13,12 @@ import numpy as np  # noqa: E402
 
 from benchmarks import edc_recipe, recipes, timing  # noqa: E402
 from configs import base  # noqa: E402
-from ltdd_jax import labels, loop, models, rng  # noqa: E402
+from ltdd_jax import models  # noqa: E402
+from ltdd_jax.core import rng  # noqa: E402
+from ltdd_jax.core.types import Teacher  # noqa: E402
 from ltdd_jax.data import specs  # noqa: E402
-from ltdd_jax.types import Teacher  # noqa: E402
+from ltdd_jax.labels import label as label_lib  # noqa: E402
+from ltdd_jax.training import loop  # noqa: E402
 
 SPEC = specs.SPECS["cifar10"]
 
@@ -24,12 +27,12 @@ class Side:
   """Labels as often as it is asked to."""
 
   def handle(self, message: dict[str, Any]) -> dict[str, Any]:
-    """{"labelers": names} prepares and compiles; {"epochs": n} labels all images n times."""
+    """{"teachers": names} prepares and compiles; {"epochs": n} labels all images n times."""
     if "epochs" in message:
       return self.run(message["epochs"])
     kwargs = {"num_classes": SPEC.num_classes, "image_shape": SPEC.image_shape}
     self.teachers = []
-    for name in message["labelers"]:
+    for name in message["teachers"]:
       net = models.make_model(**edc_recipe.OBSERVERS[name], **kwargs)
       variables = models.init_variables(net, rng.key_for(0), SPEC.image_shape)
       self.teachers.append(Teacher(name, net, variables))
@@ -41,7 +44,7 @@ class Side:
   def run(self, epochs: int) -> dict[str, Any]:
     start = time.perf_counter()
     with timing.CompileClock() as clock:
-      labelled = labels.relabel(
+      labelled = label_lib.label_images(
         "benchmark", self.images, self.labels.astype(np.int32), tuple(self.teachers), SPEC,
         num_epochs=epochs, views=base.CROPS_AND_CUTMIX,
         session=loop.Session(show_progress=False),

@@ -20,7 +20,7 @@ class Side:
   def handle(self, message: dict[str, Any]) -> dict[str, Any]:
     if "epochs" in message:
       return self.run(message["epochs"])
-    self.models = [edc_networks.make(**recipe.OBSERVERS[name]) for name in message["labelers"]]
+    self.models = [edc_networks.make(**recipe.OBSERVERS[name]) for name in message["teachers"]]
     self.images, _ = torch_steps.random_data(recipe.BATCH)
     self.run(1)
     return {"params": [*map(torch_steps.count, self.models)], "torch": torch.__version__}

@@ -14,7 +14,7 @@ import json
 import pathlib
 from typing import Any
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported
 
@@ -22,7 +22,10 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from ltdd_jax import artefacts, calibrate, check, probing, stages  # noqa: E402
+from ltdd_jax import calibrate  # noqa: E402
+from ltdd_jax.artefacts import workdir as workdir_lib  # noqa: E402
+from ltdd_jax.pipeline import check, stages  # noqa: E402
+from ltdd_jax.pipeline import probing as probe  # noqa: E402
 from ltdd_jax.report import tables  # noqa: E402
 
 GRID = np.arange(-1.5, 2.0001, 0.05)
@@ -43,9 +46,9 @@ def measure(ctx: stages.Context, source: str, variables: Any) -> tuple[float, ..
     return float(params.student.anchor), np.asarray(params.student.bias)
 
   model, test = ctx.config["student"]["model"], ctx.test_data
-  unseen = probing.unseen(ctx.train_data, ctx.images(source)[0])
-  tau, bias = read(probing.logits_of(ctx, model, variables, unseen.images), unseen.labels)
-  logits = probing.logits_of(ctx, model, variables, test.images)
+  unseen = probe.unseen(ctx.train_data, ctx.images(source)[0])
+  tau, bias = read(probe.logits_of(ctx, model, variables, unseen.images), unseen.labels)
+  logits = probe.logits_of(ctx, model, variables, test.images)
   score = lambda shift: 100 * np.mean((logits - shift).argmax(1) == test.labels)
   best = max(score(t * centred) for t in GRID)
   on_test, _ = read(logits, test.labels)
@@ -57,7 +60,7 @@ def rows(path: pathlib.Path) -> list[tuple[str, ...]]:
   """A row for each kind of labels and images of a run."""
   ctx = stages.Context(check.check(json.loads((path / "config.json").read_text())))
   out = []
-  with artefacts.Workdir(path) as ctx.workdir:
+  with workdir_lib.Workdir(path) as ctx.workdir:
     for source in stages.image_sources(ctx.config):
       for regime in stages.regimes(ctx.config):
         students = ctx.workdir.load(f"student/{source}/{regime}").tree("students")

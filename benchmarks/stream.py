@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import timing
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 IMBALANCE = 256  # of ImageNet-LT
 BUFFER = 1 << 22
@@ -43,7 +43,7 @@ class Cycle:
     self._rows, self.shape, self.dtype = e * n, (views, n, k), self._source.dtype
 
   def _open(self) -> None:
-    from ltdd_jax.logit_files import inputs
+    from ltdd_jax.interop import inputs
 
     self._source = None
     if self._cold:
@@ -85,7 +85,7 @@ def read(path: pathlib.Path) -> int:
 
 
 def write(path: pathlib.Path, e: int, n: int, k: int) -> tuple[Any, Any]:
-  """Writes logits (e, n, k) of a labeler that has learnt the prior; returns labels and counts."""
+  """Writes logits (e, n, k) of a teacher that has learnt the prior; returns labels and counts."""
   import numpy as np
 
   random = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import recipes, timing
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 WAYS = ("loop", "vmap")
 
@@ -30,9 +30,11 @@ def arguments() -> argparse.Namespace:
 
 def make_training(num_seeds: int, steps: int | None) -> tuple[Callable[[str], Any], int]:
   """Returns the call to time, a function of the way, and the number of steps of a student."""
-  from ltdd_jax import labels, loop, student
+  from ltdd_jax.core.types import ArrayData
   from ltdd_jax.data import specs
-  from ltdd_jax.types import ArrayData
+  from ltdd_jax.labels import label as label_lib
+  from ltdd_jax.students import train as student_training
+  from ltdd_jax.training import loop
 
   case = recipes.CASES["student/convnet"]
   session = loop.Session(show_progress=False)
@@ -40,8 +42,8 @@ def make_training(num_seeds: int, steps: int | None) -> tuple[Callable[[str], An
   images, targets = recipes.random_images(case["images"])
   supervision = recipes.stored_labels(case["label_epochs"], case["images"])
 
-  def train(way: str) -> student.StudentResult:
-    return student.train_students(
+  def train(way: str) -> student_training.StudentResult:
+    return student_training.train_students(
       f"benchmark/{way}",
       images,
       targets,
@@ -55,7 +57,7 @@ def make_training(num_seeds: int, steps: int | None) -> tuple[Callable[[str], An
       schedule={"name": "cosine"},
       loss=case["loss"],
       views=case["views"],
-      view_key=labels.view_key(0, "sre2l"),
+      view_key=label_lib.view_key(0, "sre2l"),
       num_seeds=num_seeds,
       evaluations=1,
       parallel=way,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import recipes, timing
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 WAYS = ("loop", "vmap")
 BATCH, IMAGES = 128, 1280
@@ -35,9 +35,10 @@ def make_training(args: argparse.Namespace) -> tuple[Callable[[str], Any], int]:
   """Returns the call to time, a function of the way, and the number of steps of a teacher."""
   import numpy as np
 
-  from ltdd_jax import loop, teacher
+  from ltdd_jax.core.types import ArrayData
   from ltdd_jax.data import specs
-  from ltdd_jax.types import ArrayData
+  from ltdd_jax.teachers import train as teacher_training
+  from ltdd_jax.training import loop
 
   session = loop.Session(show_progress=False)
   epochs = max(1, (args.steps or (60 if session.steps_per_call() == 1 else 500)) * BATCH // IMAGES)
@@ -45,7 +46,7 @@ def make_training(args: argparse.Namespace) -> tuple[Callable[[str], Any], int]:
   net = {"name": "convnet", "depth": args.depth, "width": args.width, "norm": "batch"}
 
   def train(way: str) -> Any:
-    return teacher.squeeze(
+    return teacher_training.train_teachers(
       ArrayData(images, labels),
       specs.SPECS["cifar10"],
       np.bincount(labels, minlength=10),

@@ -9,7 +9,7 @@ whole-batch operations. With
 
 import sys
 
-from ltdd_jax import startup  # imports the standard library only
+from ltdd_jax.core import startup  # imports the standard library only
 
 if "--tuned" in sys.argv:
   startup.tune_host()  # before torch is imported
@@ -311,7 +311,7 @@ def count(model: nn.Module) -> int:
   return sum(p.numel() for p in model.parameters())
 
 
-STEPS = {"teacher": teacher_step, "recover": recover_step, "student": student_step}
+STEPS = {"teacher": teacher_step, "distil": recover_step, "student": student_step}
 
 
 class Side:

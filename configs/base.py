@@ -12,11 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import published
-from ltdd_jax import distil, recipes
-from ltdd_jax.config import parse_arg, with_defaults
+from configs import methods
+from ltdd_jax import distil
+from ltdd_jax.core.config import parse_arg, with_defaults
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.specs import SPECS
-from ltdd_jax.types import LtddError
+from ltdd_jax.students import recipes
 
 PRESETS = ("smoke", "cpu", "full")
 
@@ -53,8 +54,8 @@ def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
   args = parse_arg(arg, calibrators="few", recipe="", **defaults)
   if args.preset not in PRESETS:
     raise LtddError(f"preset={args.preset}: expected one of {', '.join(PRESETS)}")
-  if args.method not in published.METHODS:
-    raise LtddError(f"method={args.method}: expected one of {', '.join(published.METHODS)}")
+  if args.method not in methods.METHODS:
+    raise LtddError(f"method={args.method}: expected one of {', '.join(methods.METHODS)}")
   return args
 
 
@@ -92,11 +93,11 @@ def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str
 def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
   """SRe2L's released CIFAR recipe, with another method's way to make images if that is asked for.
 
-  In what we differ: the labeler's batch norms use their running statistics (the released code
-  forgets to ask for that), labels are stored and not made on line, a recover batch holds several
+  In what we differ: the teacher's batch norms use their running statistics (the released code
+  forgets to ask for that), labels are stored and not made on line, a batch of images holds several
   images of each class where there are fewer than 100 classes, and images are stored lossless.
   """
-  method = published.METHODS[args.method](dataset, args.ipc)
+  method = methods.METHODS[args.method](dataset, args.ipc)
   config = ConfigDict()
   config.seed = args.seed
   config.data = {  # data.sources.open_source and data.longtail.make_split
@@ -111,7 +112,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "counts": placeholder(tuple),
     "num_test": placeholder(int),
   }
-  config.squeeze = {  # teacher.squeeze
+  config.teacher = {  # teachers.train.train_teachers
     "models": {"teacher": {"name": "resnet18", "stem": "cifar"}},
     "num_epochs": 200,
     "batch_size": 128,
@@ -122,26 +123,26 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "parallel": "auto",
   }
   settings = with_defaults(distil.METHODS[args.method], method.method)
-  config.recover = {  # distil.recover.recover, distil.make_slots, distil.METHODS
+  config.distil = {  # distil.run.run_method, distil.make_slots, distil.METHODS
     "images_per_class": args.ipc,
     "slots_per_class": placeholder(tuple),
     "batch_size": 100,
     "order": "interleaved",
-    "observers": placeholder(tuple),
+    "teachers": placeholder(tuple),
     "jpeg_quality": placeholder(int),  # 75 in the released code of some (docs/methods.md)
     "methods": {args.method: settings, "random": {"name": "random"}},
   }
-  config.recover.update(method.recover)
+  config.distil.update(method.distil)
   config.statistics = {"tile": 4, "batch_size": 256}  # statistics.collect, for G-VBSM and EDC
-  config.relabel = {  # labels.relabel
+  config.label = {  # labels.label.label_images
     "num_epochs": 400,
     "dtype": "float16",
     "top_k": placeholder(int),
     "rest": "spread",
     "batch_size": 500,
-    "labelers": placeholder(tuple),
+    "teachers": placeholder(tuple),
     "aggregate": "mean",
-    "labeler_bn": "eval",
+    "teacher_bn": "eval",
     "online": False,
     "views": {  # labels.view_fn
       "crop_scale": None,
@@ -182,9 +183,9 @@ def small_networks(
 ) -> None:
   """Puts a ConvNet with batch norm in the teacher's place and another in the student's."""
   net = {"name": "convnet", "depth": depth, "width": width}
-  config.squeeze.models = {"teacher": net | {"norm": "batch"}}
+  config.teacher.models = {"teacher": net | {"norm": "batch"}}
   config.student.model = net | {"norm": student_norm}
-  config.recover.observers = None
+  config.distil.teachers = None
 
 
 def shrink(config: ConfigDict, **values: Any) -> None:
@@ -202,9 +203,9 @@ def finish(config: ConfigDict, args: SimpleNamespace) -> ConfigDict:
 
 def full(config: ConfigDict, args: SimpleNamespace) -> None:
   """The method's own teachers and evaluation recipe, for an accelerator."""
-  method = published.METHODS[args.method](config.data.name, args.ipc)
-  for key, value in method.squeeze.items():
-    config.squeeze[key] = value
+  method = methods.METHODS[args.method](config.data.name, args.ipc)
+  for key, value in method.teacher.items():
+    config.teacher[key] = value
   config.student.model = method.student
   recipe(config, args.recipe or method.recipe)
 
@@ -216,7 +217,7 @@ def recipe(config: ConfigDict, name: str) -> None:
 
 
 def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
-  """Two cores and half an hour: a narrow ConvNet-3, 300 recover steps, fewer passes.
+  """Two cores and half an hour: a narrow ConvNet-3, 300 distil steps, fewer passes.
 
   Small batches, since the time goes by images: 2,000 steps of 10 images, and not 400 of 50, which
   leave students far from trained (docs/results.md). `recipe=NAME` keeps all else of a recipe.
@@ -225,19 +226,19 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
   if args.recipe:
     recipe(config, args.recipe)
   else:
-    config.relabel.views = CROPS_AND_CUTMIX
+    config.label.views = CROPS_AND_CUTMIX
     config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
   passes = 200 if args.ipc <= 10 else 40
   shrink(
     config,
-    squeeze__num_epochs=30,
-    squeeze__batch_size=64,
+    teacher__num_epochs=30,
+    teacher__batch_size=64,
     student__num_epochs=passes,
     student__batch_size=10,
-    relabel__num_epochs=passes,
+    label__num_epochs=passes,
     student__evaluations=1,  # the last step is the result; 10,000 images take a while
   )
-  config.squeeze.optimizer.lr = 0.05
+  config.teacher.optimizer.lr = 0.05
   limit_steps(config, 300)
 
 
@@ -247,25 +248,25 @@ def limit_steps(config: ConfigDict, most: int) -> None:
   G-VBSM's 4,000 steps are small ones. So that images get away from noise in fewer, its learning
   rate becomes SRe2L's (0.25), with which Adam can go as far in `most` steps as SRe2L does.
   """
-  for method in config.recover.methods.values():
+  for method in config.distil.methods.values():
     if "num_steps" in method:
       if method.name == "gvbsm" and method.num_steps > most:
-        method.lr = published.SRE2L["lr"]
+        method.lr = methods.SRE2L["lr"]
       method.num_steps = min(method.num_steps, most)
 
 
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
   """A minute or less: everything runs and nothing is learned; the split is the real one."""
   small_networks(config, depth=2, width=8)
-  config.recover.images_per_class = min(config.recover.images_per_class, 2)
+  config.distil.images_per_class = min(config.distil.images_per_class, 2)
   if args.recipe:
     recipe(config, args.recipe)
   shrink(
     config,
     data__num_test=200,
-    squeeze__num_epochs=1,
-    squeeze__batch_size=256,
-    relabel__num_epochs=3,
+    teacher__num_epochs=1,
+    teacher__batch_size=256,
+    label__num_epochs=3,
     student__num_epochs=3,
     student__num_seeds=2,
     student__evaluations=2,

@@ -16,7 +16,7 @@ plain+adsa).
 import importlib
 
 from configs import base, perturbation
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 
 def get_config(arg: str | None = None):

@@ -21,5 +21,5 @@ def get_config(arg: str | None = None):
   base.finish(config, args)
   if args.preset == "cpu":
     # Ten times the images of CIFAR-10 at the same number for each class: fewer passes.
-    base.shrink(config, student__num_epochs=40, relabel__num_epochs=40)
+    base.shrink(config, student__num_epochs=40, label__num_epochs=40)
   return config

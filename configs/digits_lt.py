@@ -24,29 +24,29 @@ def get_config(arg: str | None = None):
     base.recipe(config, args.recipe)
   else:
     config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
-    config.relabel.views = {"crop_scale": (0.5, 1.0), "flip": False, "mix": "cutmix"}
+    config.label.views = {"crop_scale": (0.5, 1.0), "flip": False, "mix": "cutmix"}
   base.shrink(
     config,
-    squeeze__num_epochs=60,
-    squeeze__batch_size=32,
-    squeeze__augment=({"name": "random_crop", "padding": 1},),
-    recover__batch_size=50,
-    relabel__num_epochs=300,
+    teacher__num_epochs=60,
+    teacher__batch_size=32,
+    teacher__augment=({"name": "random_crop", "padding": 1},),
+    distil__batch_size=50,
+    label__num_epochs=300,
     student__num_epochs=300,
     student__batch_size=10,
     student__evaluations=3,
   )
-  config.squeeze.optimizer.lr = 0.05
+  config.teacher.optimizer.lr = 0.05
   base.limit_steps(config, 300)
   roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
-  for method in config.recover.methods.values():  # no flips, and shifts that fit 8x8 images
+  for method in config.distil.methods.values():  # no flips, and shifts that fit 8x8 images
     if "augment" in method:
       method.augment = (roll,)
-  if "edc" in config.recover.methods:
+  if "edc" in config.distil.methods:
     with config.ignore_type():  # in place of a name
-      config.recover.methods.edc.init = {"name": "real", "flip": False}
-  if "sre2l" in config.recover.methods:
-    config.recover.methods.sre2l.lr = 0.1
+      config.distil.methods.edc.init = {"name": "real", "flip": False}
+  if "sre2l" in config.distil.methods:
+    config.distil.methods.sre2l.lr = 0.1
   if args.preset == "smoke":
     base.smoke(config, args)
   elif args.preset == "full":

@@ -14,7 +14,7 @@ priors, or names: plain+adsa).
 """
 
 from configs import base
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 
 def get_config(arg: str | None = None):

@@ -15,7 +15,7 @@ preset (full, cpu, smoke), calibrators (few, all, priors, or names: plain+adsa).
 import importlib
 
 from configs import base
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 NETWORKS = {
   "convnet3": {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"},

@@ -18,7 +18,7 @@ run has.
 import importlib
 
 from configs import base
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 DATASETS = {"digits": (50.0, 5), "cifar10": (100.0, 10)}  # imbalance, images per class
 
@@ -36,6 +36,6 @@ def get_config(arg: str | None = None):
     f"seed={args.seed},preset={args.preset},calibrators={args.calibrators}"
     + (f",recipe={args.recipe}" if args.recipe else "")
   )
-  config.recover.methods = {args.method: config.recover.methods[args.method].to_dict()}
+  config.distil.methods = {args.method: config.distil.methods[args.method].to_dict()}
   config.study = {"name": "perturbation", "matched": args.matched, "num_bootstrap": 2000}
   return config

@@ -9,7 +9,7 @@ import logging as std_logging
 import signal
 import sys
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported, and so above the other imports
 
@@ -46,7 +46,7 @@ _DRY_RUN = flags.DEFINE_bool(  # launch.main has one too, of the same meaning
 
 def main(argv: list[str]) -> int:
   """Calls `logit_files`; errors for the user are one message."""
-  from ltdd_jax.types import LtddError
+  from ltdd_jax.core.types import LtddError
 
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops like Ctrl-C, and cleans up
   logging.set_verbosity(logging.INFO)
@@ -66,20 +66,20 @@ def main(argv: list[str]) -> int:
 
 
 def _run() -> None:
-  from ltdd_jax import logit_files
+  from ltdd_jax import interop
   from ltdd_jax.report import calibration, plots
 
   _check_plot()
-  job = logit_files.prepare(
+  job = interop.prepare(
     _LOGITS.value, _LABELS.value, _COUNTS.value, out=_OUT.value, calibrator=_CALIBRATOR.value,
-    calibrator_args=logit_files.parse_args(_ARGS.value), target_prior=_TARGET_PRIOR.value,
+    calibrator_args=interop.parse_args(_ARGS.value), target_prior=_TARGET_PRIOR.value,
     temperature=_TEMPERATURE.value, kind=_KIND.value, dtype=_DTYPE.value,
     smoothing=_SMOOTHING.value, chunk_size=_CHUNK_SIZE.value, overwrite=_OVERWRITE.value,
   )  # fmt: skip
   if _DRY_RUN.value:
     print(calibration.describe_job(job))
     return
-  found = logit_files.run(job)
+  found = interop.run(job)
   print(calibration.describe(found))
   print(f"\nwrote {job.out}: {job.kind}, {job.dtype} {job.shape}, {job.nbytes / 1e6:,.1f} MB")
   if _PLOT.value:
@@ -90,7 +90,7 @@ def _run() -> None:
 
 def _check_plot() -> None:
   """Finds before any work what would keep the plot from being drawn."""
-  from ltdd_jax.logit_files import writing
+  from ltdd_jax.interop import writing
   from ltdd_jax.report import plots
 
   if _PLOT.value:

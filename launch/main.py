@@ -6,7 +6,7 @@ The same command, given again, goes on where it stopped and skips what is done.
 import logging as std_logging
 import sys
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported, and so above the other imports
 
@@ -38,10 +38,11 @@ def main(argv: list[str]) -> int:
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
   facts = startup.setup_jax(cache_dir=_COMPILE_CACHE.value or None, distributed=_DISTRIBUTED.value)
   logging.info("%s", facts)
-  from ltdd_jax import analysis, checkpoint, pipeline
-  from ltdd_jax.types import LtddError
+  from ltdd_jax import pipeline, studies
+  from ltdd_jax.artefacts import checkpoint
+  from ltdd_jax.core.types import LtddError
 
-  run = analysis.run if "study" in _CONFIG.value else pipeline.run
+  run = studies.run if "study" in _CONFIG.value else pipeline.run
   try:
     run(
       _CONFIG.value,
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; an error in a config's arguments or overrides is one message."""
-  from ltdd_jax.types import LtddError
+  from ltdd_jax.core.types import LtddError
 
   try:
     args = flags.FLAGS(argv)

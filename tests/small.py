@@ -5,11 +5,12 @@ import functools
 import jax
 import numpy as np
 
-from ltdd_jax import distil, models, statistics
+from ltdd_jax import distil, models
+from ltdd_jax.core.types import ArrayData, Teacher
 from ltdd_jax.data import augment
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.models import taps
-from ltdd_jax.types import ArrayData, Teacher
+from ltdd_jax.teachers import statistics
 
 K, SIDE = 3, 8
 COUNTS = np.array([7, 3, 1])
@@ -50,10 +51,10 @@ def teacher(seed: int = 0) -> Teacher:
   return Teacher("a", model, jax.device_get(variables))
 
 
-def env(observers: int = 1) -> distil.Env:
+def env(teachers: int = 1) -> distil.Env:
   t = teacher()
   return distil.Env(
-    SPEC.image_shape, K, SPEC.mean, SPEC.std, (distil.Observer(t.name, t.model),) * observers
+    SPEC.image_shape, K, SPEC.mean, SPEC.std, (distil.Network(t.name, t.model),) * teachers
   )
 
 
@@ -71,9 +72,9 @@ def teacher_statistics(counts: tuple[int, ...] = tuple(COUNTS)) -> statistics.St
   return jax.device_get(collect(t.variables, *data))
 
 
-def feed(counts=COUNTS, observers: int = 1) -> distil.Feed:
+def feed(counts=COUNTS, teachers: int = 1) -> distil.Feed:
   data = train_data(counts)
   stats = teacher_statistics(tuple(int(n) for n in counts))
   return distil.Feed(
-    (teacher().variables,) * observers, data.images, data.labels, (stats,) * observers
+    (teacher().variables,) * teachers, data.images, data.labels, (stats,) * teachers
   )

@@ -24,15 +24,15 @@ package and put it in `CALIBRATORS`; `tests/contract/test_calibrators.py` says w
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ltdd_jax import registry
-from ltdd_jax.calibrate.aligned import adsa
+from ltdd_jax.calibrate.adsa import adsa
 from ltdd_jax.calibrate.base import Calibrator, check_classes, check_encoding, check_prior, shift
+from ltdd_jax.calibrate.class_bias import adsa_vector
 from ltdd_jax.calibrate.matrix import adsa_matrix
 from ltdd_jax.calibrate.priors import em, ltkd
 from ltdd_jax.calibrate.probe import adsa_probe
 from ltdd_jax.calibrate.scaling import temperature, vector_scaling
 from ltdd_jax.calibrate.simple import fixed, none
-from ltdd_jax.calibrate.vector import adsa_vector
+from ltdd_jax.core import registry
 
 __all__ = [
   "CALIBRATORS", "VERSIONS", "WITHOUT_PRIOR", "WITH_STUDENT", "Calibrator", "adsa", "adsa_matrix",

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import adsa as adsa_lib
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
-from ltdd_jax.encoding import NOTHING, Encoding
-from ltdd_jax.types import LtddError
+from ltdd_jax.labels.encoding import NOTHING, Encoding
 
 UNIFORM = 1e-5  # span of a log prior that counts as none, as in `ltdd_jax.adsa`
 Groups = Sequence[Sequence[int]] | str | None
@@ -113,8 +113,8 @@ def check_encoding(where: str, calibrator: Calibrator, encoding: Encoding, k: in
   """
   if calibrator.log_loss and encoding.leaves_out(k):
     raise LtddError(
-      f"{where} is fitted by a log-loss, and the label store has config.relabel.rest='kept': "
-      f"outside the top {encoding.top_k} (config.relabel.top_k) classes have a logit of nothing, "
+      f"{where} is fitted by a log-loss, and the label store has config.label.rest='kept': "
+      f"outside the top {encoding.top_k} (config.label.top_k) classes have a logit of nothing, "
       f"so that a true class among them costs {NOTHING:,.0f} and decides the fit. Use "
       "rest='spread', a calibrator that averages probabilities, such as 'adsa' with criterion "
       "'confidence', or in a run config.calibrate.fit_on='clean', which reads no store"

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from ltdd_jax import adsa, rng
+from ltdd_jax import adsa
 from ltdd_jax.adsa import Rows
-from ltdd_jax.calibrate import curves, stream
+from ltdd_jax.calibrate import streaming, tau_curves
+from ltdd_jax.core import rng
 
 LEVEL = (2.5, 97.5)  # percentiles of the interval
 LEAST = 20  # replicates: with fewer, percentiles are no interval of 95 %
@@ -46,7 +47,7 @@ def replicate_taus(
 
   def lowest(q: np.ndarray) -> float:
     level = np.nanmean(q, -1) if criterion == "confidence" else None
-    return curves.lowest(taus, adsa.score(q, criterion), level)
+    return tau_curves.lowest(taus, adsa.score(q, criterion), level)
 
   return np.array([lowest(q) for q in values])
 
@@ -90,7 +91,7 @@ def _draws(generator: np.random.Generator, count: int, replicates: int) -> np.nd
 
 def _replicate_means(rows, log_prior, taus, labels, draw, replicates, criterion) -> np.ndarray:
   """Class means of p_y or -log p_y in each replicate, (b, g, k), NaN without an image."""
-  scores = curves.image_scores(rows, log_prior, taus, log=criterion == "nll")
+  scores = tau_curves.image_scores(rows, log_prior, taus, log=criterion == "nll")
   out = np.full((replicates, len(taus), rows.k), np.nan)
   for c in np.unique(labels):
     members = np.flatnonzero(labels == c)
@@ -104,8 +105,8 @@ def _replicate_masses(rows, log_prior, taus, labels, draw, replicates) -> np.nda
   for c in np.unique(labels):
     members = np.flatnonzero(labels == c)
     weights[:, members] = _draws(draw, len(members), replicates)
-  masses = curves.predicted_masses(rows, log_prior, taus, weights)
-  keep = stream.present(rows)
+  masses = tau_curves.predicted_masses(rows, log_prior, taus, weights)
+  keep = streaming.present(rows)
   masses *= keep.sum()
   masses[..., ~keep] = np.nan
   return masses

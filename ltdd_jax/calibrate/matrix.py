@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import adsa as adsa_lib
-from ltdd_jax.calibrate import base, stream
+from ltdd_jax.calibrate import base, streaming
 from ltdd_jax.calibrate.base import Calibrator
-from ltdd_jax.types import Leaf
+from ltdd_jax.core.types import Leaf
 
 LEAST = 1e-4  # of the weights' sum for each class: labels with less confuse no classes
 
@@ -60,7 +60,7 @@ def adsa_matrix(*, chunk_size: int | None = None) -> Calibrator:
     tau = float(np.sum(weights * gaps * odds)) / power if known else 0.0
     left = [float(np.sqrt(np.sum(weights * (odds - t * gaps) ** 2))) for t in (0.0, tau)]
     left = left if weights.any() else [np.nan, np.nan]
-    ends = [np.diagonal(means), stream.describe(rows, None, tau * lp).confidence]
+    ends = [np.diagonal(means), streaming.describe(rows, None, tau * lp).confidence]
     single = lambda x: jnp.asarray(np.asarray(x), jnp.float32)
     return MatrixParams(single(tau), single(left), single(ends))
 
@@ -102,7 +102,7 @@ def _apply(params: MatrixParams, logits: jax.Array, log_prior: jax.Array) -> jax
 def _sums(z: Any, y: Any, w: Any, k: int) -> tuple[jax.Array, jax.Array]:
   """Sum of w p(. | x) over the rows of each class (k, k), and whether rows are finite."""
   p = jax.nn.softmax(z.astype(jnp.float32))
-  return jax.ops.segment_sum(w[:, None] * p, y, num_segments=k), stream.finite_rows(z)
+  return jax.ops.segment_sum(w[:, None] * p, y, num_segments=k), streaming.finite_rows(z)
 
 
 def class_mean_matrix(rows: adsa_lib.Rows) -> np.ndarray:
@@ -114,10 +114,10 @@ def class_mean_matrix(rows: adsa_lib.Rows) -> np.ndarray:
   total = np.zeros((rows.k, rows.k))
   parts = (
     (start, _sums(z, y, w, rows.k))
-    for start, _, z, y, w in stream.weighted_chunks(rows, np.ones(rows.k))
+    for start, _, z, y, w in streaming.weighted_chunks(rows, np.ones(rows.k))
   )
-  for start, (part, finite) in stream.ahead(parts):
-    stream.check_finite(rows, start, finite)
+  for start, (part, finite) in streaming.ahead(parts):
+    streaming.check_finite(rows, start, finite)
     total += np.asarray(part, np.float64)
   with np.errstate(invalid="ignore"):
     return total / rows.counts[:, None]

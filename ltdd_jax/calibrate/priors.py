@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from ltdd_jax import adsa as adsa_lib
-from ltdd_jax.calibrate import base, stream, vector
+from ltdd_jax.calibrate import base, class_bias, streaming
 from ltdd_jax.calibrate.base import Calibrator
-from ltdd_jax.calibrate.vector import BiasParams
+from ltdd_jax.calibrate.class_bias import BiasParams
 
 
 def em(
@@ -64,40 +64,40 @@ def em(
     lp = np.asarray(log_prior, np.float64)
     with base.named("em"):
       rows = base.open_rows(logits, labels, lp, chunk_size)
-      stream.describe(rows, None, 0.0)  # refuses rows that are not finite
+      streaming.describe(rows, None, 0.0)  # refuses rows that are not finite
     if base.is_uniform(lp):
-      return vector.to_params(rows, lp, np.zeros(rows.k), "uniform", 0, "marginal")
+      return class_bias.to_params(rows, lp, np.zeros(rows.k), "uniform", 0, "marginal")
     if known is None:
       bias, reason, iterations = _expectation(rows, lp, smoothing, tolerance, max_iterations)
     else:
-      bias, (_, reason, iterations) = vector.fit_bias(
-        stream.log_loss(rows), np.zeros(rows.k), np.arange(rows.k), stream.present(rows), 0.0,
+      bias, (_, reason, iterations) = class_bias.fit_bias(
+        streaming.log_loss(rows), np.zeros(rows.k), np.arange(rows.k), streaming.present(rows), 0.0,
         max_iterations,
       )  # fmt: skip
-    bias = base.on_the_line(bias, stream.present(rows), lp)
-    return vector.to_params(
+    bias = base.on_the_line(bias, streaming.present(rows), lp)
+    return class_bias.to_params(
       rows, lp, bias, reason, iterations, "marginal", certain_is_flat=known is not None
     )  # EM takes pi out of certain labels too, on its assumption
 
   def report(params: BiasParams) -> dict[str, Any]:
     what = "EM prior of the set" if known is None else "prior matching"
     text = f"{what}, slope {float(params.tau):.3f} on log pi"
-    return vector.bias_report(params, text, "the spread of predicted masses") | {"known": known}
+    return class_bias.bias_report(params, text, "the spread of predicted masses") | {"known": known}
 
-  init = vector.init_of("em")
-  return Calibrator(init, fit, vector.apply, report, log_loss=known is not None)
+  init = class_bias.init_of("em")
+  return Calibrator(init, fit, class_bias.apply, report, log_loss=known is not None)
 
 
 def _expectation(
   rows: adsa_lib.Rows, log_prior: np.ndarray, smoothing: float, tolerance: float, limit: int
 ) -> tuple[np.ndarray, str, int]:
   """EM for the prior of the classes with an image: bias (k,), reason and iterations."""
-  keep = stream.present(rows)
+  keep = streaming.present(rows)
   prior = np.where(keep, np.exp(log_prior), 0.0)
   w, log_prior = prior / prior.sum(), np.where(keep, log_prior, 0.0)
   bias = np.zeros(rows.k)
   for i in range(1, limit + 1):
-    mass = stream.describe(rows, None, bias, keep).mass
+    mass = streaming.describe(rows, None, bias, keep).mass
     new = np.where(keep, (mass + smoothing / keep.sum()) / (1 + smoothing), 0.0)
     moved, w = float(np.abs(new - w).max()), new
     bias = np.where(keep, log_prior - np.log(np.where(keep, np.maximum(w, 1e-30), 1.0)), 0.0)
@@ -124,7 +124,7 @@ def ltkd(
   read of it: both abstracts and a summary, not the equations and no code. Ours are: one offset for
   all images instead of a correction inside the loss, its fit (convex, L-BFGS), and equal weight of
   every class in means over n. The other half, equal weights within groups, is the loss `ltkd` of
-  `ltdd_jax.losses`.
+  `ltdd_jax.training.losses`.
 
   Groups without an image keep the mean offset. A uniform prior is the identity.
 
@@ -149,26 +149,26 @@ def ltkd(
     index = base.group_index("ltkd", groups, lp)
     with base.named("ltkd"):
       rows = base.open_rows(logits, labels, lp, chunk_size)
-      stream.describe(rows, None, 0.0)  # refuses rows that are not finite
-    keep = stream.present(rows)
+      streaming.describe(rows, None, 0.0)  # refuses rows that are not finite
+    keep = streaming.present(rows)
     target = _target(index, keep, mass)
     spread = functools.partial(_group_spread, index=index, target=target)
     if base.is_uniform(lp):
-      return vector.to_params(rows, lp, np.zeros(rows.k), "uniform", 0, spread)
-    objective = _with_target(stream.log_loss(rows), target, keep)
-    bias, found = vector.fit_bias(objective, np.zeros(rows.k), index, keep, 0.0, max_iterations)
+      return class_bias.to_params(rows, lp, np.zeros(rows.k), "uniform", 0, spread)
+    objective = _with_target(streaming.log_loss(rows), target, keep)
+    bias, found = class_bias.fit_bias(objective, np.zeros(rows.k), index, keep, 0.0, max_iterations)
     some = np.isin(index, index[keep])  # classes of a group that has an image
     bias = np.where(some, bias, bias[keep].mean())
-    return vector.to_params(rows, lp, bias, found.reason, found.iterations, spread)
+    return class_bias.to_params(rows, lp, bias, found.reason, found.iterations, spread)
 
   def report(params: BiasParams) -> dict[str, Any]:
     what = f"group masses rebalanced, slope {float(params.tau):.3f} on log pi"
-    return vector.bias_report(params, what, "the spread of group masses over their target") | {
+    return class_bias.bias_report(params, what, "the spread of group masses over their target") | {
       "mass": mass
     }
 
-  init = vector.init_of("ltkd", groups)
-  return Calibrator(init, fit, vector.apply, report, log_loss=True)
+  init = class_bias.init_of("ltkd", groups)
+  return Calibrator(init, fit, class_bias.apply, report, log_loss=True)
 
 
 def _target(index: np.ndarray, keep: np.ndarray, mass: str) -> np.ndarray:
@@ -180,7 +180,7 @@ def _target(index: np.ndarray, keep: np.ndarray, mass: str) -> np.ndarray:
   return np.where(keep, share / np.maximum(members, 1)[index], 0.0)
 
 
-def _group_spread(summary: stream.Summary, *, index: np.ndarray, target: np.ndarray) -> float:
+def _group_spread(summary: streaming.Summary, *, index: np.ndarray, target: np.ndarray) -> float:
   """Standard deviation over groups of their mass over its target, classes without image apart."""
   mass = np.bincount(index, np.where(target > 0, summary.mass, 0.0))
   wanted = np.bincount(index, target)
@@ -189,8 +189,8 @@ def _group_spread(summary: stream.Summary, *, index: np.ndarray, target: np.ndar
 
 
 def _with_target(
-  log_loss: stream.Objective, target: np.ndarray, keep: np.ndarray
-) -> stream.Objective:
+  log_loss: streaming.Objective, target: np.ndarray, keep: np.ndarray
+) -> streaming.Objective:
   """The potential whose minimum has mean mass `target` (k,) instead of a uniform one."""
   excess = target - keep / keep.sum()
 

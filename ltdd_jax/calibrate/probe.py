@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax.calibrate import aligned, base, vector
-from ltdd_jax.calibrate.aligned import AdsaParams
+from ltdd_jax.calibrate import adsa, base, class_bias
+from ltdd_jax.calibrate.adsa import AdsaParams
 from ltdd_jax.calibrate.base import Calibrator
-from ltdd_jax.calibrate.vector import BiasParams
-from ltdd_jax.types import LtddError
+from ltdd_jax.calibrate.class_bias import BiasParams
+from ltdd_jax.core.types import LtddError
 
 RANGE = (-3.0, 3.0)  # of the slope that a student's bias may have; a student may overshoot
 REACH = 0.8  # of the classes, and of the range of log pi: what those with unseen images cover
@@ -63,9 +63,9 @@ def adsa_probe(
   if min(tau_range) < 0:
     raise LtddError(f"adsa_probe: tau_range is {tau_range}; expected numbers from 0 up")
   with base.renamed("adsa", "adsa_probe"):
-    first = aligned.adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
+    first = adsa.adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
   with base.renamed("adsa_vector", "adsa_probe"):
-    second = vector.adsa_vector(
+    second = class_bias.adsa_vector(
       criterion="nll", strength=strength, tau_range=RANGE, allow_negative=True,
       max_iterations=max_iterations,
     )  # fmt: skip

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import adsa as adsa_lib
-from ltdd_jax.calibrate import base, fitting, stream
+from ltdd_jax.calibrate import base, lbfgs, streaming
 from ltdd_jax.calibrate.base import Calibrator
-from ltdd_jax.types import Leaf
+from ltdd_jax.core.types import Leaf
 
 _SPAN = float(np.log(100.0))  # temperatures between 1/100 and 100
 
@@ -50,15 +50,15 @@ def temperature(*, chunk_size: int | None = None, max_iterations: int = 100) -> 
   base.check_number("temperature", "max_iterations", max_iterations, least=1)
   base.check_chunk("temperature", chunk_size)
 
-  def search(rows: adsa_lib.Rows) -> tuple[np.ndarray, np.ndarray, fitting.Outcome]:
-    objective, zeros = stream.log_loss(rows), np.zeros(rows.k)
+  def search(rows: adsa_lib.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
+    objective, zeros = streaming.log_loss(rows), np.zeros(rows.k)
 
     def fn(x: np.ndarray) -> tuple[float, np.ndarray]:
       beta = float(np.exp(x[0]))  # 1 / T
       value, by_scale, _ = objective(np.full(rows.k, beta), zeros)
       return value, beta * by_scale.sum(keepdims=True)
 
-    found = fitting.minimise(fn, [0.0], max_iterations=max_iterations, bound=_SPAN)
+    found = lbfgs.minimise(fn, [0.0], max_iterations=max_iterations, bound=_SPAN)
     return np.full(rows.k, np.exp(found.x[0])), zeros, found
 
   def report(params: ScalingParams) -> dict[str, Any]:
@@ -94,15 +94,15 @@ def vector_scaling(
   base.check_number("vector_scaling", "max_iterations", max_iterations, least=1)
   base.check_chunk("vector_scaling", chunk_size)
 
-  def search(rows: adsa_lib.Rows) -> tuple[np.ndarray, np.ndarray, fitting.Outcome]:
-    objective, k = stream.log_loss(rows), rows.k
+  def search(rows: adsa_lib.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
+    objective, k = streaming.log_loss(rows), rows.k
 
     def fn(x: np.ndarray) -> tuple[float, np.ndarray]:
       value, by_scale, by_bias = objective(1 + x[:k], x[k:])
       gradient = np.concatenate([by_scale, by_bias])
       return value + strength * float(x @ x) / k, gradient + 2 * strength * x / k
 
-    found = fitting.minimise(fn, np.zeros(2 * k), max_iterations=max_iterations)
+    found = lbfgs.minimise(fn, np.zeros(2 * k), max_iterations=max_iterations)
     return 1 + found.x[:k], found.x[k:], found
 
   def report(params: ScalingParams) -> dict[str, Any]:
@@ -124,16 +124,16 @@ def _init(log_prior: Any) -> ScalingParams:
 
 def _make_fit(
   name: str,
-  search: Callable[[adsa_lib.Rows], tuple[np.ndarray, np.ndarray, fitting.Outcome]],
+  search: Callable[[adsa_lib.Rows], tuple[np.ndarray, np.ndarray, lbfgs.Outcome]],
   chunk_size: int | None,
 ) -> Callable[..., ScalingParams]:
   def fit(logits: Any, labels: Any, log_prior: Any) -> ScalingParams:
     with base.named(name):
       rows = base.open_rows(logits, labels, log_prior, chunk_size)
-      before = stream.describe(rows, None, 0.0)  # refuses rows that are not finite
+      before = streaming.describe(rows, None, 0.0)  # refuses rows that are not finite
     scale, bias, found = search(rows)
     reason = "flat" if base.is_certain(before.confidence) else found.reason
-    after = stream.describe(rows, scale, bias)
+    after = streaming.describe(rows, scale, bias)
     single = lambda x: jnp.asarray(np.asarray(x), jnp.float32)
     return ScalingParams(
       scale=single(scale),
@@ -141,7 +141,7 @@ def _make_fit(
       tau=single(base.slope(bias, np.asarray(log_prior, np.float64))),
       objective=single([before.log_loss, after.log_loss]),
       confidence=single([before.confidence, after.confidence]),
-      reason=jnp.int32(fitting.REASONS.index(reason)),
+      reason=jnp.int32(lbfgs.REASONS.index(reason)),
       iterations=jnp.int32(found.iterations),
     )
 
@@ -159,7 +159,7 @@ def _apply(params: ScalingParams, logits: jax.Array, log_prior: jax.Array) -> ja
 
 
 def _report(params: ScalingParams, what: str) -> dict[str, Any]:
-  reason, iterations = fitting.REASONS[int(params.reason)], int(params.iterations)
+  reason, iterations = lbfgs.REASONS[int(params.reason)], int(params.iterations)
   before, after = (float(x) for x in params.objective)
   return {
     "tau": float(params.tau),
@@ -168,9 +168,9 @@ def _report(params: ScalingParams, what: str) -> dict[str, Any]:
     "confidence_before": base.plain(params.confidence[0]),
     "confidence_after": base.plain(params.confidence[1]),
     "flat": reason == "flat",
-    "converged": fitting.converged(reason),
+    "converged": lbfgs.converged(reason),
     "reason": reason,
     "iterations": iterations,
     "message": f"{what}: mean log-loss goes from {before:.4f} to {after:.4f}; "
-    f"{fitting.explain(reason, iterations)}.",
+    f"{lbfgs.explain(reason, iterations)}.",
   }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ltdd_jax import adsa
 from ltdd_jax.calibrate import base
 from ltdd_jax.calibrate.base import Calibrator
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 
 def none() -> Calibrator:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.images import image_shape, measure, resize
 from ltdd_jax.data.specs import SPECS, DatasetSpec, Source
-from ltdd_jax.types import LtddError
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _HELD_OUT = 60  # test images of each class of digits

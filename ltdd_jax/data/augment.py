@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.crops import (
   crop_resize,
   crop_shrink,
@@ -30,7 +31,6 @@ from ltdd_jax.data.crops import (
   shuffle_patches,
 )
 from ltdd_jax.data.mixes import Mix, cutmix, cutmix_box, mixup
-from ltdd_jax.types import LtddError
 
 __all__ = [
   "AUGMENTS",
@@ -88,7 +88,7 @@ def denormalize(
 def clip_to_pixels(
   images: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*n h w c"]:
-  """Clamps normalised images to what a pixel in [0, 1] can be (after each recover step)."""
+  """Clamps normalised images to what a pixel in [0, 1] can be (after each step of a method)."""
   mean, std = _channels(mean, images.ndim), _channels(std, images.ndim)
   return jnp.clip(images, -mean / std, (1 - mean) / std)
 

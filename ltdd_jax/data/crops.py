@@ -6,7 +6,7 @@ are public, so that a view can be made image by image from per-image keys:
   box = rrc_box(key, h, w)
   view = crop_resize(image, box)
 
-`shared=True` uses one draw for the whole batch, as the published recover stages do.
+`shared=True` uses one draw for the whole batch, as the published methods do.
 """
 
 import math
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Shaped
 
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 Box = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]  # top left height width
 _TRIES = 10

@@ -9,8 +9,8 @@ A sampler is a pure function of the step, so resuming at step 1000 needs no stat
 import jax
 import numpy as np
 
-from ltdd_jax import rng
-from ltdd_jax.types import ArrayData, LtddError
+from ltdd_jax.core import rng
+from ltdd_jax.core.types import ArrayData, LtddError
 
 
 class BatchSampler:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.images import UNREADABLE, decode, image_shape, map_threads, measure
 from ltdd_jax.data.specs import DatasetSpec, Source
-from ltdd_jax.types import LtddError
 
 _SUFFIXES = frozenset(
   (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

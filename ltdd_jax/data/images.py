@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 # What Pillow raises for files that it cannot turn into pixels.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 RULES = ("ltdd", "ldam", "counts", "as_is")
 _SEEDS = {"ltdd": 42, "ldam": 0, "counts": 42, "as_is": 0}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ltdd_jax.types import Leaf
+from ltdd_jax.core.types import Leaf
 
 
 class Mix(NamedTuple):

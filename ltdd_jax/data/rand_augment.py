@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Integer, Key
 
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 OPS = (
   "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.arrays import check_labels, open_arrays, open_digits, open_npz
 from ltdd_jax.data.folders import open_folder
 from ltdd_jax.data.images import UNREADABLE, decode_all, image_shape, measure
 from ltdd_jax.data.specs import SPECS, DatasetSpec, Source
-from ltdd_jax.types import LtddError
 
 __all__ = ["Source", "open_source"]
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from ltdd_jax import config
-from ltdd_jax.distil.base import Env, Feed, Method, Observer, check_feed, make_slots
+from ltdd_jax.core import config
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.distil.base import Env, Feed, Method, Network, check_feed, make_slots
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
-from ltdd_jax.distil.decoupled import cda, sre2l
-from ltdd_jax.distil.generalised import edc, gvbsm
+from ltdd_jax.distil.gvbsm_edc import edc, gvbsm
 from ltdd_jax.distil.rded import rded
-from ltdd_jax.types import LtddError
+from ltdd_jax.distil.sre2l import cda, sre2l
 
 __all__ = [
   "METHODS",
@@ -18,7 +18,7 @@ __all__ = [
   "Env",
   "Feed",
   "Method",
-  "Observer",
+  "Network",
   "check_feed",
   "make_method",
   "make_slots",
@@ -43,7 +43,7 @@ SELECT: frozenset[str] = frozenset({"herding", "k_center", "kmeans", "random", "
 """Methods without steps: a run's batch size and order of slots do not reach them."""
 
 WITHOUT_TEACHERS: frozenset[str] = frozenset({"random"})
-"""Methods without "teachers" in their `needs`: their images do not depend on the squeeze."""
+"""Methods without "teachers" in their `needs`: their images do not depend on the teachers."""
 
 
 def make_method(env: Env, name: str, **kwargs: object) -> Method:

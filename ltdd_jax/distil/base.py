@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from ltdd_jax.types import Leaf, LtddError, Slots, SynthSet
+from ltdd_jax.core.types import Leaf, LtddError, Slots, SynthSet
 
 
-class Observer(NamedTuple):
+class Network(NamedTuple):
   """The static half of a teacher: `feed.teachers` brings its arrays, in the same order."""
 
   name: str
@@ -36,16 +36,16 @@ class Env(NamedTuple):
   num_classes: int
   mean: tuple[float, ...]  # (c,), of pixels in [0, 1]
   std: tuple[float, ...]  # (c,)
-  observers: tuple[Observer, ...] = ()
+  teachers: tuple[Network, ...] = ()
 
 
 class Feed(NamedTuple):
   """Arrays that a method may ask for; those it does not need may be None."""
 
-  teachers: Leaf = None  # tuple of variable collections, one for each observer
+  teachers: Leaf = None  # tuple of variable collections, one for each teacher
   images: Leaf = None  # (N, h, w, c) uint8, the long-tailed training set
   labels: Leaf = None  # (N,) int32
-  statistics: Leaf = None  # tuple of `statistics.Statistics`, one for each observer
+  statistics: Leaf = None  # tuple of `statistics.Statistics`, one for each teacher
 
 
 class StepFn(Protocol):
@@ -71,8 +71,8 @@ def repeats(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
 class Method(NamedTuple):
   """A distillation method.
 
-  Step t of a recover stage, counted on over its batches of images, is called with
-  `turn = t % turns`: observers that take turns are programs of their own, and none is compiled
+  Step t of a distil stage, counted on over its batches of images, is called with
+  `turn = t % turns`: teachers that take turns are programs of their own, and none is compiled
   twice. `carry(fresh, last)` makes the state with which a batch of images starts from its own
   initial state and the last state of the batch before: it takes over what goes on, such as running
   means of statistics.
@@ -124,7 +124,7 @@ def make_slots(slots_per_class: np.ndarray, order: str = "interleaved") -> Slots
   if counts.ndim != 1 or counts.min(initial=0) < 0 or counts.sum() < 1:
     raise LtddError(
       f"slots_per_class is {counts.tolist()}; expected one count >= 0 for each class and at least "
-      "one slot in all. Set config.recover.images_per_class to 1 or more."
+      "one slot in all. Set config.distil.images_per_class to 1 or more."
     )
   labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
   rank = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
@@ -158,10 +158,10 @@ def check_feed(name: str, method: Method, slots: Slots, feed: Feed, env: Env) ->
         "pass them in Feed(...), or run the stage that makes them."
       )
   for field, what in (("teachers", "teachers' variables"), ("statistics", "teachers' statistics")):
-    if field in method.needs and len(getattr(feed, field)) != len(env.observers):
+    if field in method.needs and len(getattr(feed, field)) != len(env.teachers):
       raise LtddError(
-        f"method {name!r} got {len(getattr(feed, field))} {what} for {len(env.observers)} "
-        "observers; expected one for each, in the same order"
+        f"method {name!r} got {len(getattr(feed, field))} {what} for {len(env.teachers)} "
+        "teachers; expected one for each, in the same order"
       )
   if not method.real_images:
     return ()

@@ -1,7 +1,7 @@
 """Methods that choose real images: the controls that every table needs.
 
 `random` needs no teacher. `herding`, `k_center` and `kmeans` choose in the penultimate features of
-the observers (`models.taps.features`; those of several side by side, see `passes.features`), of
+the teachers (`models.taps.features`; those of several side by side, see `passes.features`), of
 the clean images. All take unequal slots and classes without slots, and repeat the images of a class
 that has fewer of them than slots evenly, after all were used once.
 """
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from ltdd_jax.core.types import LtddError, Slots, SynthSet
 from ltdd_jax.data import augment
-from ltdd_jax.distil import passes, selection
+from ltdd_jax.distil import features, selection
 from ltdd_jax.distil.base import Env, Feed, Method, still
-from ltdd_jax.types import LtddError, Slots, SynthSet
 
 Choose = Callable[[jax.Array, jax.Array, Int[Array, " N"], Slots], Int[Array, " n"]]
 
@@ -49,7 +49,7 @@ def herding(env: Env, /, *, unit_norm: bool = False, chunk_size: int = 500) -> M
   norm (`unit_norm=True`); the controls of dataset distillation, which this is, do not.
 
   Args:
-    env: with one observer or more.
+    env: with one teacher or more.
     unit_norm: whether each image's features are scaled to norm 1.
     chunk_size: images in one forward pass.
   """
@@ -63,7 +63,7 @@ def k_center(env: Env, /, *, unit_norm: bool = False, chunk_size: int = 500) -> 
   Starts at the image nearest the class's mean. Draws nothing: every key gives the same images.
 
   Args:
-    env: with one observer or more.
+    env: with one teacher or more.
     unit_norm: whether each image's features are scaled to norm 1.
     chunk_size: images in one forward pass.
   """
@@ -81,7 +81,7 @@ def kmeans(
   start, and stops when nothing moves.
 
   Args:
-    env: with one observer or more.
+    env: with one teacher or more.
     num_iterations: of Lloyd's algorithm.
     unit_norm: whether each image's features are scaled to norm 1.
     chunk_size: images in one forward pass.
@@ -97,12 +97,12 @@ def kmeans(
 
 def _by_features(name: str, env: Env, choose: Choose, unit_norm: bool, chunk_size: int) -> Method:
   """Makes a method of a function that chooses rows by their features."""
-  passes.check_observers(name, env, chunk_size)
+  features.check_teachers(name, env, chunk_size)
 
   def init(key: jax.Array, slots: Slots, feed: Feed) -> SynthSet:
     labels = jnp.asarray(feed.labels, jnp.int32)
     slots = Slots(*(jnp.asarray(x, jnp.int32) for x in slots))
-    x = passes.features(env, feed, chunk_size)
+    x = features.features(env, feed, chunk_size)
     if unit_norm:
       x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     rows = choose(key, x, labels, slots)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ltdd_jax.core.types import Leaf, LtddError
 from ltdd_jax.data import augment, crops
-from ltdd_jax.distil import passes
+from ltdd_jax.distil import features
 from ltdd_jax.distil.base import Env, Feed, Notes
-from ltdd_jax.types import Leaf, LtddError
 
 ARRANGEMENTS = ("strided", "consecutive")
 
@@ -59,7 +59,7 @@ def mosaics(
 
   Args:
     key: draws the pool and the crops.
-    env: observers and constants.
+    env: teachers and constants.
     recipe: see `rded.rded`.
     feed: teachers, images, labels.
     labels: class of each mosaic.
@@ -84,7 +84,7 @@ def mosaics(
     flat = cut_patches(pool, env, recipe, images, of_class.ravel(), best.ravel())
     return join_cells(flat.reshape(len(i), cells, *flat.shape[1:]))
 
-  return passes.in_chunks(chunk, len(labels), max(recipe.chunk_size // cells, 1))
+  return features.in_chunks(chunk, len(labels), max(recipe.chunk_size // cells, 1))
 
 
 def draw_pool(order_key: jax.Array, crop_key: jax.Array, labels: Int[Array, " N"], k: int) -> Pool:
@@ -111,11 +111,11 @@ def score_patches(
   def score(i):
     of_class, number = i // recipe.candidates, i % recipe.candidates
     patches = cut_patches(pool, env, recipe, images, of_class, number)
-    logits = passes.mean_logits(env, feed.teachers, pad_to(patches, env.image_shape))
+    logits = features.mean_logits(env, feed.teachers, pad_to(patches, env.image_shape))
     rows = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.take_along_axis(rows, of_class[:, None], axis=1)[:, 0]
 
-  scores = passes.in_chunks(chunk, env.num_classes * recipe.candidates, recipe.chunk_size)
+  scores = features.in_chunks(chunk, env.num_classes * recipe.candidates, recipe.chunk_size)
   return scores.reshape(env.num_classes, recipe.candidates)
 
 
@@ -189,7 +189,7 @@ def join_cells(patches: Float[Array, "b cells u v c"]) -> Float[Array, "b h w c"
 
 def check_recipe(name: str, env: Env, recipe: Recipe) -> None:
   """Raises LtddError for numbers that make no mosaics of this image shape."""
-  passes.check_observers(name, env, recipe.chunk_size)
+  features.check_teachers(name, env, recipe.chunk_size)
   for field in ("factor", "num_crops", "pool"):
     value = getattr(recipe, field)
     if value < 1:

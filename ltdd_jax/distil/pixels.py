@@ -1,4 +1,4 @@
-"""The loop of all methods that optimise pixels against frozen observers.
+"""The loop of all methods that optimise pixels against frozen teachers.
 
 A method is a start, an objective and constants; `decoupled` and `generalised` have the published
 ones. The optimiser is the same in SRe2L, CDA, G-VBSM and EDC: Adam (beta 0.5, 0.9) on the images
@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ltdd_jax.core.types import Leaf, Slots, SynthSet
 from ltdd_jax.data import augment
 from ltdd_jax.distil.base import Env, Feed, Method, Notes, repeats
-from ltdd_jax.types import Leaf, Slots, SynthSet
 
 Metrics = dict[str, jax.Array]
 Start = Callable[[jax.Array, Slots, Feed], jax.Array]  # key, slots, feed -> images (n, h, w, c)
@@ -30,7 +30,7 @@ class PixelState:
   images: Leaf  # (n, h, w, c) float32, normalised
   labels: Leaf  # (n,) int32
   opt_state: Any
-  running: Any = None  # for each observer, running statistics, which go on from batch to batch
+  running: Any = None  # for each teacher, running statistics, which go on from batch to batch
   slow: Leaf = None  # (n, h, w, c) running mean of the images
 
 

@@ -1,4 +1,4 @@
-"""RDED: the patches of real images that the observers find easiest, put together to mosaics.
+"""RDED: the patches of real images that the teachers find easiest, put together to mosaics.
 
 Sun et al., "On the diversity and realism of distilled dataset: an efficient dataset distillation
 paradigm" (CVPR 2024). Nothing is optimised. The work is done in `patches`.
@@ -7,9 +7,9 @@ paradigm" (CVPR 2024). Nothing is optimised. The work is done in `patches`.
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.types import Slots, SynthSet
 from ltdd_jax.distil import patches
 from ltdd_jax.distil.base import Env, Feed, Method, still
-from ltdd_jax.types import Slots, SynthSet
 
 
 def rded(
@@ -26,7 +26,7 @@ def rded(
 
   Of each class, `pool` random images give `num_crops` square random resized crops each, of the side
   of a mosaic's cell. A patch in the middle of a canvas of the mean colour is scored by the
-  cross-entropy of its class under the observers' mean logits (RDED has one observer, EDC's tool the
+  cross-entropy of its class under the teachers' mean logits (RDED has one teacher, EDC's tool the
   mean of several), in eval mode. The best patch of each image is kept, and the best of these fill
   the cells, easiest first.
 
@@ -38,7 +38,7 @@ def rded(
   and so on. EDC's tool also fills its pool with the easiest images rather than random ones.
 
   Args:
-    env: with one observer or more.
+    env: with one teacher or more.
     factor: cells along a side of a mosaic (RDED: 2 on ImageNet, else 1).
     num_crops: candidate patches of each image of the pool.
     pool: images of each class that are looked at.

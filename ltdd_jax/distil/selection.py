@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ltdd_jax.types import Slots
+from ltdd_jax.core.types import Slots
 
 Rows = Int[Array, " n"]
 Features = Float[Array, "N f"]

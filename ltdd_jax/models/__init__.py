@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ltdd_jax import registry
+from ltdd_jax.core import registry
 from ltdd_jax.models.alexnet import alexnet
 from ltdd_jax.models.convnet import convnet
 from ltdd_jax.models.efficientnet import efficientnet_b0

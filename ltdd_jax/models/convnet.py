@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import layers
-from ltdd_jax.types import LtddError
 
 
 class ConvNet(nn.Module):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.models.convolution import convolve
-from ltdd_jax.types import LtddError
 
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which PyTorch gives convolutions and linear layers."""

@@ -18,7 +18,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ltdd_jax.types import Leaf, LtddError
+from ltdd_jax.core.types import Leaf, LtddError
 
 
 class LayerInput(NamedTuple):

@@ -1,4 +1,4 @@
-"""Wide residual networks, WRN-depth-widen: WRN-16-2 is an observer of G-VBSM and EDC on CIFAR.
+"""Wide residual networks, WRN-depth-widen: WRN-16-2 is an teacher of G-VBSM and EDC on CIFAR.
 
 Pre-activation blocks of 3x3 convolutions; no dropout. Where the number of channels changes, the
 activated input feeds both the branch and the 1x1 projection; elsewhere the raw input is the skip.
@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import layers
-from ltdd_jax.types import LtddError
 
 
 class PreActBlock(nn.Module):

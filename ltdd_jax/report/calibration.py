@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from ltdd_jax.data import longtail
-from ltdd_jax.logit_files import Calibration, Job
+from ltdd_jax.interop import Calibration, Job
 from ltdd_jax.report import tables
 
 MAX_CLASSES = 20  # rows of the table for single classes

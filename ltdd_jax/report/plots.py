@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ltdd_jax import files
-from ltdd_jax.types import LtddError
+from ltdd_jax.core import files
+from ltdd_jax.core.types import LtddError
 
 MAX_BARS = 20  # more classes than that are averaged in bins of neighbours
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ltdd_jax import artefacts, files, supervision
-from ltdd_jax import stages as stages_lib
+from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core import files
 from ltdd_jax.data import longtail
-from ltdd_jax.recipes import changes
+from ltdd_jax.pipeline import stages as stages_lib
+from ltdd_jax.pipeline import supervision as label_sources
 from ltdd_jax.report import images, plots
+from ltdd_jax.students.recipes import changes
 
 SCHEMA = 1
 GROUPS = ("head", "mid", "tail")
@@ -43,8 +45,8 @@ def write_report(
     pictures, labels = ctx.images(source)
     images.write_grid(folder / f"images-{source}.png", pictures, labels)
   plots.write_plots(results, folder)
-  artefacts.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
-  artefacts.write_text(folder / "report.md", text)
+  workdir_lib.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+  workdir_lib.write_text(folder / "report.md", text)
   print(text)
   return results
 
@@ -131,7 +133,7 @@ def teacher_rows(
   ctx: stages_lib.Context, groups: Mapping[str, Sequence[int]]
 ) -> list[dict[str, Any]]:
   """Scores of the teachers on the test set, for orientation; nothing is selected by them."""
-  artefact = ctx.workdir.load("squeeze")
+  artefact = ctx.workdir.load("teacher")
   correct, total = artefact.arrays["test_correct"], artefact.arrays["test_total"]
   return [
     {"name": name} | scores(row[None, None], total, groups)
@@ -154,7 +156,7 @@ def student_row(
   pictures, targets = ctx.images(source)
   row["images_per_class"] = np.bincount(targets, minlength=ctx.source.spec.num_classes).tolist()
   row["image_bytes"] = pictures.nbytes
-  row["label_bytes"] = supervision.label_bytes(ctx, source, regime)
+  row["label_bytes"] = label_sources.label_bytes(ctx, source, regime)
   return row | scores(arrays["correct"], arrays["total"], groups)
 
 

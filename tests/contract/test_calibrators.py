@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax import calibrate
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 KWARGS = {"fixed": {"tau": 0.7}}
 # Options that change what is computed keep the same promises: "name, what the option is".

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax import distil
-from ltdd_jax.types import LtddError, SynthSet
+from ltdd_jax.core.types import LtddError, SynthSet
 from tests import small
 
 KWARGS = {

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import published
-from ltdd_jax import check, pipeline, plan, stages
+from configs import methods
+from ltdd_jax import pipeline
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources, specs
-from ltdd_jax.types import LtddError
+from ltdd_jax.pipeline import check, plan, stages
 
 NAMES = ("digits_lt", "cifar10_lt", "cifar100_lt", "fashion_mnist_lt", "folder_lt")
 
@@ -90,11 +91,11 @@ def test_presets_keep_the_split(real_size_source):
     np.testing.assert_array_equal(other, counts["full"])
 
 
-@pytest.mark.parametrize("method", published.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_has_its_settings(method, real_size_source):
   for dataset in ("cifar10", "cifar100"):
     config = check.check(get_config(f"{dataset}_lt", f"method={method}"))
-    assert config["recover"]["methods"][method]["name"] == method
+    assert config["distil"]["methods"][method]["name"] == method
     assert config["student"]["recipe"]
   small = check.check(get_config("digits_lt", f"method={method},recipe=rd3"))
   check.check_with_data(stages.Context(small))
@@ -102,9 +103,9 @@ def test_every_method_has_its_settings(method, real_size_source):
 
 def test_edc_has_eight_networks_and_all_images_in_a_batch():
   config = get_config("cifar10_lt", "method=edc,ipc=50")
-  assert len(config.squeeze.models) == 8
-  assert config.recover.batch_size is None
-  assert config.recover.order == "class_major"
+  assert len(config.teacher.models) == 8
+  assert config.distil.batch_size is None
+  assert config.distil.order == "class_major"
   assert config.student.recipe == "edc_mse_gt@1/cifar10"
 
 
@@ -167,12 +168,12 @@ def test_folder_with_everything_unequal(tmp_path):
   config = few_labels(config)
   config.data.num_test = None
   for key in ("second", "third"):
-    config.squeeze.models[key] = dict(config.squeeze.models.teacher)
-  config.recover.observers = ("second",)
-  config.relabel.labelers = ("third", "teacher")
-  config.relabel.aggregate = "norm_equalised"
-  config.recover.slots_per_class = (3, 2, 2)
-  config.relabel.online = True
+    config.teacher.models[key] = dict(config.teacher.models.teacher)
+  config.distil.teachers = ("second",)
+  config.label.teachers = ("third", "teacher")
+  config.label.aggregate = "norm_equalised"
+  config.distil.slots_per_class = (3, 2, 2)
+  config.label.online = True
   config.report.groups = "counts(100,20)"
   results = pipeline.run(config, tmp_path / "run", show_progress=False)
   assert results["split"]["counts"] == [120, 30, 1]
@@ -211,5 +212,5 @@ def test_folder_config_wants_a_path():
 def test_plan_says_steps_and_parameters(real_size_source):
   config = check.check(get_config("cifar10_lt", "preset=full"))
   ctx = stages.Context(config)
-  assert "11,173,962 parameters" in plan.squeeze(ctx)
+  assert "11,173,962 parameters" in plan.teacher(ctx)
   assert "12,406 of 50,000" in plan.data(ctx)

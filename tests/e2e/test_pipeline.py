@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import labelstore, manifest, pipeline, recipes
+from ltdd_jax import pipeline
+from ltdd_jax.artefacts import manifest
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.labels import store as label_store
 from ltdd_jax.report import tables
-from ltdd_jax.types import LtddError
+from ltdd_jax.students import recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
 LABELS = ("hard", "plain", "tau1", "adsa", "vector", "probe")
@@ -66,7 +69,7 @@ def test_bytes_stand_beside_accuracies(finished):
   for row in results["rows"]:
     assert row["image_bytes"] == 20 * 8 * 8
     shape = (3, 20, 10)  # label epochs, images, classes
-    soft = labelstore.disk_bytes(shape, labelstore.Encoding("float16"))
+    soft = label_store.disk_bytes(shape, label_store.Encoding("float16"))
     assert row["label_bytes"] == (0 if row["labels"] == "hard" else soft)
   text = (workdir / "report" / "report.md").read_text()
   assert "label bytes" in text
@@ -77,7 +80,7 @@ def test_labels_in_few_bytes(tmp_path, capsys):
   """Levels of three classes: calibrated, learned from with a share of hard labels, damaged."""
   config = digits_lt.get_config("preset=smoke,method=random")
   recipes.apply(config, "rd3")
-  config.relabel.update(num_epochs=2, dtype="uint8", top_k=3)
+  config.label.update(num_epochs=2, dtype="uint8", top_k=3)
   config.student.update(num_epochs=3, num_seeds=1, hard_weight=0.25, hard_labels=False)
   config.calibrate.max_epochs = 1
   config.calibrate.calibrators = {"plain": {"name": "none"}, "adsa": {"name": "adsa"}}
@@ -92,7 +95,7 @@ def test_labels_in_few_bytes(tmp_path, capsys):
   rows = results["rows"]
   assert [(r["labels"], r["label_bytes"]) for r in rows] == [("plain", 504), ("adsa", 504)]
   assert rows[1]["tau"] > 0
-  path = tmp_path / "relabel" / "random" / "labels.zarr" / "values" / "c.1.0.0"
+  path = tmp_path / "label" / "random" / "labels.zarr" / "values" / "c.1.0.0"
   path.write_bytes(path.read_bytes()[::-1])
   with pytest.raises(LtddError, match=r"values/c\.1\.0\.0 is damaged"):
     pipeline.run(config, tmp_path, stage="only:report", show_progress=False)
@@ -108,8 +111,8 @@ def test_second_run_skips_everything_and_says_the_same(finished):
 def test_another_config_stops_with_the_difference(finished):
   workdir, _ = finished
   config = digits_lt.get_config("preset=smoke")
-  config.squeeze.optimizer.lr = 0.125
-  with pytest.raises(LtddError, match=r"squeeze\.optimizer\.lr.*0\.05.*0\.125"):
+  config.teacher.optimizer.lr = 0.125
+  with pytest.raises(LtddError, match=r"teacher\.optimizer\.lr.*0\.05.*0\.125"):
     pipeline.run(config, workdir, show_progress=False)
 
 
@@ -117,7 +120,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
   workdir = tmp_path / "new"
   assert pipeline.run(digits_lt.get_config("preset=smoke"), workdir, dry_run=True) is None
   out = capsys.readouterr().out
-  for name in ("data", "squeeze", "recover/sre2l", "calibrate/random/adsa", "student/sre2l/hard"):
+  for name in ("data", "teacher", "distil/sre2l", "calibrate/random/adsa", "student/sre2l/hard"):
     assert name in out
   assert "parameters" in out
   assert not workdir.exists()
@@ -131,13 +134,13 @@ def test_dry_run_says_what_would_be_skipped(finished, capsys):
 
 def test_stage_runs_up_to_it_and_only_it(tmp_path):
   config = digits_lt.get_config("preset=smoke,method=random")
-  assert pipeline.run(config, tmp_path, stage="squeeze", show_progress=False) is None
-  assert (tmp_path / "squeeze").exists()
-  assert not (tmp_path / "recover").exists()
-  with pytest.raises(LtddError, match=r"relabel/random reads recover/random, which is missing"):
+  assert pipeline.run(config, tmp_path, stage="teacher", show_progress=False) is None
+  assert (tmp_path / "teacher").exists()
+  assert not (tmp_path / "distil").exists()
+  with pytest.raises(LtddError, match=r"label/random reads distil/random, which is missing"):
     pipeline.run(config, tmp_path, stage="only:relabel", show_progress=False)
   pipeline.run(config, tmp_path, stage="only:recover", show_progress=False)
-  assert (tmp_path / "recover" / "random").exists()
+  assert (tmp_path / "distil" / "random").exists()
   with pytest.raises(LtddError, match="--stage is 'distil'"):
     pipeline.run(config, tmp_path, stage="distil")
 
@@ -145,9 +148,9 @@ def test_stage_runs_up_to_it_and_only_it(tmp_path):
 def test_only_refuses_artefacts_of_another_config(finished):
   workdir, _ = finished
   config = digits_lt.get_config("preset=smoke")
-  config.squeeze.optimizer.lr = 0.125
+  config.teacher.optimizer.lr = 0.125
   for stage in ("only:relabel", "only:report"):
-    with pytest.raises(LtddError, match=r"squeeze\.optimizer\.lr"):
+    with pytest.raises(LtddError, match=r"teacher\.optimizer\.lr"):
       pipeline.run(config, workdir, stage=stage, show_progress=False)
 
 
@@ -155,10 +158,10 @@ def test_cache_is_shared_between_work_directories(tmp_path):
   config = digits_lt.get_config("preset=smoke,method=random")
   for name in ("one", "two"):
     pipeline.run(
-      config, tmp_path / name, cache=tmp_path / "cache", stage="squeeze", show_progress=False
+      config, tmp_path / name, cache=tmp_path / "cache", stage="teacher", show_progress=False
     )
   one, two = (
-    json.loads((tmp_path / n / "squeeze" / "meta.json").read_text()) for n in ("one", "two")
+    json.loads((tmp_path / n / "teacher" / "meta.json").read_text()) for n in ("one", "two")
   )
   assert one["seconds"] == two["seconds"]  # the second was not trained
 
@@ -166,10 +169,10 @@ def test_cache_is_shared_between_work_directories(tmp_path):
 # ---- kill -9 ----
 
 STEPS = (
-  "--config.squeeze.num_epochs=8",
-  "--config.recover.methods.sre2l.num_steps=300",
-  "--config.relabel.num_epochs=300",
-  "--config.relabel.batch_size=10",
+  "--config.teacher.num_epochs=8",
+  "--config.distil.methods.sre2l.num_steps=300",
+  "--config.label.num_epochs=300",
+  "--config.label.batch_size=10",
   "--config.student.num_epochs=60",
   "--config.student.num_seeds=2",
 )
@@ -228,7 +231,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
   rng = random.Random(int.from_bytes(os.urandom(4), "little"))
   cache = tmp_path / "xla"
   straight, killed = tmp_path / "straight", tmp_path / "killed"
-  stages = ("squeeze", "recover/sre2l", "relabel/sre2l", "student/sre2l")
+  stages = ("teacher", "distil/sre2l", "label/sre2l", "student/sre2l")
   with concurrent.futures.ThreadPoolExecutor(1) as beside:
     whole = beside.submit(finish, straight, cache)
     for stage in sorted(rng.sample(stages, 2), key=stages.index):  # others another time
@@ -244,9 +247,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, how):
-  code, err = stop_during(
-    tmp_path / "run", tmp_path / "xla", "relabel/sre2l", how, random.Random(0)
-  )
+  code, err = stop_during(tmp_path / "run", tmp_path / "xla", "label/sre2l", how, random.Random(0))
   assert code == 130, err
   assert "give the same command again" in err
   assert "stopped after" in err

@@ -5,17 +5,19 @@ import numpy as np
 from configs import bound as bound_config
 from configs import networks as networks_config
 from configs import perturbation as perturbation_config
-from ltdd_jax import analysis, labelstore, manifest
-from ltdd_jax import labels as labels_lib
-from ltdd_jax.analysis import perturbation
+from ltdd_jax import studies
+from ltdd_jax.artefacts import manifest
 from ltdd_jax.data import longtail
+from ltdd_jax.labels import label as labels_lib
+from ltdd_jax.labels import store as label_store
+from ltdd_jax.studies import perturbation
 
 
 def small(config):
   """One student a cell, plain labels and ADSA, and little to compile."""
-  config.squeeze.models.teacher.update(depth=1, width=4)
+  config.teacher.models.teacher.update(depth=1, width=4)
   config.student.model.update(depth=1, width=4)
-  config.relabel.views = {"crop_scale": None, "padding": 1, "flip": False, "mix": None}
+  config.label.views = {"crop_scale": None, "padding": 1, "flip": False, "mix": None}
   config.student.update(num_seeds=1, evaluations=1, num_epochs=2, hard_labels=False)
   config.calibrate.calibrators = {"adsa": {"name": "adsa", "tau_range": (0.0, 1.0)}}
   return config
@@ -24,20 +26,20 @@ def small(config):
 def test_perturbation(tmp_path, capsys):
   config = small(perturbation_config.get_config("preset=smoke,method=random,ipc=2"))
   config.study.num_bootstrap = 100
-  results = analysis.run(config, tmp_path, show_progress=False)
+  results = studies.run(config, tmp_path, show_progress=False)
   load = lambda side, stage: manifest.open_artefact(tmp_path / side / stage).arrays
   for source in ("balanced", "imbalanced"):
-    one, two = (load(side, f"recover/{source}") for side in ("balanced", "imbalanced"))
+    one, two = (load(side, f"distil/{source}") for side in ("balanced", "imbalanced"))
     np.testing.assert_array_equal(one["images"], two["images"])
   np.testing.assert_array_equal(
     np.bincount(load("balanced", "data")["labels"]), results["counts"]["balanced"]
   )
   # A cell of the analysis, by hand: imbalanced images, imbalanced teacher, calibrated.
-  labels = load("imbalanced", "recover/imbalanced")["labels"]
+  labels = load("imbalanced", "distil/imbalanced")["labels"]
   counts = load("imbalanced", "data")["counts"]
   tau = results["labels"]["adsa"]["tau"]["imbalanced"]
-  artefact = manifest.open_artefact(tmp_path / "imbalanced" / "relabel" / "imbalanced")
-  chunks = [labelstore.open_store(artefact.folder(labels_lib.STORE)).logits()]
+  artefact = manifest.open_artefact(tmp_path / "imbalanced" / "label" / "imbalanced")
+  chunks = [label_store.open_store(artefact.folder(labels_lib.STORE)).logits()]
   shifted = [x - tau * longtail.log_prior(counts) for x in chunks]
   want = perturbation.class_means(perturbation.mean_soft_labels(shifted), labels, 10)
   np.testing.assert_allclose(
@@ -52,14 +54,14 @@ def test_perturbation(tmp_path, capsys):
   found = {p.name for p in (tmp_path / "report").iterdir()}
   assert {"perturbation.json", "report.md", "perturbation-labels.png"} <= found
   capsys.readouterr()
-  again = analysis.run(config, tmp_path, show_progress=False)
+  again = studies.run(config, tmp_path, show_progress=False)
   assert again == results  # and it took no training: times are those of the artefacts
 
 
 def test_bound(tmp_path):
   config = small(bound_config.get_config("preset=smoke,method=random,ipc=2"))
   config.study.update(imbalance_factors=(1.0, 20.0), students=False, view_epochs=3)
-  results = analysis.run(config, tmp_path, show_progress=False)
+  results = studies.run(config, tmp_path, show_progress=False)
   assert not (tmp_path / "if1" / "student").exists()
   rows = {(r["imbalance"], r["labels"]): r for r in results["conditional"]}
   assert set(rows) == {(f, r) for f in (1.0, 20.0) for r in ("plain", "adsa")}
@@ -78,7 +80,7 @@ def test_networks(tmp_path):
   config.calibrate.calibrators, config.student.hard_labels = {}, True
   net = {"name": "convnet", "depth": 1, "width": 4}
   config.study.networks = {"plain": net | {"norm": "none"}, "normed": net | {"norm": "instance"}}
-  results = analysis.run(config, tmp_path, show_progress=False)
+  results = studies.run(config, tmp_path, show_progress=False)
   (row,) = results["rows"]
   assert (row["images"], row["labels"], [*row["networks"]]) == (
     "random",
@@ -90,10 +92,8 @@ def test_networks(tmp_path):
   )
   assert results["networks"]["plain"]["recipe"].startswith("hard@1, changed: num_epochs 400 -> 2")
   for name in ("plain", "normed"):
-    assert not (tmp_path / name / "relabel").exists()
-  images = [
-    manifest.open_artefact(tmp_path / n / "recover" / "random") for n in ("plain", "normed")
-  ]
+    assert not (tmp_path / name / "label").exists()
+  images = [manifest.open_artefact(tmp_path / n / "distil" / "random") for n in ("plain", "normed")]
   np.testing.assert_array_equal(*(a.arrays["images"] for a in images))
   text = (tmp_path / "report" / "report.md").read_text()
   assert "| images | labels | normed | plain |" in text

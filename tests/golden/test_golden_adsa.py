@@ -17,7 +17,7 @@ K = len(COUNTS)
 
 
 def draw(seed=0, n=40, margin=2.0, bias=1.0, noise=1.0, counts=COUNTS):
-  """Logits of a labeler that knows the class by `margin` and has learnt `bias` times the prior."""
+  """Logits of a teacher that knows the class by `margin` and has learnt `bias` times the prior."""
   random = np.random.default_rng(seed)
   k = len(counts)
   labels = np.arange(n) % k

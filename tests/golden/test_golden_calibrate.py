@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax import adsa, calibrate, rng
-from ltdd_jax.calibrate import bootstrap, curves, matrix, stream
+from ltdd_jax import adsa, calibrate
+from ltdd_jax.calibrate import bootstrap, matrix, streaming, tau_curves
+from ltdd_jax.core import rng
 from tests.reference import adsa_ref
 from tests.reference import calibrate_ref as ref
 
@@ -21,7 +22,7 @@ THIRDS = [[0], [1, 2, 3], [4]]
 
 
 def draw(seed=0, n=40, margin=2.0, bias=0.8, wobble=0.4):
-  """Logits of a labeler that has learnt `bias` times the prior and something beside it."""
+  """Logits of a teacher that has learnt `bias` times the prior and something beside it."""
   random = np.random.default_rng(seed)
   labels = np.concatenate([np.arange(K), random.integers(0, K, n - K)])  # unequal numbers
   logits = random.standard_normal((n, K)) + margin * np.eye(K)[labels]
@@ -38,12 +39,12 @@ def fit(name, logits, labels, **kwargs):
 def test_a_summary():
   logits, labels = draw()
   bias = np.linspace(-1, 2, K)
-  found = stream.describe(adsa.Rows(logits, labels, 7), None, bias)
+  found = streaming.describe(adsa.Rows(logits, labels, 7), None, bias)
   np.testing.assert_allclose(found.confidence, ref.confidences(logits, labels, bias), atol=1e-6)
   np.testing.assert_allclose(found.mass, ref.masses(logits, labels, bias), atol=1e-6)
   assert found.log_loss == pytest.approx(ref.log_loss(logits - bias, labels), abs=1e-6)
   scale = np.linspace(0.5, 1.5, K)
-  found = stream.describe(adsa.Rows(logits, labels, 7), scale, bias)
+  found = streaming.describe(adsa.Rows(logits, labels, 7), scale, bias)
   moved = ref.scaled(logits.astype(np.float64), scale, bias)
   np.testing.assert_allclose(found.mass, ref.masses(moved, labels, 0 * bias), atol=1e-6)
 
@@ -53,9 +54,9 @@ def test_objectives_and_their_gradients(criterion):
   logits, labels = draw(1)
   rows, bias, h = adsa.Rows(logits, labels, 11), np.linspace(1, -1, K), 1e-5
   if criterion == "confidence":
-    fn, oracle = stream.confidence_variance(rows), ref.variance
+    fn, oracle = streaming.confidence_variance(rows), ref.variance
   else:  # they differ by a constant
-    fn = stream.log_loss(rows)
+    fn = streaming.log_loss(rows)
     least = ref.log_loss(logits.astype(np.float64), labels) - ref.potential(
       logits, labels, 0 * bias
     )
@@ -230,7 +231,7 @@ def test_confidences_and_masses_at_many_tau():
   logits, labels = draw(12)
   rows, taus = adsa.Rows(logits, labels, 9), np.array([0.0, 0.5, 2.0])
   q = adsa.class_means(rows, PRIOR, taus)[0]
-  mass = curves.predicted_masses(rows, PRIOR, taus, np.ones((1, len(labels))))[0]
+  mass = tau_curves.predicted_masses(rows, PRIOR, taus, np.ones((1, len(labels))))[0]
   for i, tau in enumerate(taus):
     np.testing.assert_allclose(q[i], ref.confidences(logits, labels, tau * PRIOR), atol=1e-6)
     np.testing.assert_allclose(mass[i], ref.masses(logits, labels, tau * PRIOR), atol=1e-6)

@@ -10,8 +10,8 @@ import pytest
 from sklearn.cluster import KMeans
 
 from ltdd_jax import distil
+from ltdd_jax.core.types import Slots
 from ltdd_jax.distil import selection
-from ltdd_jax.types import Slots
 from tests.reference import coreset_ref as ref
 
 K = 5

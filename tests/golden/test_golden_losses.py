@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax import losses, schedules
-from ltdd_jax.distil import terms
+from ltdd_jax.distil import objectives
 from ltdd_jax.models import taps
+from ltdd_jax.training import losses, optimizers
 from tests.reference import losses_ref as ref
 
 COUNTS = (500, 60, 8, 1)
@@ -112,7 +112,7 @@ def test_bn_statistics_term():
     running = random.randn(c).astype(np.float32), random.rand(c).astype(np.float32) + 0.5
     layers.append((x.astype(np.float64), *running))
     moments.append(taps.Moment(str(i), *taps.moments(jnp.asarray(x)), *map(jnp.asarray, running)))
-  close(terms.bn_statistics(moments, 10.0), ref.bn_penalty(layers, 10.0))
+  close(objectives.bn_statistics(moments, 10.0), ref.bn_penalty(layers, 10.0))
 
 
 SCHEDULES = [
@@ -125,7 +125,7 @@ SCHEDULES = [
 @pytest.mark.parametrize(("name", "kwargs"), SCHEDULES)
 def test_schedules(name, kwargs):
   n, lr = 60, 0.3
-  schedule = jax.jit(jax.vmap(schedules.make_schedule(name, n, lr, **kwargs)))
+  schedule = jax.jit(jax.vmap(optimizers.make_schedule(name, n, lr, **kwargs)))
   expected = [lr * ref.factor(name, i, n, **kwargs) for i in range(n + 1)]
   close(schedule(jnp.arange(n + 1)), expected)
 
@@ -133,7 +133,7 @@ def test_schedules(name, kwargs):
 @pytest.mark.parametrize(("name", "kwargs"), SCHEDULES)
 def test_schedules_once_an_epoch(name, kwargs):
   n, lr = 60, 0.3
-  make = schedules.make_schedule
+  make = optimizers.make_schedule
   schedule = jax.jit(jax.vmap(make(name, n, lr, steps_per_epoch=6, **kwargs)))
   expected = [lr * ref.factor(name, i // 6, n // 6, **kwargs) for i in range(n + 1)]
   close(schedule(jnp.arange(n + 1)), expected)
@@ -151,8 +151,8 @@ OPTIMIZERS = [
 @pytest.mark.parametrize(("name", "kwargs", "oracle", "args"), OPTIMIZERS)
 def test_optimizers(name, kwargs, oracle, args):
   grads, n = (0.5, -1.0, 2.0, 0.1), 4
-  schedule = schedules.make_schedule("cosine", n, 0.1)
-  tx = schedules.make_optimizer(name, schedule, **kwargs)
+  schedule = optimizers.make_schedule("cosine", n, 0.1)
+  tx = optimizers.make_optimizer(name, schedule, **kwargs)
   param = jnp.asarray(1.5)
   state = tx.init(param)
   for grad in grads:

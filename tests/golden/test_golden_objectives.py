@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax import distil, statistics
+from ltdd_jax import distil
 from ltdd_jax.data import augment
-from ltdd_jax.distil import matching, pixels, terms
+from ltdd_jax.distil import layer_statistics, objectives, pixels
 from ltdd_jax.models import taps
+from ltdd_jax.teachers import statistics
 from tests import small
 from tests.reference import recover_ref as ref
 
@@ -78,13 +79,15 @@ def matched(rule, x, running, drop_key):
   teacher, stats = small.teacher(), small.teacher_statistics()
   logits, inputs = taps.apply_with_inputs(teacher.model, teacher.variables, x, statistics.LAYERS)
   labels = jnp.asarray(SLOTS.labels)
-  found, _ = matching.match(rule, inputs, labels, teacher.variables, stats, running, drop_key)
+  found, _ = layer_statistics.match(
+    rule, inputs, labels, teacher.variables, stats, running, drop_key
+  )
   return logits, found
 
 
 def test_gvbsm(views):
   key = jax.random.key(2)  # keeps the stem in steps 0, 2 and 3, and drops it in step 1
-  rule = matching.Rule(
+  rule = layer_statistics.Rule(
     tile=4, first=7.0, momentum=0.6, ema_start="unbiased", drop=0.5, batch=64
   )  # fmt: skip
   found = steps(
@@ -108,7 +111,7 @@ def pooled(x):
 
 
 def test_edc(views, key):
-  rule = matching.Rule(
+  rule = layer_statistics.Rule(
     tile=4, first=7.0, momentum=0.6, drop=0.5, alpha=0.3, form="batch", class_var="within_image",
     swap_tiles=True,
   )  # fmt: skip
@@ -141,7 +144,7 @@ def test_gradient_of_the_batch_norm_term(key):
   @jax.jit
   def objective(x):
     _, moments = taps.apply_with_moments(teacher.model, teacher.variables, x)
-    return terms.bn_statistics(moments, 3.0)
+    return objectives.bn_statistics(moments, 3.0)
 
   slope = (objective(x + 1e-2 * way) - objective(x - 1e-2 * way)) / 2e-2
   np.testing.assert_allclose(jnp.vdot(jax.grad(objective)(x), way), slope, rtol=1e-2)

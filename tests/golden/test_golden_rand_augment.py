@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import rand_augment
-from ltdd_jax.types import LtddError
 from tests.reference import rand_augment_ref as ref
 
 H, W = 20, 24

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ltdd_jax import distil
 from ltdd_jax.data import augment
-from ltdd_jax.distil import passes, patches
+from ltdd_jax.distil import features, patches
 from tests import small
 from tests.reference import rded_ref as ref
 
@@ -47,7 +47,7 @@ FACTOR, CROPS, POOL = 2, 3, 4
 
 def logits(canvases):
   x = jnp.asarray(np.stack(canvases), jnp.float32)
-  return np.asarray(passes.mean_logits(small.env(), (small.teacher().variables,), x))
+  return np.asarray(features.mean_logits(small.env(), (small.teacher().variables,), x))
 
 
 def best_patches():

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax import statistics
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment
-from ltdd_jax.distil import decoupled, matching, terms
-from ltdd_jax.distil.matching import Rule
+from ltdd_jax.distil import layer_statistics, objectives
+from ltdd_jax.distil.layer_statistics import Rule
+from ltdd_jax.distil.sre2l import CURRICULA, crop_scale
 from ltdd_jax.models import taps
 from ltdd_jax.models.taps import LayerInput
-from ltdd_jax.statistics import Target
-from ltdd_jax.types import LtddError
+from ltdd_jax.teachers import statistics
+from ltdd_jax.teachers.statistics import Target
 from tests import small
 from tests.reference import recover_ref as ref
 
@@ -60,7 +61,7 @@ RULES = {
 def jitted(rule):
   """Compiled once for each rule."""
   return jax.jit(
-    lambda values, labels, running, key: matching.match(
+    lambda values, labels, running, key: layer_statistics.match(
       rule,
       tuple(LayerInput(p, v, k) for (p, k, _), v in zip(LAYERS, values, strict=True)),
       labels, VARIABLES, REAL, running, key,
@@ -111,7 +112,7 @@ def expected(rule, seeds):
 @pytest.mark.parametrize("name", RULES)
 def test_match_is_the_formula(name):
   rule = RULES[name]
-  running = matching.start(rule, REAL)
+  running = layer_statistics.start(rule, REAL)
   first, running = run(rule, 1, running)
   second, _ = run(rule, 2, running)
   np.testing.assert_allclose(first, expected(rule, [1]), rtol=1e-5)
@@ -120,12 +121,12 @@ def test_match_is_the_formula(name):
 
 def test_running_mean_starts_at_zero_with_the_gradient_of_the_newest():
   rule, target = Rule(momentum=0.8), jnp.array([[1.0, -2.0]])
-  running = matching.Running(Target(jnp.zeros((1, 2)), jnp.zeros((1, 2))), jnp.zeros(1))
+  running = layer_statistics.Running(Target(jnp.zeros((1, 2)), jnp.zeros((1, 2))), jnp.zeros(1))
   moved = jnp.ones(1, bool)
 
   def term(s, rule=rule):
-    shown, _ = matching.follow(rule, running, Target(s, jnp.ones((1, 2))), moved)
-    return terms.safe_norm(target - shown.mean)[0], shown.mean
+    shown, _ = layer_statistics.follow(rule, running, Target(s, jnp.ones((1, 2))), moved)
+    return objectives.safe_norm(target - shown.mean)[0], shown.mean
 
   s = jnp.array([[0.5, 3.0]])
   grad, shown = jax.grad(term, has_aux=True)(s)
@@ -137,7 +138,7 @@ def test_running_mean_starts_at_zero_with_the_gradient_of_the_newest():
 
 def test_dropped_convolutions_neither_count_nor_move():
   rule = Rule(Q, drop=1.0, ema_start="unbiased")
-  before = matching.start(rule, REAL)
+  before = layer_statistics.start(rule, REAL)
   total, after = run(rule, 1, before)
   shown = ref.batch_statistics(np.float64(maps(1, 5)[1].value), "batch_norm", Q)
   np.testing.assert_allclose(total, ref.distance(list(MOMENTS.values()), shown), rtol=1e-5)
@@ -148,7 +149,7 @@ def test_dropped_convolutions_neither_count_nor_move():
 
 def test_convolutions_are_dropped_at_the_given_rate_and_apart():
   rule = Rule(Q, drop=0.4)
-  start = matching.start(rule, REAL)
+  start = layer_statistics.start(rule, REAL)
   weights = [run(rule, 1, start, jax.random.key(i))[1] for i in range(60)]
   kept = np.array([[w[0].batch.weight[0] > 0, w[2].batch.weight[0] > 0] for w in weights])
   np.testing.assert_allclose(kept.mean(0), 0.6, atol=0.2)
@@ -160,7 +161,7 @@ def test_gradient_of_match(name):
   """Without memory (momentum 0) the straight-through gradient is that of the value."""
   rule = RULES[name]._replace(momentum=0.0)
   values = tuple(x.value for x in maps(1, len(LABELS)))
-  running, key = matching.start(rule, REAL), jax.random.key(0)
+  running, key = layer_statistics.start(rule, REAL), jax.random.key(0)
   loss = jax.jit(lambda v: jitted(rule)(v, np.array(LABELS), running, key)[0])
   grad = jax.jit(jax.grad(loss))(values)
   draws = np.random.RandomState(0)  # uphill everywhere, so that the slope is above rounding
@@ -176,12 +177,12 @@ def test_gradient_in_the_pixels_through_a_network(rule):
   t = small.teacher()
   variables, real = jax.tree.map(jnp.asarray, (t.variables, small.teacher_statistics()))
   rule, labels = rule._replace(momentum=0.0), np.array([0, 1, 0, 2, 2])
-  running, key = matching.start(rule, real), jax.random.key(0)
+  running, key = layer_statistics.start(rule, real), jax.random.key(0)
 
   @jax.jit
   def loss(x):
     logits, inputs = taps.apply_with_inputs(t.model, variables, x, statistics.LAYERS)
-    part, _ = matching.match(rule, inputs, labels, variables, real, running, key)
+    part, _ = layer_statistics.match(rule, inputs, labels, variables, real, running, key)
     own = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
     return part - own.mean()
 
@@ -193,19 +194,19 @@ def test_gradient_in_the_pixels_through_a_network(rule):
 
 
 def test_statistics_of_other_tiles_or_networks_are_refused():
-  running = matching.start(Rule(Q), REAL)
+  running = layer_statistics.start(Rule(Q), REAL)
   with pytest.raises(LtddError, match=r"conv0 has 2 tiles of side 4.*statistics have 6"):
     run(Rule(4), 1, running)
   other = REAL.replace(layers=REAL.layers[::-1])
-  with pytest.raises(LtddError, match="not those of the observer"):
-    matching.match(
+  with pytest.raises(LtddError, match="not those of the teacher"):
+    layer_statistics.match(
       Rule(Q), maps(1, 5), np.array(LABELS), VARIABLES, other, running, jax.random.key(0)
     )
 
 
 # ---- densification ----
 
-dense = jax.jit(terms.densification)
+dense = jax.jit(objectives.densification)
 
 
 def faint(n, seed=0, side=32):
@@ -222,7 +223,7 @@ def test_densification(labels):
 
 def test_densification_is_exactly_zero_at_one_image_a_class():
   x, labels = 20 * faint(4), np.arange(4)
-  value, grad = jax.value_and_grad(terms.densification)(x, labels)
+  value, grad = jax.value_and_grad(objectives.densification)(x, labels)
   assert value == 0
   assert not np.any(grad)
 
@@ -230,10 +231,10 @@ def test_densification_is_exactly_zero_at_one_image_a_class():
 def test_equal_images_have_finite_gradients():
   """Two equal images have eigenvalues 2 |z|^2 and 0; equal pairs, and black ones, repeat them."""
   x = np.concatenate([np.repeat(faint(1), 4, 0), np.zeros((3, 32, 32, 1), np.float32)])
-  two = np.asarray(terms.eigenvalues(jnp.full((2, 2), float(np.sum(x[0] ** 2)))))
+  two = np.asarray(objectives.eigenvalues(jnp.full((2, 2), float(np.sum(x[0] ** 2)))))
   np.testing.assert_allclose(two, [0, 2 * np.sum(x[0] ** 2)], atol=1e-5)
   labels = np.array([0, 0, 1, 1, 2, 2, 2])
-  value, grad = jax.value_and_grad(terms.densification)(x, labels)
+  value, grad = jax.value_and_grad(objectives.densification)(x, labels)
   np.testing.assert_allclose(value, ref.densification(x, labels, 4.0), rtol=1e-4)
   assert np.isfinite(grad).all()
 
@@ -241,7 +242,7 @@ def test_equal_images_have_finite_gradients():
 def test_gradient_of_densification():
   """d/dl of KL(q || p) at fixed q is p - q, and q is held fixed."""
   x, labels = faint(5), np.array([0, 1, 0, 0, 1])
-  grad = jax.jit(jax.grad(terms.densification))(x, labels)
+  grad = jax.jit(jax.grad(objectives.densification))(x, labels)
   way = faint(5, 1)
   q, scores = {}, []
   for c in (0, 1):
@@ -259,32 +260,30 @@ def spectrum(z):
 
 def test_equal_eigenvalues_differentiate_as_symmetric_functions():
   a = jnp.diag(jnp.array([2.0, 2.0, 5.0]))
-  grad = jax.grad(lambda m: jnp.sum(terms.eigenvalues(m) ** 3))(a)
+  grad = jax.grad(lambda m: jnp.sum(objectives.eigenvalues(m) ** 3))(a)
   np.testing.assert_allclose(grad, 3 * a @ a, rtol=1e-5)  # the trace of the cube
 
 
 # ---- flatness and the curriculum ----
 
 
-@pytest.mark.parametrize("mean", terms.KL_MEANS)
-@pytest.mark.parametrize("direction", terms.KL_DIRECTIONS)
+@pytest.mark.parametrize("mean", objectives.KL_MEANS)
+@pytest.mark.parametrize("direction", objectives.KL_DIRECTIONS)
 def test_flatness(direction, mean):
   draws = np.random.RandomState(0)
   logits, slow, way = (4 * draws.randn(3, 5).astype(np.float32) for _ in range(3))
-  flat = lambda x: terms.flatness(x, slow, 4.0, direction, mean)
+  flat = lambda x: objectives.flatness(x, slow, 4.0, direction, mean)
   want = lambda x: ref.flatness(x, slow, 4.0, direction, mean)
   np.testing.assert_allclose(flat(logits), want(logits), rtol=1e-5)
   slope = (want(logits + 1e-4 * np.float64(way)) - want(logits - 1e-4 * np.float64(way))) / 2e-4
   np.testing.assert_allclose(jnp.vdot(jax.grad(flat)(logits), way), slope, rtol=1e-4)
-  assert not np.any(jax.grad(lambda s: terms.flatness(logits, s, 4.0, direction))(slow))
+  assert not np.any(jax.grad(lambda s: objectives.flatness(logits, s, 4.0, direction))(slow))
 
 
-@pytest.mark.parametrize("curriculum", decoupled.CURRICULA)
+@pytest.mark.parametrize("curriculum", CURRICULA)
 @pytest.mark.parametrize("milestone", [0.0, 0.5, 1.0])
 def test_crop_scale(curriculum, milestone):
-  got = [
-    decoupled.crop_scale(jnp.asarray(t), 40 * milestone, curriculum) for t in (0, 7, 19, 20, 39)
-  ]
+  got = [crop_scale(jnp.asarray(t), 40 * milestone, curriculum) for t in (0, 7, 19, 20, 39)]
   want = [ref.crop_scale(t, 40 * milestone, curriculum) for t in (0, 7, 19, 20, 39)]
   np.testing.assert_allclose(got, want, rtol=1e-5)
 
@@ -294,7 +293,7 @@ def test_a_traced_scale_of_one_leaves_the_image_whole(key):
 
   @jax.jit
   def view(key, step):
-    low = decoupled.crop_scale(step, 40.0)
+    low = crop_scale(step, 40.0)
     return augment.random_resized_crop(key, x, scale=(low, 1.0), shared=True)
 
   np.testing.assert_allclose(view(jax.random.clone(key), 0), x, rtol=1e-6)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax import statistics
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import taps
-from ltdd_jax.types import LtddError
+from ltdd_jax.teachers import statistics
 from tests.reference import statistics_ref as ref
 
 K, Q = 4, 4

@@ -7,17 +7,18 @@ import os
 import pathlib
 import sys
 
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 
 startup.setup_jax(cache_dir=None, distributed="JAX_PROCESS_ID" in os.environ)
 
 import jax  # noqa: E402
 
 from configs import digits_lt  # noqa: E402
-from ltdd_jax import checkpoint, pipeline  # noqa: E402
+from ltdd_jax import pipeline  # noqa: E402
+from ltdd_jax.artefacts import checkpoint  # noqa: E402
 
 config = digits_lt.get_config("preset=smoke,calibrators=probe")
-del config.recover.methods.random
+del config.distil.methods.random
 config.student.update(num_seeds=1, hard_labels=False)
 
 

@@ -10,10 +10,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import numpy as np  # noqa: E402
 
-from ltdd_jax import checkpoint, collect, distil, labels, loop, mesh, student, teacher  # noqa: E402
+from ltdd_jax import distil  # noqa: E402
+from ltdd_jax.artefacts import checkpoint  # noqa: E402
+from ltdd_jax.core import mesh  # noqa: E402
+from ltdd_jax.core.types import ArrayData  # noqa: E402
 from ltdd_jax.data import feed  # noqa: E402
-from ltdd_jax.distil.recover import recover  # noqa: E402
-from ltdd_jax.types import ArrayData  # noqa: E402
+from ltdd_jax.distil.run import run_method  # noqa: E402
+from ltdd_jax.labels import label as label_lib  # noqa: E402
+from ltdd_jax.students import train as student_training  # noqa: E402
+from ltdd_jax.teachers import statistics_pass  # noqa: E402
+from ltdd_jax.teachers import train as teacher_training  # noqa: E402
+from ltdd_jax.training import loop  # noqa: E402
 from tests import small  # noqa: E402
 
 TOLERANCE = 5e-5  # sums in another order, over a few steps of SGD with momentum
@@ -38,9 +45,9 @@ def compare(name, fn):
   print(name, "ok")
 
 
-def squeeze(session):
+def train_teachers(session):
   data = ArrayData(small.images(40), np.arange(40, dtype=np.int32) % 3)
-  (trained,) = teacher.squeeze(
+  (trained,) = teacher_training.train_teachers(
     data,
     small.SPEC,
     np.array([14, 13, 13]),
@@ -60,18 +67,18 @@ def statistics(session):
   data = ArrayData(small.images(21), np.arange(21, dtype=np.int32) % 3)  # 8 + 8 + 5 images
   options = {"tile": 4, "batch_size": 8, "session": session}
   flip = ({"name": "random_flip"},)
-  return collect.collect(data, small.SPEC, (small.teacher(),), augment=flip, **options)
+  return statistics_pass.collect(data, small.SPEC, (small.teacher(),), augment=flip, **options)
 
 
 def distilled(session):
   method = distil.make_method(small.env(), "sre2l", num_steps=3)
   slots = distil.make_slots(np.array([6, 5, 5]))
-  result = recover("a", method, small.env(), slots, small.feed(), batch_size=8, session=session)
+  result = run_method("a", method, small.env(), slots, small.feed(), batch_size=8, session=session)
   return result.images / 255.0 // 0.02  # a rounding of one level in a few pixels is not an error
 
 
 def store(session):
-  labelled = labels.relabel(
+  labelled = label_lib.label_images(
     "a", small.images(16), np.arange(16, dtype=np.int32) % 3, (small.teacher(),), small.SPEC,
     num_epochs=2, views={}, dtype="float32", batch_size=16, session=session,
   )  # fmt: skip
@@ -81,11 +88,11 @@ def store(session):
 def students(parallel):
   def train(session):
     n = 16
-    result = student.train_students(
+    result = student_training.train_students(
       "student/a",
       small.images(n),
       np.arange(n, dtype=np.int32) % 3,
-      student.Supervision(),
+      student_training.Supervision(),
       small.held_out(7),  # 21 images: the last batch of 8 is padded
       small.SPEC,
       model=small.NET | {"norm": "batch"},
@@ -95,7 +102,7 @@ def students(parallel):
       schedule={"name": "cosine"},
       loss={"name": "kl"},
       views={},
-      view_key=labels.view_key(0, "a"),
+      view_key=label_lib.view_key(0, "a"),
       num_seeds=2,
       evaluations=1,
       eval_batch_size=8,
@@ -131,10 +138,10 @@ def sampler_is_the_same_everywhere():
 
 
 def main():
-  compare("squeeze", squeeze)
+  compare("teacher", squeeze)
   compare("statistics", statistics)
-  compare("recover", distilled)
-  compare("relabel", store)
+  compare("distil", distilled)
+  compare("label", store)
   compare("students, one by one", students("loop"))
   compare("students, vmap", students("vmap"))
   save_on_eight_restore_on_one()

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from ltdd_jax import artefacts
+from ltdd_jax.artefacts import workdir as workdir_lib
 
 
 def run(workdir, processes, *flags):
@@ -37,14 +37,14 @@ def run(workdir, processes, *flags):
 
 def test_two_processes_stop_together_go_on_and_give_what_one_gives(tmp_path):
   for text in run(tmp_path / "two", 2, "stop"):
-    assert "interrupted: squeeze/teacher: stopped after step" in text
+    assert "interrupted: teacher/teacher: stopped after step" in text
   first, second = (text.split("top1 ")[1] for text in run(tmp_path / "two", 2))
   assert first == second
   assert "devices 2" in first
   run(tmp_path / "one", 1)
   images, logits = (
-    [artefacts.Workdir(tmp_path / name).load(stage).arrays[key] for name in ("one", "two")]
-    for stage, key in (("recover/sre2l", "images"), ("relabel/sre2l", "clean_logits"))
+    [workdir_lib.Workdir(tmp_path / name).load(stage).arrays[key] for name in ("one", "two")]
+    for stage, key in (("distil/sre2l", "images"), ("label/sre2l", "clean_logits"))
   )
   # Sums over two devices round otherwise; a pixel may fall to the other side of a truncation.
   assert np.abs(images[0].astype(int) - images[1]).max() <= 1

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ltdd_jax import artefacts, checkpoint, config
-from ltdd_jax.files import TEMPORARY
+from ltdd_jax.artefacts import checkpoint
+from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core import config
+from ltdd_jax.core.files import TEMPORARY
 
 KINDS = [
   np.dtype(d)
@@ -50,9 +52,9 @@ names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 @settings(deadline=None, max_examples=40)
 @given(st.dictionaries(names, arrays(), max_size=3))
 def test_arrays_come_back_bit_for_bit(content):
-  with tempfile.TemporaryDirectory() as folder, artefacts.Workdir(folder) as work:
+  with tempfile.TemporaryDirectory() as folder, workdir_lib.Workdir(folder) as work:
     work.commit("a/b", config={}, inputs={}, arrays=content)
-    again = artefacts.Workdir(folder).load("a/b")
+    again = workdir_lib.Workdir(folder).load("a/b")
     assert sorted(again.arrays) == sorted(content)
     for name, array in content.items():
       assert_same(again.arrays[name], array)
@@ -111,7 +113,7 @@ configs = st.dictionaries(
 
 
 def fingerprint(value):
-  return artefacts.fingerprint(value, {})
+  return workdir_lib.fingerprint(value, {})
 
 
 def dressed(value, seed):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltdd_jax.encoding import DTYPES, LEAST_SCALE, NOTHING, Encoding
+from ltdd_jax.labels.encoding import DTYPES, LEAST_SCALE, NOTHING, Encoding
 from tests.reference import encoding_ref as ref
 
 B = 4  # rows; one shape a class count, so that little is compiled

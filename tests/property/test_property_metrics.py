@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ltdd_jax import metrics
+from ltdd_jax.training import metrics
 
 K = 4
 counts = st.builds(

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 import pytest
 
-from ltdd_jax import collect, models, statistics
+from ltdd_jax import models
+from ltdd_jax.core.types import ArrayData, Teacher
 from ltdd_jax.data import sources
-from ltdd_jax.types import ArrayData, Teacher
+from ltdd_jax.teachers import statistics, statistics_pass
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def stem():
     "convnet", num_classes=10, image_shape=shape, depth=1, width=1, norm="none"
   )
   variables = models.init_variables(model, jax.random.key(0), shape)
-  (found,) = collect.collect(
+  (found,) = statistics_pass.collect(
     data, source.spec, (Teacher("stem", model, variables),), augment=CROP, batch_size=500
   )
   np.testing.assert_array_equal(found.counts, np.full(10, 5000.0))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax import adsa, calibrate
-from ltdd_jax.types import LtddError
+from ltdd_jax.core.types import LtddError
 
 COUNTS = (100, 10, 1)
 LABELS = np.array([0, 1, 2, 0])
@@ -18,7 +18,7 @@ LOGITS = np.array([[2, 1, 0], [1, 2, 0], [1, 0, 2], [3, 0, 0]], np.float32)
 
 
 def biased(counts, bias, *, margin=3.0, noise=1.0, n=60, seed=0):
-  """Logits of a labeler that has learnt `bias` times the prior."""
+  """Logits of a teacher that has learnt `bias` times the prior."""
   random = np.random.default_rng(seed)
   labels = np.arange(n) % len(counts)
   logits = noise * random.standard_normal((n, len(counts))) + margin * np.eye(len(counts))[labels]
@@ -142,7 +142,7 @@ def test_no_minimum_says_so():
 
 
 def test_the_lowest_of_several_minima():
-  """Few images of a sure but unreliable labeler: no point of a dense grid is lower."""
+  """Few images of a sure but unreliable teacher: no point of a dense grid is lower."""
   random = np.random.default_rng(3)
   counts = (1000, 100, 10, 1)
   labels = np.arange(8) % 4

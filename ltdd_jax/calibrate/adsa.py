@@ -1,0 +1,231 @@
+"""Adaptive soft-label alignment as a calibrator, with its options."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax import adsa as adsa_lib
+from ltdd_jax.calibrate import base, head_bound, streaming
+from ltdd_jax.calibrate import bootstrap as bootstrap_lib
+from ltdd_jax.calibrate.base import Calibrator
+from ltdd_jax.core.types import Leaf, LtddError
+
+CURVE = 128  # points of a stored curve; finer searches are interpolated
+
+
+_BOUNDED = {  # what a status adds to the message of a bounded tau
+  "flat": " But it is flat: these logits do not determine tau.",
+  "edge": " Without the bound tau is an edge of tau_range, and further out there is no minimum. "
+  "Check labels and class_counts.",
+}
+
+
+class AdsaParams(NamedTuple):
+  """An `adsa.AdsaResult` as arrays of fixed shapes, and what options add to it."""
+
+  tau: Leaf  # [] float32
+  objective: Leaf  # (2,) float32, before and after
+  confidence: Leaf  # (2, k) float32, before and after, NaN for classes without an image
+  curve: Leaf  # (CURVE, 2) float32, (tau, objective)
+  status: Leaf  # [] int32, number in adsa.STATUSES
+  flat: Leaf  # [] bool
+  interval: Leaf  # (2,) float32, of the bootstrap, or NaN
+  free_tau: Leaf  # [] float32, tau without the bound on the head
+  head_curve: Leaf  # (CURVE, 4) float32: tau, objective, head and tail confidence; or (0, 4)
+
+
+def adsa(
+  *,
+  criterion: str = "confidence",
+  target_prior: Sequence[float] | None = None,
+  bootstrap: int = 0,
+  max_head_drop: float | None = None,
+  head: Sequence[int] | None = None,
+  tau_range: tuple[float, float] = (0.0, 3.0),
+  allow_negative: bool = False,
+  chunk_size: int | None = None,
+) -> Calibrator:
+  """Adaptive soft-label alignment: subtracts `tau * log pi`, with the tau that `adsa.fit` finds.
+
+  Args:
+    criterion: one of `adsa.CRITERIA`; "confidence" is the published one.
+    target_prior: (k,) frequencies q of the classes where students will be used; the shift is then
+      `tau * log pi - log q`. tau is measured as before: it brings labels to equal classes, and q
+      moves them on, by Bayes' rule. Uniform gives plain ADSA.
+    bootstrap: replicates, 20 or more, for the 95 % interval of tau, over images
+      (`calibrate.bootstrap`); it measures the luck of the draw of images, not whether the criterion
+      is right. Memory grows with the number of images (not of rows), and there is none where a
+      class has one image. With `max_head_drop` it is the interval of the tau without that bound.
+    max_head_drop: how much the mean confidence of head classes may fall from its value at tau = 0
+      (`calibrate.headroom`); tau is the best that satisfies it. None for no bound.
+    head: classes that it protects; by default the first third by training images.
+    tau_range: as for `adsa.fit`; so are allow_negative and chunk_size.
+
+  Raises:
+    LtddError: bad options; from `init` and `fit`, a target prior of another length; from `fit`,
+      whatever `ltdd_jax.adsa.fit` refuses.
+  """
+  base.check_choice("adsa", "criterion", criterion, adsa_lib.CRITERIA)
+  target = base.target_shift("adsa", target_prior)
+  if bootstrap != 0 and not bootstrap_lib.LEAST <= bootstrap < math.inf:
+    raise LtddError(
+      f"adsa: bootstrap is {bootstrap}; expected {bootstrap_lib.LEAST} replicates or more, or 0 "
+      "for no interval."
+    )
+  base.check_range("adsa", tau_range, allow_negative)
+  base.check_chunk("adsa", chunk_size)
+  if max_head_drop is not None:
+    base.check_number("adsa", "max_head_drop", max_head_drop)
+  elif head is not None:
+    raise LtddError(f"adsa: head is {head} without max_head_drop, which uses it; give both.")
+  head = None if head is None else tuple(head)
+
+  def init(log_prior: Any) -> AdsaParams:
+    k = log_prior.shape[0]
+    base.check_target("adsa", target, k)
+    if max_head_drop is not None:
+      head_bound.head_and_tail(head, np.zeros(k))
+    return _init(k, CURVE if max_head_drop is not None else 0)
+
+  def fit(logits: Any, labels: Any, log_prior: Any) -> AdsaParams:
+    base.check_prior(log_prior)
+    lp = np.asarray(log_prior, np.float64)
+    init(lp)  # refuses a target prior or a head for another number of classes
+    with base.named("adsa"):
+      rows = base.open_rows(logits, labels, lp, chunk_size)
+      if bootstrap:
+        bootstrap_lib.check_size(rows, criterion, bootstrap)
+      result = adsa_lib.fit(
+        logits, labels, np.exp(lp), tau_range=tuple(tau_range), allow_negative=allow_negative,
+        chunk_size=chunk_size, criterion=criterion,
+      )  # fmt: skip
+      params = _to_params(result)
+      if bootstrap:
+        params = params._replace(interval=_interval(rows, lp, result, criterion, bootstrap))
+      if max_head_drop is not None:
+        found = head_bound.bounded(rows, lp, result, criterion, max_head_drop, head)
+        params = _with_bound(params, rows, lp, found, criterion)
+    return params
+
+  def apply(params: AdsaParams, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
+    out = base.shift(params.tau, logits, log_prior)
+    return out if target is None else base.subtract(-jnp.asarray(target, jnp.float32), out)
+
+  def report(params: AdsaParams) -> dict[str, Any]:
+    found = _report(params, criterion, bootstrap, max_head_drop)
+    if target_prior is None:
+      return found
+    found["message"] += " The step to target_prior comes after that, and is not in these numbers."
+    return found | {"target_prior": base.plain(target_prior)}
+
+  return Calibrator(init, fit, apply, report, log_loss=criterion == "nll")
+
+
+def _init(k: int, points: int) -> AdsaParams:
+  nan = lambda *shape: jnp.full(shape, jnp.nan, jnp.float32)
+  return AdsaParams(
+    tau=jnp.float32(0),
+    objective=nan(2),
+    confidence=nan(2, k),
+    curve=nan(CURVE, 2),
+    status=jnp.int32(0),
+    flat=jnp.bool_(False),
+    interval=nan(2),
+    free_tau=jnp.float32(0),
+    head_curve=nan(points, 4),
+  )
+
+
+def _to_params(result: adsa_lib.AdsaResult) -> AdsaParams:
+  return _init(len(result.confidence_before), 0)._replace(
+    tau=jnp.float32(result.tau),
+    objective=jnp.array([result.objective_before, result.objective_after], jnp.float32),
+    confidence=jnp.array([result.confidence_before, result.confidence_after], jnp.float32),
+    curve=_resample(result.curve),
+    status=jnp.int32(adsa_lib.STATUSES.index(result.status)),
+    flat=jnp.bool_(result.flat),
+    free_tau=jnp.float32(result.tau),
+  )
+
+
+def _resample(curve: np.ndarray) -> jax.Array:
+  """A curve (m, 1 + f) at CURVE evenly spaced tau: (CURVE, 1 + f) float32."""
+  taus = np.linspace(curve[0, 0], curve[-1, 0], CURVE)
+  columns = [np.interp(taus, curve[:, 0], column) for column in curve.T[1:]]
+  return jnp.asarray(np.stack([taus, *columns], 1), jnp.float32)
+
+
+def _interval(
+  rows: adsa_lib.Rows,
+  log_prior: np.ndarray,
+  result: adsa_lib.AdsaResult,
+  criterion: str,
+  replicates: int,
+) -> jax.Array:
+  if result.status == "uniform":
+    return jnp.zeros(2, jnp.float32)
+  bootstrap_lib.check_size(rows, criterion, replicates, len(result.curve))
+  taus = bootstrap_lib.replicate_taus(rows, log_prior, result.curve[:, 0], criterion, replicates)
+  return jnp.asarray(bootstrap_lib.interval(taus), jnp.float32)
+
+
+def _with_bound(
+  params: AdsaParams,
+  rows: adsa_lib.Rows,
+  log_prior: np.ndarray,
+  found: head_bound.Bounded,
+  criterion: str,
+) -> AdsaParams:
+  """The params of a tau that spares the head."""
+  params = params._replace(head_curve=_resample(found.curve))
+  if jnp.float32(found.tau) == params.free_tau:
+    return params
+  summary = streaming.describe(rows, None, found.tau * log_prior)
+  after = streaming.spread_of(summary, criterion)
+  return params._replace(
+    tau=jnp.float32(found.tau),
+    objective=params.objective.at[1].set(after),
+    confidence=params.confidence.at[1].set(jnp.asarray(summary.confidence, jnp.float32)),
+  )
+
+
+def _report(
+  params: AdsaParams, criterion: str, replicates: int, max_head_drop: float | None
+) -> dict[str, Any]:
+  tau, free, (before, after) = float(params.tau), float(params.free_tau), params.objective
+  status = adsa_lib.STATUSES[int(params.status)]
+  if tau == free:
+    message = adsa_lib.explain(status, tau, float(before), float(after), criterion)
+  else:
+    message = (
+      f"tau = {tau:.3f}, bounded by max_head_drop={max_head_drop:g} (without it {free:.3f}): the "
+      f"objective goes from {float(before):.4f} to {float(after):.4f}."
+    ) + _BOUNDED.get(status, "")
+  report = {
+    "tau": tau,
+    "criterion": criterion,
+    "objective_before": base.plain(before),
+    "objective_after": base.plain(after),
+    "confidence_before": base.plain(params.confidence[0]),
+    "confidence_after": base.plain(params.confidence[1]),
+    "curve": base.plain(params.curve),
+    "flat": bool(params.flat),
+  }
+  if max_head_drop is not None:
+    report |= {"free_tau": free, "head_curve": base.plain(params.head_curve)}
+  if replicates:
+    low, high = base.plain(params.interval)
+    interval = None if low is None else [low, high]  # replicates have no bound on the head
+    report["tau_interval"] = interval if tau == free else None
+    if max_head_drop is not None:
+      report["free_tau_interval"] = interval
+    if low is not None:
+      of = "" if tau == free else " of tau without the bound,"
+      message += f" 95 % interval{of} over {replicates} draws of images: {low:.3f} to {high:.3f}."
+    elif not np.isnan(params.objective[0]):  # it was fitted
+      message += " No interval of tau: a class has one image only."
+  return report | {"message": message}

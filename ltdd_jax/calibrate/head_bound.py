@@ -1,0 +1,111 @@
+"""ADSA that spares the head: the best tau that costs head classes no more than a given confidence.
+
+    h(tau) = mean of q_c(tau) over head classes
+    tau    = argmin of the criterion subject to h(0) - h(tau) <= max_head_drop
+
+tau = 0 satisfies it always.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ltdd_jax import adsa
+from ltdd_jax.adsa import AdsaResult, Rows
+from ltdd_jax.calibrate import base, streaming
+from ltdd_jax.core.types import LtddError
+
+_PARTS = 33  # points of a refined cell; twice, so that an edge is known to a thousandth of a cell
+
+
+class Bounded(NamedTuple):
+  """The answer, and what it was chosen from."""
+
+  tau: float
+  curve: np.ndarray  # (m, 4) float64: tau, objective, confidence of head and of tail classes
+
+
+def head_and_tail(head: tuple[int, ...] | None, log_prior: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Classes of the head and of the tail: by thirds, or the given head and all others.
+
+  Raises:
+    LtddError: a head of no class, of every class, or of classes that there are not.
+  """
+  k = len(log_prior)
+  if head is None:
+    index = base.group_index("adsa", "thirds", log_prior)
+    if k < 3:
+      raise LtddError(
+        f"adsa: max_head_drop with {k} classes has no head third; name its classes: head=(0,)."
+      )
+    return np.flatnonzero(index == 0), np.flatnonzero(index == index.max())
+  chosen = np.isin(np.arange(k), head)
+  if chosen.sum() != len(head) or not 0 < len(head) < k:
+    raise LtddError(f"adsa: head is {head}; expected some, not all, of the classes 0 to {k - 1}.")
+  return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def bounded(
+  rows: Rows,
+  log_prior: np.ndarray,
+  result: AdsaResult,
+  criterion: str,
+  max_drop: float,
+  head: tuple[int, ...] | None,
+) -> Bounded:
+  """Keeps the tau of a fit if it costs the head no more than `max_drop`, else finds the best.
+
+  Args:
+    rows: logits.
+    log_prior: (k,).
+    result: of `adsa.fit`, whose curve is the grid.
+    criterion: that it was fitted with.
+    max_drop: how much h may fall.
+    head: its classes, or None for the first third.
+
+  Raises:
+    LtddError: from `head_and_tail`; no image of a head class.
+  """
+  first, last = head_and_tail(head, log_prior)
+  if not streaming.present(rows)[first].any():
+    raise LtddError(f"adsa: max_head_drop, but no head class {first.tolist()} has an image.")
+  mean = lambda q, members: np.nanmean(np.where(streaming.present(rows), q, np.nan)[:, members], 1)
+  confidences = lambda taus: adsa.class_means(rows, log_prior, taus)[0]
+  taus, objective = result.curve.T
+  q = confidences(np.concatenate([taus, [0.0, result.tau]]))
+  h = mean(q, first)
+  tail = mean(q, last) if streaming.present(rows)[last].any() else np.full(len(q), np.nan)
+  least = h[-2] - max_drop
+  curve = np.stack([taus, objective, h[:-2], tail[:-2]], 1)
+  if h[-1] >= least:
+    return Bounded(result.tau, curve)
+  edges = _edges(taus, h[:-2] >= least, lambda t: mean(confidences(t), first) >= least)
+  inside = np.flatnonzero(h[:-2] >= least)
+  options = np.concatenate([[0.0], taus[inside], edges])
+  values = [
+    [result.objective_before],
+    objective[inside],
+    [_objective(rows, log_prior, t, criterion) for t in edges],
+  ]
+  return Bounded(float(options[np.argmin(np.concatenate(values))]), curve)
+
+
+def _edges(
+  taus: np.ndarray, allowed: np.ndarray, check: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+  """Where the allowed part of a grid ends, on the allowed side."""
+  found = []
+  for i in np.flatnonzero(allowed[1:] != allowed[:-1]):
+    a, b = (taus[i], taus[i + 1]) if allowed[i] else (taus[i + 1], taus[i])
+    for _ in range(2):
+      fine = np.linspace(a, b, _PARTS)
+      bad = np.flatnonzero(~check(fine)[1:])  # the first point is allowed
+      stop = int(bad[0]) if bad.size else _PARTS - 2
+      a, b = fine[stop], fine[stop + 1]
+    found.append(float(a))
+  return np.array(found)
+
+
+def _objective(rows: Rows, log_prior: np.ndarray, tau: float, criterion: str) -> float:
+  return streaming.spread_of(streaming.describe(rows, None, tau * log_prior), criterion)

@@ -1,0 +1,1 @@
+"""What everything else stands on: types, configs, names, keys, devices, files, progress."""

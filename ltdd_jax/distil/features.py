@@ -1,0 +1,79 @@
+"""Forward passes of the teachers over many images, a fixed number at a time.
+
+Memory does not grow with the number of images beyond what is kept of each. Everything is pure and
+jittable: `lax.map` over chunks, of which the last is filled up with repetitions that are cut off.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import augment
+from ltdd_jax.distil.base import Env, Feed
+from ltdd_jax.models import taps
+
+
+def in_chunks(fn: Callable[[Int[Array, " b"]], Any], count: int, size: int) -> Any:
+  """Maps a function over the numbers 0, ..., count - 1, `size` of them at a time.
+
+  Args:
+    fn: of numbers (b,) int32, gives a tree of arrays (b, ...).
+    count: static.
+    size: static; at most this many at a time.
+
+  Returns:
+    The tree with arrays (count, ...).
+  """
+  size = min(size, count)
+  chunks = -(-count // size)
+  numbers = jnp.minimum(jnp.arange(chunks * size, dtype=jnp.int32), count - 1)
+  out = jax.lax.map(fn, numbers.reshape(chunks, size))
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], out)
+
+
+def mean_logits(
+  env: Env, teachers: tuple[Any, ...], images: Float[Array, "b h w c"]
+) -> Float[Array, "b k"]:
+  """Returns the teachers' mean logits, each in eval mode."""
+  logits = [
+    teacher.model.apply(variables, images, train=False)
+    for teacher, variables in zip(env.teachers, teachers, strict=True)
+  ]
+  return jnp.stack(logits).mean(0)
+
+
+def features(env: Env, feed: Feed, chunk_size: int) -> Float[Array, "n f"]:
+  """Returns the penultimate features of all training images: see `models.taps.features`.
+
+  Those of several teachers are put side by side, each divided by the root mean square of its
+  features' norms: all have an equal say in distances. With one teacher it is but a change of unit.
+  """
+  images = jnp.asarray(feed.images)
+
+  def chunk(rows):
+    x = augment.normalize(images[rows], env.mean, env.std)
+    pairs = zip(env.teachers, feed.teachers, strict=True)
+    return tuple(taps.features(o.model, v, x)[1].astype(jnp.float32) for o, v in pairs)
+
+  parts = in_chunks(chunk, len(images), chunk_size)
+  return jnp.concatenate([_unit_scale(part) for part in parts], axis=1)
+
+
+def _unit_scale(x: Float[Array, "n f"]) -> Float[Array, "n f"]:
+  mean_square = jnp.square(x).sum(1).mean()
+  return x / jnp.sqrt(jnp.maximum(mean_square, 1e-12))
+
+
+def check_teachers(name: str, env: Env, chunk_size: int) -> None:
+  """Refuses a method without an teacher, and chunks of no image."""
+  if not env.teachers:
+    raise LtddError(
+      f"method {name!r} needs an teacher, and there is none. Name a network in "
+      "config.teacher.models, or use 'random', which needs none."
+    )
+  if chunk_size < 1:
+    raise LtddError(f"method {name!r}: chunk_size is {chunk_size}; expected 1 or more images")

@@ -1,0 +1,242 @@
+"""Match the statistics of all convolutions and batch norms: G-VBSM's and EDC's objective.
+
+  running = start(rule, statistics)
+  distance, running = match(rule, inputs, labels, variables, statistics, running, key)
+
+The statistics of a batch are vectors: mean and variance of the channels of each layer's input, and
+for convolutions mean and variance of its tiles. They enter by their running means over the steps,
+whose gradient is that of the newest statistic alone (straight through). Targets are those of the
+training set; with `alpha` below 1 also those of the classes in the batch.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from ltdd_jax.core.types import Leaf, LtddError
+from ltdd_jax.distil import objectives
+from ltdd_jax.distil.base import check_choice
+from ltdd_jax.models import taps
+from ltdd_jax.teachers import statistics as statistics_lib
+from ltdd_jax.teachers.statistics import LayerStatistics, Statistics, Target
+
+EMA_STARTS = ("zero", "unbiased")
+FORMS = ("by_class", "batch")
+
+
+class Rule(NamedTuple):
+  """What is compared, and how."""
+
+  tile: int = 4  # q
+  first: float = 10.0  # weight of the first layer, the stem convolution
+  momentum: float = 0.8  # of the running means
+  ema_start: str = "zero"  # or "unbiased"
+  drop: float = 0.0  # chance that a convolution is left out of a step
+  alpha: float = 1.0  # weight of the training set's targets; 1 - alpha is that of the classes'
+  form: str = "by_class"  # of the classes' part; or "batch"
+  class_var: str = "pooled"  # of the classes' targets; or "within_image"
+  swap_tiles: bool = False  # whether the classes' tile means and variances change places
+  batch: int | None = None  # targets are mean moments of batches of so many images; None: of all
+
+  @property
+  def groups(self) -> bool:
+    """Whether the batch is divided into its classes."""
+    return self.alpha < 1 and self.form == "by_class"
+
+
+@flax.struct.dataclass
+class Running:
+  """Running means of the statistics of one layer for g groups: the batch, or its classes."""
+
+  stats: Target  # (g, c), (g, c), (g, p), (g, p)
+  weight: Leaf  # (g,) sum of the weights of what went in, 1 - momentum^n after n steps
+
+
+class LayerRunning(NamedTuple):
+  """The running means of one layer."""
+
+  batch: Running
+  classes: Running | None
+
+
+def check_rule(name: str, rule: Rule) -> None:
+  """Raises LtddError for an option that is none, with the method's name."""
+  for what, value, known in (
+    ("ema_init", rule.ema_start, EMA_STARTS),
+    ("category_form", rule.form, FORMS),
+    ("category", rule.class_var, statistics_lib.VARIANCES),
+  ):
+    check_choice(name, what, value, known)
+  for what, number in (("ema", rule.momentum), ("conv_drop", rule.drop), ("alpha", rule.alpha)):
+    if not 0 <= number <= 1:
+      raise LtddError(f"method {name!r}: {what} is {number}; expected a number from 0 to 1")
+  if rule.tile < 1:
+    raise LtddError(f"method {name!r}: tile is {rule.tile}; expected 1 pixel or more")
+  if rule.batch is not None and rule.batch < 2:
+    raise LtddError(f"method {name!r}: target_batch is {rule.batch}; expected 2 or more, or None")
+
+
+def start(rule: Rule, statistics: Statistics) -> tuple[LayerRunning, ...]:
+  """Makes running means of zero for one teacher, in the shapes of its statistics."""
+
+  def zeros(layer: LayerStatistics, groups: int) -> Running:
+    like = lambda x: None if x is None else jnp.zeros((groups, x.shape[-1]), jnp.float32)
+    mean, in_tiles = layer.mean, layer.tile_mean
+    return Running(
+      Target(like(mean), like(mean), like(in_tiles), like(in_tiles)), jnp.zeros(groups, jnp.float32)
+    )
+
+  k = statistics.counts.shape[0]
+  return tuple(
+    LayerRunning(zeros(x, 1), zeros(x, k) if rule.groups else None) for x in statistics.layers
+  )
+
+
+def match(
+  rule: Rule,
+  inputs: tuple[taps.LayerInput, ...],
+  labels: Int[Array, "b"],
+  variables: Any,
+  statistics: Statistics,
+  running: tuple[LayerRunning, ...],
+  key: Key[Array, ""],
+) -> tuple[Float[Array, ""], tuple[LayerRunning, ...]]:
+  """Computes the distance of a batch's statistics from the targets.
+
+      R = sum_l kappa_l [alpha D(s_l, T_l) + (1 - alpha) C_l],
+      D(s, T) = sum over mean, var, tile mean, tile var of ||T - s||_2
+
+  T_l of a batch norm are its running moments, of a convolution the moments of the training set.
+  C_l is, in the form "by_class", `sum_c p(c) D(s_lc, T_lc)` over the classes of the batch, p(c)
+  being their share of it, and in the form "batch" `D(s_l, sum_c p(c) T_lc)`. Classes without
+  training images have no statistics and are left out of p. kappa_1 is `rule.first`, others are 1.
+  Sources: G-VBSM (Shao et al., CVPR 2024) and EDC (Shao et al., NeurIPS 2024) and their code.
+
+  Args:
+    rule: see `Rule`.
+    inputs: of the layers, from `taps.apply_with_inputs(..., statistics.LAYERS)`.
+    labels: (b,) classes of the images.
+    variables: of the teacher: its batch norms' running moments.
+    statistics: of the teacher on the training set.
+    running: of the teacher, see `start`.
+    key: for the convolutions that are dropped.
+
+  Returns:
+    A scalar, and the new running means.
+
+  Raises:
+    LtddError: the statistics are those of another network, or of other tiles.
+  """
+  k, b = statistics.counts.shape[0], labels.shape[0]
+  onehot = jax.nn.one_hot(labels, k)
+  member = onehot if rule.groups else jnp.ones((b, 1))
+  found = statistics_lib.of_batch(inputs, member, rule.tile)
+  _check_fit(rule, found, statistics)
+  share = onehot.sum(0) * (statistics.counts > 0)
+  share = share / jnp.maximum(share.sum(), 1)
+  total, new = jnp.zeros(()), []
+  for i, (mine, theirs, before) in enumerate(
+    zip(found.layers, statistics.layers, running, strict=True)
+  ):
+    kept = jnp.ones((), bool)
+    if rule.drop and theirs.kind == "conv":
+      kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rule.drop)
+    distance, after = _match_layer(
+      rule, mine, theirs, found.counts, statistics.counts, share, variables, before, kept
+    )
+    total += (rule.first if i == 0 else 1.0) * jnp.where(kept, distance, 0.0)
+    new.append(after)
+  return total, tuple(new)
+
+
+def _match_layer(
+  rule: Rule,
+  mine: LayerStatistics,
+  theirs: LayerStatistics,
+  found: jax.Array,
+  counts: jax.Array,
+  share: jax.Array,
+  variables: Any,
+  running: LayerRunning,
+  kept: jax.Array,
+) -> tuple[jax.Array, LayerRunning]:
+  whole = jax.tree.map(lambda x: x[None], statistics_lib.pooled(mine, found))
+  shown, batch = follow(rule, running.batch, whole, kept[None])
+  target = jax.tree.map(lambda x: x[None], _overall(rule, theirs, counts, variables))
+  distance = rule.alpha * distances(target, shown).sum()
+  if rule.alpha == 1:
+    return distance, LayerRunning(batch, None)
+  of_class = statistics_lib.per_class(theirs, var=rule.class_var)
+  if rule.swap_tiles:
+    of_class = of_class._replace(tile_mean=of_class.tile_var, tile_var=of_class.tile_mean)
+  if not rule.groups:
+    mix = jax.tree.map(lambda x: (share[:, None] * x).sum(0, keepdims=True), of_class)
+    any_class = (share.sum() > 0).astype(jnp.float32)
+    category = any_class * distances(mix, shown).sum()
+    return distance + (1 - rule.alpha) * category, LayerRunning(batch, None)
+  each = statistics_lib.per_class(mine, var=rule.class_var)
+  shown, classes = follow(rule, running.classes, each, kept & (found > 0))
+  category = (share * distances(of_class, shown)).sum()
+  return distance + (1 - rule.alpha) * category, LayerRunning(batch, classes)
+
+
+def follow(
+  rule: Rule, running: Running, stats: Target, moved: Bool[Array, "g"]
+) -> tuple[Target, Running]:
+  """Moves running means, and gives their value the gradient of the newest statistic.
+
+      e <- m e + (1 - m) sg(s),   shown = e + s - sg(s)
+
+  The running means start at zero and stay there too small for a while, as in the released code of
+  G-VBSM and EDC; with `ema_start="unbiased"` what is shown is e / (1 - m^n) after n steps.
+
+  Args:
+    rule: see `Rule`.
+    running: of g groups.
+    stats: of this step, (g, ...).
+    moved: (g,) the groups that move; others show what they have.
+  """
+  m, sg = rule.momentum, jax.lax.stop_gradient
+  weight = jnp.where(moved, m * running.weight + (1 - m), running.weight)
+  mix = lambda e, s: jnp.where(moved[:, None], m * e + (1 - m) * sg(s), e)
+  value = jax.tree.map(mix, running.stats, stats)
+  scale = jnp.ones_like(weight)
+  if rule.ema_start == "unbiased":
+    scale = 1 / jnp.where(weight > 0, weight, 1.0)
+  shown = jax.tree.map(lambda e, s: scale[:, None] * e + (s - sg(s)), value, stats)
+  return shown, Running(value, weight)
+
+
+def distances(target: Target, stats: Target) -> Float[Array, "g"]:
+  """Sums ||T - s||_2 over the statistics, for each of g groups."""
+  parts = zip(target, stats, strict=True)
+  return sum(objectives.safe_norm(t - s) for t, s in parts if s is not None)
+
+
+def _overall(rule: Rule, layer: LayerStatistics, counts: jax.Array, variables: Any) -> Target:
+  """Targets of the training set: (c,) and (p,)."""
+  if layer.kind == "conv":
+    return statistics_lib.pooled(layer, counts, batch=rule.batch)
+  moments = variables["batch_stats"]
+  for name in layer.path.split("/"):
+    moments = moments[name]
+  return Target(moments["mean"], moments["var"])
+
+
+def _check_fit(rule: Rule, found: Statistics, statistics: Statistics) -> None:
+  places = lambda s: [(x.path, x.kind) for x in s.layers]
+  if places(found) != places(statistics):
+    raise LtddError(
+      f"statistics of layers {places(statistics)[:3]}... are not those of the teacher, which has "
+      f"{places(found)[:3]}...; collect them with the network that observes"
+    )
+  for mine, theirs in zip(found.layers, statistics.layers, strict=True):
+    if mine.kind == "conv" and mine.tile_mean.shape[-1] != theirs.tile_mean.shape[-1]:
+      raise LtddError(
+        f"layer {mine.path} has {mine.tile_mean.shape[-1]} tiles of side {rule.tile}, but its "
+        f"statistics have {theirs.tile_mean.shape[-1]}; config.statistics.tile and the method's "
+        "'tile' must be the same"
+      )

@@ -1,0 +1,212 @@
+"""Distilled images that were not made in this run.
+
+  config.distil.methods.mine = {"name": "imported", "path": "runs/a/distil/sre2l"}
+
+`path` is one of
+
+  * another run's artefact, the folder `distil/SOURCE` of its work directory;
+  * an `.npz` file with `images` (n, h, w, c) uint8, `labels` (n,) integers and, if wanted,
+    `classes`, the names of the classes by number, which are then compared;
+  * a folder of class folders of image files, named as the data set's classes are.
+
+What comes in is labelled, calibrated and learned from like any other image source. It is
+identified by its content and not by where it lies: the SHA-256 of images and labels is a part of
+the fingerprint. Nothing is resized and nothing is unpickled.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ltdd_jax.artefacts import manifest
+from ltdd_jax.core import config as config_lib
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import arrays as arrays_lib
+from ltdd_jax.data import folders, images
+from ltdd_jax.data.specs import DatasetSpec, Source
+
+NAME = "imported"
+
+
+class Imported(NamedTuple):
+  """Images from elsewhere, checked against the data set of this run."""
+
+  images: np.ndarray  # (n, h, w, c) uint8
+  labels: np.ndarray  # (n,) int32
+  sha256: str
+  about: str  # one line for --dry_run
+  notes: tuple[str, ...]  # for the report
+
+  @property
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What the distil stage stores."""
+    return {"images": self.images, "labels": self.labels}
+
+
+def imported(*, path: str) -> None:
+  """Schema of an entry of `config.distil.methods` that has the name "imported"."""
+
+
+def is_imported(method: Mapping[str, Any]) -> bool:
+  """Whether an entry of `config.distil.methods` takes its images from elsewhere."""
+  return method["name"] == NAME
+
+
+def read_all(methods: Mapping[str, Mapping[str, Any]], source: Source) -> dict[str, Imported]:
+  """Reads the images of every entry of `config.distil.methods` that imports them.
+
+  Raises:
+    LtddError: an unknown or missing key, or whatever `read` refuses.
+  """
+  found = {}
+  for name, method in methods.items():
+    if is_imported(method):
+      where = f"config.distil.methods.{name}"
+      kwargs = {k: v for k, v in method.items() if k != "name"}
+      config_lib.bind(where, imported, kwargs)
+      found[name] = read(where, kwargs["path"], source.spec, source.class_names)
+  return found
+
+
+def by_content(config: Mapping[str, Any], found: Mapping[str, Imported]) -> dict[str, Any]:
+  """Replaces the path of every imported source by the SHA-256 of what was read from it."""
+  methods = {
+    name: {"name": NAME, "sha256": found[name].sha256 if name in found else None}
+    if is_imported(method)
+    else method
+    for name, method in config["distil"]["methods"].items()
+  }
+  return {**config, "distil": {**config["distil"], "methods": methods}}
+
+
+def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -> Imported:
+  """Reads images and labels, and checks them against a data set.
+
+  Args:
+    where: what is being configured, for messages: "config.distil.methods.mine".
+    path: see the module's docstring.
+    spec: facts of the data set: shape of images, number of classes.
+    class_names: (k,) its class map.
+
+  Raises:
+    LtddError: nothing is there, it cannot be read, or its class map, image shape, types or labels
+      are not those of the data set.
+  """
+  place = pathlib.Path(path).expanduser()
+  name = f"{where}: {path}"
+  if (place / manifest.META).is_file():
+    pixels, labels, names = _from_artefact(name, place)
+  elif place.is_dir():
+    pixels, labels, names = *_from_folders(name, place, spec, class_names), None
+  elif place.is_file():
+    pixels, labels, names = _from_npz(name, place)
+  else:
+    raise LtddError(
+      f"{name}: there is no such file or folder. Expected another run's artefact "
+      "(WORKDIR/distil/SOURCE), an .npz file with images and labels, or a folder of class folders"
+    )
+  _check_classes(name, names, class_names)
+  _check_shape(name, pixels, spec)
+  labels = arrays_lib.check_labels(f"{name}: labels", labels, spec.num_classes, len(pixels))
+  pixels = np.ascontiguousarray(pixels)
+  digest = content_sha256(pixels, labels)
+  size = "x".join(map(str, spec.image_shape))
+  about = f"{len(labels):,} images {size} uint8 from {path}, SHA-256 {digest[:12]}"
+  empty = np.flatnonzero(np.bincount(labels, minlength=spec.num_classes) == 0)
+  notes = [about] + ([f"no image for classes {empty.tolist()}"] if len(empty) else [])
+  return Imported(pixels, labels, digest, about, tuple(notes))
+
+
+def content_sha256(pixels: np.ndarray, labels: np.ndarray) -> str:
+  """SHA-256 of the shape, the pixels (n, h, w, c) uint8 and the labels (n,) as int32."""
+  digest = hashlib.sha256(str(tuple(int(n) for n in pixels.shape)).encode())
+  digest.update(np.ascontiguousarray(pixels).tobytes())
+  digest.update(np.asarray(labels).astype("<i4").tobytes())
+  return digest.hexdigest()
+
+
+def _from_artefact(name: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+  artefact = manifest.open_artefact(folder)
+  stage = artefact.meta["stage"]
+  if not stage.startswith("distil/"):
+    raise LtddError(
+      f"{name}: is the artefact of stage {stage}; expected one of a distil stage, such as "
+      f"{folder.parent / 'distil' / 'sre2l'}"
+    )
+  arrays = artefact.arrays
+  return np.array(arrays["images"]), np.array(arrays["labels"]), artefact.meta["class_names"]
+
+
+def _from_npz(name: str, file: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+  stored = arrays_lib.read_npz(name, file, ("images", "labels", "classes"))
+  for key in ("images", "labels"):
+    if key not in stored:
+      raise LtddError(
+        f"{name}: has no array {key!r}; expected images (n, h, w, c) uint8 and labels (n,) integers"
+      )
+  pixels, labels = stored["images"], stored["labels"]
+  if pixels.ndim == 4 and pixels.shape[-1] not in (1, 3) and pixels.shape[1] in (1, 3):
+    raise LtddError(
+      f"{name}: images has shape {pixels.shape}, channels first; expected channels last: "
+      "images.transpose(0, 2, 3, 1)"
+    )
+  pixels = arrays_lib.check_images(f"{name}: images", pixels, None)
+  labels = arrays_lib.check_integers(f"{name}: labels", labels)
+  return pixels, labels, stored["classes"].tolist() if "classes" in stored else None
+
+
+def _from_folders(
+  name: str, folder: pathlib.Path, spec: DatasetSpec, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+  found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+  unknown = sorted(set(found) - set(class_names))
+  if unknown or not found:
+    what = f"the folder {unknown[0]!r} is no class of the data set" if found else "has no folders"
+    raise LtddError(f"{name}: {what}; expected folders named {_some(class_names)}")
+  pairs, _ = folders.list_images(folder, tuple(class_names))
+  if not pairs:
+    raise LtddError(f"{name}: no image file in any class folder; expected .png files, say")
+  pixels = [_decode(file, spec) for file, _ in pairs]
+  return np.stack(pixels), np.array([label for _, label in pairs], np.int32)
+
+
+def _decode(file: pathlib.Path, spec: DatasetSpec) -> np.ndarray:
+  try:
+    pixels = images.decode(file, spec.image_shape[-1])
+  except images.UNREADABLE as error:
+    raise LtddError(
+      f"{file}: cannot be read as an image ({type(error).__name__}: {error}). Repair or delete it"
+    ) from error
+  if pixels.shape != tuple(spec.image_shape):
+    raise LtddError(_wrong_shape(str(file), pixels.shape, spec))
+  return pixels
+
+
+def _check_classes(name: str, names: Sequence[str] | None, class_names: Sequence[str]) -> None:
+  if names is None or list(names) == list(class_names):
+    return
+  raise LtddError(
+    f"{name}: was made with another class map.\n  there ({len(names)} classes): {_some(names)}\n"
+    f"  here ({len(class_names)} classes): {_some(class_names)}\nImport images of the same data "
+    "set, or number their classes as here"
+  )
+
+
+def _check_shape(name: str, pixels: np.ndarray, spec: DatasetSpec) -> None:
+  if pixels.dtype != np.uint8 or pixels.shape[1:] != tuple(spec.image_shape):
+    raise LtddError(_wrong_shape(name, pixels.shape[1:], spec))
+
+
+def _wrong_shape(name: str, shape: Sequence[int], spec: DatasetSpec) -> str:
+  return (
+    f"{name}: images have the shape {tuple(shape)}; the data set {spec.name} has "
+    f"{tuple(spec.image_shape)} (height, width, channels), and imported images are not resized"
+  )
+
+
+def _some(names: Sequence[str]) -> str:
+  shown = ", ".join(f"{c}: {n}" for c, n in enumerate(names[:20]))
+  return shown + (", ..." if len(names) > 20 else "")

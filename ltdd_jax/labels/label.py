@@ -1,0 +1,398 @@
+"""Views of distilled images, recomputed from keys, and the logits that teachers give them.
+
+A *view* of image i in label epoch e is a pure function of (key, e, i): a crop, a flip, and a mix
+with another image. Nothing of it is stored. The label store (`labelstore.py`) holds only the
+teachers' logits of the views, `logits[e, i]`; a calibration, a temperature or a target prior can be
+changed after the fact. (Released pipelines store crop, flip, permutation and box beside the logits,
+FKD.)
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core import rng
+from ltdd_jax.core.types import Leaf, LtddError, Teacher
+from ltdd_jax.data import augment
+from ltdd_jax.data import rand_augment as rand_augment_lib
+from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.labels import encoding as encoding_lib
+from ltdd_jax.labels import store as label_store
+from ltdd_jax.teachers import aggregate as aggregate_lib
+from ltdd_jax.training import loop
+
+
+class Views(NamedTuple):
+  """A batch of views."""
+
+  images: Leaf  # (b, h, w, c) float32, normalised
+  labels: Leaf  # (b,) int32, of the image itself
+  partner_labels: Leaf  # (b,) int32, of the image mixed in
+  weight: Leaf  # (b,) float32, share of the image itself
+
+
+ViewFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Views]
+
+
+def view_fn(
+  spec: DatasetSpec,
+  *,
+  crop_scale: tuple[float, float] | None = (0.08, 1.0),
+  padding: int = 0,
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  flip: bool = True,
+  mix: str | None = "cutmix",
+  mix_alpha: float = 1.0,
+  rand_augment: bool | int = False,
+  shuffle_patches: int = 1,
+) -> ViewFn:
+  """Makes the function that recomputes views.
+
+  The crop is torchvision's RandomResizedCrop, the mix is CutMix or mixup with a partner drawn
+  uniformly from all images, cropped and flipped as its own view of the same epoch is. In what we
+  differ: published code draws one box and one permutation for a batch; here each view has its own,
+  so that views do not depend on how batches are put together.
+
+  Args:
+    spec: facts of the data set.
+    crop_scale: least and largest share of the image in a crop, or None for no crop.
+    padding: black pixels on every side for a random crop of the image's own size, before that.
+    crop_ratio: least and largest aspect ratio.
+    flip: whether to flip left to right with probability 1/2.
+    mix: "cutmix", "mixup" or None.
+    mix_alpha: parameter of the Beta(alpha, alpha) distribution of the share.
+    rand_augment: True for `data.rand_augment` before all else, or a bin of magnitudes for another
+      than 9 of 31. EDC's students have it, not on ImageNet.
+    shuffle_patches: f to shuffle the strips of f x f mosaics before they are cropped, as RDED does.
+
+  Returns:
+    `fn(key, images (n,h,w,c) uint8, labels (n,), indices (b,), epochs (b,)) -> Views`.
+
+  Raises:
+    LtddError: an unknown mix.
+  """
+  if mix not in ("cutmix", "mixup", None):
+    raise LtddError(f"config.label.views.mix is {mix!r}; expected 'cutmix', 'mixup' or None")
+  height, width, _ = spec.image_shape
+  magnitude = rand_augment_lib.MAGNITUDE if rand_augment is True else rand_augment
+  if rand_augment is not False:
+    rand_augment_lib.check_magnitude(magnitude)
+
+  def single(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Augments, crops and flips one uint8 image (h, w, c), into [0, 1]."""
+    if rand_augment is not False:
+      op_key = jax.random.fold_in(key, 2)
+      image = rand_augment_lib.rand_augment(op_key, image, magnitude=magnitude)
+    image = image.astype(jnp.float32) / 255.0
+    if shuffle_patches != 1:
+      shuffle_key = jax.random.fold_in(key, 3)
+      image = augment.shuffle_patches(shuffle_key, image, factor=shuffle_patches)
+    if padding:
+      pad_key = jax.random.fold_in(key, 0)
+      image = augment.random_crop(pad_key, image[None], padding=padding)[0]
+    crop_key, flip_key = jax.random.split(key)
+    if crop_scale is not None:
+      box = augment.rrc_box(crop_key, height, width, tuple(crop_scale), tuple(crop_ratio))
+      image = augment.crop_resize(image, box)
+    if flip:
+      image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+    return image
+
+  def views(
+    key: jax.Array, images: jax.Array, labels: jax.Array, indices: jax.Array, epochs: jax.Array
+  ) -> Views:
+    image_key, mix_key = (jax.random.fold_in(key, purpose) for purpose in range(2))
+    first = epochs * images.shape[0]  # views are numbered: epoch e, image i is e n + i
+    if mix is None:
+      partner, weight = indices, jnp.ones(indices.shape, jnp.float32)
+      own = jax.vmap(single)(_keys(image_key, first + indices), images[indices])
+    else:
+      keys = jax.vmap(jax.random.split)(_keys(mix_key, first + indices))
+      draw = lambda k: jax.random.randint(k, (), 0, images.shape[0])
+      partner = jax.vmap(draw)(keys[:, 0])
+      both = jnp.concatenate([indices, partner])
+      numbers = jnp.concatenate([first, first]) + both
+      own, other = jnp.split(jax.vmap(single)(_keys(image_key, numbers), images[both]), 2)
+      own, weight = jax.vmap(mix_pair)(keys[:, 1], own, other)
+    normalised = augment.normalize_pixels(own, spec.mean, spec.std)
+    return Views(normalised, labels[indices], labels[partner], weight)
+
+  def mix_pair(key: jax.Array, own: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if mix == "cutmix":
+      inside, weight = augment.cutmix_box(key, height, width, mix_alpha)
+      return jnp.where(inside[..., None], other, own), weight
+    weight = jax.random.beta(key, mix_alpha, mix_alpha)
+    return weight * own + (1 - weight) * other, weight
+
+  return views
+
+
+def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
+  return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+
+
+def _pixels(images: jax.Array, rows: jax.Array) -> jax.Array:
+  return images[rows].astype(jnp.float32) / 255.0
+
+
+def teacher_logits(
+  models: Sequence[Any],
+  variables: Sequence[Any],
+  images: jax.Array,
+  aggregate: str = "mean",
+  *,
+  teacher_bn: str = "eval",
+) -> jax.Array:
+  """One label (b, k) of the teachers' logits: aggregate first, then calibrate.
+
+  `aggregate` is a key of `ensemble.AGGREGATES`. With `teacher_bn` "train" batch norms use the
+  statistics of these images, as in SRe2L's code on CIFAR-100, and "eval" those of training.
+  """
+  both = zip(models, variables, strict=True)
+  if teacher_bn == "train":
+    logits = [m.apply(v, images, train=True, mutable=["batch_stats"])[0] for m, v in both]
+  else:
+    logits = [m.apply(v, images, train=False) for m, v in both]
+  return aggregate_lib.aggregate_fn(aggregate)(jnp.stack(logits))
+
+
+class Labelled(NamedTuple):
+  """What labelling gives."""
+
+  store: label_store.LabelStore  # encoded logits of views (e, n, k), on disk
+  clean_logits: np.ndarray  # (n, k) float32, of the images without augmentation
+
+  @property
+  def logits(self) -> np.ndarray:
+    """All logits of the store, decoded: (e, n, k) float32."""
+    return self.store.logits()
+
+
+GROUP_BYTES = 1 << 26  # label epochs are made in groups of about this size, and then written
+STORE = "labels.zarr"  # the store's folder, in the artefact and before
+
+
+def view_key(seed: int, source: str) -> jax.Array:
+  """The key of all views of an image source; labelling and students use the same."""
+  return rng.key_for(seed, "views", source)
+
+
+def label_images(
+  name: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  teachers: tuple[Teacher, ...],
+  spec: DatasetSpec,
+  *,
+  num_epochs: int,
+  views: dict[str, Any],
+  dtype: str = "float16",
+  top_k: int | None = None,
+  rest: str = "spread",
+  batch_size: int = 500,
+  aggregate: str = "mean",
+  teacher_bn: str = "eval",
+  class_names: Sequence[str] | None = None,
+  folder: str | os.PathLike[str] | None = None,
+  seed: int = 0,
+  session: loop.Session | None = None,
+) -> Labelled:
+  """Labels `num_epochs` views of every distilled image, into a label store.
+
+  Label epochs that the store has already are not made again, so that work that was stopped goes on.
+
+  Args:
+    name: of the image source.
+    images: (n,h,w,c) uint8.
+    labels: (n,) int32.
+    teachers: those that label.
+    spec: facts of the data set.
+    num_epochs: label epochs, the labels of each image; a student of more epochs goes round again.
+    views: keyword arguments of `view_fn`.
+    dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next two are an `Encoding`.
+    top_k: classes kept of each label, or None for all.
+    rest: "spread" or "kept": what becomes of the mass of the others.
+    batch_size: views in one pass.
+    aggregate: a key of `ensemble.AGGREGATES`: how the logits of the teachers become one label.
+    teacher_bn: "eval", or "train" for batch norms that use the statistics of a pass: labels then
+      depend on `batch_size`, and those of images without augmentation are made as with "eval".
+    class_names: the class map, number to name; None for that of `spec`.
+    folder: of the store; None for one in the session's scratch, or if there is none, for one that
+      is removed together with the result.
+    seed: the run's seed.
+    session: devices, checkpoints, progress.
+
+  Raises:
+    LtddError: a bad encoding, fewer than one epoch, a folder with other labels, or logits that are
+      not finite in the dtype.
+  """
+  encoding = label_store.Encoding(dtype, top_k, rest)
+  encoding.check(spec.num_classes)
+  if num_epochs < 1:
+    raise LtddError(f"config.label.num_epochs is {num_epochs}; expected 1 or more")
+  session = session or loop.Session()
+  numbers = map(str, range(spec.num_classes))
+  names = list(class_names or spec.class_names or numbers)
+  variables = tuple(t.variables for t in teachers)
+  facts = {
+    "source": name,
+    "seed": seed,
+    "views": views,
+    "images": _digest((images, labels)),
+    "teachers": _digest(variables),
+  }
+  if aggregate != "mean":
+    facts["aggregate"] = aggregate
+  if teacher_bn != "eval":
+    facts["teacher_bn"] = teacher_bn
+  if teacher_bn != "eval" or aggregate in aggregate_lib.BY_BATCH:
+    facts["batch_size"] = batch_size
+  store = _make_store(
+    folder, session, (num_epochs, len(labels), spec.num_classes), encoding, names, facts
+  )
+  consts = mesh_lib.put(
+    {"images": images, "labels": labels, "variables": variables}, mesh_lib.replicated(session.mesh)
+  )
+  consts["key"] = view_key(seed, name)
+  label_fn = functools.partial(
+    teacher_logits, tuple(t.model for t in teachers), aggregate=aggregate
+  )
+  bn_label_fn = functools.partial(label_fn, teacher_bn=teacher_bn)
+  _label_epochs(
+    f"label/{name}", store, bn_label_fn, consts, view_fn(spec, **views), batch_size, session
+  )
+  clean = clean_logits(consts, label_fn, spec, min(batch_size, len(labels)))
+  return Labelled(store, clean)
+
+
+def _digest(tree: Any) -> str:
+  """SHA-256 of all arrays of a tree."""
+  total = hashlib.sha256()
+  for leaf in jax.tree.leaves(jax.device_get(tree)):
+    array = np.ascontiguousarray(leaf)
+    total.update(f"{array.dtype.name} {array.shape} ".encode())
+    total.update(array.tobytes())
+  return total.hexdigest()
+
+
+def _make_store(
+  folder: str | os.PathLike[str] | None,
+  session: loop.Session,
+  shape: tuple[int, int, int],
+  encoding: label_store.Encoding,
+  class_names: Sequence[str],
+  facts: dict[str, Any],
+) -> label_store.LabelStore:
+  """Makes or opens the store; the first process makes it, and the others wait for that."""
+  temporary = None
+  if folder is None and session.scratch is not None:
+    folder = session.scratch / STORE
+  elif folder is None:
+    folder = temporary = tempfile.mkdtemp(prefix="ltdd_jax-")
+  create = functools.partial(
+    label_store.create, folder, shape, encoding, class_names=class_names, facts=facts
+  )
+  store = create() if jax.process_index() == 0 else None
+  mesh_lib.barrier("label store made")
+  store = store or create()
+  if temporary:
+    weakref.finalize(store, shutil.rmtree, temporary, ignore_errors=True)
+  return store
+
+
+def _label_epochs(
+  name: str,
+  store: label_store.LabelStore,
+  label_fn: Callable[[Any, jax.Array], jax.Array],
+  consts: dict[str, Any],
+  views_of: ViewFn,
+  batch_size: int,
+  session: loop.Session,
+) -> None:
+  """Makes the label epochs that are missing, group by group.
+
+  Groups, and the batches within them, do not depend on what is there, so that the bits of a label
+  do not depend on where an earlier run was stopped.
+  """
+  e, n, k = store.shape
+  encoding = store.encoding
+  group = min(e, max(1, GROUP_BYTES // (n * encoding.row_bytes(k))))
+  size = min(batch_size, group * n)
+
+  def step_fn(state, consts, x):
+    start, first, total = x
+    flat = (start + jnp.arange(size, dtype=jnp.int32)) % total  # the last batch wraps round
+    batch = views_of(consts["key"], consts["images"], consts["labels"], flat % n, first + flat // n)
+    shown = mesh_lib.split_batch(session.mesh, batch.images)
+    logits = label_fn(consts["variables"], shown)
+    encoded = encoding.encode(logits)
+    state = {key: state[key].at[flat].set(encoded[key]) for key in state}
+    largest = jnp.maximum(encoding_lib.largest(encoded), jnp.max(jnp.abs(logits)))
+    return state, {"max_logit": largest}  # inf: too large
+
+  present, compiled = store.present(), {}
+  mesh_lib.barrier("label epochs listed")
+  for first in range(0, e, group):
+    epochs = range(first, min(first + group, e))
+    missing = [i for i in epochs if i not in present]
+    if not missing:
+      continue
+    part, total = f"{name}/epochs{first}-{epochs[-1]}", len(epochs) * n
+    layout = encoding.layout(k).items()
+    empty = {key: np.zeros((group * n, count), dtype) for key, (count, dtype) in layout}
+    state = loop.run(
+      step_fn,
+      mesh_lib.put(empty, mesh_lib.replicated(session.mesh)),
+      consts,
+      num_steps=-(-total // size),
+      session=session,
+      name=part,
+      inputs=lambda t, first=first, total=total: (
+        np.int32(t * size), np.int32(first), np.int32(total)
+      ),
+      compiled=compiled,
+      advice=f"logits may not fit into {encoding.dtype}: set config.label.dtype='float32'",
+    )  # fmt: skip
+    if jax.process_index() == 0:
+      rows = {key: x.reshape(group, n, -1) for key, x in jax.device_get(state).items()}
+      store.write({i: {key: x[i - first] for key, x in rows.items()} for i in missing})
+      if session.scratch is not None:
+        shutil.rmtree(session.scratch / part, ignore_errors=True)
+  mesh_lib.barrier("label epochs written")
+
+
+def clean_logits(
+  consts: dict[str, Any],
+  label_fn: Callable[[Any, jax.Array], jax.Array],
+  spec: DatasetSpec,
+  size: int,
+) -> np.ndarray:
+  """Logits (n, k) of plain images, in batches of one size.
+
+  Args:
+    consts: `images` (n, h, w, c) uint8 and `variables`, on the mesh.
+    label_fn: variables, normalised images (b, h, w, c) -> logits (b, k).
+    spec: facts of the data set.
+    size: images in a batch, n at most.
+  """
+
+  @jax.jit
+  def label(consts, rows):
+    pixels = augment.normalize_pixels(_pixels(consts["images"], rows), spec.mean, spec.std)
+    return label_fn(consts["variables"], pixels)
+
+  n = len(consts["images"])
+  parts = [
+    label(consts, (start + np.arange(size, dtype=np.int32)) % n) for start in range(0, n, size)
+  ]
+  return np.concatenate(mesh_lib.get(parts))[:n]

@@ -1,0 +1,181 @@
+"""The whole run, in order: data, teacher, statistics, distil, label, calibrate, student, report.
+
+Read this file first. Each stage writes one artefact under `workdir/<stage>/`; a stage whose
+artefact is there, made with the same config from the same inputs, is skipped. What a stage
+computes is in `stages.py`.
+"""
+
+import datetime
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from ltdd_jax.artefacts import checkpoint
+from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core import progress as progress_lib
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.pipeline import check
+from ltdd_jax.pipeline import stages as stages_lib
+from ltdd_jax.report import tables
+from ltdd_jax.training import loop
+
+KINDS = ("data", "teacher", "statistics", "distil", "label", "calibrate", "student", "report")
+
+
+def run(
+  config: Any,
+  workdir: str | pathlib.Path,
+  *,
+  cache: str | pathlib.Path | None = None,
+  stage: str | None = None,
+  dry_run: bool = False,
+  checkpoint_seconds: float = 30.0,
+  show_progress: bool = True,
+) -> dict[str, Any] | None:
+  """Runs a config in a work directory, from where an earlier run with it stopped.
+
+  Args:
+    config: an `ml_collections.ConfigDict` or a dict; see `configs/`.
+    workdir: folder of the artefacts; made if it is not there.
+    cache: folder of artefacts that several work directories share, by fingerprint.
+    stage: run up to this stage ("distil"), or only it ("only:distil"); None for all.
+    dry_run: print the plan and do nothing.
+    checkpoint_seconds: least time between two checkpoints of work in progress.
+    show_progress: whether to show bars.
+
+  Returns:
+    The results as written to `report/results.json`, or None if the report was not reached.
+
+  Raises:
+    LtddError: anything wrong with the config, the data or the work directory.
+    checkpoint.Interrupted: a signal asked to stop; the work is saved.
+  """
+  config = check.check(config)
+  kinds = selected(stage)
+  ctx = stages_lib.Context(config)
+  check.check_with_data(ctx)
+  stages = stages_lib.make_stages(config, ctx.identity, ctx.imported)
+  prints = fingerprints(stages)
+  if dry_run:
+    plan(ctx, stages, prints, workdir, cache, kinds)
+    return None
+  with workdir_lib.Workdir(workdir, cache=cache) as work, checkpoint.interruptible():
+    ctx.workdir = work
+    last = KINDS.index(kinds[-1])
+    check_workdir(ctx, [s for s in stages if KINDS.index(s.kind) <= last], prints)
+    work.write_run_info(config)
+    skipped = {}
+    for s in stages:
+      if s.kind in kinds:
+        skipped[s.name] = run_stage(
+          s, ctx, prints, checkpoint_seconds=checkpoint_seconds, show_progress=show_progress
+        )
+      (stopping,) = mesh_lib.any_process(checkpoint.stop_requested())
+      if stopping:
+        raise checkpoint.Interrupted(f"stopped after {s.name}")
+    if "report" not in kinds:
+      return None
+    return tables.write_report(ctx, stages, skipped)
+
+
+def selected(stage: str | None) -> tuple[str, ...]:
+  """Kinds of stages that `--stage` asks for."""
+  if stage is None:
+    return KINDS
+  only, _, name = stage.rpartition(":")
+  if name not in KINDS or only not in ("", "only"):
+    raise LtddError(
+      f"--stage is {stage!r}; expected one of {', '.join(KINDS)} (run up to and including it), or "
+      "'only:' before one of them (run it alone, from artefacts that are there)"
+    )
+  return (name,) if only else KINDS[: KINDS.index(name) + 1]
+
+
+def fingerprints(stages: list[stages_lib.Stage]) -> dict[str, str]:
+  """The fingerprint of each stage, from its config and those of what it reads."""
+  out: dict[str, str] = {}
+  for s in stages:
+    out[s.name] = workdir_lib.fingerprint(s.config, {name: out[name] for name in s.inputs})
+  return out
+
+
+def check_workdir(
+  ctx: stages_lib.Context, stages: list[stages_lib.Stage], prints: Mapping[str, str]
+) -> None:
+  """Brings artefacts from the cache; raises LtddError, before any work, if one does not fit.
+
+  All stages up to the last that runs are checked: also those that `only:` reads and does not run.
+  """
+  for s in stages:
+    ctx.workdir.status(s.name, s.config, {name: prints[name] for name in s.inputs})
+
+
+def run_stage(
+  s: stages_lib.Stage,
+  ctx: stages_lib.Context,
+  prints: Mapping[str, str],
+  *,
+  checkpoint_seconds: float,
+  show_progress: bool,
+) -> bool:
+  """Runs one stage, or skips it if its artefact is ready; returns whether it was skipped."""
+  work = ctx.workdir
+  inputs = {name: prints[name] for name in s.inputs}
+  if work.status(s.name, s.config, inputs) == "ready":
+    logging.info("%s: ready, skipped", s.name)
+    return True
+  for name in s.inputs:
+    if not work.exists(name):
+      raise LtddError(f"stage {s.name} reads {name}, which is missing; run --stage={s.kind} first")
+  scratch = work.scratch(s.name, s.config, inputs)
+  resumed = any(scratch.iterdir())
+  session = loop.Session(
+    mesh=mesh_lib.make_mesh(),
+    scratch=scratch,
+    metrics=work.path / "metrics",
+    checkpoint_seconds=checkpoint_seconds,
+    show_progress=show_progress,
+  )
+  progress_lib.reset_peak()
+  start = time.monotonic()
+  product = s.build(ctx, session)
+  seconds, peak = time.monotonic() - start, progress_lib.peak_bytes()
+  notes = list(product.extra.get("notes", ()))
+  if resumed:
+    notes.append("resumed; its time and memory are those of the last process")
+  work.commit(
+    s.name,
+    config=s.config,
+    inputs=inputs,
+    arrays=product.arrays,
+    trees=product.trees,
+    folders=product.folders,
+    extra=product.extra | {"notes": notes},
+    class_names=list(ctx.source.class_names),
+    split_sha256=ctx.split.sha256,
+    seconds=seconds,
+    peak_bytes=peak,
+  )
+  took = datetime.timedelta(seconds=round(seconds))
+  logging.info("%s: done in %s, peak memory %.2f GB", s.name, took, peak / 1e9)
+  return False
+
+
+def plan(
+  ctx: stages_lib.Context,
+  stages: list[stages_lib.Stage],
+  prints: Mapping[str, str],
+  workdir: str | pathlib.Path,
+  cache: str | pathlib.Path | None,
+  kinds: tuple[str, ...],
+) -> None:
+  """Prints what a run would do, without taking the lock or writing anything."""
+  work = workdir_lib.Workdir(workdir, cache=cache)
+  for s in stages:
+    if s.kind in kinds:
+      inputs = {name: prints[name] for name in s.inputs}
+      print(f"{s.name:<28} {work.status(s.name, s.config, inputs):<8} {s.plan(ctx)}")

@@ -1,0 +1,291 @@
+"""Students: networks trained on a distilled set alone and scored on the balanced test set.
+
+The labels of a batch are hard (classes), or soft: logits of teachers, stored or made on line, that
+a calibrator adjusts as they are read. Several seeds train at once under `vmap`, or one by one.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax import calibrate, models
+from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core.types import ArrayData, Leaf, LtddError, Teacher
+from ltdd_jax.data import feed
+from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.labels import label as labels_lib
+from ltdd_jax.labels import store as label_store
+from ltdd_jax.training import loop, losses, many, supervised
+
+
+class Supervision(NamedTuple):
+  """Where the labels of students come from.
+
+  Hard labels need nothing. Soft labels need `logits` (see `stored`) or `teachers` (on line), and
+  may have a calibrator with its fitted parameters and the log class frequencies it was fitted with.
+  """
+
+  kind: str = "hard"  # "hard", "stored" or "online"
+  logits: Leaf = None  # (e, n, k), or a dict of arrays (e, n, numbers) that `decode` reads
+  decode: Callable[[Any], jax.Array] | None = None  # encoded rows -> float32 logits (b, k)
+  teachers: tuple[Teacher, ...] = ()
+  aggregate: str = "mean"  # of the teachers' logits
+  teacher_bn: str = "eval"  # the teachers' batch norms, on line: "eval" or "train"
+  calibrator: calibrate.Calibrator | None = None
+  params: Any = None
+  log_prior: Leaf = None  # (k,)
+
+
+def stored(store: label_store.LabelStore, **calibration: Any) -> Supervision:
+  """Supervision by a label store: its encoded arrays, decoded batch by batch.
+
+  Args:
+    store: read whole into memory, encoded.
+    **calibration: calibrator, params and log_prior, as of `Supervision`.
+  """
+  decode = functools.partial(store.encoding.decode, k=store.shape[-1])
+  return Supervision("stored", logits=store.read(), decode=decode, **calibration)
+
+
+class Target(NamedTuple):
+  """What a student's loss compares with."""
+
+  labels: Leaf  # (b,) int32
+  partner_labels: Leaf  # (b,) int32, of the image mixed in
+  weight: Leaf  # (b,) float32, share of the image itself
+  logits: Leaf  # (b, k) float32 calibrated teacher logits, or None
+
+
+class StudentResult(NamedTuple):
+  """Correct predictions of each student, class by class, at each evaluation."""
+
+  correct: np.ndarray  # (s, m, k) int32
+  total: np.ndarray  # (k,) int32, test images of each class
+  steps: np.ndarray  # (m,) int32, steps after which the students were scored; the last is the end
+  variables: Any  # the students that were scored at the end, with a leading seed axis
+
+
+def hard_loss(logits: jax.Array, target: Target) -> jax.Array:
+  """Cross-entropy with the classes of both images of a mixed view, by their shares."""
+  own = losses.cross_entropy_rows(logits, target.labels)
+  other = losses.cross_entropy_rows(logits, target.partner_labels)
+  return jnp.mean(target.weight * own + (1 - target.weight) * other)
+
+
+def soft_loss(
+  logits: jax.Array,
+  target: Target,
+  *,
+  loss_fn: Callable[..., jax.Array],
+  hard_weight: float = 0.0,
+) -> jax.Array:
+  """Computes (1 - hard_weight) * loss_fn + hard_weight * `hard_loss`.
+
+  `loss_fn` is from `losses.make_soft_loss`; its own hard part, if any, uses the image's own class.
+  """
+  soft = loss_fn(logits, target.logits, target.labels)
+  if not hard_weight:
+    return soft
+  return (1 - hard_weight) * soft + hard_weight * hard_loss(logits, target)
+
+
+def make_batch(
+  consts: dict[str, Any],
+  x: dict[str, jax.Array],
+  key: jax.Array,
+  *,
+  views_of: labels_lib.ViewFn,
+  supervision: Supervision,
+) -> tuple[jax.Array, Target]:
+  """Makes the views of a batch and their labels. The views' keys are the label store's.
+
+  Args:
+    consts: images (n,h,w,c), labels (n,), view_key, and for soft labels (encoded) logits or
+      teachers' variables, the calibrator's params and log_prior.
+    x: indices (b,) and epochs (b,) of the batch.
+    key: unused: views come from the key of the label store.
+    views_of: from `labels.view_fn`.
+    supervision: its static half.
+  """
+  del key
+  indices, epochs = x["indices"], x["epochs"]
+  if supervision.kind == "stored":
+    epochs = epochs % jax.tree.leaves(consts["logits"])[0].shape[0]
+  views = views_of(consts["view_key"], consts["images"], consts["labels"], indices, epochs)
+  if supervision.kind == "stored":
+    rows = jax.tree.map(lambda x: x[epochs, indices], consts["logits"])
+    logits = supervision.decode(rows) if supervision.decode else rows.astype(jnp.float32)
+  elif supervision.kind == "online":
+    networks = tuple(t.model for t in supervision.teachers)
+    logits = labels_lib.teacher_logits(
+      networks,
+      consts["variables"],
+      views.images,
+      supervision.aggregate,
+      teacher_bn=supervision.teacher_bn,
+    )
+  else:
+    logits = None
+  if logits is not None and supervision.calibrator is not None:
+    logits = supervision.calibrator.apply(consts["params"], logits, consts["log_prior"])
+  return views.images, Target(views.labels, views.partner_labels, views.weight, logits)
+
+
+def train_students(
+  name: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  supervision: Supervision,
+  test: ArrayData,
+  spec: DatasetSpec,
+  *,
+  model: Mapping[str, Any],
+  num_epochs: int,
+  batch_size: int,
+  optimizer: Mapping[str, Any],
+  schedule: Mapping[str, Any],
+  loss: Mapping[str, Any],
+  views: Mapping[str, Any],
+  view_key: jax.Array,
+  hard_weight: float = 0.0,
+  ema: float | None = None,
+  bn_updates: int = 1,
+  num_seeds: int = 3,
+  evaluations: int = 5,
+  eval_batch_size: int = 500,
+  parallel: str = "auto",
+  seed: int = 0,
+  session: loop.Session | None = None,
+) -> StudentResult:
+  """Trains `num_seeds` students and scores them.
+
+  Seeds differ in initialisation and order of images, and are the same for every kind of label, so
+  that comparisons between labels are paired.
+
+  Args:
+    name: of the stage, for messages and checkpoints.
+    images: (n,h,w,c) uint8 distilled images.
+    labels: (n,) their classes.
+    supervision: where labels come from.
+    test: the balanced test set, images (m,h,w,c) uint8 and labels (m,).
+    spec: facts of the data set.
+    model: {name, **kwargs} for `models.make_model`.
+    num_epochs: passes over the distilled set.
+    batch_size: images in a step; no more than n are used.
+    optimizer: {name, lr, **kwargs}.
+    schedule: {name, **kwargs}; with `per_epoch` True it moves once an epoch.
+    loss: {name, **kwargs} for `losses.make_soft_loss`; hard labels always use cross-entropy.
+    hard_weight: share, in [0, 1), of the hard loss in the loss of soft labels, see `soft_loss`.
+    views: keyword arguments of `labels.view_fn`.
+    view_key: from `labels.view_key`.
+    ema: decay of an average of the parameters that is scored in their place, or None; see
+      `train.train_step`.
+    bn_updates: 1, or 2 to update batch statistics twice a step; see there.
+    num_seeds: students.
+    evaluations: how often a student is scored, evenly spaced; the last is at the end.
+    eval_batch_size: test images in one pass.
+    parallel: "vmap" (all seeds in one program), "loop" (one after another) or "auto": vmap on
+      accelerators; loop on CPU, whose compiler is slow on the grouped convolutions that vmap makes.
+    seed: the run's seed.
+    session: devices, checkpoints, progress.
+
+  Raises:
+    LtddError: bad numbers, or training that diverged.
+  """
+  session = session or loop.Session()
+  _check_numbers(num_seeds=num_seeds, evaluations=evaluations, num_epochs=num_epochs)
+  if parallel not in ("auto", "vmap", "loop"):
+    raise LtddError(f"config.student.parallel is {parallel!r}; expected 'auto', 'vmap' or 'loop'")
+  check_hard_weight(hard_weight)
+  supervised.check_averages(ema, bn_updates)
+  n = len(labels)
+  num_steps = feed.num_steps(n, min(batch_size, n), num_epochs=num_epochs)
+  network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
+  tx = supervised.make_tx(optimizer, schedule, num_steps, n / min(batch_size, n))
+  step = functools.partial(
+    supervised.train_step,
+    apply_fn=network.apply,
+    tx=tx,
+    batch_fn=functools.partial(
+      make_batch, views_of=labels_lib.view_fn(spec, **views), supervision=supervision
+    ),
+    loss_fn=_loss_fn(supervision, loss, hard_weight),
+    mesh=session.mesh,
+    ema=ema,
+    bn_updates=bn_updates,
+  )
+  run = many.Run(
+    name=name,
+    step=step,
+    init=functools.partial(
+      supervised.init_state, network, tx, image_shape=spec.image_shape, ema=ema is not None
+    ),
+    apply_fn=network.apply,
+    consts=_consts(images, labels, supervision, view_key, session),
+    test=mesh_lib.put(test, mesh_lib.replicated(session.mesh)),
+    spec=spec,
+    num_steps=num_steps,
+    eval_steps=tuple(
+      sorted({max(1, round(num_steps * (i + 1) / evaluations)) for i in range(evaluations)})
+    ),
+    eval_batch_size=eval_batch_size,
+    samplers=tuple(
+      feed.BatchSampler(seed, f"student/{i}", n, batch_size) for i in range(num_seeds)
+    ),
+    seed=seed,
+    session=session,
+  )
+  if parallel == "auto":
+    on_cpu = session.mesh.devices.flat[0].platform == "cpu"
+    parallel = "loop" if on_cpu else "vmap"
+  run_seeds = many.run_vmap if parallel == "vmap" else many.run_loop
+  correct, variables = run_seeds(run)
+  total = np.bincount(np.asarray(test.labels), minlength=spec.num_classes).astype(np.int32)
+  return StudentResult(correct, total, np.asarray(run.eval_steps, np.int32), variables)
+
+
+def _check_numbers(**numbers: int) -> None:
+  for key, value in numbers.items():
+    if value < 1:
+      raise LtddError(f"config.student.{key} is {value}; expected 1 or more")
+
+
+def check_hard_weight(hard_weight: float) -> None:
+  """Raises LtddError unless soft labels keep a share of the loss."""
+  if not 0 <= hard_weight < 1:
+    raise LtddError(
+      f"config.student.hard_weight is {hard_weight}; expected 0 or more and below 1. For hard "
+      "labels alone set config.student.hard_labels=True"
+    )
+
+
+def _loss_fn(
+  supervision: Supervision, loss: Mapping[str, Any], hard_weight: float
+) -> supervised.LossFn:
+  if supervision.kind == "hard":
+    return hard_loss
+  return functools.partial(
+    soft_loss, loss_fn=losses.make_soft_loss(**loss), hard_weight=hard_weight
+  )
+
+
+def _consts(
+  images: np.ndarray,
+  labels: np.ndarray,
+  supervision: Supervision,
+  view_key: jax.Array,
+  session: loop.Session,
+) -> dict[str, Any]:
+  arrays = {"images": images, "labels": labels}
+  if supervision.kind == "stored":
+    arrays["logits"] = supervision.logits
+  if supervision.kind == "online":
+    arrays["variables"] = tuple(t.variables for t in supervision.teachers)
+  if supervision.calibrator is not None:
+    arrays["params"] = supervision.params
+    arrays["log_prior"] = supervision.log_prior
+  return mesh_lib.put(arrays, mesh_lib.replicated(session.mesh)) | {"view_key": view_key}

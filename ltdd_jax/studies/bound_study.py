@@ -1,0 +1,291 @@
+"""The bound as runs: one for each imbalance factor, and a reference teacher.
+
+`workdir/if1`, `workdir/if10`, ... are ordinary work directories of the same config at several
+imbalance factors. `workdir/reference` holds a teacher trained on all images of the source, with
+another seed than the others, so that at factor 1 the conditional term shows what two balanced
+teachers differ by. Its penultimate features are the space of the marginal term, for all factors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ltdd_jax.core import rng
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import augment, sources
+from ltdd_jax.labels import label as label_lib
+from ltdd_jax.models import taps
+from ltdd_jax.pipeline import check, stages
+from ltdd_jax.pipeline import supervision as label_sources
+from ltdd_jax.studies import bound, bound_report, runs
+from ltdd_jax.teachers import aggregate as aggregate_lib
+
+SCHEMA = 2  # 2: with image_bytes and label_bytes
+_BATCH = 500
+_DRAWS = 10  # of the baseline
+
+
+def options(
+  *,
+  imbalance_factors: Sequence[float] = (1.0, 10.0, 50.0, 100.0),
+  dims: int = 4,
+  neighbours: int = 1,
+  view_epochs: int = 20,
+  students: bool = True,
+) -> None:
+  """Schema of `config.study`, beside its name.
+
+  Args:
+    imbalance_factors: of the runs, in place of `config.data.imbalance_factor`.
+    dims: directions of the feature space that the marginal term is estimated in.
+    neighbours: k of the nearest-neighbour estimator.
+    view_epochs: label epochs whose views stand for the distilled distribution, the run's at most.
+    students: whether to train students too, to show their accuracy beside the terms; without them
+      calibrators that ask a student are left out.
+  """
+
+
+class Reference(NamedTuple):
+  """The balanced teacher, and the test set as it sees it."""
+
+  logits_of: Callable[[np.ndarray], np.ndarray]  # normalised images -> (n, k)
+  points_of: Callable[[np.ndarray], np.ndarray]  # normalised images -> (n, dims)
+  test_images: np.ndarray  # (n, h, w, c) float32, normalised
+  test_labels: np.ndarray  # (n,)
+  test_logits: np.ndarray  # (n, k)
+  test_points: np.ndarray  # (n, dims)
+
+
+def run(
+  config: Mapping[str, Any], study: Mapping[str, Any], runner: runs.Runner
+) -> dict[str, Any] | None:
+  """Runs the study; see `analysis.run`. Returns the contents of `report/bound.json`."""
+  config = runs.with_plain(check.check(config))
+  if config["label"]["teacher_bn"] != "eval":
+    raise LtddError(
+      f"config.label.teacher_bn is {config['label']['teacher_bn']!r}: what such a teacher says "
+      "of an image depends on the batch, so the bound has no posterior to compare; use 'eval'"
+    )
+  if (aggregate := config["label"]["aggregate"]) in aggregate_lib.BY_BATCH:
+    raise LtddError(
+      f"config.label.aggregate is {aggregate!r}: a label then depends on the batch, so the bound "
+      "has no posterior to compare; use 'norm_equalised' or 'mean'"
+    )
+  if not study["students"]:
+    config = runs.without_probes(config)
+  reference = at_factor(config, 1.0) | {"seed": config["seed"] + 1}
+  factors = {f"if{factor:g}": float(factor) for factor in study["imbalance_factors"]}
+  if not factors:
+    raise LtddError("config.study.imbalance_factors is empty; expected numbers >= 1")
+  check_study(study, stages.Context(reference))
+  for factor in factors.values():
+    _ = stages.Context(at_factor(config, factor)).split  # refuses a factor that there is none of
+  runner("reference", reference, stage="teacher")
+  for name, factor in factors.items():
+    runner(name, at_factor(config, factor), stage=None if study["students"] else "calibrate")
+  if runner.dry_run:
+    return None
+  balanced = runner.context("reference", reference)
+  there = make_reference(balanced, study["dims"])
+  results = {
+    "schema": SCHEMA,
+    "study": dict(study),
+    "seed": config["seed"],
+    "plain": runs.plain_name(config),
+    "reference_top1": 100.0 * np.mean(there.test_logits.argmax(1) == there.test_labels),
+    "baseline": None,
+    "conditional": [],
+    "marginal": [],
+    "seconds": 0.0,
+  }
+  for name, factor in factors.items():
+    ctx = runner.context(name, at_factor(config, factor))
+    results["dataset"] = ctx.source.spec.name
+    results["class_names"] = list(ctx.source.class_names)
+    for source in stages.image_sources(ctx.config):
+      about = {"imbalance": factor, "images": source}
+      results["marginal"].append(about | marginal(ctx, source, there, study))
+      results["conditional"] += [about | r for r in conditional(ctx, source, there, study)]
+    targets = ctx.images(stages.image_sources(ctx.config)[0])[1]
+    results["baseline"] = results["baseline"] or baseline(balanced, there, targets, study)
+    results["seconds"] += runs.seconds(ctx)
+  results = runs.jsonable(results)
+  folder = runner.write_report("bound", results, bound_report.render(results))
+  bound_report.write_plots(results, folder)
+  return results
+
+
+def check_study(study: Mapping[str, Any], ctx: stages.Context) -> None:
+  """Refuses numbers that the estimators would, before anything is trained.
+
+  Raises:
+    LtddError: more directions than features or test images, more neighbours than images, or less
+      than one of a number.
+  """
+  model, spec = ctx.networks[min(ctx.networks)], ctx.source.spec
+  image = jax.ShapeDtypeStruct((1, *spec.image_shape), np.float32)
+  features_of = lambda variables, x: taps.features(model, variables, x)[1]
+  features = jax.eval_shape(features_of, ctx.variable_shapes(model), image)
+  num_test = len(sources.test_indices(ctx.source, ctx.config["data"]["num_test"]))
+  images = min(len(ctx.slot_labels(source)) for source in ctx.config["distil"]["methods"])
+  dims, neighbours = min(features.shape[1], num_test - 1), min(images, num_test - 1)
+  expected = {
+    "dims": (dims, f"1 to {dims}, for {features.shape[1]} features and {num_test} test images"),
+    "neighbours": (neighbours, f"1 to {neighbours}, for {images} and {num_test} images"),
+    "view_epochs": (np.inf, "1 or more"),
+  }
+  for key, (most, text) in expected.items():
+    if not 1 <= study[key] <= most:
+      raise LtddError(f"config.study.{key} is {study[key]}; expected {text}")
+
+
+def at_factor(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
+  """The config of the run at an imbalance factor."""
+  rule = config["data"]["rule"]
+  if rule not in ("ltdd", "ldam"):
+    raise LtddError(
+      f"config.data.rule is {rule!r}; the study sets imbalance factors, so it needs 'ltdd' or "
+      "'ldam'"
+    )
+  return {**config, "data": {**config["data"], "imbalance_factor": factor}}
+
+
+# ---- networks ----
+
+
+def make_reference(ctx: stages.Context, dims: int) -> Reference:
+  """The reference teacher; of several, the mean of their logits and the first one's features."""
+  test, spec = ctx.test_data, ctx.source.spec
+  images = np.asarray(augment.normalize(test.images, spec.mean, spec.std))
+  first = ctx.teachers[0]
+  features_of = _in_batches(lambda x: taps.features(first.model, first.variables, x)[1])
+  logits_of = teacher_logits(ctx)
+  features = features_of(images)
+  project = bound.pca(features, dims)
+  return Reference(
+    logits_of=logits_of,
+    points_of=lambda x: project(features_of(x)),
+    test_images=images,
+    test_labels=np.asarray(test.labels),
+    test_logits=logits_of(images),
+    test_points=project(features),
+  )
+
+
+def teacher_logits(ctx: stages.Context) -> Callable[[np.ndarray], np.ndarray]:
+  """The teacher of a run as a function of normalised images (n, h, w, c), giving (n, k)."""
+  networks = tuple(t.model for t in ctx.label_teachers)
+  variables = tuple(t.variables for t in ctx.label_teachers)
+  aggregate = ctx.config["label"]["aggregate"]
+  return _in_batches(lambda x: label_lib.teacher_logits(networks, variables, x, aggregate))
+
+
+def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
+  """Compiles a function of images once, for batches of one size; the last wraps round."""
+  compiled = jax.jit(fn)
+
+  def apply(images: np.ndarray) -> np.ndarray:
+    n = len(images)
+    rows = [(s + np.arange(_BATCH)) % n for s in range(0, n, _BATCH)]
+    return np.concatenate([np.asarray(compiled(images[r])) for r in rows])[:n]
+
+  return apply
+
+
+def make_views(ctx: stages.Context, source: str, num_epochs: int) -> np.ndarray:
+  """The first views (e, n, h, w, c) of an image source, normalised: those that students see.
+
+  They are as many as there are label epochs at most, since students see these views again.
+  """
+  num_epochs = min(num_epochs, ctx.config["label"]["num_epochs"])
+  images, targets = map(jax.numpy.asarray, ctx.images(source))
+  views_of = jax.jit(label_lib.view_fn(ctx.source.spec, **ctx.config["label"]["views"]))
+  key = label_lib.view_key(ctx.config["seed"], source)
+  rows = np.arange(len(targets), dtype=np.int32)
+  epochs = [np.full_like(rows, t) for t in range(num_epochs)]
+  return np.stack([np.asarray(views_of(key, images, targets, rows, e).images) for e in epochs])
+
+
+# ---- the terms of one image source ----
+
+
+def conditional(
+  ctx: stages.Context, source: str, there: Reference, study: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+  """The conditional term for each kind of label of an image source."""
+  k, targets = ctx.source.spec.num_classes, np.asarray(ctx.images(source)[1])
+  views = make_views(ctx, source, study["view_epochs"])
+  epochs = len(views)
+  on_views = there.logits_of(views.reshape(-1, *views.shape[2:]))
+  on_test = teacher_logits(ctx)(there.test_images)
+  rows = []
+  for regime in stages.regimes(ctx.config | {"student": {"hard_labels": False}}):
+    own = runs.calibrate_logits(ctx, source, regime, on_test)
+    seen = np.concatenate(list(runs.label_chunks(ctx, source, regime, epochs))).reshape(-1, k)
+    fitted = ctx.workdir.load(f"calibrate/{source}/{regime}").meta["extra"]["report"]
+    rows.append(
+      {
+        "labels": regime,
+        "tau": fitted.get("tau"),
+        "kl_test": bound.conditional_kl(there.test_logits, own, there.test_labels, k),
+        "log_loss": bound.log_loss(own, there.test_labels, k),
+        "kl_views": bound.conditional_kl(on_views, seen, np.tile(targets, epochs), k),
+        "top1": _top1(ctx, source, regime) if study["students"] else None,
+        "image_bytes": ctx.images(source)[0].nbytes,
+        "label_bytes": label_sources.label_bytes(ctx, source, regime),
+      }
+    )
+  return rows
+
+
+def marginal(
+  ctx: stages.Context, source: str, there: Reference, study: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The marginal term of an image source: of its images as they are, and of its views."""
+  spec = ctx.source.spec
+  views = make_views(ctx, source, study["view_epochs"])
+  plain = np.asarray(augment.normalize(ctx.images(source)[0], spec.mean, spec.std))
+  out = {}
+  for name, images in {"images": plain, "views": views.reshape(-1, *views.shape[2:])}.items():
+    points = there.points_of(images)
+    out[f"gaussian_{name}"] = bound.gaussian_marginal(there.test_points, points)
+    out[f"knn_{name}"] = bound.knn_marginal(
+      there.test_points, points, neighbours=study["neighbours"]
+    )
+  return out
+
+
+def baseline(
+  ctx: stages.Context, there: Reference, targets: np.ndarray, study: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+  """What the estimators give for as many real images of each class, drawn from the balanced set.
+
+  The truth is zero there, but for what the teacher knows of its training images: this is the bias
+  of the estimators at this number of images.
+  """
+  data, spec = ctx.train_data, ctx.source.spec
+  points = there.points_of(np.asarray(augment.normalize(data.images, spec.mean, spec.std)))
+  draw = rng.np_rng(ctx.config["seed"], "bound", "baseline")
+  members = [np.flatnonzero(np.asarray(data.labels) == c) for c in range(spec.num_classes)]
+  found: dict[str, list[float]] = {"gaussian_images": [], "knn_images": []}
+  for _ in range(_DRAWS):
+    rows = np.concatenate(
+      [draw.choice(members[c], n, replace=n > len(members[c])) for c, n in _counts(targets)]
+    )
+    found["gaussian_images"].append(bound.gaussian_marginal(there.test_points, points[rows]).value)
+    found["knn_images"].append(
+      bound.knn_marginal(there.test_points, points[rows], neighbours=study["neighbours"]).value
+    )
+  return {k: {"mean": np.mean(v), "std": np.std(v, ddof=1)} for k, v in found.items()}
+
+
+def _counts(targets: np.ndarray) -> list[tuple[int, int]]:
+  return [(int(c), int(n)) for c, n in zip(*np.unique(targets, return_counts=True), strict=True)]
+
+
+def _top1(ctx: stages.Context, source: str, regime: str) -> dict[str, float | None]:
+  arrays = ctx.workdir.load(f"student/{source}/{regime}").arrays
+  top1 = 100.0 * arrays["correct"][:, -1].sum(-1) / arrays["total"].sum()
+  return {"mean": float(top1.mean()), "std": float(top1.std(ddof=1)) if len(top1) > 1 else None}

@@ -1,0 +1,109 @@
+"""Students of several architectures on the same images and labels: one run for each network.
+
+`workdir/<network>` is an ordinary work directory. The runs share all but their students through the
+cache: images and labels are made once. Batch orders, views and seeds are the same for all networks.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ltdd_jax import models
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import longtail
+from ltdd_jax.pipeline import check, plan, stages
+from ltdd_jax.report import tables
+from ltdd_jax.students import recipes
+from ltdd_jax.students.recipes import changes
+from ltdd_jax.studies import networks_report, runs
+
+SCHEMA = 1
+
+
+def options(*, networks: Mapping[str, Any]) -> None:
+  """Schema of `config.study`, beside its name.
+
+  Args:
+    networks: {name: {name, **kwargs} of `models.make_model`}; the table's columns, alphabetically.
+  """
+
+
+def run(
+  config: Mapping[str, Any], study: Mapping[str, Any], runner: runs.Runner
+) -> dict[str, Any] | None:
+  """Runs the study; see `analysis.run`. Returns the contents of `report/networks.json`."""
+  config, networks = check.check(config), dict(sorted(study["networks"].items()))
+  if not networks:
+    raise LtddError("config.study.networks is empty; expected at least one, {name: {'name': ...}}")
+  parts = {name: with_network(config, model) for name, model in networks.items()}
+  for part in parts.values():  # all of them, before the first is trained
+    check.check_with_data(stages.Context(part))
+  for name, part in parts.items():
+    runner(name, part)
+  if runner.dry_run:
+    return None
+  results = collect({name: runner.context(name, part) for name, part in parts.items()})
+  runner.write_report("networks", results, networks_report.render(results))
+  return results
+
+
+def with_network(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of a run with another student.
+
+  Values that the run has from its recipe, and that the recipe gives another network otherwise, as
+  RDED's its learning rate, become those of the other network.
+  """
+  trained = dict(config["student"])
+  if trained["recipe"] is not None:
+    old, new = (_recipe(config, m)["student"] for m in (trained["model"], model))
+    trained |= {k: new[k] for k in new if old[k] != new[k] and trained[k] == old[k]}
+  return {**config, "student": trained | {"model": dict(model)}}
+
+
+def _recipe(config: Mapping[str, Any], model: Mapping[str, Any]) -> recipes.Settings:
+  ctx = stages.Context(config)
+  return recipes.resolve(
+    config["student"]["recipe"],
+    dataset=config["data"]["name"],
+    ipc=len(ctx.slots().labels) / len(ctx.counts),
+    model=model,
+  )
+
+
+def collect(contexts: Mapping[str, stages.Context]) -> dict[str, Any]:
+  """Gathers the scores of all runs into plain values."""
+  ctx = next(iter(contexts.values()))
+  rule = ctx.config["report"]["groups"]
+  groups = longtail.groups(ctx.counts, rule)
+  rows = []
+  for source in stages.image_sources(ctx.config):
+    for regime in stages.regimes(ctx.config):
+      by_network = {
+        name: tables.student_row(c, source, regime, groups) for name, c in contexts.items()
+      }
+      rows.append({"images": source, "labels": regime, "networks": by_network})
+  results = {
+    "schema": SCHEMA,
+    "dataset": ctx.source.spec.name,
+    "class_names": list(ctx.source.class_names),
+    "counts": ctx.counts,
+    "imbalance_factor": ctx.split.imbalance_factor,
+    "groups": groups,
+    "group_rule": rule,
+    "networks": {name: _about(c) for name, c in contexts.items()},
+    "teachers": tables.teacher_rows(ctx, groups),
+    "rows": rows,
+  }
+  return runs.jsonable(results)
+
+
+def _about(ctx: stages.Context) -> dict[str, Any]:
+  spec, trained = ctx.source.spec, ctx.config["student"]
+  model = models.make_model(
+    num_classes=spec.num_classes, image_shape=spec.image_shape, **trained["model"]
+  )
+  return {
+    "model": trained["model"],
+    "parameters": plan.parameters(ctx, model),
+    "recipe": changes.sentence_of(ctx.config, len(ctx.slots().labels), spec.num_classes),
+    "seeds": trained["num_seeds"],
+  }

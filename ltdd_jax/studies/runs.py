@@ -1,0 +1,132 @@
+"""What studies share: starting runs inside their folder, and reading what runs left there."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ltdd_jax import calibrate, pipeline
+from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.data import longtail
+from ltdd_jax.pipeline import check, stages
+from ltdd_jax.pipeline import supervision as label_sources
+
+_CHUNK = 1 << 22  # logits that are calibrated at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+  """Starts runs of the pipeline in folders of a study's work directory."""
+
+  workdir: pathlib.Path
+  cache: str | pathlib.Path
+  dry_run: bool = False
+  checkpoint_seconds: float = 30.0
+  show_progress: bool = True
+
+  def __call__(self, name: str, config: Mapping[str, Any], stage: str | None = None) -> None:
+    """Runs a config in `workdir/name`, up to a stage or to the end, or prints its plan."""
+    if self.dry_run:
+      print(f"---- {name}")
+    pipeline.run(
+      config,
+      self.workdir / name,
+      cache=self.cache,
+      stage=stage,
+      dry_run=self.dry_run,
+      checkpoint_seconds=self.checkpoint_seconds,
+      show_progress=self.show_progress,
+    )
+
+  def context(self, name: str, config: Mapping[str, Any]) -> stages.Context:
+    """A finished run, to read from."""
+    return stages.Context(check.check(config), workdir_lib.Workdir(self.workdir / name))
+
+  def write_report(self, name: str, results: Mapping[str, Any], text: str) -> pathlib.Path:
+    """Writes `report/NAME.json` and `report/report.md`, prints the latter; returns the folder."""
+    folder = self.workdir / "report"
+    content = json.dumps(results, indent=1, allow_nan=False)
+    workdir_lib.write_text(folder / f"{name}.json", content + "\n")
+    workdir_lib.write_text(folder / "report.md", text)
+    print(text)
+    return folder
+
+
+def label_chunks(
+  ctx: stages.Context, source: str, regime: str, num_epochs: int | None = None
+) -> Iterator[np.ndarray]:
+  """Calibrated logits (e, n, k) float32 of an image source, some label epochs at a time."""
+  calibrator, params = label_sources.load_params(ctx, source, regime)
+  log_prior = longtail.log_prior(ctx.counts)
+  apply = jax.jit(calibrator.apply)
+  store = label_sources.open_store(ctx, source)
+  epochs, n, k = store.shape
+  epochs = min(epochs, num_epochs or epochs)
+  step = max(1, _CHUNK // (n * k))
+  for start in range(0, epochs, step):
+    logits = store.logits(start, min(start + step, epochs))
+    yield np.asarray(apply(params, logits, log_prior))
+
+
+def calibrate_logits(
+  ctx: stages.Context, source: str, regime: str, logits: np.ndarray
+) -> np.ndarray:
+  """Applies a fitted calibrator to other logits (n, k) of the same teachers."""
+  calibrator, params = label_sources.load_params(ctx, source, regime)
+  return np.asarray(calibrator.apply(params, logits, longtail.log_prior(ctx.counts)))
+
+
+def without_prior(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config for a uniform prior: plain, and the calibrators that are not the identity there."""
+  kept = {
+    k: v
+    for k, v in with_plain(config)["calibrate"]["calibrators"].items()
+    if v["name"] in calibrate.WITHOUT_PRIOR or v.get("target_prior") is not None
+  }
+  return _with_calibrators(config, kept)
+
+
+def plain_name(config: Mapping[str, Any]) -> str:
+  """What the config calls plain soft labels, or "plain" if it has none."""
+  calibrators = config["calibrate"]["calibrators"]
+  return next((k for k, v in calibrators.items() if v["name"] == "none"), "plain")
+
+
+def with_plain(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config that has plain soft labels among its calibrators."""
+  calibrators = {plain_name(config): {"name": "none"}} | dict(config["calibrate"]["calibrators"])
+  return _with_calibrators(config, calibrators)
+
+
+def without_probes(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config without the calibrators that train a student."""
+  known = config["calibrate"]["calibrators"]
+  kept = {k: v for k, v in known.items() if v["name"] not in calibrate.WITH_STUDENT}
+  return _with_calibrators(config, kept)
+
+
+def _with_calibrators(config: Mapping[str, Any], calibrators: Any) -> dict[str, Any]:
+  return {**config, "calibrate": {**config["calibrate"], "calibrators": calibrators}}
+
+
+def seconds(ctx: stages.Context) -> float:
+  """Wall time of all stages of a run."""
+  found = stages.make_stages(ctx.config, ctx.identity, ctx.imported)
+  return sum(ctx.workdir.load(s.name).meta["seconds"] for s in found if ctx.workdir.exists(s.name))
+
+
+def jsonable(value: Any) -> Any:
+  """Arrays, records and numbers as plain JSON values, None for NaN."""
+  if isinstance(value, Mapping):
+    return {str(k): jsonable(v) for k, v in value.items()}
+  if isinstance(value, tuple) and hasattr(value, "_asdict"):
+    return jsonable(value._asdict())
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return [jsonable(v) for v in value]
+  return None if isinstance(value, float) and not np.isfinite(value) else value

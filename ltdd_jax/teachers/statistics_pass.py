@@ -1,0 +1,127 @@
+"""Collect: one pass of the training set through each teacher, for its statistics.
+
+  (statistics,) = collect(data, spec, teachers, augment=augment, tile=4)
+  statistics.layers[0].mean                        # (k, c) of the pixels, class by class
+
+The images are those that the teacher was trained on: augmented as in its training, black where a
+crop reaches over the edge, then normalised. Each counts once. Sums are merged batch by batch, so
+the activations of one batch are all that is held.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core import rng
+from ltdd_jax.core.types import ArrayData, LtddError, Teacher
+from ltdd_jax.data import augment as augment_lib
+from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.teachers import statistics
+from ltdd_jax.teachers import train as teacher_training
+from ltdd_jax.training import loop
+
+
+def collect(
+  data: ArrayData,
+  spec: DatasetSpec,
+  teachers: Sequence[Teacher],
+  *,
+  augment: Sequence[Mapping[str, Any]] = (),
+  tile: int = 4,
+  batch_size: int = 256,
+  seed: int = 0,
+  session: loop.Session | None = None,
+) -> tuple[statistics.Statistics, ...]:
+  """Computes the statistics of the inputs of batch norms and convolutions, class by class.
+
+  Without augmentation they depend on the batch size by rounding only. With it they depend on it and
+  on the seed, by the draws; all teachers see the same draws.
+
+  In what we differ from the released code of G-VBSM and EDC: variances are exact and not means over
+  batches; the number of images is that of the data; global and class statistics are one pass.
+
+  Args:
+    data: the long-tailed set, images (n,h,w,c) uint8 and labels (n,), on the device or host.
+    spec: facts of the data set (classes, shape, mean, std).
+    teachers: trained networks, run in eval mode.
+    augment: specs for `data.augment.compose`, the teachers' own; () for the plain images.
+    tile: side of the tiles of convolutions' inputs: 4 for images of 32 and 64 pixels, 16 for 224.
+    batch_size: images in a step, over all devices.
+    seed: seed of the augmentation.
+    session: devices, checkpoints, progress.
+
+  Returns:
+    Statistics of NumPy arrays, one for each teacher.
+
+  Raises:
+    LtddError: an teacher without batch norms and convolutions, or activations that are not finite.
+  """
+  session = session or loop.Session()
+  data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
+  batch_fn = functools.partial(
+    teacher_training.image_batch, spec=spec, augment_fn=augment_lib.compose(augment)
+  )
+  compiled: dict[Any, loop.Compiled] = {}  # teachers of one architecture share their program
+  return tuple(
+    _pass(t, data, spec, batch_fn, tile, batch_size, seed, session, compiled) for t in teachers
+  )
+
+
+def _pass(
+  teacher: Teacher,
+  data: ArrayData,
+  spec: DatasetSpec,
+  batch_fn: Any,
+  tile: int,
+  batch_size: int,
+  seed: int,
+  session: loop.Session,
+  compiled: dict[Any, loop.Compiled],
+) -> statistics.Statistics:
+  name, k = f"statistics/{teacher.name}", spec.num_classes
+  n, size = len(data.labels), min(batch_size, len(data.labels))
+  empty = statistics.shapes(teacher.model, teacher.variables, spec.image_shape, k, tile)
+  if not empty.layers:
+    raise LtddError(
+      f"teacher {teacher.name!r} has neither batch norms nor convolutions, so it has no "
+      "statistics to match. Give config.teacher.models a network that has, such as 'convnet'."
+    )
+
+  def step_fn(state: Any, consts: Any, x: Any) -> tuple[Any, dict[str, jax.Array]]:
+    rows, counts, t = x
+    key = jax.random.fold_in(consts["key"], t)
+    images, labels = mesh_lib.split_batch(session.mesh, batch_fn(consts, rows, key))
+    member = jax.nn.one_hot(labels, k) * counts[:, None]
+    found = statistics.of_images(teacher.model, consts["variables"], images, member, tile)
+    state = statistics.merge(state, found)
+    return state, {"images": state.counts.sum()}
+
+  everywhere = mesh_lib.replicated(session.mesh)
+  state = mesh_lib.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), empty), everywhere)
+  consts = {
+    "data": data,
+    "variables": mesh_lib.put(teacher.variables, everywhere),
+    "key": rng.key_for(seed, "statistics", "step"),
+  }
+  state = loop.run(
+    step_fn,
+    state,
+    consts,
+    num_steps=-(-n // size),
+    session=session,
+    name=name,
+    inputs=functools.partial(_rows, n, size),
+    compiled=compiled.setdefault(teacher.model, {}),
+    advice="the teacher's activations are too large; train it with a lower learning rate",
+  )
+  return jax.device_get(state)
+
+
+def _rows(n: int, size: int, t: int) -> tuple[np.ndarray, np.ndarray, np.int32]:
+  """Rows (b,) of batch t, whether each counts (b,), and t; the last batch is filled up."""
+  rows = np.arange(t * size, (t + 1) * size)
+  return np.minimum(rows, n - 1).astype(np.int32), (rows < n).astype(np.float32), np.int32(t)

@@ -1,0 +1,1 @@
+"""Supervised training: the step, the loop, losses, optimisers, metrics."""

@@ -1,0 +1,282 @@
+"""The one loop that teachers, distillation and students run in.
+
+  state = run(step_fn, state, consts, num_steps=1000, session=session, name="teacher/a")
+
+`step_fn(state, consts, x) -> (state, metrics)` is a pure function; the loop compiles it once,
+donates the state, writes metrics, saves checkpoints by time, stops cleanly on a signal and refuses
+to go on after a loss that is not finite. On an accelerator many steps go in one dispatch
+(`lax.scan`); on CPU they do not, since a weight-gradient convolution inside a loop is there some
+thirty times slower than outside.
+
+Several step functions take turns: step t is `step_fns[(first_turn + t) % len(step_fns)]`. Each is
+compiled once; where many steps go in one dispatch they are the branches of one `lax.switch`.
+"""
+
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax.artefacts import checkpoint
+from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core import progress as progress_lib
+from ltdd_jax.core.types import LtddError
+
+StepFn = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
+Compiled = dict[tuple[int, int], StepFn]  # by steps in one dispatch, and turn if that is one step
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """Where a loop runs and what it leaves behind. The default leaves nothing.
+
+  Attributes:
+    mesh: the devices.
+    scratch: folder for checkpoints of work in progress, or None for no checkpoints.
+    metrics: folder for metrics (JSON lines and TensorBoard events), or None.
+    checkpoint_seconds: least time between two checkpoints of one loop.
+    log_every: steps between two readings of the metrics.
+    show_progress: whether to show a bar (terminal) or a line a minute.
+  """
+
+  mesh: jax.sharding.Mesh = dataclasses.field(default_factory=mesh_lib.make_mesh)
+  scratch: pathlib.Path | None = None
+  metrics: pathlib.Path | None = None
+  checkpoint_seconds: float = 30.0
+  log_every: int = 50
+  show_progress: bool = True
+
+  def steps_per_call(self) -> int:
+    """Steps in one dispatch: 1 on CPU, `log_every` elsewhere."""
+    return 1 if self.mesh.devices.flat[0].platform == "cpu" else self.log_every
+
+
+class _Monitor:
+  """Reads metrics as they come, stops on one that is not finite, and writes their means."""
+
+  def __init__(self, session: Session, name: str, num_steps: int, first: int, advice: str):
+    self.name = name
+    self.advice = advice
+    self.waiting: list[tuple[int, dict[str, jax.Array]]] = []  # not read from the device yet
+    self.rows: list[dict[str, float]] = []  # read, and not written yet
+    folder = session.metrics and session.metrics / name
+    self.writer = progress_lib.MetricWriter(folder, first_step=first) if folder else None
+    self.bar = (
+      progress_lib.ProgressBar(num_steps, name, initial=first) if session.show_progress else None
+    )
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of the steps up to `step`, without waiting for them."""
+    self.waiting.append((step, metrics))
+
+  def read(self) -> None:
+    """Waits for the steps so far; raises LtddError at the first metric that is not finite."""
+    for step, metrics in jax.device_get(self.waiting):
+      columns = {k: np.atleast_1d(v) for k, v in metrics.items()}
+      count = max((len(v) for v in columns.values()), default=0)
+      for i in range(count):
+        row = {k: float(np.mean(v[i])) for k, v in columns.items()}
+        self._check(step - count + 1 + i, row)
+        self.rows.append(row)
+      if self.bar and count:
+        self.bar.update(step, **row)
+    self.waiting.clear()
+
+  def write(self, step: int) -> None:
+    """Writes the means since the last time."""
+    if self.writer and self.rows:
+      self.writer.write(step, {k: np.mean([r[k] for r in self.rows]) for k in self.rows[0]})
+    self.rows.clear()
+
+  def _check(self, step: int, row: dict[str, float]) -> None:
+    bad = [k for k, v in row.items() if not math.isfinite(v)]
+    if bad:
+      raise LtddError(
+        f"{self.name}: {bad[0]} is {row[bad[0]]} at step {step}, expected a finite number; "
+        f"{self.advice}. The last good checkpoint is kept."
+      )
+
+  def close(self) -> None:
+    if self.writer:
+      self.writer.close()
+    if self.bar:
+      self.bar.close()
+
+
+def compile_step(step_fn: StepFn, state: Any, steps_per_call: int = 1) -> StepFn:
+  """Compiles a step, or a scan over `steps_per_call` of them; the state is donated.
+
+  The new state lies where the old one lay, so that the second call does not compile again.
+  """
+
+  def scan(state, consts, xs):
+    return jax.lax.scan(lambda s, x: step_fn(s, consts, x), state, xs, length=steps_per_call)
+
+  places = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(
+    step_fn if steps_per_call == 1 else scan, donate_argnums=0, out_shardings=(places, None)
+  )
+
+
+def in_turn(step_fns: Sequence[StepFn]) -> StepFn:
+  """Makes one step of several; its input is a pair of their input and the turn, [] int32."""
+
+  def step_fn(state, consts, x):
+    inputs, turn = x
+    return jax.lax.switch(turn, step_fns, state, consts, inputs)
+
+  return step_fn
+
+
+class _Steps:
+  """Compiles the steps of a loop when they are first called, and calls them."""
+
+  def __init__(
+    self,
+    step_fns: Sequence[StepFn],
+    inputs: Callable[[int], Any],
+    first_turn: int,
+    compiled: Compiled,
+  ):
+    self.step_fns, self.inputs, self.first_turn = step_fns, inputs, first_turn
+    self.compiled = compiled
+
+  def _turn(self, t: int) -> int:
+    return (self.first_turn + t) % len(self.step_fns)
+
+  def __call__(self, t: int, count: int, state: Any, consts: Any) -> tuple[Any, dict[str, Any]]:
+    """Runs steps t, ..., t + count - 1 in one dispatch."""
+    several = len(self.step_fns) > 1
+    slot = (count, self._turn(t) if count == 1 else 0)
+    if slot not in self.compiled:
+      step_fn = in_turn(self.step_fns) if several and count > 1 else self.step_fns[slot[1]]
+      self.compiled[slot] = compile_step(step_fn, state, count)
+    if count == 1:
+      return self.compiled[slot](state, consts, self.inputs(t))
+    x = _stack([self.inputs(t + i) for i in range(count)])
+    if several:
+      x = (x, np.array([self._turn(t + i) for i in range(count)], np.int32))
+    return self.compiled[slot](state, consts, x)
+
+
+def run(
+  step_fn: StepFn | Sequence[StepFn],
+  state: Any,
+  consts: Any,
+  *,
+  num_steps: int,
+  session: Session,
+  name: str,
+  inputs: Callable[[int], Any] = lambda step: None,
+  hook: Callable[[int, Any], Any] | None = None,
+  hook_at: Iterable[int] = (),
+  compiled: Compiled | None = None,
+  first_turn: int = 0,
+  advice: str = "lower the learning rate of this stage",
+) -> Any:
+  """Runs `num_steps` steps from the newest checkpoint, or from `state`.
+
+  Args:
+    step_fn: pure step; `metrics` are scalars (or one value a seed, whose mean is logged). Several
+      take turns; they agree in state and metrics.
+    state: a pytree of arrays, donated.
+    consts: a pytree of arrays that do not change (data, teachers).
+    num_steps: total steps, counted from 0.
+    session: where to run and what to leave behind.
+    name: of the stage and the loop, for messages, checkpoints and metrics.
+    inputs: `inputs(t)` gives the host arrays of step t (None for none).
+    hook: `hook(t, state) -> state`, called after t steps for each t of `hook_at`.
+    hook_at: numbers of steps after which the hook is called.
+    compiled: steps compiled earlier: loops of the same step functions and shapes share them.
+    first_turn: turn of step 0, for a loop that goes on where another one ended.
+    advice: what to do when a number is not finite, for the error message.
+
+  Returns:
+    The last state.
+
+  Raises:
+    LtddError: a metric is not finite.
+    checkpoint.Interrupted: a signal asked to stop; the state is saved.
+  """
+  step_fns = (step_fn,) if callable(step_fn) else tuple(step_fn)
+  steps = _Steps(step_fns, inputs, first_turn, {} if compiled is None else compiled)
+  progress, first = None, 0
+  if session.scratch is not None:
+    progress = checkpoint.Progress(session.scratch / name, every_seconds=session.checkpoint_seconds)
+    restored = progress.restore(state)
+    if restored is not None:
+      first, state = restored
+  hooks = {t for t in hook_at if t > first}
+  monitor = _Monitor(session, name, num_steps, first, advice)
+  per_call, t = session.steps_per_call(), first
+  if len(step_fns) > 1:  # no remainder, so that no step is compiled in the scan and alone
+    per_call = math.gcd(per_call, num_steps)
+  due = time.monotonic() + 1.0
+  try:
+    while t < num_steps:
+      stop_at = min(
+        [num_steps, t - t % session.log_every + session.log_every, *(h for h in hooks if h > t)]
+      )
+      count = per_call if stop_at - t >= per_call else 1
+      state, metrics = steps(t, count, state, consts)
+      t += count
+      monitor.add(t, metrics)
+      if t in hooks:
+        state = hook(t, state)
+      stopping, overdue = _wishes(progress, t == stop_at)
+      if stopping or t == stop_at or time.monotonic() > due:
+        monitor.read()
+        if t == stop_at:
+          monitor.write(t)
+        due = time.monotonic() + 1.0
+        if progress and (stopping or t == num_steps or overdue):
+          _check_finite(name, t, state, advice)
+          progress.save(t, state)
+        if stopping:
+          raise checkpoint.Interrupted(f"{name}: stopped after step {t} of {num_steps}")
+  finally:
+    monitor.close()
+    if progress:
+      progress.close()
+  return state
+
+
+def _wishes(progress: checkpoint.Progress | None, agree: bool) -> tuple[bool, bool]:
+  """Whether to stop, and whether to save. Processes of a pod do both together: they agree first.
+
+  That costs a message, so that between two readings of the metrics none of them wishes anything.
+  """
+  if jax.process_count() > 1 and not agree:
+    return False, False
+  due = progress is not None and progress.due()
+  return mesh_lib.any_process(checkpoint.stop_requested(), due)
+
+
+def _check_finite(name: str, step: int, state: Any, advice: str) -> None:
+  """Refuses to save a state that holds NaN or infinity: it would replace a good checkpoint."""
+  floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+  if not _all_finite(floats):
+    raise LtddError(
+      f"{name}: the state after step {step} holds NaN or infinity; {advice}. "
+      "The last good checkpoint is kept."
+    )
+
+
+@jax.jit
+def _all_finite(arrays: list[jax.Array]) -> jax.Array:
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays]))
+
+
+def _stack(items: list[Any]) -> Any:
+  return jax.tree.map(lambda *x: np.stack(x), *items)
+
+
+def scalar_step(step: int = 0) -> jax.Array:
+  """A step counter that survives a checkpoint without a change of type."""
+  return jnp.asarray(step, jnp.int32)

@@ -1,0 +1,78 @@
+import jax
+import numpy as np
+import pytest
+
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import feed
+
+
+def test_each_index_occurs_once_an_epoch_and_batches_straddle():
+  sampler = feed.BatchSampler(0, "test", num_items=10, batch_size=4)
+  stream = np.concatenate([sampler(step) for step in range(5)])
+  assert sorted(stream[:10]) == list(range(10))
+  assert sorted(stream[10:]) == list(range(10))
+  assert sampler.epoch(2).tolist() == [0, 0, 1, 1]
+  assert sampler(0).dtype == np.int32
+
+
+def test_a_batch_depends_on_the_step_alone():
+  one, other = (feed.BatchSampler(3, "teacher", 7, 5) for _ in range(2))
+  for step in range(8):
+    one(step)
+  for step in (6, 0, 3):
+    np.testing.assert_array_equal(one(step), other(step))
+
+
+def test_seeds_and_names_have_streams_of_their_own():
+  first = feed.BatchSampler(0, "a", 100, 100)(0)
+  assert not np.array_equal(first, feed.BatchSampler(1, "a", 100, 100)(0))
+  assert not np.array_equal(first, feed.BatchSampler(0, "b", 100, 100)(0))
+  assert not np.array_equal(first, feed.BatchSampler(0, "a", 100, 100)(1))
+
+
+def test_a_large_batch_is_clamped():
+  sampler = feed.BatchSampler(0, "test", num_items=3, batch_size=8)
+  assert sorted(sampler(5)) == [0, 1, 2]
+  assert feed.num_steps(3, 8, num_epochs=4) == 4
+
+
+@pytest.mark.parametrize(("items", "batch"), [(0, 4), (4, 0)])
+def test_an_empty_sampler_is_refused(items, batch):
+  with pytest.raises(
+    LtddError, match=r"sampler 'x': num_items=\d, batch_size=\d; both must be >= 1"
+  ):
+    feed.BatchSampler(0, "x", items, batch)
+
+
+def test_num_steps():
+  # CIFAR-10-LT, batch 256: the published 80/55/49/44 steps an epoch
+  counts = (20431, 13996, 12406, 11203)
+  assert [feed.num_steps(n, 256, num_epochs=1) for n in counts] == [80, 55, 49, 44]
+  assert feed.num_steps(10, 4, num_epochs=3) == 8  # 7.5: batches straddle epochs
+  assert feed.num_steps(10, 4, num_steps=5) == 5
+
+
+@pytest.mark.parametrize("length", [{}, {"num_epochs": 1, "num_steps": 1}])
+def test_num_steps_takes_exactly_one_length(length):
+  with pytest.raises(LtddError, match="give exactly one of the two"):
+    feed.num_steps(10, 4, **length)
+
+
+@pytest.mark.parametrize("length", [{"num_epochs": 0}, {"num_steps": -1}, {"num_epochs": 1.5}])
+def test_num_steps_takes_whole_positive_lengths(length):
+  with pytest.raises(LtddError, match="expected a whole number >= 1"):
+    feed.num_steps(10, 4, **length)
+
+
+def test_to_device_keeps_bytes():
+  data = feed.to_device(np.zeros((3, 2, 2, 1), np.uint8), np.arange(3))
+  assert isinstance(data.images, jax.Array)
+  assert data.images.dtype == np.uint8
+  assert data.labels.dtype == np.int32
+
+
+def test_to_device_refuses_floats_and_lengths_that_differ():
+  with pytest.raises(LtddError, match="images are float32: only uint8"):
+    feed.to_device(np.zeros((3, 2, 2, 1), np.float32), np.arange(3))
+  with pytest.raises(LtddError, match="3 images but 2 labels"):
+    feed.to_device(np.zeros((3, 2, 2, 1), np.uint8), np.arange(2))

@@ -1,0 +1,444 @@
+"""Sources, among them tiny TFDS sets that are prepared here without TensorFlow or a network."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import images as image_files
+from ltdd_jax.data.sources import open_source
+
+
+def blobs(n, h=6, w=6, c=3, seed=0):
+  return np.random.RandomState(seed).randint(0, 256, (n, h, w, c)).astype(np.uint8)
+
+
+# ---- digits -------------------------------------------------------------------------------------
+
+
+def test_digits_are_balanced_and_disjoint():
+  source = open_source("digits")
+  assert np.bincount(source.train_labels).tolist() == [114] * 10
+  assert np.bincount(source.test_labels).tolist() == [60] * 10
+  assert source.class_names == tuple("0123456789")
+  train, test = source.read("train", np.arange(1140)), source.read("test", np.arange(600))
+  assert train.shape == (1140, 8, 8, 1)
+  assert train.dtype == np.uint8
+  assert not {x.tobytes() for x in train} & {x.tobytes() for x in test}
+  assert train.max() == 255
+  assert (train / 255).mean() == pytest.approx(source.spec.mean[0], abs=5e-5)
+  assert (train / 255).std() == pytest.approx(source.spec.std[0], abs=5e-5)
+
+
+def test_read_keeps_the_order_of_the_indices():
+  source = open_source("digits")
+  rows = np.array([5, 2, 5])
+  got = source.read("test", rows)
+  np.testing.assert_array_equal(got[0], got[2])
+  np.testing.assert_array_equal(got[1:2], source.read("test", rows[1:2]))
+  assert source.read("test", rows[:0]).shape == (0, 8, 8, 1)
+
+
+def test_image_size_resizes():
+  source = open_source("digits", image_size=16)
+  assert source.spec.image_shape == (16, 16, 1)
+  assert source.read("train", np.arange(2)).shape == (2, 16, 16, 1)
+
+
+# ---- arrays and npz -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def arrays():
+  return {
+    "x_train": blobs(9),
+    "y_train": np.arange(9) % 3,
+    "x_test": blobs(6, seed=1),
+    "y_test": np.arange(6) % 3,
+  }
+
+
+def test_arrays(arrays):
+  source = open_source("arrays", arrays=arrays | {"classes": ["a", "b", "c"]})
+  assert source.class_names == ("a", "b", "c")
+  assert source.spec.num_train == 9
+  assert source.train_labels.dtype == np.int32
+  np.testing.assert_array_equal(source.read("train", [3, 1]), arrays["x_train"][[3, 1]])
+  pixels = arrays["x_train"] / 255
+  np.testing.assert_allclose(source.spec.mean, pixels.mean((0, 1, 2)), atol=1e-6)
+  np.testing.assert_allclose(source.spec.std, pixels.std((0, 1, 2)), atol=1e-6)
+
+
+def test_arrays_without_names_or_channels(arrays):
+  arrays |= {"x_train": blobs(9)[..., 0], "x_test": blobs(6)[..., 0]}
+  source = open_source("arrays", arrays=arrays)
+  assert source.class_names == ("0", "1", "2")
+  assert source.spec.image_shape == (6, 6, 1)
+
+
+def test_given_constants_replace_measured_ones(arrays):
+  source = open_source("arrays", arrays=arrays, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+  assert source.spec.mean == (0.5, 0.4, 0.3)
+  with pytest.raises(LtddError, match=r"expected both, with 3 number\(s\) each"):
+    open_source("arrays", arrays=arrays, mean=(0.5,), std=(0.2,))
+
+
+def test_a_constant_channel_can_still_be_normalised(arrays):
+  arrays |= {"x_train": np.zeros_like(arrays["x_train"])}
+  assert open_source("arrays", arrays=arrays).spec.std == pytest.approx((1 / 255,) * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"x_train": blobs(9) / 255}, r"arrays: x_train is float64: expected uint8 pixels.*np\.round"),
+    ({"x_train": blobs(9, c=2)}, r"x_train has shape \(9, 6, 6, 2\): expected \(n, h, w, c\)"),
+    ({"x_train": blobs(9, h=5)}, r"x_train holds \(5, 6, 3\) images and x_test \(6, 6, 3\)"),
+    ({"y_train": np.zeros(9)}, r"y_train is float64 \(9,\): expected one integer an image"),
+    ({"y_test": np.zeros((6, 1), int)}, r"y_test is int64 \(6, 1\): expected one integer"),
+    ({"y_train": np.zeros(8, int)}, r"y_train has 8 labels for 9 images"),
+    ({"y_train": np.full(9, -1)}, r"y_train\[0\] is -1: expected labels in \[0, 3\)"),
+    ({"x_test": blobs(0), "y_test": np.zeros(0, int)}, r"y_test is empty"),
+    ({"classes": ["a", "b"]}, r"y_train\[2\] is 2: expected labels in \[0, 2\)"),
+    ({"classes": ["a", "b", "a"]}, r"expected k different strings"),
+    ({"y_test": None}, r"y_test is object"),
+  ],
+)
+def test_bad_arrays(arrays, change, message):
+  with pytest.raises(LtddError, match=message):
+    open_source("arrays", arrays=arrays | change)
+
+
+def test_missing_arrays(arrays):
+  del arrays["x_test"]
+  with pytest.raises(LtddError, match="found x_train, y_train, y_test; expected x_train, y_train,"):
+    open_source("arrays", arrays=arrays)
+  with pytest.raises(LtddError, match="the argument `arrays` goes with the name 'arrays'"):
+    open_source("arrays")
+
+
+def test_npz(arrays, tmp_path):
+  np.savez(tmp_path / "set.npz", classes=np.array(["a", "b", "c"]), id_train=np.arange(9), **arrays)
+  source = open_source(f"npz:{tmp_path}/set.npz")
+  assert source.class_names == ("a", "b", "c")
+  np.testing.assert_array_equal(source.read("test", np.arange(6)), arrays["x_test"])
+
+
+def test_bad_npz(arrays, tmp_path):
+  with pytest.raises(LtddError, match="there is no such file"):
+    open_source(f"npz:{tmp_path}/none.npz")
+  with pytest.raises(LtddError, match="the path is missing, as in 'npz:/path'"):
+    open_source("npz:")
+  file = tmp_path / "set.npz"
+  np.savez(file, **arrays)
+  file.write_bytes(file.read_bytes()[:500])
+  with pytest.raises(LtddError, match=r"set\.npz: not a readable npz file"):
+    open_source(f"npz:{file}")
+
+
+def test_pickles_are_refused(arrays, tmp_path):
+  np.savez(tmp_path / "set.npz", **(arrays | {"y_test": np.array([object()] * 6)}))
+  with pytest.raises(LtddError, match="not a readable npz file of plain arrays"):
+    open_source(f"npz:{tmp_path}/set.npz")
+
+
+# ---- folders ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for split, sizes in {"train": {"cat": 4, "ant": 2}, "test": {"cat": 1, "ant": 1}}.items():
+    for name, n in sizes.items():
+      (tmp_path / split / name).mkdir(parents=True)
+      for i in range(n):
+        picture = Image.fromarray(np.full((10 + i, 8, 3), 10 * i, np.uint8))
+        picture.save(tmp_path / split / name / f"{i}.png")
+  return tmp_path
+
+
+def test_folder_measures_what_it_finds(folder):
+  source = open_source(f"folder:{folder}", image_size=6)
+  assert source.class_names == ("ant", "cat")
+  assert source.train_labels.tolist() == [0, 0, 1, 1, 1, 1]
+  assert source.spec.image_shape == (6, 6, 3)
+  assert source.notes == ()
+  got = source.read("train", np.array([5, 0]))
+  assert got[:, 0, 0, 0].tolist() == [30, 0]
+  assert source.read("train", np.array([], int)).shape == (0, 6, 6, 3)
+  mean = np.mean([0, 10, 0, 10, 20, 30]) / 255
+  np.testing.assert_allclose(source.spec.mean, [mean] * 3, atol=1e-6)
+
+
+def test_unreadable_image_is_named(folder):
+  (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not a picture")
+  whole = (folder / "train" / "cat" / "3.png").read_bytes()
+  (folder / "train" / "cat" / "cut.png").write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(LtddError, match=r"broken\.jpg: cannot be read .* 2 of 8 images .*'skip'"):
+    open_source(f"folder:{folder}", image_size=6)
+
+
+def test_unreadable_images_are_counted_when_skipping_is_allowed(folder):
+  (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not a picture")
+  (folder / "train" / "cat" / "notes.txt").write_text("hello")
+  (folder / "train" / "cat" / ".DS_Store").write_text("hello")
+  source = open_source(f"folder:{folder}", image_size=6, on_unreadable="skip")
+  assert source.train_labels.tolist() == [0, 0, 1, 1, 1, 1]
+  assert len(source.notes) == 2
+  assert source.notes[0].startswith("train: skipped 1 unreadable images: ")
+  assert source.notes[0].endswith("broken.jpg")
+  assert source.notes[1].startswith("train: ignored 1 files that are not images: ")
+
+
+def test_an_image_that_goes_bad_later_is_named(folder):
+  source = open_source(f"folder:{folder}", image_size=6)
+  (folder / "test" / "cat" / "0.png").write_bytes(b"")
+  with pytest.raises(LtddError, match=r"0\.png: was readable when the source was opened"):
+    source.read("test", np.array([1]))
+
+
+def test_folder_may_call_its_test_set_val_and_lack_a_class_there(folder):
+  (folder / "test").rename(folder / "val")
+  shutil.rmtree(folder / "val" / "ant")
+  source = open_source(f"folder:{folder}", image_size=6)
+  assert source.test_labels.tolist() == [1]
+  assert source.notes == ("test: no folder for 1 of 2 classes: ant",)
+
+
+def _no_test(folder):
+  shutil.rmtree(folder / "test")
+
+
+def _no_train(folder):
+  shutil.rmtree(folder / "train")
+
+
+def _one_class(folder):
+  shutil.rmtree(folder / "train" / "ant")
+
+
+def _extra_test_class(folder):
+  (folder / "test" / "dog").mkdir()
+
+
+def _empty_class(folder):
+  (folder / "train" / "dog").mkdir()
+
+
+def _empty_test(folder):
+  for file in (folder / "test").rglob("*.png"):
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (_no_test, r"found the folders: train\. Expected train/<class>/\* and test/<class>/\*"),
+    (_no_train, r"found the folders: test\. Expected"),
+    (_one_class, r"found 1 class folder\(s\); expected two or more"),
+    (_extra_test_class, r"class folder 'dog' has no counterpart in train"),
+    (_empty_class, r"dog: no readable image in this class folder .*add some or delete"),
+    (_empty_test, r"test: no readable image in any class folder"),
+  ],
+)
+def test_bad_folders(folder, damage, message):
+  damage(folder)
+  with pytest.raises(LtddError, match=message):
+    open_source(f"folder:{folder}", image_size=6)
+
+
+def test_folder_needs_a_size_and_a_known_policy(folder):
+  with pytest.raises(LtddError, match=r"image_size is missing; set data\.image_size"):
+    open_source(f"folder:{folder}")
+  with pytest.raises(LtddError, match=r"image_size=\(6,\): expected a side or \(height, width\)"):
+    open_source(f"folder:{folder}", image_size=(6,))
+  with pytest.raises(LtddError, match="on_unreadable='ignore': expected 'error' or 'skip'"):
+    open_source(f"folder:{folder}", image_size=6, on_unreadable="ignore")
+
+
+# ---- image files --------------------------------------------------------------------------------
+
+
+def _decode(image, tmp_path, channels=3, size=None, **kwargs):
+  image.save(tmp_path / "x.png", **kwargs)
+  return image_files.decode(tmp_path / "x.png", channels, size)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_every_mode_becomes_rgb(mode, tmp_path):
+  pixels = _decode(Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode), tmp_path)
+  assert pixels.shape == (4, 5, 3)
+  assert (pixels == 255).all()
+
+
+def test_palette_with_transparency(tmp_path):
+  pixels = _decode(Image.new("P", (5, 4)), tmp_path, transparency=b"\x00\xff")
+  assert pixels.shape == (4, 5, 3)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+  grey = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
+  assert _decode(grey, tmp_path, channels=1)[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_images_are_turned_upright(tmp_path):
+  image = Image.new("RGB", (6, 4))
+  exif = image.getexif()
+  exif[0x0112] = 6  # rotated by a quarter
+  assert _decode(image, tmp_path, exif=exif).shape == (6, 4, 3)
+
+
+def test_wide_images_lose_their_sides_not_their_proportions(tmp_path):
+  wide = np.zeros((4, 12, 3), np.uint8)
+  wide[:, 4:8] = 200
+  assert (_decode(Image.fromarray(wide), tmp_path, size=(4, 4)) == 200).all()
+
+
+def test_large_images_are_decoded_in_threads_to_the_same_pixels(tmp_path):
+  Image.fromarray(blobs(1, 80, 80)[0]).save(tmp_path / "x.png")
+  data = (tmp_path / "x.png").read_bytes()
+  assert len(data) > image_files._WORTH_A_THREAD
+  for pixels in image_files.decode_all([data] * 3, 3):
+    np.testing.assert_array_equal(pixels, blobs(1, 80, 80)[0])
+
+
+# ---- TFDS ---------------------------------------------------------------------------------------
+
+PIXELS = {"train": blobs(30, 32, 32), "test": blobs(20, 32, 32, seed=1)}
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A miniature cifar10 and `tiny_shapes`, a set that neither TFDS nor our table knows."""
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.image_classification import cifar
+
+  class Cifar10(cifar.Cifar10, skip_registration=True):
+    def _split_generators(self, dl_manager):
+      self.info.features["label"].names = CLASSES
+      return {split: self._images(split) for split in PIXELS}
+
+    def _images(self, split):
+      for i, image in enumerate(PIXELS[split]):
+        yield i, {"id": f"{i}", "image": Image.fromarray(image), "label": i % 10}
+
+  class TinyShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+      features = {
+        "picture": tfds.features.Image(shape=(None, None, 1)),
+        "kind": tfds.features.ClassLabel(names=["disc", "square"]),
+      }
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(features),
+        supervised_keys=("picture", "kind"),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {
+        "train": self._generate_examples(4, 0),
+        "test": self._generate_examples(2, None),
+        "validation": self._generate_examples(3, 0),
+      }
+
+    def _generate_examples(self, n, label):
+      for i in range(n):
+        picture = Image.fromarray(np.full((8 + i, 8), 50 * i, np.uint8))
+        yield i, {"picture": picture, "kind": -1 if label is None else i % 2}
+
+  root = tmp_path_factory.mktemp("tfds")
+  for builder in (Cifar10, TinyShapes):
+    builder(data_dir=root).download_and_prepare(file_format="array_record")
+  return root
+
+
+def test_tfds_set_of_the_table(prepared):
+  source = open_source("cifar10", data_dir=str(prepared))
+  assert source.class_names == tuple(CLASSES)
+  assert (source.spec.num_train, source.spec.num_test) == (30, 20)
+  assert source.spec.mean == (0.4914, 0.4822, 0.4465)
+  got = source.read("train", np.arange(30)[::-1])
+  assert {x.tobytes() for x in got} == {x.tobytes() for x in PIXELS["train"]}
+  for image, label in zip(got, source.train_labels[::-1], strict=True):
+    original = int(np.flatnonzero((PIXELS["train"] == image).all((1, 2, 3)))[0])
+    assert label == original % 10
+  assert source.read("test", np.array([], int)).shape == (0, 32, 32, 3)
+
+
+def test_tfds_set_at_another_size(prepared):
+  source = open_source("cifar10", data_dir=str(prepared), image_size=(16, 8))
+  assert source.spec.image_shape == (16, 8, 3)
+  assert source.read("train", np.arange(2)).shape == (2, 16, 8, 3)
+
+
+def test_tfds_set_known_from_its_files_alone(prepared):
+  source = open_source("tiny_shapes", data_dir=str(prepared), image_size=8)
+  assert source.class_names == ("disc", "square")
+  assert source.spec.image_shape == (8, 8, 1)
+  assert source.notes == ("test: the validation split of tiny_shapes",)
+  assert len(source.test_labels) == 3
+  np.testing.assert_allclose(source.spec.mean, [75 / 255], atol=1e-6)
+  assert sorted(source.read("train", np.arange(4))[:, 0, 0, 0]) == [0, 50, 100, 150]
+
+
+def test_tfds_images_of_many_sizes_need_a_size(prepared):
+  with pytest.raises(
+    LtddError, match=r"tiny_shapes: its images differ in size; set data\.image_size"
+  ):
+    open_source("tiny_shapes", data_dir=str(prepared))
+
+
+def test_unknown_name_is_corrected():
+  with pytest.raises(
+    LtddError, match=r"'cifra10' is not known\. Did you mean 'cifar10'\? Sources:"
+  ):
+    open_source("cifra10")
+
+
+def test_set_that_is_not_prepared_says_how_to(tmp_path):
+  with pytest.raises(LtddError) as error:
+    open_source("fashion_mnist", data_dir=str(tmp_path))
+  message = str(error.value)
+  assert "fashion_mnist is not prepared" in message
+  assert f"tfds.builder('fashion_mnist', data_dir='{tmp_path}').download_and_prepare(" in message
+  assert "file_format='array_record'" in message
+  assert "copy the folder fashion_mnist/" in message
+  assert "set\n    data.data_dir" in message
+  assert not list(tmp_path.iterdir())
+
+
+def _copy_of(name, target, source):
+  shutil.copytree(source / name, target / name)
+  return next((target / name).rglob("dataset_info.json"))
+
+
+def test_tfrecord_is_refused(prepared, tmp_path):
+  info = _copy_of("cifar10", tmp_path, prepared)
+  facts = json.loads(info.read_text())
+  facts["fileFormat"] = "tfrecord"
+  info.write_text(json.dumps(facts))
+  with pytest.raises(LtddError, match="is prepared as tfrecord, which cannot be read at random"):
+    open_source("cifar10", data_dir=str(tmp_path))
+
+
+def test_damaged_file_is_named(prepared, tmp_path):
+  info = _copy_of("cifar10", tmp_path, prepared)
+  file = next(info.parent.glob("*train*"))
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  with pytest.raises(LtddError, match=r"cifar10/\d.*damaged or missing .*prepare or copy it anew"):
+    open_source("cifar10", data_dir=str(tmp_path))
+
+
+def test_wrong_number_of_classes(prepared, tmp_path):
+  info = _copy_of("cifar10", tmp_path, prepared)
+  features = info.parent / "features.json"
+  features.write_text(features.read_text().replace('"numClasses": "10"', '"numClasses": "12"'))
+  names = info.parent / "label.labels.txt"
+  names.write_text(names.read_text() + "eleven\ntwelve\n")
+  with pytest.raises(LtddError, match="prepared with 12 classes, expected 10"):
+    open_source("cifar10", data_dir=str(tmp_path))

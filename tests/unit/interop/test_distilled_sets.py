@@ -1,0 +1,231 @@
+"""Images from elsewhere: what is read, what is refused, and what identifies them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits_lt
+from ltdd_jax import pipeline
+from ltdd_jax.artefacts.workdir import Workdir
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import sources
+from ltdd_jax.interop import distilled_sets
+from ltdd_jax.pipeline import check, stages
+from tests import small
+
+CLASSES = small.SPEC.class_names
+LABELS = np.array([0, 0, 1, 2], np.int32)  # by class, as a folder gives them
+IMAGES = small.images(len(LABELS))
+
+
+def read(path, spec=small.SPEC, classes=CLASSES):
+  return distilled_sets.read("config.distil.methods.mine", str(path), spec, classes)
+
+
+def commit(folder, stage="distil/mine", classes=CLASSES, images=IMAGES, labels=LABELS):
+  with Workdir(folder) as work:
+    return work.commit(
+      stage, config={}, inputs={}, arrays={"images": images, "labels": labels}, class_names=classes
+    ).path
+
+
+def write_folders(root, images=IMAGES, labels=LABELS, classes=CLASSES):
+  for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+    (root / classes[label]).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image[..., 0]).save(root / classes[label] / f"{i}.png")
+  return root
+
+
+def test_three_ways_in_give_the_same_images_and_the_same_identity(tmp_path):
+  np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS.astype(np.int64), classes=CLASSES)
+  np.savez(tmp_path / "grey.npz", images=IMAGES[..., 0], labels=LABELS)
+  places = (
+    commit(tmp_path / "run"),
+    tmp_path / "a.npz",
+    tmp_path / "grey.npz",
+    write_folders(tmp_path / "folders"),
+  )
+  for place in places:
+    got = read(place)
+    np.testing.assert_array_equal(got.images, IMAGES)
+    np.testing.assert_array_equal(got.labels, LABELS)
+    assert got.labels.dtype == np.int32
+    assert got.sha256 == distilled_sets.content_sha256(IMAGES, LABELS)
+    assert str(place) in got.about
+    assert len(got.notes) == 1
+
+
+def test_identity_sees_every_pixel_every_label_and_the_shape():
+  pixels, labels = IMAGES.copy(), LABELS.copy()
+  pixels[-1, -1, -1, 0] ^= 1
+  labels[0] = 1
+  marks = {
+    distilled_sets.content_sha256(x, y)
+    for x, y in (
+      (IMAGES, LABELS),
+      (pixels, LABELS),
+      (IMAGES, labels),
+      (IMAGES.reshape(4, 4, 16, 1), LABELS),
+    )
+  }
+  assert len(marks) == 4
+
+
+def test_a_class_without_an_image_is_noted(tmp_path):
+  np.savez(tmp_path / "a.npz", images=IMAGES[:3], labels=LABELS[:3])
+  assert read(tmp_path / "a.npz").notes[1] == "no image for classes [2]"
+
+
+def test_colours_become_what_the_data_set_has(tmp_path):
+  (tmp_path / "a").mkdir()
+  Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "a" / "x.png")
+  assert read(tmp_path).images.shape == (1, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+  ("arrays", "message"),
+  [
+    ({"images": IMAGES}, "has no array 'labels'"),
+    ({"images": IMAGES / 255.0, "labels": LABELS}, r"images is float64: expected uint8"),
+    ({"images": IMAGES, "labels": LABELS.astype(float)}, r"labels is float64 \(4,\)"),
+    ({"images": IMAGES, "labels": LABELS[:2]}, "2 labels for 4 images"),
+    ({"images": IMAGES, "labels": LABELS + 1}, r"labels\[3\] is 3: expected labels in \[0, 3\)"),
+    ({"images": IMAGES[:, :4], "labels": LABELS}, r"shape \(4, 8, 1\).*\(8, 8, 1\)"),
+    ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": LABELS}, "channels first"),
+    ({"images": IMAGES, "labels": LABELS, "classes": ["a", "c", "b"]}, "another class map"),
+    ({"images": IMAGES, "labels": np.array([object()] * 4)}, "not a readable npz file of plain"),
+  ],
+)
+def test_npz_files_that_are_refused(arrays, message, tmp_path):
+  np.savez(tmp_path / "a.npz", **arrays)
+  with pytest.raises(LtddError, match=rf"(?s)config\.distil\.methods\.mine.*{message}"):
+    read(tmp_path / "a.npz")
+
+
+def test_places_that_are_refused(tmp_path):
+  with pytest.raises(LtddError, match="there is no such file or folder"):
+    read(tmp_path / "nowhere")
+  (tmp_path / "a.npz").write_bytes(b"no archive")
+  with pytest.raises(LtddError, match="not a readable npz file"):
+    read(tmp_path / "a.npz")
+  with pytest.raises(LtddError, match="stage label/mine; expected one of a recover stage"):
+    read(commit(tmp_path / "other", stage="label/mine"))
+  with pytest.raises(LtddError, match=r"(?s)another class map.*0: c.*0: a"):
+    read(commit(tmp_path / "run", classes=("c", "b", "a")))
+  place = commit(tmp_path / "damaged")
+  (place / "images.npy").write_bytes(b"cut")
+  with pytest.raises(LtddError, match=r"images\.npy is damaged"):
+    read(place)
+
+
+def test_folders_that_are_refused(tmp_path):
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(LtddError, match=r"has no folders; expected folders named 0: a, 1: b, 2: c"):
+    read(tmp_path / "empty")
+  (tmp_path / "bare" / "a").mkdir(parents=True)
+  with pytest.raises(LtddError, match="no image file in any class folder"):
+    read(tmp_path / "bare")
+  with pytest.raises(LtddError, match="the folder 'x' is no class"):
+    read(write_folders(tmp_path / "others", classes=("x", "y", "z")))
+  root = write_folders(tmp_path / "large", images=np.zeros((4, 9, 9, 1), np.uint8))
+  with pytest.raises(LtddError, match=r"0\.png: images have the shape \(9, 9, 1\)"):
+    read(root)
+  (write_folders(tmp_path / "bad") / "a" / "0.png").write_bytes(b"no picture")
+  with pytest.raises(LtddError, match=r"0\.png: cannot be read as an image"):
+    read(tmp_path / "bad")
+
+
+# ---- in a run ----
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path):
+  """A config whose one image source is imported, and a data set of three classes."""
+  data = small.train_data()
+  there = sources.open_source(
+    "arrays",
+    arrays={
+      "x_train": data.images,
+      "y_train": data.labels,
+      "x_test": small.images(3),
+      "y_test": np.arange(3),
+      "classes": np.array(CLASSES),
+    },
+  )
+  monkeypatch.setattr(sources, "open_source", lambda **kw: there)
+  np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
+  plain = check.check(digits_lt.get_config("preset=smoke"))
+  plain["data"] |= {"rule": "as_is", "imbalance_factor": 1.0, "num_test": None}
+  plain["distil"]["methods"] = {"mine": {"name": "imported", "path": str(tmp_path / "a.npz")}}
+  return plain
+
+
+def stage_of(config, name):
+  ctx = stages.Context(config)
+  found = stages.make_stages(config, ctx.identity, ctx.imported)
+  return ctx, found, next(s for s in found if s.name == name)
+
+
+def test_content_and_not_place_is_the_identity(config, tmp_path):
+  prints = lambda: pipeline.fingerprints(stage_of(config, "distil/mine")[1])
+  here = prints()
+  (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+  config["distil"]["methods"]["mine"]["path"] = str(tmp_path / "b.npz")
+  assert prints() == here
+  config["seed"] = 7  # other teachers and students, the same images
+  assert prints()["distil/mine"] == here["distil/mine"]
+  config["seed"] = 0
+  np.savez(tmp_path / "b.npz", images=IMAGES[::-1], labels=LABELS)
+  after = prints()
+  changed = {name for name in here if here[name] != after[name]}
+  assert changed == {name for name in here if "/mine" in name}
+
+
+def test_the_recover_stage_stores_what_was_read(config, tmp_path):
+  ctx, found, recover = stage_of(config, "distil/mine")
+  assert recover.inputs == ("data",)
+  assert "4 images 8x8x1 uint8 from" in recover.plan(ctx)
+  assert "(3, 4, 3)" in next(s for s in found if s.name == "label/mine").plan(ctx)
+  check.check_with_data(ctx)
+  with Workdir(tmp_path / "run") as work:
+    ctx.workdir = work
+    prints = pipeline.fingerprints(found)
+    for stage in (found[0], recover):
+      pipeline.run_stage(stage, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
+    pixels, labels = ctx.images("mine")
+    np.testing.assert_array_equal(pixels, IMAGES)
+    np.testing.assert_array_equal(labels, LABELS)
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS[::-1])
+    _, _, other = stage_of(config, "distil/mine")
+    with pytest.raises(LtddError, match=r"distil\.method\.sha256"):
+      work.status(other.name, other.config, {"data": prints["data"]})
+
+
+def test_other_methods_keep_their_part_of_the_config():
+  config = check.check(digits_lt.get_config("preset=smoke"))
+  part = dict(config["distil"])
+  methods = part.pop("methods")
+  for later in ("teachers", "jpeg_quality"):  # arguments that came later are left out at None
+    assert part.pop(later) is None
+  found = {s.name: (s.config, s.inputs) for s in stages.make_stages(config) if s.kind == "distil"}
+  distilled = {"seed": 0, "distil": part | {"method": methods["sre2l"]}}
+  for key in ("order", "batch_size"):  # for methods that optimise
+    del part[key]
+  selected = {"seed": 0, "distil": part | {"method": methods["random"]}}
+  assert found == {
+    "distil/sre2l": (distilled, ("data", "teacher")), "distil/random": (selected, ("data",))
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("method", "message"),
+  [
+    ({"name": "imported"}, "missing key 'path'"),
+    ({"name": "imported", "pth": "x"}, "Did you mean 'path'"),
+    ({"name": "imported", "path": 3}, "path is 3"),
+  ],
+)
+def test_entries_that_are_wrong(config, method, message):
+  config["distil"]["methods"]["mine"] = method
+  with pytest.raises(LtddError, match=rf"config\.distil\.methods\.mine.*{message}"):
+    check.check_with_data(stages.Context(config))

@@ -1,0 +1,251 @@
+"""Views are functions of (key, epoch, image); the store holds their logits."""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import augment
+from ltdd_jax.labels import label as label_lib
+from ltdd_jax.training import loop
+from tests import small
+
+QUIET = loop.Session(show_progress=False)
+IMAGES, LABELS = small.images(5), np.array([0, 1, 2, 0, 1], np.int32)
+
+
+def make(**kwargs):
+  return jax.jit(label_lib.view_fn(small.SPEC, **kwargs))
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
+def test_view_does_not_depend_on_its_batch(mix, key):
+  views = make(mix=mix)
+  all_views = views(key, IMAGES, LABELS, jnp.arange(5), jnp.full(5, 2))
+  one = views(key, IMAGES, LABELS, jnp.array([3, 1]), jnp.array([2, 0]))
+  np.testing.assert_array_equal(one.images[0], all_views.images[3])
+  assert one.partner_labels[0] == all_views.partner_labels[3]
+  assert one.weight[0] == all_views.weight[3]
+  again = views(key, IMAGES, LABELS, jnp.array([3]), jnp.array([1]))
+  assert not np.array_equal(again.images[0], one.images[0])
+
+
+def test_nothing_asked_for_gives_the_images(key):
+  views = make(crop_scale=None, flip=False, mix=None)
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int))
+  want = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  np.testing.assert_allclose(got.images, want, atol=1e-6)
+  np.testing.assert_array_equal(got.weight, np.ones(5))
+  np.testing.assert_array_equal(got.labels, LABELS)
+
+
+def test_mosaics_are_shuffled_strip_by_strip(key):
+  views = make(crop_scale=None, flip=False, mix=None, shuffle_patches=2)
+  strips = np.repeat(np.repeat(np.arange(4).reshape(2, 2), 4, 0), 4, 1)[None, ..., None]
+  shown = np.repeat(50 * strips.astype(np.uint8), 40, 0)
+  got = views(key, shown, np.zeros(40, np.int32), jnp.arange(40), jnp.zeros(40, int)).images
+  quarter = np.asarray(got[:, ::4, ::4, 0] * 0.3 + 0.4) * 255 / 50
+  found = {tuple(np.rint(q).astype(int).ravel()) for q in quarter}
+  assert found == {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
+  with pytest.raises(LtddError, match="shuffle_patches is 3; expected a number that divides"):
+    jax.eval_shape(make(shuffle_patches=3), key, IMAGES, LABELS, jnp.arange(5), jnp.arange(5))
+
+
+def test_rand_augment_comes_before_the_crop(key):
+  views = make(crop_scale=None, flip=False, mix=None, rand_augment=True)
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
+  levels = np.asarray((got * 0.3 + 0.4) * 255)
+  np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+  assert (np.abs(levels - IMAGES).max((1, 2, 3)) > 0.5).sum() >= 2
+  with pytest.raises(LtddError, match="magnitude 40"):
+    make(rand_augment=40)
+
+
+def test_cutmix_takes_every_pixel_from_one_of_two_images(key):
+  views = make(crop_scale=None, flip=False, mix="cutmix")
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int))
+  sources = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  own = np.isclose(got.images, sources, atol=1e-6)
+  for i in range(5):
+    share = float(got.weight[i])
+    assert own[i].mean() >= share - 1e-6
+    partners = [j for j in range(5) if LABELS[j] == int(got.partner_labels[i])]
+    assert any((own[i] | np.isclose(got.images[i], sources[j], atol=1e-6)).all() for j in partners)
+
+
+def test_padded_crop_shifts_the_image_over_black(key):
+  views = make(crop_scale=None, padding=2, flip=False, mix=None)
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
+  padded = augment.normalize_pixels(
+    np.pad(IMAGES / np.float32(255), ((0, 0), (2, 2), (2, 2), (0, 0))), (0.4,), (0.3,)
+  )
+  for i in range(5):
+    windows = (padded[i, y : y + 8, x : x + 8] for y in range(5) for x in range(5))
+    assert any(np.allclose(got[i], w, atol=1e-5) for w in windows)
+
+
+def test_unknown_mix_is_refused():
+  with pytest.raises(LtddError, match="mix is 'blend'"):
+    label_lib.view_fn(small.SPEC, mix="blend")
+
+
+def label_images(**kwargs):
+  kwargs = {"num_epochs": 3, "views": {}, "dtype": "float32", "batch_size": 4} | kwargs
+  kwargs = {"session": QUIET} | kwargs
+  return label_lib.label_images("a", IMAGES, LABELS, (small.teacher(),), small.SPEC, **kwargs)
+
+
+def test_store_holds_the_logits_of_recomputed_views():
+  store = relabel()
+  assert store.logits.shape == (3, 5, small.K)
+  views = make()(
+    label_lib.view_key(0, "a"), IMAGES, LABELS, jnp.array([4, 0, 2]), jnp.array([2, 1, 0])
+  )
+  t = small.teacher()
+  want = t.model.apply(t.variables, views.images, train=False)
+  np.testing.assert_allclose(store.logits[[2, 1, 0], [4, 0, 2]], want, atol=1e-5)
+  clean = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  want = t.model.apply(t.variables, clean, train=False)
+  np.testing.assert_allclose(store.clean_logits, want, atol=1e-5)
+
+
+def test_float16_store_is_the_rounded_one():
+  half, full = relabel(dtype="float16"), relabel()
+  np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
+
+
+def test_labels_without_a_folder_go_with_the_result():
+  labelled = relabel()
+  part = labelled.store.first(2)
+  path = labelled.store.path
+  del labelled
+  gc.collect()
+  assert part.logits().shape == (2, 5, small.K)
+  del part
+  gc.collect()
+  assert not path.exists()
+
+
+class Killed(BaseException):
+  """As if by a signal that cannot be caught."""
+
+
+def contents(folder):
+  return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("scratch", [True, False])
+def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monkeypatch, scratch):
+  """Groups of two label epochs; killed after the first group and one epoch of the second."""
+  monkeypatch.setattr(
+    labels, "GROUP_BYTES", 2 * 5 * label_lib.labelstore.Encoding("uint8", 2).row_bytes(3)
+  )
+  kwargs = {"num_epochs": 5, "dtype": "uint8", "top_k": 2}
+  made, run = [], loop.run
+  monkeypatch.setattr(
+    loop, "run", lambda *args, **kw: (made.append(kw["name"]), run(*args, **kw))[1]
+  )
+  straight = relabel(**kwargs, folder=tmp_path / "straight")
+  assert made == [f"label/a/epochs{e}" for e in ("0-1", "2-3", "4-4")]
+
+  write, session = label_lib.labelstore.LabelStore.write, QUIET
+  if scratch:
+    session = loop.Session(scratch=tmp_path / "scratch", show_progress=False)
+
+  def write_and_die(self, epochs):
+    if 2 in epochs:
+      write(self, {2: epochs[2]})
+      raise Killed
+    write(self, epochs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(label_lib.labelstore.LabelStore, "write", write_and_die)
+    with pytest.raises(Killed):
+      relabel(**kwargs, folder=tmp_path / "killed", session=session)
+  before = (tmp_path / "killed" / "values" / "c.2.0.0").stat().st_mtime_ns
+  made.clear()
+  resumed = relabel(**kwargs, folder=tmp_path / "killed", session=session)
+  assert made == [
+    "label/a/epochs2-3",
+    "label/a/epochs4-4",
+  ]  # the first group was not made again
+  assert (tmp_path / "killed" / "values" / "c.2.0.0").stat().st_mtime_ns == before
+  assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
+  np.testing.assert_array_equal(resumed.logits, straight.logits)
+  made.clear()
+  relabel(**kwargs, folder=tmp_path / "killed", session=session)
+  assert made == []
+  if scratch:
+    assert not [p for p in (tmp_path / "scratch").rglob("*") if p.is_file()]
+
+
+def test_labels_of_other_images_or_teachers_are_not_mixed(tmp_path):
+  relabel(folder=tmp_path / "s")
+  with pytest.raises(LtddError, match=r"facts\.seed: 0 -> 1"):
+    relabel(folder=tmp_path / "s", seed=1)
+  with pytest.raises(LtddError, match=r"facts\.teachers"):
+    label_lib.label_images(
+      "a", IMAGES, LABELS, (small.teacher(1),), small.SPEC, num_epochs=3, views={},
+      dtype="float32", folder=tmp_path / "s", session=QUIET,
+    )  # fmt: skip
+
+
+def test_several_teachers_are_averaged():
+  one, two = small.teacher(), small.teacher(1)
+  model, x = one.model, np.zeros((1, 8, 8, 1), np.float32)
+  got = label_lib.teacher_logits((model, model), (one.variables, two.variables), x)
+  want = [model.apply(t.variables, x, train=False) for t in (one, two)]
+  np.testing.assert_allclose(got, (want[0] + want[1]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"dtype": "int8"}, "dtype is 'int8'"),
+    ({"num_epochs": 0}, "num_epochs is 0"),
+    ({"top_k": 4}, "top_k is 4; expected 1 to 3"),
+  ],
+)
+def test_bad_numbers_are_refused(kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    relabel(**kwargs)
+
+
+def test_logits_too_large_for_the_dtype_are_an_error():
+  t = small.teacher()
+  huge = t._replace(variables=jax.tree.map(lambda x: x * 1e3, t.variables))
+  with pytest.raises(LtddError, match="dtype='float32'"):
+    label_lib.label_images(
+      "a", IMAGES, LABELS, (huge,), small.SPEC, num_epochs=1, views={}, session=QUIET
+    )
+
+
+@pytest.mark.parametrize(
+  "how", [{"aggregate": "norm_equalised_batch"}, {"teacher_bn": "train"}], ids=str
+)
+def test_labels_that_depend_on_their_batch_are_not_those_of_another_size(tmp_path, how):
+  label = lambda size: label_lib.label_images(
+    "a", IMAGES, LABELS, (small.teacher(), small.teacher(1)), small.SPEC, num_epochs=1, views={},
+    batch_size=size, folder=tmp_path / "s", session=QUIET, **how,
+  )  # fmt: skip
+  label(6)
+  with pytest.raises(LtddError, match=r"holds other labels:\n  facts\.batch_size: 6 -> 3"):
+    label(3)
+
+
+def test_labelers_may_use_the_statistics_of_the_batch():
+  """The same batch normalised by hand: its logits do not depend on the running statistics."""
+  teacher = small.teacher()
+  images = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  label = lambda variables, bn: label_lib.teacher_logits(
+    (teacher.model,), (variables,), images, teacher_bn=bn
+  )
+  other = jax.tree.map(lambda x: 2 * x + 1, teacher.variables["batch_stats"])
+  both = (teacher.variables, teacher.variables | {"batch_stats": other})
+  train, evals = ([label(v, bn) for v in both] for bn in ("train", "eval"))
+  np.testing.assert_array_equal(*train)
+  assert np.abs(evals[0] - evals[1]).max() > 1e-3
+  assert np.abs(evals[0] - train[0]).max() > 1e-3

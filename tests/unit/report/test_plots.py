@@ -1,0 +1,157 @@
+"""Plots: what is drawn is what the results say, from head to tail; matplotlib may be missing."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.report import plots
+
+ROOT = pathlib.Path(__file__).parents[3]
+
+
+def row(images, labels, calibrator, per_class, **calibration):
+  out = {"images": images, "labels": labels, "calibrator": calibrator, "per_class": per_class}
+  return out | ({"calibration": calibration} if calibration else {})
+
+
+def results_of(k=3, counts=(2, 50, 9), sources=("sre2l", "random")):
+  per_class = [10.0 * (c % 10) for c in range(k)]
+  rows = []
+  for source in sources:
+    rows += [
+      row(source, "hard", None, per_class),
+      row(source, "plain", "none", per_class, tau=0.0),
+      row(source, "tau1", "fixed", per_class, tau=1.0),
+      row(
+        source, "adsa", "adsa", per_class, tau=0.625, flat=False,
+        confidence_before=[0.25] * k, confidence_after=[0.5, None, *[0.75] * (k - 2)],
+      ),
+    ]  # fmt: skip
+  return {
+    "class_names": [f"class{c}" for c in range(k)],
+    "split": {"counts": list(counts)},
+    "rows": rows,
+  }
+
+
+def heights(axis):
+  """Heights of the bars of each series of a panel."""
+  return {c.get_label(): [bar.get_height() for bar in c.patches] for c in axis.containers}
+
+
+def test_confidences_show_before_and_after_from_head_to_tail():
+  figure = plots.confidences_figure(results_of())
+  assert [a.get_title(loc="left") for a in figure.axes] == ["sre2l images", "random images"]
+  for axis in figure.axes:
+    bars = heights(axis)
+    assert list(bars) == ["plain soft labels", "adsa, tau = 0.62"]
+    np.testing.assert_array_equal(bars["plain soft labels"], [0.25] * 3)
+    np.testing.assert_array_equal(bars["adsa, tau = 0.62"], [np.nan, 0.75, 0.5])
+  ticks = [t.get_text() for t in figure.axes[-1].get_xticklabels()]
+  assert ticks == ["class1\n50", "class2\n9", "class0\n2"]
+
+
+def test_a_flat_objective_is_said():
+  results = results_of(sources=("sre2l",))
+  results["rows"][-1]["calibration"]["flat"] = True
+  figure = plots.confidences_figure(results)
+  assert "adsa, tau = 0.62, objective flat" in heights(figure.axes[0])
+
+
+def test_accuracies_show_every_kind_of_label_in_its_own_colour():
+  axis = plots.accuracies_figure(results_of(sources=("random",))).axes[0]
+  bars = heights(axis)
+  assert list(bars) == ["hard", "plain", "tau1", "adsa"]
+  for values in bars.values():
+    np.testing.assert_array_equal(values, [10.0, 20.0, 0.0])
+  assert len({c.patches[0].get_facecolor() for c in axis.containers}) == 4
+
+
+def test_two_calibrations_of_one_kind_differ_in_colour():
+  results = results_of(sources=("random",))
+  results["rows"].append(results["rows"][-1] | {"labels": "adsa_wide"})
+  axis = plots.accuracies_figure(results).axes[0]
+  assert len({c.patches[0].get_facecolor() for c in axis.containers}) == 5
+
+
+def test_many_classes_are_averaged_in_bins():
+  results = results_of(k=50, counts=range(50, 0, -1), sources=("random",))
+  figure = plots.accuracies_figure(results)
+  values = heights(figure.axes[0])["plain"]
+  assert len(values) == plots.MAX_BARS
+  assert values[0] == pytest.approx(10.0)  # classes 0, 1 and 2
+  assert "mean of 2 or 3 classes" in figure.axes[0].get_xlabel()
+
+
+def test_files_are_written_and_are_pictures(tmp_path):
+  written = plots.write_plots(results_of(), tmp_path / "report")
+  assert [p.name for p in written] == ["accuracies.png", "confidences.png"]
+  for path in written:
+    with Image.open(path) as picture:
+      assert picture.format == "PNG"
+      assert picture.width > 800
+      assert len(picture.getcolors(maxcolors=1 << 20)) > 2
+
+
+def test_results_without_confidences(tmp_path):
+  results = results_of()
+  results["rows"] = [r for r in results["rows"] if r["labels"] != "adsa"]
+  with pytest.raises(LtddError, match=r"no row .* add \{'name': 'adsa'\}"):
+    plots.confidences(results, tmp_path / "c.png")
+  assert [p.name for p in plots.write_plots(results, tmp_path)] == ["accuracies.png"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(LtddError, match=r"plot .*accuracies\.png: could not be written"):
+    plots.accuracies(results_of(), tmp_path / "file" / "accuracies.png")
+
+
+def test_without_matplotlib(monkeypatch, tmp_path):
+  for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+    monkeypatch.setitem(sys.modules, name, None)
+  assert not plots.available()
+  assert plots.write_plots(results_of(), tmp_path) == ()
+  with pytest.raises(LtddError, match=r"matplotlib.* pip install -e '\.\[report\]'"):
+    plots.confidences(results_of(), tmp_path / "c.png")
+
+
+def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot():
+  code = (
+    "import sys\n"
+    "from ltdd_jax.report import plots\n"
+    "assert 'matplotlib' not in sys.modules\n"
+    "plots.accuracies_figure({'class_names': ['a'], 'split': {'counts': [1]}, 'rows': [\n"
+    "  {'images': 'x', 'labels': 'hard', 'calibrator': None, 'per_class': [50.0]}]})\n"
+    "assert 'matplotlib.figure' in sys.modules\n"
+    "assert 'matplotlib.pyplot' not in sys.modules\n"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_one_calibration_by_itself(tmp_path):
+  report = {"tau": 0.5, "curve": [[0.0, 0.3], [0.5, 0.1], [1.0, 0.2]], "tau_interval": [0.4, 0.7]}
+  confidence = [0.9, 0.2, np.nan], [0.5, 0.6, np.nan]
+  figure = plots.calibration_figure(report, [50.0, 5.0, 4.0], confidence)
+  bars, curve = figure.axes
+  values = heights(bars)
+  np.testing.assert_array_equal(values["before"], confidence[0])
+  np.testing.assert_array_equal(values["after, tau = 0.50"], confidence[1])
+  assert bars.get_xticklabels()[0].get_text() == "0\n50"
+  np.testing.assert_array_equal(curve.lines[0].get_xydata(), report["curve"])
+  assert [t.get_text() for t in curve.get_legend().get_texts()] == ["tau = 0.500", "95 % interval"]
+  trade = report | {"head_curve": [[0.0, 0.3, 0.9, 0.2], [1.0, 0.2, 0.5, 0.6]]}
+  *_, curve, levels = plots.calibration_figure(trade, [50.0, 5.0, 4.0], confidence).axes
+  assert [list(line.get_ydata()) for line in levels.lines] == [[0.9, 0.5], [0.2, 0.6]]
+  assert [t.get_text() for t in curve.get_legend().get_texts()][-2:] == ["head", "tail"]
+  bound = trade | {"tau_interval": None, "free_tau_interval": [0.6, 0.9]}
+  curve = plots.calibration_figure(bound, [50.0, 5.0, 4.0], confidence).axes[1]
+  assert curve.get_legend().get_texts()[1].get_text() == "95 % interval without the bound"
+  plots.calibration({"tau": 0.0}, [3, 2, 1], confidence, tmp_path / "c.png")  # without a curve
+  with Image.open(tmp_path / "c.png") as picture:
+    assert picture.format == "PNG"

@@ -1,0 +1,140 @@
+"""Students: kinds of labels, seeds, evaluation."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from ltdd_jax import calibrate
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.labels import label as label_lib
+from ltdd_jax.students import train as student_training
+from ltdd_jax.training import loop, losses
+from tests import small
+
+QUIET = loop.Session(show_progress=False)
+IMAGES, LABELS = small.images(6), np.array([0, 1, 2, 0, 1, 2], np.int32)
+VIEWS = {"crop_scale": (0.5, 1.0)}
+LOG_PRIOR = np.log(small.COUNTS / small.COUNTS.sum()).astype(np.float32)
+
+
+def train(supervision, **kwargs):
+  kwargs = {
+    "model": small.NET | {"norm": "batch"},
+    "num_epochs": 4,
+    "batch_size": 4,
+    "optimizer": {"name": "sgd", "lr": 0.05},
+    "schedule": {"name": "cosine"},
+    "loss": {"name": "mse_ce", "ce_weight": 0.1},
+    "views": VIEWS,
+    "view_key": label_lib.view_key(0, "a"),
+    "num_seeds": 2,
+    "evaluations": 2,
+    "eval_batch_size": 4,
+    "session": QUIET,
+  } | kwargs
+  return student_training.train_students(
+    "student/a", IMAGES, LABELS, supervision, small.held_out(), small.SPEC, **kwargs
+  )
+
+
+@pytest.fixture(scope="module")
+def store():
+  return label_lib.label_images(
+    "a", IMAGES, LABELS, (small.teacher(),), small.SPEC, num_epochs=4, views=VIEWS,
+    dtype="float32", session=QUIET,
+  )  # fmt: skip
+
+
+def adsa_like(tau):
+  calibrator = calibrate.make_calibrator("fixed", tau=tau)
+  params = calibrator.fit(np.zeros((6, 3), np.float32), LABELS, LOG_PRIOR)
+  return {"calibrator": calibrator, "params": params, "log_prior": LOG_PRIOR}
+
+
+def test_all_test_images_are_counted_once():
+  result = train(student_training.Supervision())
+  assert result.correct.shape == (2, 2, 3)
+  assert result.total.tolist() == [3, 3, 3]
+  assert result.steps.tolist() == [3, 6]
+  assert (result.correct <= result.total).all()
+
+
+def test_vmap_equals_one_by_one(store):
+  """With averaged parameters, which are what is scored and kept, and two updates of statistics."""
+  supervision = student_training.Supervision("stored", logits=store.logits)
+  one, many = (train(supervision, parallel=p, ema=0.5, bn_updates=2) for p in ("loop", "vmap"))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.variables, many.variables
+  )
+  np.testing.assert_array_equal(one.correct, many.correct)
+
+
+def test_an_encoded_store_teaches_what_its_decoded_logits_do():
+  encoded = label_lib.label_images(
+    "a", IMAGES, LABELS, (small.teacher(),), small.SPEC, num_epochs=3, views=VIEWS,
+    dtype="uint8", top_k=2, session=QUIET,
+  )  # fmt: skip
+  one = train(student_training.stored(encoded.store, **adsa_like(0.7)), parallel="vmap")
+  two = train(student_training.Supervision("stored", logits=encoded.logits, **adsa_like(0.7)))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.variables, two.variables
+  )
+
+
+def test_hard_weight_mixes_soft_and_hard_loss(key):
+  logits = jax.random.normal(key, (2, 3))
+  target = student_training.Target(
+    np.array([0, 1]), np.array([2, 2]), np.array([0.25, 1.0]), 2 * logits
+  )
+  loss = functools.partial(student_training.soft_loss, loss_fn=losses.make_soft_loss("kl"))
+  soft, hard = loss(logits, target), student_training.hard_loss(logits, target)
+  np.testing.assert_allclose(
+    loss(logits, target, hard_weight=0.3), 0.7 * soft + 0.3 * hard, rtol=1e-6
+  )
+  assert float(soft) != float(hard)
+
+
+def test_labels_on_line_equal_those_of_the_store(store):
+  stored = train(student_training.Supervision("stored", logits=store.logits, **adsa_like(0.7)))
+  online = train(
+    student_training.Supervision("online", teachers=(small.teacher(),), **adsa_like(0.7))
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), stored.variables, online.variables
+  )
+
+
+def test_calibration_changes_what_students_learn(store):
+  plain, adjusted = (
+    train(
+      student_training.Supervision("stored", logits=store.logits, **adsa_like(tau)), num_seeds=1
+    )
+    for tau in (0.0, 3.0)
+  )
+  one, two = (jax.tree.leaves(r.variables["params"])[0] for r in (plain, adjusted))
+  assert np.abs(one - two).max() > 1e-3
+
+
+def test_hard_loss_weighs_both_classes(key):
+  logits = jax.random.normal(key, (2, 3))
+  target = student_training.Target(np.array([0, 1]), np.array([2, 2]), np.array([0.25, 1.0]), None)
+  log_p = np.asarray(jax.nn.log_softmax(logits))
+  want = -np.mean([0.25 * log_p[0, 0] + 0.75 * log_p[0, 2], log_p[1, 1]])
+  np.testing.assert_allclose(student_training.hard_loss(logits, target), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"num_seeds": 0}, "num_seeds is 0"),
+    ({"parallel": "pmap"}, "parallel is 'pmap'"),
+    ({"hard_weight": 1.0}, "hard_weight is 1.0; expected 0 or more and below 1"),
+    ({"loss": {"name": "mse"}}, "mse"),
+    ({"model": {"name": "convmet"}}, "convnet"),
+  ],
+)
+def test_bad_arguments_are_refused(kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    train(student_training.Supervision("stored", logits=np.zeros((1, 6, 3))), **kwargs)

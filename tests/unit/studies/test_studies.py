@@ -1,0 +1,359 @@
+"""Studies: the configs of their runs, what they refuse, and their reports from plain results."""
+
+import json
+import pathlib
+import re
+import types
+
+import numpy as np
+import pytest
+
+from configs import bound as bound_config
+from configs import networks as networks_config
+from configs import perturbation as perturbation_config
+from ltdd_jax import studies
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import sources, specs
+from ltdd_jax.pipeline import check, stages
+from ltdd_jax.studies import (
+  bound_report,
+  bound_study,
+  networks_study,
+  perturbation_report,
+  perturbation_study,
+  runs,
+)
+
+WORKDIR = pathlib.Path("somewhere")
+
+
+def plain_config(arg="preset=smoke", module=perturbation_config):
+  config = module.get_config(arg).to_dict()
+  study = config.pop("study")
+  return check.check(config), study
+
+
+@pytest.fixture
+def real_size_source(monkeypatch):
+  """A source with the size of the real set and no images."""
+
+  def make(name, **_):
+    spec = specs.SPECS[name]
+    k = spec.num_classes
+    train = np.repeat(np.arange(k, dtype=np.int32), spec.num_train // k)
+    read = lambda split, indices: np.zeros((len(indices), *spec.image_shape), np.uint8)
+    names = tuple(map(str, range(k)))
+    return sources.Source(spec, train, np.tile(np.arange(k, dtype=np.int32), 20), read, names)
+
+  monkeypatch.setattr(sources, "open_source", make)
+
+
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "full"])
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_every_run_of_the_perturbation_study_can_be_made(dataset, preset, real_size_source):
+  config, study = plain_config(f"dataset={dataset},preset={preset}")
+  for side in perturbation_study.SIDES:
+    part = perturbation_study.side_config(config, side, study["matched"])
+    check.check_with_data(stages.Context(check.check(part)))
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_every_run_of_the_bound_can_be_made(dataset, real_size_source):
+  config, study = plain_config(f"dataset={dataset},preset=cpu", bound_config)
+  for factor in study["imbalance_factors"]:
+    ctx = stages.Context(bound_study.at_factor(runs.with_plain(config), factor))
+    check.check_with_data(ctx)
+    assert ctx.counts[0] // ctx.counts[-1] == pytest.approx(factor, rel=0.6)  # whole images
+
+
+def test_matched_sets_have_equal_numbers():
+  config, _ = plain_config()
+  counts = {
+    side: stages.Context(perturbation_study.side_config(config, side, True)).counts
+    for side in perturbation_study.SIDES
+  }
+  assert counts["imbalanced"].sum() == 314
+  assert counts["balanced"].tolist() == [31] * 10
+  all_of_it = perturbation_study.side_config(config, "balanced", False)
+  assert stages.Context(all_of_it).counts.tolist() == [114] * 10
+
+
+def test_each_run_has_its_own_images_and_imports_the_others():
+  config, _ = plain_config()
+  both = {}
+  for side, other in (("balanced", "imbalanced"), ("imbalanced", "balanced")):
+    alone = perturbation_study.side_config(config, side, True)
+    assert list(alone["distil"]["methods"]) == [side]
+    both[side] = perturbation_study.crossed(alone, side, WORKDIR)
+    methods = both[side]["distil"]["methods"]
+    assert methods[side]["name"] == "sre2l"
+    assert methods[other] == {"name": "imported", "path": f"somewhere/{other}/distil/{other}"}
+  assert stages.regimes(both["balanced"]) == ("hard", "plain")  # a uniform prior, once
+  assert stages.regimes(both["imbalanced"])[:3] == ("plain", "tau1", "adsa")
+
+
+def test_plain_labels_are_added_and_keep_their_name():
+  config, _ = plain_config()
+  config["calibrate"]["calibrators"] = {"adsa": {"name": "adsa"}}
+  assert list(runs.with_plain(config)["calibrate"]["calibrators"]) == ["plain", "adsa"]
+  config["calibrate"]["calibrators"] = {"adsa": {"name": "adsa"}, "none": {"name": "none"}}
+  assert runs.plain_name(config) == "none"
+  assert set(runs.with_plain(config)["calibrate"]["calibrators"]) == {"none", "adsa"}
+  assert runs.without_prior(config)["calibrate"]["calibrators"] == {"none": {"name": "none"}}
+  more = {"t": {"name": "temperature"}, "q": {"name": "adsa", "target_prior": (0.5, 0.5)}}
+  config["calibrate"]["calibrators"].update(more)
+  assert list(runs.without_prior(config)["calibrate"]["calibrators"]) == ["none", "t", "q"]
+
+
+@pytest.mark.parametrize("arg", ["", "dataset=digits,preset=smoke"])
+def test_every_run_of_the_networks_can_be_made(arg, real_size_source):
+  config, study = plain_config(arg, networks_config)
+  for model in study["networks"].values():
+    part = networks_study.with_network(config, model)
+    check.check_with_data(stages.Context(check.check(part)))
+    assert part["student"]["model"] == model
+
+
+def test_networks_get_what_the_recipe_gives_them_and_keep_changes(real_size_source):
+  config, study = plain_config("recipe=rded_kl", networks_config)
+  student = lambda model: networks_study.with_network(config, model)["student"]
+  lrs = lambda: [student(m)["optimizer"]["lr"] for m in study["networks"].values()]
+  assert lrs() == [1e-4, 1e-3, 2.5e-3, 1e-3, 5e-4]  # in alphabetical order
+  config["student"]["optimizer"]["lr"] = 3e-3
+  assert lrs() == [3e-3] * 5
+  with pytest.raises(LtddError, match="networks=vgg16: 'vgg16' is not in convnet3, "):
+    networks_config.get_config("networks=vgg16")
+
+
+def test_overrides_reach_every_run():
+  config, _ = plain_config()
+  config["student"]["num_epochs"] = 7
+  for side in perturbation_study.SIDES:
+    part = perturbation_study.side_config(config, side, True)
+    assert part["student"]["num_epochs"] == 7
+  assert bound_study.at_factor(config, 10.0)["student"]["num_epochs"] == 7
+
+
+def test_what_studies_refuse(tmp_path):
+  config = perturbation_config.get_config("preset=smoke")
+  with pytest.raises(LtddError, match="--stage=recover is for runs"):
+    studies.run(config, tmp_path, stage="distil")
+  config.study.name = "bond"
+  with pytest.raises(LtddError, match=r"study\.name is 'bond'. Did you mean 'bound'"):
+    studies.run(config, tmp_path)
+  config = perturbation_config.get_config("preset=smoke")
+  with config.unlocked():
+    config.study.match = True
+  with pytest.raises(LtddError, match=r"config\.study: unexpected key 'match'.*'matched'"):
+    studies.run(config, tmp_path)
+  some, _ = plain_config("preset=smoke,calibrators=adsa+probe", bound_config)
+  assert [*runs.without_probes(some)["calibrate"]["calibrators"]] == ["adsa"]
+  bound = bound_config.get_config("preset=smoke")
+  bound.relabel.teacher_bn = "train"
+  with pytest.raises(LtddError, match="what such a teacher says of an image depends on the batch"):
+    studies.run(bound, tmp_path)
+  bound = bound_config.get_config("preset=smoke")
+  bound.relabel.aggregate = "norm_equalised_batch"
+  with pytest.raises(LtddError, match="aggregate is 'norm_equalised_batch': a label then depends"):
+    studies.run(bound, tmp_path)
+  plain, _ = plain_config()
+  plain["distil"]["methods"]["random"] = {"name": "random"}
+  with pytest.raises(LtddError, match="has sre2l, random; the perturbation study crosses"):
+    perturbation_study.side_config(plain, "balanced", True)
+  plain["data"]["rule"] = "as_is"
+  with pytest.raises(LtddError, match=r"rule is 'as_is'; .* needs 'ltdd' or"):
+    bound_study.at_factor(plain, 10.0)
+  for module in (perturbation_config, bound_config):
+    with pytest.raises(LtddError, match="dataset=mnist: expected one of digits, cifar10"):
+      module.get_config("dataset=mnist")
+
+
+@pytest.mark.parametrize(
+  ("module", "key", "value", "message"),
+  [
+    (perturbation_config, "num_bootstrap", 0, "num_bootstrap is 0; expected 1 or more"),
+    (perturbation_config, "num_bootstrap", -1, "num_bootstrap is -1; expected 1 or more"),
+    (bound_config, "dims", 0, r"dims is 0; expected 1 to \d+, for \d+ features and \d+ test"),
+    (bound_config, "dims", 1000, r"dims is 1000; expected 1 to \d+, for"),
+    (bound_config, "neighbours", 0, r"neighbours is 0; expected 1 to \d+, for"),
+    (bound_config, "neighbours", 1000, "neighbours is 1000; expected 1 to"),
+    (bound_config, "view_epochs", 0, "view_epochs is 0; expected 1 or more"),
+    (bound_config, "imbalance_factors", (), "imbalance_factors is empty"),
+    (bound_config, "imbalance_factors", (1.0, 0.5), r"imbalance_factor=0\.5: expected"),
+  ],
+)
+def test_numbers_of_studies_are_refused_before_anything_is_trained(
+  module, key, value, message, tmp_path, monkeypatch
+):
+  def started(*args, **kwargs):
+    raise AssertionError("a run was started")
+
+  monkeypatch.setattr(runs.Runner, "__call__", started)
+  config = module.get_config("preset=smoke")
+  config.study[key] = value
+  with pytest.raises(LtddError, match=message):
+    studies.run(config, tmp_path)
+  with pytest.raises(AssertionError, match="a run was started"):
+    studies.run(module.get_config("preset=smoke"), tmp_path)
+
+
+def test_views_of_the_bound_are_those_that_students_see():
+  """Students of more epochs than there are label epochs go round again, and see no other views."""
+  config, _ = plain_config(module=bound_config)
+  config["label"]["num_epochs"] = 2
+  images, targets = np.zeros((3, 8, 8, 1), np.uint8), np.arange(3, dtype=np.int32)
+  source = types.SimpleNamespace(spec=specs.SPECS["digits"])
+  ctx = types.SimpleNamespace(config=config, source=source, images=lambda _: (images, targets))
+  assert [len(bound_study.make_views(ctx, "sre2l", e)) for e in (1, 2, 20)] == [1, 2, 2]
+
+
+def test_a_dry_run_of_a_study_plans_its_runs_and_writes_nothing(tmp_path, capsys):
+  config = perturbation_config.get_config("preset=smoke")
+  assert studies.run(config, tmp_path / "w", dry_run=True) is None
+  out = capsys.readouterr().out
+  assert out.index("---- balanced") < out.index("distil/balanced") < out.index("---- imbalanced")
+  assert "distil/imbalanced" in out
+  assert "310 of 1,140" in out
+  assert not (tmp_path / "w").exists()
+
+
+def test_jsonable():
+  value = {"a": np.array([1.0, np.nan]), "b": (np.float32(2), np.int64(3)), "c": float("inf")}
+  assert runs.jsonable(value) == {"a": [1.0, None], "b": [2.0, 3], "c": None}
+
+
+# ---- reports ----
+
+
+def estimate(shape):
+  return {"value": np.full(shape, 0.2), "low": np.full(shape, 0.1), "high": np.full(shape, 0.3)}
+
+
+def student(images, teacher, labels, calibrator, k):
+  score = {"mean": 50.0, "std": 1.0}
+  return {
+    "images": images, "teacher": teacher, "labels": labels, "calibrator": calibrator,
+    "tau": None if calibrator is None else 0.5, "top1": score, "groups": {"head": score},
+    "worst_class": score | {"class": 0}, "per_class": [50.0] * k,
+    "image_bytes": 2_000, "label_bytes": None if calibrator else 0,
+  }  # fmt: skip
+
+
+def perturbation_results(k=3, p_value=0.25):
+  cells, terms = ("bb", "bi", "ib", "ii"), ("teacher", "image", "interaction")
+  found = {
+    "matrices": {c: np.full((k, k), 1 / k) for c in cells},
+    "confidence": {c: estimate(k) for c in cells},
+    **{t: estimate((k, k)) for t in terms},
+    "mass": {t: estimate(k) for t in terms},
+    "sizes": {t: {"norm": 0.5, "noise": 0.125} for t in terms},
+    "additivity": {"statistic": 0.5, "p_value": p_value, "classes": list(range(k))},
+    "tau": {"balanced": 0.5, "imbalanced": 0.75},
+  }
+  rows = [
+    ("balanced", "hard", None),
+    ("balanced", "plain", "none"),
+    ("imbalanced", "plain", "none"),
+  ]
+  rows += [("imbalanced", name, "adsa") for name in ("adsa", "a1", "a2", "a3", "a4", "a5")]
+  score = {"top1": {"mean": 60.0, "std": None}, "groups": {}}
+  return runs.jsonable(
+    {
+      "dataset": "small", "class_names": [f"c{i}" for i in range(k)], "plain": "plain",
+      "counts": {"balanced": [4] * k, "imbalanced": list(range(k, 0, -1))},
+      "method": {"name": "sre2l"}, "images": {"balanced": 9, "imbalanced": 9}, "label_epochs": 30,
+      "study": {"num_bootstrap": 2000, "matched": True}, "group_rule": "thirds", "seconds": 3.0,
+      "labels": dict.fromkeys(("plain", "adsa", "a1", "a2", "a3", "a4", "a5"), found),
+      "teachers": [score | {"name": side} for side in ("balanced", "imbalanced")],
+      "students": [
+        student(images, teacher, labels, calibrator, k)
+        for images in ("balanced", "imbalanced")
+        for teacher, labels, calibrator in rows
+      ],
+    }
+  )  # fmt: skip
+
+
+def test_perturbation_report_says_what_the_results_say(tmp_path):
+  results = perturbation_results()
+  text = perturbation_report.render(results)
+  assert "| 0.500 / 0.750 | 0.500 (0.125) | 0.500 (0.125) | 0.500 (0.125) | 0.2500 |" in text
+  assert "+0.200 [0.100, 0.300]" in text
+  assert "+20.0 [10.0, 30.0]" in text
+  assert "| i i adsa |" in text
+  assert len(re.findall(r"2 kB \| +on line \|", text)) == 2 * 8  # soft labels
+  written = perturbation_report.write_plots(json.loads(json.dumps(results)), tmp_path)
+  assert [p.name.removeprefix("perturbation-") for p in written] == [
+    "labels.png", "confidences.png", "accuracies.png"
+  ]  # fmt: skip
+  assert all(p.stat().st_size > 1000 for p in written)
+
+
+def test_perturbation_report_of_one_image_a_class_and_of_many_classes(tmp_path):
+  results = perturbation_results(k=30, p_value=np.nan)
+  for found in results["labels"].values():
+    for term in ("teacher", "image", "interaction"):
+      found["sizes"][term] = {"norm": None, "noise": None}
+      found["mass"][term] = {e: [None] * 30 for e in ("value", "low", "high")}
+      found[term] |= {e: [[None] * 30] * 30 for e in ("low", "high")}
+  assert "| - | - | - | - |" in perturbation_report.render(results).replace(" " * 12, "")
+  assert len(perturbation_report.write_plots(results, tmp_path)) == 3
+
+
+def bound_results(k=3):
+  term = {"total": 0.5, "per_class": [0.25, None, 0.75][:k], "standard_error": 0.125}
+  marginal = lambda value, share: {"value": value, "bias": 0.0, "shrinkage": [0.0, share]}
+  return {
+    "dataset": "small", "class_names": ["a", "b", "c"], "plain": "plain", "reference_top1": 97.5,
+    "baseline": {n: {"mean": 0.5, "std": 0.25} for n in ("gaussian_images", "knn_images")},
+    "study": {"view_epochs": 20, "dims": 8, "neighbours": 5}, "seconds": 9.0,
+    "conditional": [
+      {
+        "imbalance": factor, "images": images, "labels": labels, "tau": 0.5, "kl_test": term,
+        "log_loss": term, "kl_views": term, "top1": {"mean": 60.0, "std": 2.0},
+        "image_bytes": 2_000, "label_bytes": 1_000,
+      }
+      for factor in (1.0, 100.0) for images in ("sre2l", "random") for labels in ("plain", "adsa")
+    ],
+    "marginal": [
+      {
+        "imbalance": factor, "images": images, "gaussian_images": marginal(9.0, 0.25),
+        "gaussian_views": marginal(3.0, 0.03), "knn_images": marginal(4.0, 0.0),
+        "knn_views": marginal(-0.125, 0.0),
+      }
+      for factor in (1.0, 100.0) for images in ("sre2l", "random")
+    ],
+  }  # fmt: skip
+
+
+def test_bound_report_says_what_the_results_say(tmp_path):
+  results = bound_results()
+  text = bound_report.render(results)
+  assert "0.500 ± 0.125" in text
+  assert len(re.findall(r"2 kB \| +1 kB \|", text)) == 8
+  assert "9.00 (0.25)" in text
+  assert "-0.12 |" in text
+  assert "|   - |   real |      0.50 ± 0.25 |               - | 0.50 ± 0.25 |" in text
+  assert text.count("| 0.25 | - | 0.75 |") == 6  # plain once a factor, adsa by image source
+  paths = bound_report.write_plots(results, tmp_path)
+  assert [p.name for p in paths] == ["bound.png", "bound_calibrators.png"]
+  assert min(p.stat().st_size for p in paths) > 1000
+  axes = bound_report.figure(results).axes
+  assert [len(a.lines) for a in axes] == [4, 4, 4, 4]
+  for row in results["conditional"]:
+    row["top1"] = None
+  assert not bound_report.figure(results).axes[3].get_visible()
+  assert "60.0" not in bound_report.render(results)
+
+
+def test_calibrators_at_the_largest_factor_are_sorted():
+  results = bound_results()
+  for row in results["conditional"]:
+    worse = row["labels"] == "plain"
+    row["kl_views"] = row["kl_views"] | {"total": (2.0 if worse else 1.0) * row["imbalance"]}
+  (axis,) = bound_report.calibrators_figure(results).axes
+  assert [label.get_text() for label in axis.get_yticklabels()] == ["plain", "adsa"]  # upwards
+  assert "100" in axis.get_xlabel()
+  drawn = {c.get_label(): c.lines[0].get_xdata().tolist() for c in axis.containers}
+  assert drawn["KL views, sre2l"] == [200.0, 100.0]
+  assert drawn["KL test, random"] == [0.5, 0.5]

@@ -1,0 +1,82 @@
+"""Teachers that share an architecture: together and one by one they come to the same."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from ltdd_jax.artefacts import checkpoint
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.teachers import train as teacher_training
+from ltdd_jax.training import loop
+from tests import small
+
+QUIET = loop.Session(show_progress=False)
+NET = small.NET | {"norm": "batch", "width": 2}
+MODELS = {"b": NET, "wide": NET | {"width": 3}, "a": NET}
+
+
+def train_teachers(parallel, session=QUIET, models=MODELS, num_epochs=2):
+  return teacher_training.train_teachers(
+    small.train_data(),
+    small.SPEC,
+    small.COUNTS,
+    models=models,
+    num_epochs=num_epochs,
+    batch_size=4,
+    optimizer={"name": "sgd", "lr": 0.05, "momentum": 0.9},
+    schedule={"name": "cosine"},
+    loss={"name": "cross_entropy"},
+    augment=({"name": "random_flip"},),
+    parallel=parallel,
+    session=session,
+  )
+
+
+@pytest.fixture(scope="module")
+def one_by_one():
+  return squeeze("loop")
+
+
+@pytest.fixture(scope="module")
+def at_once():
+  return squeeze("vmap")
+
+
+def test_at_once_equals_one_by_one(one_by_one, at_once):
+  assert [t.name for t in at_once] == [t.name for t in one_by_one] == ["a", "b", "wide"]
+  for x, y in zip(at_once, one_by_one, strict=True):
+    # Float32; the convolutions of one program are grouped, and sums are taken in another order.
+    close = lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, x.variables, y.variables)
+
+
+def test_teachers_of_one_architecture_differ_by_their_keys(one_by_one):
+  a, b, _ = one_by_one
+  assert a.model is b.model
+  kernels = [t.variables["params"]["conv0"]["kernel"] for t in (a, b)]
+  assert not np.allclose(*kernels)
+
+
+def test_a_teacher_does_not_depend_on_the_others(one_by_one):
+  """Bit for bit, though the step was compiled for another."""
+  (alone,) = squeeze("auto", models={"b": NET})
+  jax.tree.map(np.testing.assert_array_equal, alone.variables, one_by_one[1].variables)
+
+
+def test_at_once_goes_on_where_it_stopped(at_once, tmp_path, monkeypatch):
+  models = {"a": NET, "b": NET}
+  session = dataclasses.replace(QUIET, scratch=tmp_path, checkpoint_seconds=0.0)
+  calls = iter([False, True])
+  monkeypatch.setattr(checkpoint, "stop_requested", lambda: next(calls, False))
+  with pytest.raises(checkpoint.Interrupted, match=r"teacher/a\+1: stopped after step 2"):
+    squeeze("vmap", session, models)
+  resumed = squeeze("vmap", session, models)
+  for x, y in zip(at_once[:2], resumed, strict=True):
+    jax.tree.map(np.testing.assert_array_equal, x.variables, y.variables)
+
+
+def test_unknown_way():
+  with pytest.raises(LtddError, match=r"teacher\.parallel is 'all'; expected one of 'auto'"):
+    squeeze("all")

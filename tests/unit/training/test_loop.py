@@ -1,0 +1,149 @@
+"""The loop: resumes bit for bit, stops on bad numbers, scans where it may."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax.artefacts import checkpoint
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.training import loop
+
+
+def walk(state, consts, x):
+  """A step that depends on everything it should: state, constants and input."""
+  noise = jax.random.normal(jax.random.fold_in(consts["key"], state["step"]), (3,))
+  position = state["position"] * 0.9 + noise + x
+  new = {"step": state["step"] + 1, "position": position}
+  return new, {"loss": jnp.sum(position)}
+
+
+def start():
+  return {"step": loop.scalar_step(), "position": jnp.zeros(3)}
+
+
+def run(session, num_steps=20, step_fn=walk, **kwargs):
+  return loop.run(
+    step_fn, start(), {"key": jax.random.key(0)}, num_steps=num_steps, session=session,
+    name="walk", inputs=lambda t: np.float32(t), **kwargs,
+  )  # fmt: skip
+
+
+QUIET = loop.Session(show_progress=False, log_every=4, checkpoint_seconds=0.0)
+
+
+def test_resumes_bit_for_bit(tmp_path, monkeypatch):
+  whole = run(QUIET)
+  session = dataclasses.replace(QUIET, scratch=tmp_path)
+  calls = iter([False] * 6 + [True] * 100)
+  monkeypatch.setattr(checkpoint, "stop_requested", lambda: next(calls))
+  with pytest.raises(checkpoint.Interrupted, match="stopped after step 7 of 20"):
+    run(session)
+  monkeypatch.setattr(checkpoint, "stop_requested", lambda: False)
+  seen = []
+
+  def spy(t):
+    seen.append(t)
+    return np.float32(t)
+
+  resumed = loop.run(
+    walk, start(), {"key": jax.random.key(0)}, num_steps=20, session=session, name="walk",
+    inputs=spy,
+  )  # fmt: skip
+  assert seen == list(range(7, 20))
+  np.testing.assert_array_equal(resumed["position"], whole["position"])
+
+
+def test_a_finished_loop_is_not_run_again(tmp_path):
+  session = dataclasses.replace(QUIET, scratch=tmp_path)
+  first = run(session)
+  again = run(session, step_fn=lambda *_: pytest.fail("a step was run"))
+  np.testing.assert_array_equal(first["position"], again["position"])
+
+
+def test_many_steps_in_one_dispatch_equal_one_by_one():
+  scanned = run(Scanning(show_progress=False, log_every=8), num_steps=18)
+  np.testing.assert_allclose(scanned["position"], run(QUIET, 18)["position"], rtol=1e-6)
+
+
+def double(state, consts, x):
+  """Another step with the same state and metrics."""
+  del consts
+  new = {"step": state["step"] + 1, "position": 2 * state["position"] - x}
+  return new, {"loss": jnp.max(new["position"])}
+
+
+class Scanning(loop.Session):
+  def steps_per_call(self):
+    return 4
+
+
+def test_step_functions_take_turns_and_compile_once_each():
+  steps = [chex.assert_max_traces(f, n=1) for f in (walk, double)]
+  compiled = {}
+  state = run(QUIET, num_steps=5, step_fn=steps, compiled=compiled)
+  state = loop.run(
+    steps, state, {"key": jax.random.key(0)}, num_steps=5, session=QUIET, name="walk",
+    inputs=lambda t: np.float32(t), first_turn=5 % 2, compiled=compiled,
+  )  # fmt: skip
+  want = start()
+  for t in range(10):
+    want, _ = (walk, double)[t % 2](want, {"key": jax.random.key(0)}, np.float32(t % 5))
+  assert len(compiled) == 2
+  np.testing.assert_allclose(state["position"], want["position"], rtol=1e-5)
+
+
+def test_turns_in_one_dispatch_equal_one_by_one():
+  steps = [chex.assert_max_traces(f, n=1) for f in (walk, double)]
+  compiled = {}
+  # 18 steps and 4 in a call: calls of 2, so that no step is compiled in the scan and alone.
+  scanned = run(Scanning(show_progress=False, log_every=8), 18, steps, compiled=compiled)
+  assert list(compiled) == [(2, 0)]
+  alone = run(QUIET, 18, [walk, double])
+  np.testing.assert_allclose(scanned["position"], alone["position"], rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
+  def diverge(state, consts, x):
+    new, metrics = walk(state, consts, x)
+    return new, {"loss": jnp.where(x == 9, jnp.nan, metrics["loss"])}
+
+  session = dataclasses.replace(QUIET, scratch=tmp_path)
+  with pytest.raises(LtddError, match=r"walk: loss is nan at step 10.*checkpoint is kept"):
+    run(session, step_fn=diverge)
+  progress = checkpoint.Progress(tmp_path / "walk")
+  step, state = progress.restore(start())
+  progress.close()
+  assert step == 8
+  assert np.isfinite(state["position"]).all()
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+  def diverge(state, consts, x):
+    new, metrics = walk(state, consts, x)
+    return new | {"position": jnp.where(x == 19, jnp.inf, new["position"])}, metrics
+
+  session = dataclasses.replace(QUIET, scratch=tmp_path)
+  with pytest.raises(LtddError, match="after step 20 holds NaN or infinity"):
+    run(session, step_fn=diverge)
+
+
+def test_hooks_are_called_after_their_steps():
+  called = []
+
+  def hook(t, state):
+    called.append((t, int(state["step"])))
+    return state
+
+  run(QUIET, hook=hook, hook_at=(5, 20))
+  assert called == [(5, 5), (20, 20)]
+
+
+def test_metrics_are_written(tmp_path):
+  run(dataclasses.replace(QUIET, metrics=tmp_path))
+  lines = (tmp_path / "walk" / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(x)["step"] for x in lines] == [4, 8, 12, 16, 20]

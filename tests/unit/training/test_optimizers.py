@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.training import optimizers
+
+
+def test_smooth_ends_at_half():
+  schedule = optimizers.make_schedule("smooth", 300, 2.0)
+  np.testing.assert_allclose([schedule(0), schedule(300)], [2.0, 1.0], rtol=1e-6)
+
+
+def test_ssrs_jumps():
+  schedule = optimizers.make_schedule("ssrs", 6000, 1.0)
+  np.testing.assert_allclose(
+    [schedule(5000), schedule(5001), schedule(6000)], [0.629, 0.105, 0.0], atol=1e-3
+  )
+
+
+@pytest.mark.parametrize("name", sorted(optimizers.SCHEDULES))
+def test_schedules_hold_after_the_end_and_trace(name):
+  schedule = optimizers.make_schedule(name, 10, 0.1)
+  assert jax.eval_shape(schedule, jnp.int32(3)).dtype == jnp.float32
+  np.testing.assert_array_equal(schedule(15), schedule(10))
+
+
+def test_milestones_are_not_a_step_late():
+  """1/3 and 2/3 are no floats; the factor must change exactly at steps 1000 and 2000 of 3000."""
+  schedule = optimizers.make_schedule("multistep", 3000, 1.0, milestones=(1 / 3, 2 / 3), factor=0.1)
+  steps = jnp.array([999, 1000, 1999, 2000])
+  np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(steps), [1, 0.1, 0.1, 0.01], rtol=1e-5)
+
+
+def test_epochs_of_a_fraction_of_a_step():
+  """Ten images in batches of four: epochs start at steps 0, 2.5 (so 3), 5, 7.5 (8)."""
+  schedule = optimizers.make_schedule("linear", 10, 1.0, steps_per_epoch=2.5)
+  values = [float(schedule(i)) for i in range(8)]
+  np.testing.assert_allclose(values, [1, 1, 0.75, 0.75, 0.75, 0.5, 0.5, 0.25], rtol=1e-6)
+
+
+def test_decay_of_kernels_spares_vectors():
+  params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+  grads = jax.tree.map(jnp.zeros_like, params)
+  for name in optimizers.OPTIMIZERS:
+    for decay in ("all", "kernels"):
+      tx = optimizers.make_optimizer(name, lambda step: 0.1, weight_decay=0.5, decay=decay)
+      updates, _ = tx.update(grads, tx.init(params), params)
+      assert (updates["kernel"] != 0).all()
+      assert (updates["bias"] != 0).all() == (decay == "all")
+
+
+def test_optimizers_vmap_over_seeds():
+  """Kernels stay kernels under vmap, where biases of several seeds look like matrices."""
+  params = {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}
+  tx = optimizers.make_optimizer("sgd", lambda step: 0.1, weight_decay=0.5, decay="kernels")
+  step = lambda p: tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)[0]
+  updates = jax.vmap(step)(params)
+  assert (updates["bias"] == 0).all()
+  np.testing.assert_allclose(updates["kernel"], jnp.full((3, 2, 2), -0.05), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"name": "cosin"}, "Did you mean 'cosine'"),
+    ({"name": "smooth", "zet": 1.0}, "Did you mean 'zeta'"),
+    ({"name": "smooth", "zeta": 0.0}, "zeta=0.0"),
+    ({"name": "linear", "zeta": 0.5}, "zeta=0.5"),
+    ({"name": "multistep", "milestones": (800.0,)}, "shares of the training"),
+    ({"name": "warmup_cosine", "warmup": 5.0}, "warmup=5.0"),
+    ({"name": "cosine", "num_steps": 0}, "num_steps=0"),
+    ({"name": "cosine", "lr": -1.0}, "lr=-1.0"),
+    ({"name": "cosine", "steps_per_epoch": 0}, "steps_per_epoch=0"),
+  ],
+)
+def test_schedule_errors(kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    optimizers.make_schedule(**{"num_steps": 10, "lr": 0.1, **kwargs})
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"name": "adamm"}, "Did you mean 'adam"),
+    ({"name": "sgd", "momentun": 0.9}, "Did you mean 'momentum'"),
+    ({"name": "sgd", "weight_decay": -1.0}, "weight_decay=-1.0"),
+    ({"name": "adamw", "decay": "some"}, "decay='some'"),
+  ],
+)
+def test_optimizer_errors(kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    optimizers.make_optimizer(**{"schedule": lambda step: 0.1, **kwargs})
