@@ -45,7 +45,7 @@ _DRY_RUN = flags.DEFINE_bool(  # launch.main has one too, of the same meaning
 
 
 def main(argv: list[str]) -> int:
-  """Calls `logit_files`; errors for the user are one message."""
+  """Calls `interop`; errors for the user are one message."""
   from ltdd_jax.core.types import LtddError
 
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops like Ctrl-C, and cleans up

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax.calibrate import adsa, base, class_bias
-from ltdd_jax.calibrate.adsa import AdsaParams
+from ltdd_jax.calibrate import base, class_bias
+from ltdd_jax.calibrate.adsa import AdsaParams, adsa
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.calibrate.class_bias import BiasParams
 from ltdd_jax.core.types import LtddError
@@ -63,7 +63,7 @@ def adsa_probe(
   if min(tau_range) < 0:
     raise LtddError(f"adsa_probe: tau_range is {tau_range}; expected numbers from 0 up")
   with base.renamed("adsa", "adsa_probe"):
-    first = adsa.adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
+    first = adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
   with base.renamed("adsa_vector", "adsa_probe"):
     second = class_bias.adsa_vector(
       criterion="nll", strength=strength, tau_range=RANGE, allow_negative=True,

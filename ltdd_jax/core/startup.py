@@ -1,6 +1,6 @@
 """What has to happen before JAX starts: the allocator, virtual CPU devices, the compilation cache.
 
-  from ltdd_jax import startup
+  from ltdd_jax.core import startup
   startup.tune_host()                # before `import jax`
   facts = startup.setup_jax()        # before the first array
 

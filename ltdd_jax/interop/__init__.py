@@ -1,6 +1,6 @@
 """Calibrates logits of any program: files or arrays in, soft labels out. Needs no word of JAX.
 
-    from ltdd_jax.logit_files import calibrate_logits
+    from ltdd_jax.interop import calibrate_logits
     done = calibrate_logits("z.npy", "y.npy", "n.npy", out="labels.npz")
     done = calibrate_logits(logits, labels, counts)      # arrays; done.soft_labels is one
 

@@ -30,7 +30,7 @@ def parameters(ctx: Context, model: Any) -> int:
   return models.count_params(ctx.variable_shapes(model)["params"])
 
 
-def train_teachers(ctx: Context) -> str:
+def teacher(ctx: Context) -> str:
   config = ctx.config["teacher"]
   steps = feed.num_steps(
     int(ctx.counts.sum()), config["batch_size"], num_epochs=config["num_epochs"]
@@ -49,7 +49,7 @@ def statistics(ctx: Context) -> str:
   )
 
 
-def run_method(ctx: Context, *, source: str) -> str:
+def distil(ctx: Context, *, source: str) -> str:
   if source in ctx.imported:
     return ctx.imported[source].about
   n, method = len(ctx.slots(source).labels), ctx.method(source)
@@ -65,7 +65,7 @@ def run_method(ctx: Context, *, source: str) -> str:
   )
 
 
-def label_images(ctx: Context, *, source: str) -> str:
+def label(ctx: Context, *, source: str) -> str:
   config, n = ctx.config["label"], len(ctx.slot_labels(source))
   shape = (config["num_epochs"], n, ctx.source.spec.num_classes)
   stored = encoding.from_config(config)

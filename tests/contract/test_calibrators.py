@@ -66,7 +66,7 @@ def log_prior(counts=COUNTS):
 
 
 def store(seed=0):
-  """What the relabel stage hands over: float16 logits (e, n, k) and classes (n,)."""
+  """What the label stage hands over: float16 logits (e, n, k) and classes (n,)."""
   random = np.random.default_rng(seed)
   labels = np.arange(N) % K
   logits = random.standard_normal((E, N, K)) + 3 * np.eye(K)[labels] + np.asarray(log_prior())

@@ -107,10 +107,10 @@ def test_an_error_in_a_file_too(folder, tmp_path):
 
 MEMORY = """
 import pathlib, sys, threading
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 startup.tune_host()
 import numpy as np
-from ltdd_jax.logit_files import calibrate_logits
+from ltdd_jax.interop import calibrate_logits
 
 def anonymous():
   text = pathlib.Path("/proc/self/status").read_text()

@@ -110,7 +110,7 @@ def test_edc_has_eight_networks_and_all_images_in_a_batch():
 
 
 def test_every_argument_of_a_method_can_be_changed():
-  edc = get_config("cifar10_lt", "method=edc").recover.methods.edc
+  edc = get_config("cifar10_lt", "method=edc").distil.methods.edc
   assert (edc.flatness, edc.category_form, edc.swap_tiles) == (0.25, "by_class", False)
 
 
@@ -124,7 +124,7 @@ def test_calibrators_by_name():
 
 
 def test_gvbsm_goes_as_far_in_few_steps_as_sre2l():
-  get = lambda arg: get_config("cifar10_lt", f"method=gvbsm,{arg}").recover.methods.gvbsm
+  get = lambda arg: get_config("cifar10_lt", f"method=gvbsm,{arg}").distil.methods.gvbsm
   assert (get("preset=cpu").lr, get("preset=cpu").num_steps) == (0.25, 300)
   assert (get("preset=full").lr, get("preset=full").num_steps) == (0.05, 4000)
 

@@ -138,8 +138,8 @@ def test_stage_runs_up_to_it_and_only_it(tmp_path):
   assert (tmp_path / "teacher").exists()
   assert not (tmp_path / "distil").exists()
   with pytest.raises(LtddError, match=r"label/random reads distil/random, which is missing"):
-    pipeline.run(config, tmp_path, stage="only:relabel", show_progress=False)
-  pipeline.run(config, tmp_path, stage="only:recover", show_progress=False)
+    pipeline.run(config, tmp_path, stage="only:label", show_progress=False)
+  pipeline.run(config, tmp_path, stage="only:distil", show_progress=False)
   assert (tmp_path / "distil" / "random").exists()
   with pytest.raises(LtddError, match="--stage is 'distil'"):
     pipeline.run(config, tmp_path, stage="distil")
@@ -149,7 +149,7 @@ def test_only_refuses_artefacts_of_another_config(finished):
   workdir, _ = finished
   config = digits_lt.get_config("preset=smoke")
   config.teacher.optimizer.lr = 0.125
-  for stage in ("only:relabel", "only:report"):
+  for stage in ("only:label", "only:report"):
     with pytest.raises(LtddError, match=r"teacher\.optimizer\.lr"):
       pipeline.run(config, workdir, stage=stage, show_progress=False)
 

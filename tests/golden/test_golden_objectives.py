@@ -1,6 +1,6 @@
 """What the methods minimise, put together from their parts, and how the pixels move.
 
-The parts have oracles of their own in `test_golden_recover.py`; here it is their weights and signs,
+The parts have oracles of their own in `test_golden_distil.py`; here it is their weights and signs,
 what they are given, and the optimiser. Tolerances: float32 sums of terms of order ten, 1e-5.
 """
 
@@ -17,7 +17,7 @@ from ltdd_jax.distil import layer_statistics, objectives, pixels
 from ltdd_jax.models import taps
 from ltdd_jax.teachers import statistics
 from tests import small
-from tests.reference import recover_ref as ref
+from tests.reference import distil_ref as ref
 
 SLOTS = distil.make_slots(np.array([2, 2, 1]))
 

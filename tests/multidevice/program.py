@@ -138,7 +138,7 @@ def sampler_is_the_same_everywhere():
 
 
 def main():
-  compare("teacher", squeeze)
+  compare("teacher", train_teachers)
   compare("statistics", statistics)
   compare("distil", distilled)
   compare("label", store)

@@ -132,11 +132,11 @@ def test_another_config_is_shown_with_what_to_delete(work):
     work.status("teacher", new, {})
   run = work.path
   assert str(error.value) == (
-    f"{run}/squeeze was made with another config:\n"
+    f"{run}/teacher was made with another config:\n"
     "  teacher.lr: 0.1 -> 0.2\n"
     "  teacher.wd: (absent) -> null\n"
-    f"Use another --workdir, or delete {run}/squeeze and what was made from it: "
-    f"{run}/distil/x {run}/relabel"
+    f"Use another --workdir, or delete {run}/teacher and what was made from it: "
+    f"{run}/distil/x {run}/label"
   )
   with pytest.raises(LtddError, match="made with another config"):
     commit(work, config=new)
@@ -180,7 +180,7 @@ def test_a_folder_without_a_manifest_is_refused(work):
   (work.path / "teacher").mkdir()
   assert work.status("teacher", CONFIG, {}) == "missing"
   (work.path / "teacher" / "x.npy").write_text("mine")
-  with pytest.raises(LtddError, match=r"squeeze has files but no meta\.json"):
+  with pytest.raises(LtddError, match=r"teacher has files but no meta\.json"):
     work.status("teacher", CONFIG, {})
 
 
@@ -277,7 +277,7 @@ def test_a_full_disk_leaves_nothing_half_written(work, monkeypatch):
   with monkeypatch.context() as m:
     m.setattr(np, "save", full)
     with pytest.raises(
-      LtddError, match=r"stage squeeze needs 4\.\d+ kB and cannot be written: the d"
+      LtddError, match=r"stage teacher needs 4\.\d+ kB and cannot be written: the d"
     ):
       commit(work)
   assert leftovers(work.path) == []
@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_nothing_half_written(work, monkeypatch):
 def test_too_little_space_is_seen_before_writing(work, monkeypatch):
   usage = type("usage", (), {"free": 10})
   monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
-  with pytest.raises(LtddError, match=r"stage squeeze needs .* has 10 bytes free"):
+  with pytest.raises(LtddError, match=r"stage teacher needs .* has 10 bytes free"):
     commit(work)
 
 
@@ -299,7 +299,7 @@ def test_other_errors_of_the_disk_are_explained(work, monkeypatch):
 
   monkeypatch.setattr(os, "rename", refuse)
   with pytest.raises(
-    LtddError, match=r"stage squeeze: could not be written in .*Permission denied"
+    LtddError, match=r"stage teacher: could not be written in .*Permission denied"
   ):
     commit(work)
   assert leftovers(work.path) == []
@@ -338,7 +338,7 @@ def test_scratch_is_kept_by_config_and_gone_after_commit(work):
   assert other != folder
   assert work.scratch("teacher", CONFIG, {"data": "1"}) not in (folder, other)
   assert (folder / "checkpoint").exists()
-  kept = work.scratch("distil/squeeze", CONFIG, {})
+  kept = work.scratch("distil/t", CONFIG, {})
   commit(work)
   assert not folder.exists()
   assert not other.exists()

@@ -232,9 +232,9 @@ def change(path, value):
     (
       "dato",
       {},
-      r"config: unexpected group 'dato'. Did you mean 'data'\? Groups: data, recover, se",
+      r"config: unexpected group 'dato'. Did you mean 'data'\? Groups: data, distil, se",
     ),
-    ("data", None, "config: 'data' is missing; expected all of data, recover, seed"),
+    ("data", None, "config: 'data' is missing; expected all of data, distil, seed"),
     ("seed", None, "config: 'seed' is missing"),
     ("seed", 1.5, r"config\.seed is 1\.5; expected int"),
     ("data", "digits", r"config\.data is 'digits'; expected a dict of arguments"),

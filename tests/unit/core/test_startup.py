@@ -25,7 +25,7 @@ def run(code, **env):
 
 def test_tuning_comes_before_jax():
   imported, tuned = run("""
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 tuned = startup.tune_host()
 print(json.dumps([[m for m in ("jax", "numpy") if m in sys.modules], tuned]))
 """)
@@ -34,7 +34,7 @@ print(json.dumps([[m for m in ("jax", "numpy") if m in sys.modules], tuned]))
 
 
 SETUP = """
-from ltdd_jax import startup
+from ltdd_jax.core import startup
 {before}
 facts = startup.setup_jax({args})
 import jax, os

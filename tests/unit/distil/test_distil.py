@@ -1,4 +1,4 @@
-"""Slots, the SRe2L objective, random selection and the recover stage."""
+"""Slots, the SRe2L objective, random selection and the distil stage."""
 
 import io
 
@@ -99,7 +99,7 @@ def test_random_takes_each_image_once_before_any_twice(key):
     assert {x.tobytes() for x in mine} <= {x.tobytes() for x in real}
 
 
-def test_recover_in_batches_fills_all_slots():
+def test_distilling_in_batches_fills_all_slots():
   method = distil.make_method(small.env(), "sre2l", num_steps=2)
   slots = distil.make_slots(np.array([3, 2, 2]))
   result = run_method(

@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from configs import digits_lt
-from ltdd_jax import pipeline
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.pipeline import check, stages
+from ltdd_jax.pipeline.run import fingerprints
 from tests import small
 
 CLASSES = small.SPEC.class_names
@@ -108,7 +108,7 @@ def test_places_that_are_refused(tmp_path):
   (tmp_path / "a.npz").write_bytes(b"no archive")
   with pytest.raises(LtddError, match="not a readable npz file"):
     read(tmp_path / "a.npz")
-  with pytest.raises(LtddError, match="stage label/mine; expected one of a recover stage"):
+  with pytest.raises(LtddError, match="stage label/mine; expected one of a distil stage"):
     read(commit(tmp_path / "other", stage="label/mine"))
   with pytest.raises(LtddError, match=r"(?s)another class map.*0: c.*0: a"):
     read(commit(tmp_path / "run", classes=("c", "b", "a")))
@@ -167,7 +167,7 @@ def stage_of(config, name):
 
 
 def test_content_and_not_place_is_the_identity(config, tmp_path):
-  prints = lambda: pipeline.fingerprints(stage_of(config, "distil/mine")[1])
+  prints = lambda: fingerprints(stage_of(config, "distil/mine")[1])
   here = prints()
   (tmp_path / "a.npz").rename(tmp_path / "b.npz")
   config["distil"]["methods"]["mine"]["path"] = str(tmp_path / "b.npz")
@@ -181,16 +181,16 @@ def test_content_and_not_place_is_the_identity(config, tmp_path):
   assert changed == {name for name in here if "/mine" in name}
 
 
-def test_the_recover_stage_stores_what_was_read(config, tmp_path):
-  ctx, found, recover = stage_of(config, "distil/mine")
-  assert recover.inputs == ("data",)
-  assert "4 images 8x8x1 uint8 from" in recover.plan(ctx)
+def test_the_distil_stage_stores_what_was_read(config, tmp_path):
+  ctx, found, distilled = stage_of(config, "distil/mine")
+  assert distilled.inputs == ("data",)
+  assert "4 images 8x8x1 uint8 from" in distilled.plan(ctx)
   assert "(3, 4, 3)" in next(s for s in found if s.name == "label/mine").plan(ctx)
   check.check_with_data(ctx)
   with Workdir(tmp_path / "run") as work:
     ctx.workdir = work
-    prints = pipeline.fingerprints(found)
-    for stage in (found[0], recover):
+    prints = fingerprints(found)
+    for stage in (found[0], distilled):
       pipeline.run_stage(stage, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
     pixels, labels = ctx.images("mine")
     np.testing.assert_array_equal(pixels, IMAGES)

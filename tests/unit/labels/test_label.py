@@ -99,7 +99,7 @@ def label_images(**kwargs):
 
 
 def test_store_holds_the_logits_of_recomputed_views():
-  store = relabel()
+  store = label_images()
   assert store.logits.shape == (3, 5, small.K)
   views = make()(
     label_lib.view_key(0, "a"), IMAGES, LABELS, jnp.array([4, 0, 2]), jnp.array([2, 1, 0])
@@ -113,12 +113,12 @@ def test_store_holds_the_logits_of_recomputed_views():
 
 
 def test_float16_store_is_the_rounded_one():
-  half, full = relabel(dtype="float16"), relabel()
+  half, full = label_images(dtype="float16"), label_images()
   np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
 
 
 def test_labels_without_a_folder_go_with_the_result():
-  labelled = relabel()
+  labelled = label_images()
   part = labelled.store.first(2)
   path = labelled.store.path
   del labelled
@@ -148,7 +148,7 @@ def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monke
   monkeypatch.setattr(
     loop, "run", lambda *args, **kw: (made.append(kw["name"]), run(*args, **kw))[1]
   )
-  straight = relabel(**kwargs, folder=tmp_path / "straight")
+  straight = label_images(**kwargs, folder=tmp_path / "straight")
   assert made == [f"label/a/epochs{e}" for e in ("0-1", "2-3", "4-4")]
 
   write, session = label_lib.labelstore.LabelStore.write, QUIET
@@ -164,10 +164,10 @@ def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monke
   with monkeypatch.context() as patch:
     patch.setattr(label_lib.labelstore.LabelStore, "write", write_and_die)
     with pytest.raises(Killed):
-      relabel(**kwargs, folder=tmp_path / "killed", session=session)
+      label_images(**kwargs, folder=tmp_path / "killed", session=session)
   before = (tmp_path / "killed" / "values" / "c.2.0.0").stat().st_mtime_ns
   made.clear()
-  resumed = relabel(**kwargs, folder=tmp_path / "killed", session=session)
+  resumed = label_images(**kwargs, folder=tmp_path / "killed", session=session)
   assert made == [
     "label/a/epochs2-3",
     "label/a/epochs4-4",
@@ -176,16 +176,16 @@ def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monke
   assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
   np.testing.assert_array_equal(resumed.logits, straight.logits)
   made.clear()
-  relabel(**kwargs, folder=tmp_path / "killed", session=session)
+  label_images(**kwargs, folder=tmp_path / "killed", session=session)
   assert made == []
   if scratch:
     assert not [p for p in (tmp_path / "scratch").rglob("*") if p.is_file()]
 
 
 def test_labels_of_other_images_or_teachers_are_not_mixed(tmp_path):
-  relabel(folder=tmp_path / "s")
+  label_images(folder=tmp_path / "s")
   with pytest.raises(LtddError, match=r"facts\.seed: 0 -> 1"):
-    relabel(folder=tmp_path / "s", seed=1)
+    label_images(folder=tmp_path / "s", seed=1)
   with pytest.raises(LtddError, match=r"facts\.teachers"):
     label_lib.label_images(
       "a", IMAGES, LABELS, (small.teacher(1),), small.SPEC, num_epochs=3, views={},
@@ -211,7 +211,7 @@ def test_several_teachers_are_averaged():
 )
 def test_bad_numbers_are_refused(kwargs, message):
   with pytest.raises(LtddError, match=message):
-    relabel(**kwargs)
+    label_images(**kwargs)
 
 
 def test_logits_too_large_for_the_dtype_are_an_error():

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import calibrate, pipeline
+from ltdd_jax import calibrate
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
 from ltdd_jax.labels import encoding
 from ltdd_jax.pipeline import check, stages
+from ltdd_jax.pipeline.run import fingerprints
 from tests import small
 
 
@@ -31,7 +32,7 @@ def changed(config, path, value):
     inner = inner[group]
   assert inner[key] != value
   inner[key] = value
-  before, after = (pipeline.fingerprints(stages.make_stages(c)) for c in (config, other))
+  before, after = (fingerprints(stages.make_stages(c)) for c in (config, other))
   return {name for name in before if before[name] != after[name]}
 
 
@@ -86,7 +87,7 @@ def test_the_control_is_the_same_beside_every_method(config):
 
 
 def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeypatch, tmp_path):
-  prints = lambda: pipeline.fingerprints(stages.make_stages(config))
+  prints = lambda: fingerprints(stages.make_stages(config))
   before = prints()
   monkeypatch.setattr(calibrate, "VERSIONS", {**calibrate.VERSIONS, "fixed": 2})
   after = prints()
@@ -264,7 +265,7 @@ def test_artefacts_of_another_class_map_or_other_data_are_refused(config, tmp_pa
   (data, *_) = stages.make_stages(config, ctx.identity)
   with Workdir(tmp_path) as work:
     ctx.workdir = work
-    prints = pipeline.fingerprints([data])
+    prints = fingerprints([data])
     pipeline.run_stage(data, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
     for other, message in others:
       monkeypatch.setattr(sources, "open_source", lambda other=other, **kw: other)

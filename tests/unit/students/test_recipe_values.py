@@ -96,7 +96,7 @@ def config(dataset, method):
 
 
 @pytest.mark.parametrize(("dataset", "method"), METHODS)
-def test_constants_of_recover(dataset, method):
+def test_constants_of_distil(dataset, method):
   assert config(dataset, method)["distil"]["methods"][method] == METHODS[dataset, method]
 
 

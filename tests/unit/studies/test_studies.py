@@ -136,7 +136,7 @@ def test_overrides_reach_every_run():
 
 def test_what_studies_refuse(tmp_path):
   config = perturbation_config.get_config("preset=smoke")
-  with pytest.raises(LtddError, match="--stage=recover is for runs"):
+  with pytest.raises(LtddError, match="--stage=distil is for runs"):
     studies.run(config, tmp_path, stage="distil")
   config.study.name = "bond"
   with pytest.raises(LtddError, match=r"study\.name is 'bond'. Did you mean 'bound'"):
@@ -149,11 +149,11 @@ def test_what_studies_refuse(tmp_path):
   some, _ = plain_config("preset=smoke,calibrators=adsa+probe", bound_config)
   assert [*runs.without_probes(some)["calibrate"]["calibrators"]] == ["adsa"]
   bound = bound_config.get_config("preset=smoke")
-  bound.relabel.teacher_bn = "train"
+  bound.label.teacher_bn = "train"
   with pytest.raises(LtddError, match="what such a teacher says of an image depends on the batch"):
     studies.run(bound, tmp_path)
   bound = bound_config.get_config("preset=smoke")
-  bound.relabel.aggregate = "norm_equalised_batch"
+  bound.label.aggregate = "norm_equalised_batch"
   with pytest.raises(LtddError, match="aggregate is 'norm_equalised_batch': a label then depends"):
     studies.run(bound, tmp_path)
   plain, _ = plain_config()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import distil, pipeline
+from ltdd_jax import distil
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError, SynthSet
 from ltdd_jax.pipeline import check, plan, stages
+from ltdd_jax.pipeline.run import fingerprints, run
 from ltdd_jax.teachers import statistics as statistics_lib
 
 
@@ -49,15 +50,15 @@ def test_names_needs_and_fingerprints(config):
   assert with_it["distil/random"].inputs == ("data",)
   other = copy.deepcopy(config)
   other["statistics"]["tile"] = 2
-  prints, changed = (pipeline.fingerprints(stages.make_stages(c)) for c in (config, other))
+  prints, changed = (fingerprints(stages.make_stages(c)) for c in (config, other))
   differ = {name for name in prints if prints[name] != changed[name]}
   assert {"statistics", "distil/darkest", "label/darkest"} <= differ
   assert not any("random" in name for name in differ)
   subset = copy.deepcopy(config)
   subset["distil"]["teachers"] = ("teacher",)
-  assert pipeline.fingerprints(stages.make_stages(subset))["statistics"] != prints["statistics"]
+  assert fingerprints(stages.make_stages(subset))["statistics"] != prints["statistics"]
   del other["distil"]["methods"]["darkest"]
-  without = pipeline.fingerprints(stages.make_stages(other))
+  without = fingerprints(stages.make_stages(other))
   assert "statistics" not in without
   assert without == {name: prints[name] for name in without}
 
@@ -74,7 +75,7 @@ def test_collected_stored_and_fed(config, tmp_path):
   config["teacher"]["num_epochs"] = 1
   config["teacher"]["models"]["teacher"] |= {"depth": 1, "width": 4}
   del config["distil"]["methods"]["random"]
-  pipeline.run(config, tmp_path, stage="distil", show_progress=False)
+  run(config, tmp_path, stage="distil", show_progress=False)
   ctx = stages.Context(check.check(config), Workdir(tmp_path))
   (seen,) = ctx.statistics
   np.testing.assert_array_equal(seen.counts, ctx.counts)

@@ -36,12 +36,12 @@ def train_teachers(parallel, session=QUIET, models=MODELS, num_epochs=2):
 
 @pytest.fixture(scope="module")
 def one_by_one():
-  return squeeze("loop")
+  return train_teachers("loop")
 
 
 @pytest.fixture(scope="module")
 def at_once():
-  return squeeze("vmap")
+  return train_teachers("vmap")
 
 
 def test_at_once_equals_one_by_one(one_by_one, at_once):
@@ -61,7 +61,7 @@ def test_teachers_of_one_architecture_differ_by_their_keys(one_by_one):
 
 def test_a_teacher_does_not_depend_on_the_others(one_by_one):
   """Bit for bit, though the step was compiled for another."""
-  (alone,) = squeeze("auto", models={"b": NET})
+  (alone,) = train_teachers("auto", models={"b": NET})
   jax.tree.map(np.testing.assert_array_equal, alone.variables, one_by_one[1].variables)
 
 
@@ -71,12 +71,12 @@ def test_at_once_goes_on_where_it_stopped(at_once, tmp_path, monkeypatch):
   calls = iter([False, True])
   monkeypatch.setattr(checkpoint, "stop_requested", lambda: next(calls, False))
   with pytest.raises(checkpoint.Interrupted, match=r"teacher/a\+1: stopped after step 2"):
-    squeeze("vmap", session, models)
-  resumed = squeeze("vmap", session, models)
+    train_teachers("vmap", session, models)
+  resumed = train_teachers("vmap", session, models)
   for x, y in zip(at_once[:2], resumed, strict=True):
     jax.tree.map(np.testing.assert_array_equal, x.variables, y.variables)
 
 
 def test_unknown_way():
   with pytest.raises(LtddError, match=r"teacher\.parallel is 'all'; expected one of 'auto'"):
-    squeeze("all")
+    train_teachers("all")

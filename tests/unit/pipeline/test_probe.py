@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import calibrate, pipeline
+from ltdd_jax import calibrate
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.interop import calibrate_logits
 from ltdd_jax.pipeline import check, stages
+from ltdd_jax.pipeline.run import fingerprints, run
 
 COUNTS = np.array([300, 80, 25, 9, 4])
 K = len(COUNTS)
@@ -92,7 +93,7 @@ def config():
 def test_what_its_stage_depends_on(config):
   def prints(**student):
     config.student.update(student)
-    return pipeline.fingerprints(stages.make_stages(check.check(config)))
+    return fingerprints(stages.make_stages(check.check(config)))
 
   before, name = prints(), "calibrate/sre2l/probe"
   for key, value, changes in (("num_epochs", 99, True), ("num_seeds", 7, False)):
@@ -105,7 +106,7 @@ def test_what_its_stage_depends_on(config):
 def test_a_run(config, tmp_path):
   del config.calibrate.calibrators.adsa
   config.distil.images_per_class = 5
-  results = pipeline.run(config, tmp_path, show_progress=False)
+  results = run(config, tmp_path, show_progress=False)
   assert [row["labels"] for row in results["rows"]] == ["probe"] * 2
   assert "sre2l probe" in (tmp_path / "report" / "report.md").read_text()
   message = {

@@ -20,7 +20,7 @@ from ltdd_jax.models.taps import LayerInput
 from ltdd_jax.teachers import statistics
 from ltdd_jax.teachers.statistics import Target
 from tests import small
-from tests.reference import recover_ref as ref
+from tests.reference import distil_ref as ref
 
 K, Q = 4, 2
 REAL_LABELS = [0, 0, 0, 2, 2, 3]  # class 1 has no image

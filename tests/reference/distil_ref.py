@@ -1,4 +1,4 @@
-"""Terms of recover objectives in float64 NumPy with loops, written from their formulas."""
+"""Terms of methods' objectives in float64 NumPy with loops, written from their formulas."""
 
 import math
 
