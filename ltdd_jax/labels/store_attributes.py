@@ -14,7 +14,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels.encoding import Encoding
 
 FORMAT = 1
-KEY = "ltdd_jax.labels.label"  # of the group's attributes
+KEY = "ltdd_jax.labels"  # of the group's attributes
 NAME = "zarr.json"
 
 

@@ -248,7 +248,7 @@ def test_killed_while_saving(tmp_path):
   child = textwrap.dedent("""
     import sys
     import jax.numpy as jnp
-    from ltdd_jax import checkpoint
+    from ltdd_jax.artefacts import checkpoint
     progress = checkpoint.Progress(sys.argv[1])
     for step in range(1, 10_000):
       progress.save(step, {"x": jnp.full((300, 300), float(step))})

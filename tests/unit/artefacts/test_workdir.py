@@ -376,8 +376,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_kill_minus_nine_releases_the_lock(tmp_path):
   child = textwrap.dedent("""
     import sys, time
-    from ltdd_jax import artefacts
-    with artefacts.Workdir(sys.argv[1]):
+    from ltdd_jax.artefacts import workdir as workdir_lib
+    with workdir_lib.Workdir(sys.argv[1]):
       print("open", flush=True)
       time.sleep(60)
   """)

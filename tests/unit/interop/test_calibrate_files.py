@@ -104,7 +104,7 @@ FORMATS = (
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_gives_the_rows_of_the_array(tmp_path, monkeypatch, form):
-  monkeypatch.setattr(sources, "BLOCK", 4 * K)  # blocks of four rows
+  monkeypatch.setattr(rows, "BLOCK", 4 * K)  # blocks of four rows
   _, source = inputs.open_logits(save(tmp_path, form, LOGITS))
   flat = LOGITS.reshape(-1, K)
   assert source.dtype == np.float32
@@ -212,7 +212,7 @@ def test_torch_tensors_are_recognised_without_torch():
 @pytest.mark.parametrize("name", sorted({*calibrate.CALIBRATORS} - {*calibrate.WITH_STUDENT}))
 @pytest.mark.parametrize("suffix", ["npz", "npy"])
 def test_files_hold_what_the_array_holds(tmp_path, monkeypatch, name, suffix):
-  monkeypatch.setattr(sources, "BLOCK", 7 * K)  # 60 rows: blocks of seven, the last overlaps
+  monkeypatch.setattr(rows, "BLOCK", 7 * K)  # 60 rows: blocks of seven, the last overlaps
   path = tmp_path / f"labels.{suffix}"
   memory = interop.calibrate_logits(LOGITS, LABELS, COUNTS, calibrator=name)
   file = interop.calibrate_logits(LOGITS, LABELS, COUNTS, calibrator=name, out=path)

@@ -10,7 +10,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.pipeline import check, stages
-from ltdd_jax.pipeline.run import fingerprints
+from ltdd_jax.pipeline.run import fingerprints, run_stage
 from tests import small
 
 CLASSES = small.SPEC.class_names
@@ -191,7 +191,7 @@ def test_the_distil_stage_stores_what_was_read(config, tmp_path):
     ctx.workdir = work
     prints = fingerprints(found)
     for stage in (found[0], distilled):
-      pipeline.run_stage(stage, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
+      run_stage(stage, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
     pixels, labels = ctx.images("mine")
     np.testing.assert_array_equal(pixels, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)

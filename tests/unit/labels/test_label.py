@@ -141,7 +141,7 @@ def contents(folder):
 def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monkeypatch, scratch):
   """Groups of two label epochs; killed after the first group and one epoch of the second."""
   monkeypatch.setattr(
-    labels, "GROUP_BYTES", 2 * 5 * label_lib.labelstore.Encoding("uint8", 2).row_bytes(3)
+    label_lib, "GROUP_BYTES", 2 * 5 * label_lib.label_store.Encoding("uint8", 2).row_bytes(3)
   )
   kwargs = {"num_epochs": 5, "dtype": "uint8", "top_k": 2}
   made, run = [], loop.run
@@ -151,7 +151,7 @@ def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monke
   straight = label_images(**kwargs, folder=tmp_path / "straight")
   assert made == [f"label/a/epochs{e}" for e in ("0-1", "2-3", "4-4")]
 
-  write, session = label_lib.labelstore.LabelStore.write, QUIET
+  write, session = label_lib.label_store.LabelStore.write, QUIET
   if scratch:
     session = loop.Session(scratch=tmp_path / "scratch", show_progress=False)
 
@@ -162,7 +162,7 @@ def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monke
     write(self, epochs)
 
   with monkeypatch.context() as patch:
-    patch.setattr(label_lib.labelstore.LabelStore, "write", write_and_die)
+    patch.setattr(label_lib.label_store.LabelStore, "write", write_and_die)
     with pytest.raises(Killed):
       label_images(**kwargs, folder=tmp_path / "killed", session=session)
   before = (tmp_path / "killed" / "values" / "c.2.0.0").stat().st_mtime_ns

@@ -102,7 +102,7 @@ def test_a_label_epoch_is_one_file_an_array(tmp_path):
 
 
 def test_large_epochs_are_shards(tmp_path, monkeypatch):
-  monkeypatch.setattr(labelstore, "_CHUNK_BYTES", 16)  # two rows of float16
+  monkeypatch.setattr(label_store, "_CHUNK_BYTES", 16)  # two rows of float16
   store = filled(tmp_path / "s")
   meta = json.loads((tmp_path / "s" / "values" / "zarr.json").read_text())
   assert meta["codecs"][0]["name"] == "sharding_indexed"
@@ -158,8 +158,8 @@ def test_a_damaged_file_is_named(tmp_path, cut):
 
 READER = """
 import sys, hashlib
-from ltdd_jax import labelstore
-store = labelstore.open_store(sys.argv[1])
+from ltdd_jax.labels import store as label_store
+store = label_store.open_store(sys.argv[1])
 for _ in range(20):
   print(hashlib.sha256(store.logits().tobytes()).hexdigest())
 """

@@ -14,7 +14,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
 from ltdd_jax.labels import encoding
 from ltdd_jax.pipeline import check, stages
-from ltdd_jax.pipeline.run import fingerprints
+from ltdd_jax.pipeline.run import fingerprints, run_stage
 from tests import small
 
 
@@ -266,7 +266,7 @@ def test_artefacts_of_another_class_map_or_other_data_are_refused(config, tmp_pa
   with Workdir(tmp_path) as work:
     ctx.workdir = work
     prints = fingerprints([data])
-    pipeline.run_stage(data, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
+    run_stage(data, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
     for other, message in others:
       monkeypatch.setattr(sources, "open_source", lambda other=other, **kw: other)
       moved = stages.Context(config)
