@@ -126,7 +126,7 @@ def recover_job(case: dict[str, Any], session: loop.Session) -> Job:
   slots = distil.make_slots(np.full(SPEC.num_classes, size // SPEC.num_classes))
   fed = distil.Feed(mesh_lib.put((variables,), mesh_lib.replicated(session.mesh)))
   state = jax.jit(method.init)(rng.key_for(1), slots, fed)
-  whole, split = mesh_lib.replicated(session.mesh), mesh_lib.batch_sharding(session.mesh, size)
+  whole, split = mesh_lib.replicated(session.mesh), mesh_lib.at_rest(session.mesh, size)
   state = jax.tree.map(lambda x: mesh_lib.put(x, split if x.ndim else whole), state)
 
   def step_fn(state, consts, t):

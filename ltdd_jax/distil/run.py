@@ -110,7 +110,7 @@ def _place(value: object, needed: bool, session: loop.Session) -> object:
 
 def _spread(state: Any, size: int, session: loop.Session) -> Any:
   """Splits what has one entry for each image over the devices, and copies the rest to each."""
-  split, whole = mesh_lib.batch_sharding(session.mesh, size), mesh_lib.replicated(session.mesh)
+  split, whole = mesh_lib.at_rest(session.mesh, size), mesh_lib.replicated(session.mesh)
   return jax.tree.map(
     lambda x: mesh_lib.put(x, split if x.ndim and x.shape[0] == size else whole), state
   )

@@ -25,8 +25,9 @@ from ltdd_jax.students import recipes
 from ltdd_jax.students import train as student_training
 from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import aggregate as aggregate_lib
+from ltdd_jax.teachers import objectives, recalibrate
 from ltdd_jax.teachers import train as teacher_training
-from ltdd_jax.training import losses, supervised
+from ltdd_jax.training import losses, many, supervised
 
 
 def data_options(
@@ -103,8 +104,10 @@ def teacher_options(
   batch_size: int,
   optimizer: Mapping[str, Any],
   schedule: Mapping[str, Any],
-  loss: Mapping[str, Any],
+  objective: Mapping[str, Any],
   augment: Sequence[Any] = (),
+  views: int = 1,
+  derive: Sequence[Any] = (),
   parallel: str = "auto",
 ) -> None:
   """Schema of `config.teacher`: see `teachers.train.train_teachers`."""
@@ -120,7 +123,6 @@ def student_options(
   loss: Mapping[str, Any],
   hard_weight: float = 0.0,
   ema: float | None = None,
-  bn_updates: int = 1,
   num_seeds: int = 3,
   evaluations: int = 5,
   eval_batch_size: int = 500,
@@ -168,7 +170,7 @@ def check(config: Any) -> dict[str, Any]:
   }
   _check_choice("calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
   for group in ("teacher", "student"):
-    _check_choice(f"{group}.parallel", plain[group]["parallel"], teacher_training.PARALLEL)
+    _check_choice(f"{group}.parallel", plain[group]["parallel"], many.PARALLEL)
   check_jpeg_quality(plain["distil"]["jpeg_quality"])
   aggregate_lib.distil_teachers(plain)
   aggregate_lib.label_teachers(plain)
@@ -208,7 +210,7 @@ def _check_unmixed(group: str, augment_specs: Sequence[Mapping[str, Any]]) -> No
 def _check_labels(label: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
   encoding.from_config(label)
   student_training.check_hard_weight(trained["hard_weight"])
-  supervised.check_averages(trained["ema"], trained["bn_updates"])
+  supervised.check_ema(trained["ema"])
   if trained["recipe"] is not None:
     recipes.parse(trained["recipe"])
 
@@ -219,7 +221,7 @@ def _check_choice(where: str, value: Any, options: tuple[str, ...]) -> None:
 
 
 _POSITIVE = {
-  "teacher": ("num_epochs", "batch_size"),
+  "teacher": ("num_epochs", "batch_size", "views"),
   "statistics": ("tile", "batch_size"),
   "distil": ("images_per_class", "batch_size"),
   "label": ("num_epochs", "batch_size"),
@@ -239,9 +241,12 @@ def check_with_data(ctx: stages_lib.Context) -> None:
   teacher, trained = config["teacher"], config["student"]
   teacher_training.build_models(spec, teacher["models"])
   models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **trained["model"])
-  for group, steps_per_epoch in ((teacher, None), (trained, 1.0)):
-    supervised.make_tx(group["optimizer"], group["schedule"], 10, steps_per_epoch)
-  losses.make_supervised_loss(class_counts=counts, **teacher["loss"])
+  for name, steps_per_epoch in (("teacher", None), ("student", 1.0)):
+    optimizer, schedule = (config[name][key] for key in ("optimizer", "schedule"))
+    supervised.make_tx(optimizer, schedule, 10, steps_per_epoch, where=f"config.{name}")
+  objectives.make_objective(class_counts=counts, **teacher["objective"])
+  for step in teacher["derive"]:
+    recalibrate.make_step(**step)
   _check_loss(losses.make_soft_loss(**trained["loss"]), spec.num_classes)
   for specs in (teacher["augment"], config["statistics"]["augment"] or ()):
     augment.compose(specs)

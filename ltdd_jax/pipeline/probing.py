@@ -70,7 +70,8 @@ def unseen_logits(
     evaluations=1,
     views=ctx.config["label"]["views"],
     view_key=label_lib.view_key(seed, source),
-    seed=seed + 1,
+    seed=seed,
+    key_name="probe",
     session=session,
   )
   first = jax.tree.map(lambda x: x[0], found.variables)
@@ -90,7 +91,8 @@ def logits_of(
   """Logits (m, k) of a student, {name, **kwargs} of `models.make_model`, on images (m, h, w, c)."""
   spec = ctx.source.spec
   network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
+  mesh = mesh_lib.make_mesh()
   consts = {"images": images, "variables": variables}
-  consts = mesh_lib.put(consts, mesh_lib.replicated(mesh_lib.make_mesh()))
+  consts = mesh_lib.put(consts, mesh_lib.replicated(mesh))
   apply = lambda variables, pixels: network.apply(variables, pixels, train=False)
-  return label_lib.clean_logits(consts, apply, spec, min(_BATCH, len(images)))
+  return label_lib.clean_logits(consts, apply, spec, _BATCH, mesh)

@@ -248,7 +248,7 @@ LATER: dict[str, dict[str, Any]] = {
   "teacher": {"parallel": "auto"},
   "distil": {"teachers": None, "jpeg_quality": None},
   "label": {"teachers": None, "aggregate": "mean", "teacher_bn": "eval"},
-  "student": {"ema": None, "bn_updates": 1},
+  "student": {"ema": None},
 }
 """Arguments that came later: at these values fingerprints are what they were."""
 

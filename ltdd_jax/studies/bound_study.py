@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, sources
@@ -21,6 +22,7 @@ from ltdd_jax.pipeline import check, stages
 from ltdd_jax.pipeline import supervision as label_sources
 from ltdd_jax.studies import bound, bound_report, runs
 from ltdd_jax.teachers import aggregate as aggregate_lib
+from ltdd_jax.training import forward
 
 SCHEMA = 2  # 2: with image_bytes and label_bytes
 _BATCH = 500
@@ -71,7 +73,7 @@ def run(
   if (aggregate := config["label"]["aggregate"]) in aggregate_lib.BY_BATCH:
     raise LtddError(
       f"config.label.aggregate is {aggregate!r}: a label then depends on the batch, so the bound "
-      "has no posterior to compare; use 'norm_equalised' or 'mean'"
+      "has no posterior to compare; use 'mean'"
     )
   if not study["students"]:
     config = runs.without_probes(config)
@@ -183,15 +185,12 @@ def teacher_logits(ctx: stages.Context) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
-  """Compiles a function of images once, for batches of one size; the last wraps round."""
-  compiled = jax.jit(fn)
-
-  def apply(images: np.ndarray) -> np.ndarray:
-    n = len(images)
-    rows = [(s + np.arange(_BATCH)) % n for s in range(0, n, _BATCH)]
-    return np.concatenate([np.asarray(compiled(images[r])) for r in rows])[:n]
-
-  return apply
+  """Compiles a function of images once, for batches of one size over all devices."""
+  mesh = mesh_lib.make_mesh()
+  # An argument of a compiled function is not split if it does not divide; 0 + images is.
+  compiled = jax.jit(lambda images: fn(mesh_lib.split_batch(mesh, images + 0.0)))
+  step = lambda images, rows, counts: compiled(images[rows])
+  return lambda images: forward.outputs(step, images, len(images), _BATCH)
 
 
 def make_views(ctx: stages.Context, source: str, num_epochs: int) -> np.ndarray:
