@@ -55,7 +55,10 @@ class Context:
   @functools.cache  # noqa: B019 (a context lives as long as its run)
   def split(self, name: str | None = None) -> longtail.Split:
     """A split of the training data: one of `config.data.splits`, or the run's own for None."""
-    rule = self.config["data"] if name is None else self.config["data"]["splits"][name]
+    rule = dict(self.config["data"] if name is None else self.config["data"]["splits"][name])
+    if rule["rule"] == "matched":  # balanced, with as many images as the run's own split has
+      each = int(self.counts.sum()) // len(self.counts)
+      rule |= {"rule": "counts", "counts": (each,) * len(self.counts)}
     return longtail.make_split(
       self.source.train_labels,
       self.source.spec.num_classes,

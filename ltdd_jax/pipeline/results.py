@@ -96,8 +96,9 @@ def teacher_rows(ctx: Context, groups: Mapping[str, Sequence[int]]) -> list[dict
 def student_row(ctx: Context, row: Row, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
   """One row of the table."""
   arrays = ctx.workdir.load(row.stage("student")).arrays
-  out: dict[str, Any] = row._asdict() | {"tau": None}
+  out: dict[str, Any] = row._asdict() | {"calibrator_name": None, "tau": None}
   if row.calibrator is not None:
+    out["calibrator_name"] = ctx.config["calibrate"]["calibrators"][row.calibrator]["name"]
     fitted = ctx.workdir.load(row.stage("calibrate")).meta["extra"]["report"]
     out["tau"] = fitted.get("tau")
     out["calibration"] = fitted

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax import distil
-from ltdd_jax.core.types import LtddError, Distilled
+from ltdd_jax.core.types import Distilled, LtddError
 from tests import small
 
 KWARGS = {

@@ -11,7 +11,7 @@ from PIL import Image
 from configs import digits_lt
 from ltdd_jax import distil
 from ltdd_jax.artefacts import checkpoint
-from ltdd_jax.core.types import LtddError, Distilled
+from ltdd_jax.core.types import Distilled, LtddError
 from ltdd_jax.data import augment, images
 from ltdd_jax.distil import objectives
 from ltdd_jax.distil.run import run_method

@@ -10,7 +10,7 @@ import pytest
 from configs import digits_lt
 from ltdd_jax import distil
 from ltdd_jax.artefacts.workdir import Workdir
-from ltdd_jax.core.types import LtddError, Distilled
+from ltdd_jax.core.types import Distilled, LtddError
 from ltdd_jax.pipeline import check, plan, stages
 from ltdd_jax.pipeline.run import fingerprints, run
 from ltdd_jax.teachers import statistics as statistics_lib
