@@ -17,6 +17,7 @@ from ltdd_jax import distil
 from ltdd_jax.core.config import parse_arg, with_defaults
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.specs import SPECS
+from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.students import recipes
 
 PRESETS = ("smoke", "cpu", "full")
@@ -111,6 +112,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "imbalance_factor": float(args.imbalance),
     "counts": placeholder(tuple),
     "num_test": placeholder(int),
+    "splits": {},  # more splits by name, for teachers and images of other ones
   }
   config.teacher = {  # teachers.train.train_teachers
     "models": {"teacher": {"name": "resnet18", "stem": "cifar"}},
@@ -123,6 +125,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "views": 1,
     "derive": (),
     "parallel": "auto",
+    "splits": {},  # {teacher: split of config.data.splits}
   }
   settings = with_defaults(distil.METHODS[args.method], method.method)
   config.distil = {  # distil.run.run_method, distil.make_slots, distil.METHODS
@@ -131,6 +134,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "batch_size": 100,
     "order": "interleaved",
     "teachers": placeholder(tuple),
+    "dtype": placeholder(str),  # "float32" keeps images as they were optimised
     "jpeg_quality": placeholder(int),  # 75 in the released code of some (docs/methods.md)
     "methods": {args.method: settings, "random": {"name": "random"}},
   }
@@ -142,10 +146,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "top_k": placeholder(int),
     "rest": "spread",
     "batch_size": 500,
-    "teachers": placeholder(tuple),
-    "aggregate": "mean",
-    "teacher_bn": "eval",
-    "online": False,
+    "sources": {"teacher": with_defaults(label_sources.teacher, {"name": "teacher"})},
     "views": {  # labels.view_fn
       "crop_scale": None,
       "padding": 4,

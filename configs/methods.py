@@ -93,7 +93,7 @@ def edc(dataset: str, ipc: int) -> Published:
 
   CIFAR-10: 75 steps of all images at once. CIFAR-100: 2,000 steps of batches of 100. The scripts
   train 5 epochs on CIFAR-10 (`config.teacher.num_epochs`) and label CIFAR-100 with five of the
-  eight (`config.label.teachers`; `FIVE` here); the paper has 10, and all eight.
+  eight (`config.label.sources.teacher.teachers`; `FIVE` here); the paper has 10, and all eight.
   """
   many = dataset == "cifar100"
   steps, low, epochs = (2000, 0.5, 50) if many else (75, 0.08, 10)

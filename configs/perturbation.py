@@ -4,15 +4,15 @@
 
 Distils images from a balanced and from an imbalanced set, has teachers of both sets label both,
 splits the bias of the labels into a teacher part, an image part and what their sum misses, and
-trains students in the four cells (docs/perturbation.md). Written: `report/report.md`,
-`report/perturbation.json` and figures. The recipe is that of `configs/<dataset>_lt.py`; every value
-of it can be changed on the command line, for both runs at once.
+trains students in the four cells (docs/perturbation.md). Written: `report/perturbation.md`,
+`report/perturbation.json` and figures, beside the run's own report. The recipe is that of
+`configs/<dataset>_lt.py`; every value of it can be changed on the command line.
 
 Arguments: dataset (digits, cifar10), method (sre2l; see `configs/published.py`), imbalance (50 for
 digits, 100), ipc (5 for digits, 10), matched (True), seed (0), preset (cpu, smoke, full),
 calibrators (few, all, or names: plain+adsa).
-`matched=False` gives the balanced run all images of the source and not as many as the imbalanced
-run has.
+`matched=False` gives the balanced split all images of the source and not as many as the imbalanced
+one has.
 """
 
 import importlib
@@ -20,6 +20,7 @@ import importlib
 from configs import base
 from ltdd_jax.core.types import LtddError
 
+WITHOUT_PRIOR = ("none", "temperature", "vector_scaling")
 DATASETS = {"digits": (50.0, 5), "cifar10": (100.0, 10)}  # imbalance, images per class
 
 
@@ -36,6 +37,41 @@ def get_config(arg: str | None = None):
     f"seed={args.seed},preset={args.preset},calibrators={args.calibrators}"
     + (f",recipe={args.recipe}" if args.recipe else "")
   )
-  config.distil.methods = {args.method: config.distil.methods[args.method].to_dict()}
-  config.study = {"name": "perturbation", "matched": args.matched, "num_bootstrap": 2000}
+  cross(config, args)
+  config.study = {"name": "perturbation", "num_bootstrap": 2000}
   return config
+
+
+def cross(config, args):
+  """Crosses images of both splits with teachers of both, in one run.
+
+  Calibrators that follow the prior (adsa, tau1, ...) are for the imbalanced teachers: for the
+  uniform prior of the balanced ones they are the identity.
+  """
+  matched = {"rule": "matched"}  # as many images as the run's own split has, evenly
+  config.data.splits = {"balanced": matched if args.matched else {"rule": "ltdd"}}
+  models = config.teacher.models.to_dict()
+  balanced = {f"{name}_balanced": model for name, model in models.items()}
+  config.teacher.models = models | balanced
+  config.teacher.splits = dict.fromkeys(balanced, "balanced")
+  order = tuple(config.distil.teachers or sorted(models))
+  sides = {"balanced": tuple(f"{name}_balanced" for name in order), "imbalanced": order}
+  method = config.distil.methods[args.method].to_dict()
+  config.distil.teachers = None
+  config.distil.methods = {
+    "balanced": method | {"split": "balanced", "teachers": sides["balanced"]},
+    "imbalanced": method | {"teachers": sides["imbalanced"]},
+  }
+  known = config.calibrate.calibrators.to_dict()
+  if "none" not in [v["name"] for v in known.values()]:
+    known = {"plain": {"name": "none"}} | known
+    config.calibrate.calibrators = known
+  own = {
+    "balanced": tuple(k for k, v in known.items() if v["name"] in WITHOUT_PRIOR),
+    "imbalanced": tuple(known),
+  }
+  teacher = config.label.sources.teacher.to_dict()
+  config.label.sources = {
+    side: teacher | {"teachers": tuple(sorted(sides[side])), "calibrators": own[side]}
+    for side in sides
+  }

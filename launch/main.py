@@ -38,11 +38,13 @@ def main(argv: list[str]) -> int:
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
   facts = startup.setup_jax(cache_dir=_COMPILE_CACHE.value or None, distributed=_DISTRIBUTED.value)
   logging.info("%s", facts)
-  from ltdd_jax import pipeline, studies
   from ltdd_jax.artefacts import checkpoint
   from ltdd_jax.core.types import LtddError
 
-  run = studies.run if "study" in _CONFIG.value else pipeline.run
+  if "study" in _CONFIG.value:
+    from ltdd_jax.studies import run
+  else:
+    from ltdd_jax.pipeline import run
   try:
     run(
       _CONFIG.value,

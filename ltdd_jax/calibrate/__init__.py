@@ -73,3 +73,8 @@ def make_calibrator(name: str, **kwargs: Any) -> Calibrator:
     LtddError: an unknown name or argument, with what may have been meant, or one out of range.
   """
   return registry.make("calibrator", CALIBRATORS, name, kwargs)
+
+
+def version(name: str) -> int:
+  """The code version of a calibrator: raised when what it fits changes."""
+  return VERSIONS.get(name, 1)

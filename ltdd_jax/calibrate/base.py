@@ -31,6 +31,7 @@ class Calibrator(NamedTuple):
   refine: Callable[..., Any] | None = None
   # whether `fit` minimises a log-loss, to which a true class without a logit is all that counts
   log_loss: bool = False
+  needs: tuple[str, ...] = ("prior",)
 
 
 # ---- checks ----

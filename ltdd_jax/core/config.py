@@ -18,15 +18,34 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ltdd_jax.core.types import LtddError
 
-Factory = Callable[..., Any]
+
+class Group(NamedTuple):
+  """A config group that several functions share: the union of their keyword-only arguments.
+
+  Attributes:
+    functions: those that the group configures.
+    own: further keys with their defaults (`REQUIRED` for none), which name nested groups or are
+      read by the program itself.
+    hidden: arguments that are the program's and not the user's.
+  """
+
+  functions: tuple[Callable[..., Any], ...] = ()
+  own: Mapping[str, Any] = types.MappingProxyType({})
+  hidden: tuple[str, ...] = ()
+
+
+REQUIRED = inspect.Parameter.empty
+
+Factory = Callable[..., Any] | Group
 Schema = Mapping[str, Factory | Mapping[str, Factory]]
 
+PROGRAM = ("split", "teachers", "calibrators")  # keys of a named entry that the program reads
 ABSENT = "(absent)"  # stands for a key that one of two configs lacks
 
 # ---- canonical values, flattening and differences ----
@@ -106,11 +125,19 @@ def suggest(name: str, options: Iterable[str]) -> str:
 
 
 def parameters(factory: Factory, skip_positional: bool = True) -> dict[str, inspect.Parameter]:
-  """The parameters of a factory that a config may set."""
+  """The parameters of a factory or a group that a config may set."""
+  if isinstance(factory, Group):
+    known = {k: p for f in factory.functions for k, p in parameters(f).items()}
+    own = {k: _own(k, default) for k, default in factory.own.items()}
+    return {k: p for k, p in (known | own).items() if k not in factory.hidden}
   kinds = [inspect.Parameter.KEYWORD_ONLY]
   if not skip_positional:
     kinds.append(inspect.Parameter.POSITIONAL_OR_KEYWORD)
   return {k: p for k, p in inspect.signature(factory).parameters.items() if p.kind in kinds}
+
+
+def _own(key: str, default: Any) -> inspect.Parameter:
+  return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Any)
 
 
 def bind(
@@ -128,9 +155,8 @@ def bind(
     LtddError: an unknown or missing key, or a value of the wrong simple type.
   """
   known = parameters(factory, skip_positional)
-  signature = inspect.signature(factory)
-  takes = f"{_name(factory)} takes ({_render(known)})"
-  if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+  takes = f"{_name(factory, where)} takes ({_render(known)})"
+  if not _takes_any(factory):
     for key in kwargs:
       if key not in known:
         hint = suggest(key, known)
@@ -202,10 +228,10 @@ def _find(node: Any, path: Sequence[str], where: str) -> Iterable[tuple[str, Any
 def _check_group(where: str, group: Any, target: Factory | Mapping[str, Factory]) -> None:
   if not isinstance(group, Mapping):
     raise LtddError(f"{where} is {group!r}; expected a dict of arguments")
-  if not isinstance(target, Mapping):
+  if isinstance(target, Group) or not isinstance(target, Mapping):
     bind(where, target, group)
     return
-  kwargs = dict(group)
+  kwargs = {k: v for k, v in group.items() if k not in PROGRAM}
   name = kwargs.pop("name", None)
   if name not in target:
     options = ", ".join(sorted(target))
@@ -216,7 +242,15 @@ def _check_group(where: str, group: Any, target: Factory | Mapping[str, Factory]
   bind(where, target[name], kwargs)
 
 
-def _name(factory: Factory) -> str:
+def _takes_any(factory: Factory) -> bool:
+  if isinstance(factory, Group):
+    return False
+  return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
+
+
+def _name(factory: Factory, where: str) -> str:
+  if isinstance(factory, Group):
+    return where
   return getattr(factory, "__name__", type(factory).__name__)
 
 

@@ -1,28 +1,48 @@
-"""Make things by the names that configs use: one error text for models, losses and schedules."""
+"""Make things by the names that configs use, and check values: one error text each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ltdd_jax.core import config
 from ltdd_jax.core.types import LtddError
 
 
-def make(kind: str, registry: Mapping[str, Callable[..., Any]], name: str, kwargs: Mapping) -> Any:
-  """Calls `registry[name](**kwargs)`.
+def make(
+  kind: str,
+  registry: Mapping[str, Callable[..., Any]],
+  name: str,
+  kwargs: Mapping[str, Any],
+  *args: Any,
+) -> Any:
+  """Calls `registry[name](*args, **kwargs)`.
 
   Args:
     kind: what the registry holds, for messages: "model".
-    registry: factories with keyword arguments.
+    registry: factories; positional arguments are the program's, keyword arguments the user's.
     name: a key of the registry.
     kwargs: of that factory.
+    *args: its positional arguments.
 
   Raises:
     LtddError: an unknown name or argument, with what may have been meant.
   """
   if name not in registry:
+    hint = config.suggest(name, registry)
     raise LtddError(
-      f"unknown {kind} {name!r}. {config.suggest(name, registry)} "
-      f"Known: {', '.join(sorted(registry))}."
+      f"unknown {kind} {name!r}. {hint}{' ' if hint else ''}Known: {', '.join(sorted(registry))}."
     )
   config.bind(f"{kind} {name!r}", registry[name], kwargs)
-  return registry[name](**kwargs)
+  return registry[name](*args, **kwargs)
+
+
+def check_choice(where: str, value: Any, known: Collection[Any]) -> None:
+  """Raises LtddError for a value that is none of those known."""
+  if value not in known:
+    raise LtddError(f"{where} is {value!r}; expected one of {', '.join(map(repr, known))}")
+
+
+def check_at_least(where: str, least: float, **numbers: float) -> None:
+  """Raises LtddError for the first number below the least; `where` is "method 'dm': " or so."""
+  for key, value in numbers.items():
+    if not value >= least:
+      raise LtddError(f"{where}{key} is {value}; expected {least:g} or more")

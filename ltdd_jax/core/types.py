@@ -24,11 +24,13 @@ class Slots(NamedTuple):
   rank: Leaf  # (n,) int32, its number within its class: 0, 1, ...
 
 
-class SynthSet(NamedTuple):
-  """Distilled images."""
+class Distilled(NamedTuple):
+  """What a method distils: images, and what else it has learned for its students."""
 
   images: Leaf  # (n, h, w, c) float32, normalised
   labels: Leaf  # (n,) int32
+  soft_labels: Leaf = None  # (n, k) float32 logits of the images as they are, or None
+  student_lr: Leaf = None  # [] float32, learning rate of students, or None
 
 
 class ArrayData(NamedTuple):

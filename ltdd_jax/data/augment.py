@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, Num, UInt8
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.crops import (
@@ -59,11 +59,17 @@ Augment = Callable[[Key[Array, ""], Float[Array, "b h w c"]], Float[Array, "b h 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 
 
+def to_pixels(images: Num[Array | np.ndarray, "*n h w c"]) -> Float[Array, "*n h w c"]:
+  """Returns stored images as float32 pixels: uint8 in [0, 1], floats as they are."""
+  images = jnp.asarray(images)
+  return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
 def normalize(
-  images: UInt8[Array | np.ndarray, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+  images: Num[Array | np.ndarray, "*n h w c"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*n h w c"]:
-  """Returns `(images / 255 - mean) / std`, float32."""
-  return normalize_pixels(jnp.asarray(images).astype(jnp.float32) / 255, mean, std)
+  """Returns `(images / 255 - mean) / std` of stored images, float32; see `to_pixels`."""
+  return normalize_pixels(to_pixels(images), mean, std)
 
 
 def normalize_pixels(
@@ -71,6 +77,13 @@ def normalize_pixels(
 ) -> Float[Array, "*n h w c"]:
   """Returns `(pixels - mean) / std` of pixels in [0, 1], as augmentations leave them."""
   return (pixels - _channels(mean, pixels.ndim)) / _channels(std, pixels.ndim)
+
+
+def denormalize_pixels(
+  images: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "*n h w c"]:
+  """Returns float32 pixels of normalised images: 0 is black, 1 is white, and more is possible."""
+  return images * _channels(std, images.ndim) + _channels(mean, images.ndim)
 
 
 def denormalize(
@@ -81,7 +94,7 @@ def denormalize(
   A thousandth of a level is added first, so that a pixel which float32 puts just below its own
   whole number comes back as itself: `denormalize(normalize(x)) == x`.
   """
-  pixels = images * _channels(std, images.ndim) + _channels(mean, images.ndim)
+  pixels = denormalize_pixels(images, mean, std)
   return jnp.clip(255 * pixels + 1e-3, 0, 255).astype(jnp.uint8)
 
 

@@ -3,27 +3,29 @@
 A method is a NamedTuple of pure functions made by a factory:
 
   method = sre2l(env, num_steps=1000, lr=0.25)
-  state = method.init(key, slots, feed)
+  state = method.init(key, slots, res)
   for t in range(method.num_steps):
-    state, metrics = method.step(jax.random.fold_in(key, t), state, feed, turn=t % method.turns)
-  synth = method.read(state)
+    state, metrics = method.step(fold_in(key, t), state, res, None, turn=t % method.turns)
+  distilled = method.read(state)
 
 The factory binds numbers and static functions (`env`). Arrays are never bound: a teacher closed
-over by a jitted function would become a constant of the program. They arrive as arguments, in
-`feed`. `slots.labels` is the budget; nothing here knows "images per class".
+over by a jitted function would become a constant of the program. They arrive as arguments: `res`
+holds the resources that the method's `needs` name, and `x` what `inputs` makes for this step.
+`slots.labels` is the budget; nothing here knows "images per class".
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from ltdd_jax.core.types import Leaf, LtddError, Slots, SynthSet
+from ltdd_jax.core.registry import check_at_least, check_choice
+from ltdd_jax.core.types import Distilled, LtddError, Slots
 
 
 class Network(NamedTuple):
-  """The static half of a teacher: `feed.teachers` brings its arrays, in the same order."""
+  """The static half of a teacher: `res["teachers"]` has its arrays, in the same order."""
 
   name: str
   model: Any  # a Linen module; equal modules of one run are one object, so nothing recompiles
@@ -39,25 +41,25 @@ class Env(NamedTuple):
   teachers: tuple[Network, ...] = ()
 
 
-class Feed(NamedTuple):
-  """Arrays that a method may ask for; those it does not need may be None."""
+# Arrays by the names in `Method.needs`; `pipeline.resources.RESOURCES` says what each is.
+Resources = Mapping[str, Any]
 
-  teachers: Leaf = None  # tuple of variable collections, one for each teacher
-  images: Leaf = None  # (N, h, w, c) uint8, the long-tailed training set
-  labels: Leaf = None  # (N,) int32
-  statistics: Leaf = None  # tuple of `statistics.Statistics`, one for each teacher
+# A generator of this step's own, the step, and resources on the host -> `x` of the step.
+Inputs = Callable[[np.random.Generator, int, Mapping[str, Any]], Any]
 
 
 class StepFn(Protocol):
   """One step. `turn` is static: each turn is a program of its own."""
 
   def __call__(
-    self, key: jax.Array, state: Any, feed: Feed, *, turn: int = 0
+    self, key: jax.Array, state: Any, res: Resources, x: Any, *, turn: int = 0
   ) -> tuple[Any, dict[str, jax.Array]]: ...
 
 
 # Training images and slots of each class, both (k,), to sentences for the report.
 Notes = Callable[[np.ndarray, np.ndarray], tuple[str, ...]]
+
+BATCHING = ("batches", "joint", "select")
 
 
 def repeats(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
@@ -71,46 +73,72 @@ def repeats(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
 class Method(NamedTuple):
   """A distillation method.
 
-  Step t of a distil stage, counted on over its batches of images, is called with
-  `turn = t % turns`: teachers that take turns are programs of their own, and none is compiled
-  twice. `carry(fresh, last)` makes the state with which a batch of images starts from its own
-  initial state and the last state of the batch before: it takes over what goes on, such as running
-  means of statistics.
+  Attributes:
+    init: key, slots, resources -> state.
+    step: see `StepFn`. Step t, counted on over the batches of images, has `turn = t % turns`, and
+      no turn is compiled twice.
+    read: state -> `Distilled`.
+    needs: names of resources.
+    num_steps: steps for each batch of images.
+    batching: "batches" (`config.distil.batch_size` images at a time), "joint" (all slots at once)
+      or "select" (no steps: real images, in an order of slots of their own).
+    inputs: host arrays of a step, a pure function of the step, so that a killed run goes on where
+      it was; None for none.
+    real_images: whether every class with a slot needs a training image.
+    turns: programs that take turns.
+    carry: (fresh, last) -> state of the next batch of images: what goes on, such as running means.
+    notes: what `check_resources` says of classes with few training images. It may raise `LtddError`
+      if the method cannot fill the budget.
+    dtype: how images are stored unless `config.distil.dtype` says otherwise: "uint8" or "float32".
   """
 
-  init: Callable[[jax.Array, Slots, Feed], Any]
+  init: Callable[[jax.Array, Slots, Resources], Any]
   step: StepFn
-  read: Callable[[Any], SynthSet]
-  needs: tuple[str, ...]  # fields of `Feed` that must be there
+  read: Callable[[Any], Distilled]
+  needs: tuple[str, ...]
   num_steps: int
-  real_images: bool = False  # whether every class with a slot needs a training image
+  batching: str = "batches"
+  inputs: Inputs | None = None
+  real_images: bool = False
   turns: int = 1
-  carry: Callable[[Any, Any], Any] | None = None  # (fresh, last) -> state
-  notes: Notes = repeats  # what `check_feed` says of short classes; may refuse a budget
+  carry: Callable[[Any, Any], Any] | None = None
+  notes: Notes = repeats
+  dtype: str = "uint8"
 
 
-def still(
-  init: Callable[[jax.Array, Slots, Feed], SynthSet],
+def select(
+  init: Callable[[jax.Array, Slots, Resources], Distilled],
   needs: tuple[str, ...],
   notes: Notes = repeats,
+  real_images: bool = True,
 ) -> Method:
-  """Makes a method that takes its images from real ones at once, and optimises nothing."""
+  """Makes a method that takes its images from what is there, and optimises nothing."""
 
   def step(
-    key: jax.Array, state: SynthSet, feed: Feed, *, turn: int = 0
-  ) -> tuple[SynthSet, dict[str, jax.Array]]:
-    del key, feed, turn
+    key: jax.Array, state: Distilled, res: Resources, x: Any, *, turn: int = 0
+  ) -> tuple[Distilled, dict[str, jax.Array]]:
+    del key, res, x, turn
     return state, {}
 
   read = lambda state: state
-  return Method(init, step, read, needs, num_steps=0, real_images=True, notes=notes)
+  return Method(
+    init, step, read, needs, num_steps=0, batching="select", real_images=real_images, notes=notes
+  )
 
 
-def make_slots(slots_per_class: np.ndarray, order: str = "interleaved") -> Slots:
+def make_slots(
+  num_classes: int,
+  *,
+  images_per_class: int = 1,
+  slots_per_class: Collection[int] | None = None,
+  order: str = "interleaved",
+) -> Slots:
   """Lays out the budget.
 
   Args:
-    slots_per_class: (k,) slots of each class, which may differ and may be 0.
+    num_classes: k.
+    images_per_class: slots of each class.
+    slots_per_class: (k,) slots of each class in its place, which may differ and may be 0.
     order: "interleaved" (first image of every class, second of every class, ... as SRe2L does, so
       that a batch is diverse) or "class_major" (as G-VBSM and EDC do).
 
@@ -118,32 +146,30 @@ def make_slots(slots_per_class: np.ndarray, order: str = "interleaved") -> Slots
     Slots of int32 NumPy arrays.
 
   Raises:
-    LtddError: no slots, negative counts or an unknown order.
+    LtddError: no slots, negative counts, not one for each class, or an unknown order.
   """
+  if slots_per_class is None:
+    check_at_least("config.distil.", 1, images_per_class=images_per_class)
+    slots_per_class = [images_per_class] * num_classes
   counts = np.asarray(slots_per_class)
-  if counts.ndim != 1 or counts.min(initial=0) < 0 or counts.sum() < 1:
+  if counts.shape != (num_classes,) or counts.min(initial=0) < 0 or counts.sum() < 1:
     raise LtddError(
-      f"slots_per_class is {counts.tolist()}; expected one count >= 0 for each class and at least "
-      "one slot in all. Set config.distil.images_per_class to 1 or more."
+      f"config.distil.slots_per_class is {counts.tolist()}; expected {num_classes} counts, one for "
+      "each class, 0 or more, and at least one slot in all"
     )
+  check_choice("config.distil.order", order, ("interleaved", "class_major"))
   labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
   rank = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
   if order == "interleaved":
     keep = np.lexsort((labels, rank))
     labels, rank = labels[keep], rank[keep]
-  elif order != "class_major":
-    raise LtddError(f"order is {order!r}; expected 'interleaved' or 'class_major'")
   return Slots(labels, rank)
 
 
-def check_choice(name: str, what: str, value: str, known: Collection[str]) -> None:
-  """Raises LtddError for an option of method `name` that is none of those known."""
-  if value not in known:
-    raise LtddError(f"method {name!r}: {what} is {value!r}; expected one of {', '.join(known)}")
-
-
-def check_feed(name: str, method: Method, slots: Slots, feed: Feed, env: Env) -> tuple[str, ...]:
-  """Checks on the host, before any work, that a method can fill the slots from the feed.
+def check_resources(
+  name: str, method: Method, slots: Slots, res: Resources, env: Env
+) -> tuple[str, ...]:
+  """Checks on the host, before any work, that a method can fill the slots from its resources.
 
   Returns:
     Notes for the report, such as classes with fewer training images than slots.
@@ -151,21 +177,21 @@ def check_feed(name: str, method: Method, slots: Slots, feed: Feed, env: Env) ->
   Raises:
     LtddError: something that the method needs is missing, or it cannot fill so many slots.
   """
-  for field in method.needs:
-    if getattr(feed, field) is None:
+  for need in method.needs:
+    if res.get(need) is None:
       raise LtddError(
-        f"method {name!r} needs feed.{field}, which is None. It needs {', '.join(method.needs)}; "
-        "pass them in Feed(...), or run the stage that makes them."
+        f"method {name!r} needs the resource {need!r}, which is missing. It needs "
+        f"{', '.join(method.needs)}; pass them, or run the stage that makes them"
       )
-  for field, what in (("teachers", "teachers' variables"), ("statistics", "teachers' statistics")):
-    if field in method.needs and len(getattr(feed, field)) != len(env.teachers):
+  for need in set(method.needs) & {"teachers", "statistics"}:
+    if len(res[need]) != len(env.teachers):
       raise LtddError(
-        f"method {name!r} got {len(getattr(feed, field))} {what} for {len(env.teachers)} "
-        "teachers; expected one for each, in the same order"
+        f"method {name!r} got {need} of {len(res[need])} networks for {len(env.teachers)} "
+        "teachers; expected those of each, in the same order"
       )
   if not method.real_images:
     return ()
-  have = np.bincount(np.asarray(feed.labels), minlength=env.num_classes)
+  have = np.bincount(np.asarray(res["labels"]), minlength=env.num_classes)
   want = np.bincount(np.asarray(slots.labels), minlength=env.num_classes)
   empty = np.flatnonzero((want > 0) & (have == 0))
   if len(empty):

@@ -1,7 +1,7 @@
 """Methods that choose real images: the controls that every table needs.
 
 `random` needs no teacher. `herding`, `k_center` and `kmeans` choose in the penultimate features of
-the teachers (`models.taps.features`; those of several side by side, see `passes.features`), of
+the teachers (`models.taps.features`; those of several side by side, see `features.features`), of
 the clean images. All take unequal slots and classes without slots, and repeat the images of a class
 that has fewer of them than slots evenly, after all were used once.
 """
@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ltdd_jax.core.types import LtddError, Slots, SynthSet
+from ltdd_jax.core.types import Distilled, LtddError, Slots
 from ltdd_jax.data import augment
 from ltdd_jax.distil import features, selection
-from ltdd_jax.distil.base import Env, Feed, Method, still
+from ltdd_jax.distil.base import Env, Method, Resources, select
+
+VERSION = 1
 
 Choose = Callable[[jax.Array, jax.Array, Int[Array, " N"], Slots], Int[Array, " n"]]
 
@@ -27,8 +29,8 @@ def random(env: Env, /) -> Method:
   training images: a class with fewer images than slots repeats them, evenly.
   """
 
-  def init(key: jax.Array, slots: Slots, feed: Feed) -> SynthSet:
-    labels = jnp.asarray(feed.labels)
+  def init(key: jax.Array, slots: Slots, res: Resources) -> Distilled:
+    labels = jnp.asarray(res["labels"])
     noise = jax.random.uniform(key, labels.shape)
     by_class = jnp.lexsort((noise, labels))  # sorted by class, in random order within it
     counts = jnp.bincount(labels, length=env.num_classes)
@@ -36,10 +38,10 @@ def random(env: Env, /) -> Method:
     slot_labels = jnp.asarray(slots.labels, jnp.int32)
     rank = jnp.asarray(slots.rank, jnp.int32)
     rows = by_class[start[slot_labels] + rank % jnp.maximum(counts[slot_labels], 1)]
-    images = augment.normalize(jnp.asarray(feed.images)[rows], env.mean, env.std)
-    return SynthSet(images, slot_labels)
+    images = augment.normalize(jnp.asarray(res["images"])[rows], env.mean, env.std)
+    return Distilled(images, slot_labels)
 
-  return still(init, needs=("images", "labels"))
+  return select(init, needs=("images", "labels"))
 
 
 def herding(env: Env, /, *, unit_norm: bool = False, chunk_size: int = 500) -> Method:
@@ -99,14 +101,14 @@ def _by_features(name: str, env: Env, choose: Choose, unit_norm: bool, chunk_siz
   """Makes a method of a function that chooses rows by their features."""
   features.check_teachers(name, env, chunk_size)
 
-  def init(key: jax.Array, slots: Slots, feed: Feed) -> SynthSet:
-    labels = jnp.asarray(feed.labels, jnp.int32)
+  def init(key: jax.Array, slots: Slots, res: Resources) -> Distilled:
+    labels = jnp.asarray(res["labels"], jnp.int32)
     slots = Slots(*(jnp.asarray(x, jnp.int32) for x in slots))
-    x = features.features(env, feed, chunk_size)
+    x = features.features(env, res, chunk_size)
     if unit_norm:
       x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     rows = choose(key, x, labels, slots)
-    images = augment.normalize(jnp.asarray(feed.images)[rows], env.mean, env.std)
-    return SynthSet(images, slots.labels)
+    images = augment.normalize(jnp.asarray(res["images"])[rows], env.mean, env.std)
+    return Distilled(images, slots.labels)
 
-  return still(init, needs=("teachers", "images", "labels"))
+  return select(init, needs=("teachers", "images", "labels"))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment
-from ltdd_jax.distil.base import Env, Feed
+from ltdd_jax.distil.base import Env, Resources
 from ltdd_jax.models import taps
 
 
@@ -46,17 +46,17 @@ def mean_logits(
   return jnp.stack(logits).mean(0)
 
 
-def features(env: Env, feed: Feed, chunk_size: int) -> Float[Array, "n f"]:
+def features(env: Env, res: Resources, chunk_size: int) -> Float[Array, "n f"]:
   """Returns the penultimate features of all training images: see `models.taps.features`.
 
   Those of several teachers are put side by side, each divided by the root mean square of its
   features' norms: all have an equal say in distances. With one teacher it is but a change of unit.
   """
-  images = jnp.asarray(feed.images)
+  images = jnp.asarray(res["images"])
 
   def chunk(rows):
     x = augment.normalize(images[rows], env.mean, env.std)
-    pairs = zip(env.teachers, feed.teachers, strict=True)
+    pairs = zip(env.teachers, res["teachers"], strict=True)
     return tuple(taps.features(o.model, v, x)[1].astype(jnp.float32) for o, v in pairs)
 
   parts = in_chunks(chunk, len(images), chunk_size)

@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.distil import initial_images, layer_statistics, objectives, pixels
-from ltdd_jax.distil.base import Env, Feed, Method, check_choice
+from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.models import taps
 from ltdd_jax.teachers import statistics as statistics_lib
 from ltdd_jax.training import losses
+
+VERSION = 1
 
 Augments = Sequence[Mapping[str, Any]]
 
@@ -172,7 +175,7 @@ def edc(
     ("flatness_kl", flatness_kl, objectives.KL_DIRECTIONS),
     ("flatness_mean", flatness_mean, objectives.KL_MEANS),
   ):
-    check_choice("edc", what, value, known)
+    check_choice(f"method 'edc': {what}", value, known)
   rule = layer_statistics.Rule(
     tile=tile,
     first=first_multiplier,
@@ -226,15 +229,15 @@ def _in_turn(
   augment_fn = augment_lib.compose(augment)
 
   def objective(
-    images: jax.Array, state: pixels.PixelState, key: jax.Array, feed: Feed, turn: int
+    images: jax.Array, state: pixels.PixelState, key: jax.Array, res: Resources, turn: int
   ) -> tuple[jax.Array, tuple[pixels.Metrics, Any]]:
-    model, variables = env.teachers[turn].model, feed.teachers[turn]
+    model, variables = env.teachers[turn].model, res["teachers"][turn]
     view_key, drop_key = jax.random.split(key)
     same_key = jax.random.clone(view_key)  # the running mean is seen in the same view
     views = augment_fn(view_key, images)
     logits, inputs = taps.apply_with_inputs(model, variables, views, statistics_lib.LAYERS)
     matched, mine = layer_statistics.match(
-      rule, inputs, state.labels, variables, feed.statistics[turn], state.running[turn], drop_key
+      rule, inputs, state.labels, variables, res["statistics"][turn], state.running[turn], drop_key
     )
     ce = losses.cross_entropy(logits, state.labels)
     loss, metrics = ce + r_stats * matched, {"cross_entropy": ce, "statistics": matched}
@@ -251,6 +254,7 @@ def _in_turn(
     return loss, ({"loss": loss, **metrics}, running)
 
   return pixels.pixel_method(
+    name,
     env,
     start.draw,
     objective,
@@ -260,6 +264,6 @@ def _in_turn(
     turns=len(env.teachers),
     real_images="images" in start.needs,
     notes=start.notes,
-    running=lambda feed: tuple(layer_statistics.start(rule, s) for s in feed.statistics),
+    running=lambda res: tuple(layer_statistics.start(rule, s) for s in res["statistics"]),
     slow_decay=extras.flatness_decay if extras.flatness else None,
   )

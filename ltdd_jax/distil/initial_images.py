@@ -2,7 +2,7 @@
 
   start = make_start(env, "real")                                # raw training images
   start = make_start(env, {"name": "rded", "factor": 2})         # mosaics
-  images = start.draw(key, slots, feed)                          # (n, h, w, c), normalised
+  images = start.draw(key, slots, res)                          # (n, h, w, c), normalised
 
 From real images each slot draws one of its class, uniformly and with replacement, and mirrors it
 with probability one half; several slots may start from one image.
@@ -19,22 +19,22 @@ from ltdd_jax.core import config
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment
 from ltdd_jax.distil import patches, pixels
-from ltdd_jax.distil.base import Env, Feed, Notes, repeats
+from ltdd_jax.distil.base import Env, Notes, Resources, repeats
 
 
 class Start(NamedTuple):
   """How slots get their first images."""
 
   draw: pixels.Start
-  needs: tuple[str, ...] = ()  # fields of `Feed`; with "images" classes with slots need one
+  needs: tuple[str, ...] = ()  # fields of `Resources`; with "images" classes with slots need one
   notes: Notes = repeats  # for `Method.notes`
 
 
 def noise(env: Env, /) -> Start:
   """N(0, 1) for each value of a normalised image."""
 
-  def draw(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
-    del feed
+  def draw(key: jax.Array, slots: Slots, res: Resources) -> jax.Array:
+    del res
     return jax.random.normal(key, (len(slots.labels), *env.image_shape), jnp.float32)
 
   return Start(draw)
@@ -48,14 +48,16 @@ def real(env: Env, /, *, flip: bool = True) -> Start:
     flip: whether half of them are mirrored; not for digits.
   """
 
-  def draw(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
+  def draw(key: jax.Array, slots: Slots, res: Resources) -> jax.Array:
     draw_key, flip_key = jax.random.split(key)
-    labels, targets = jnp.asarray(feed.labels), jnp.asarray(slots.labels, jnp.int32)
+    labels, targets = jnp.asarray(res["labels"]), jnp.asarray(slots.labels, jnp.int32)
     by_class = jnp.argsort(labels)
     counts = jnp.bincount(labels, length=env.num_classes)
     first = (jnp.cumsum(counts) - counts)[targets]
     rank = jax.random.randint(draw_key, targets.shape, 0, jnp.maximum(counts[targets], 1))
-    images = augment.normalize(jnp.asarray(feed.images)[by_class[first + rank]], env.mean, env.std)
+    images = augment.normalize(
+      jnp.asarray(res["images"])[by_class[first + rank]], env.mean, env.std
+    )
     return augment.random_flip(flip_key, images) if flip else images
 
   return Start(draw, ("images", "labels"), _with_replacement)
@@ -90,12 +92,12 @@ def rded(
     raise LtddError(f"start 'rded': images_per_class is {images_per_class}; expected 1 or more")
   notes = patches.make_notes("rded", recipe)
 
-  def draw(key: jax.Array, slots: Slots, feed: Feed) -> jax.Array:
+  def draw(key: jax.Array, slots: Slots, res: Resources) -> jax.Array:
     set_key, number_key, flip_key = jax.random.split(key, 3)
     labels = jnp.asarray(slots.labels, jnp.int32)
     number = jax.random.randint(number_key, labels.shape, 0, images_per_class)
     totals = jnp.full(labels.shape, images_per_class)
-    images = patches.mosaics(set_key, env, recipe, feed, labels, number, totals)
+    images = patches.mosaics(set_key, env, recipe, res, labels, number, totals)
     return augment.random_flip(flip_key, images)
 
   def of_set(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import Leaf, LtddError
 from ltdd_jax.distil import objectives
-from ltdd_jax.distil.base import check_choice
 from ltdd_jax.models import taps
 from ltdd_jax.teachers import statistics as statistics_lib
 from ltdd_jax.teachers.statistics import LayerStatistics, Statistics, Target
@@ -69,7 +69,7 @@ def check_rule(name: str, rule: Rule) -> None:
     ("category_form", rule.form, FORMS),
     ("category", rule.class_var, statistics_lib.VARIANCES),
   ):
-    check_choice(name, what, value, known)
+    check_choice(f"method {name!r}: {what}", value, known)
   for what, number in (("ema", rule.momentum), ("conv_drop", rule.drop), ("alpha", rule.alpha)):
     if not 0 <= number <= 1:
       raise LtddError(f"method {name!r}: {what} is {number}; expected a number from 0 to 1")

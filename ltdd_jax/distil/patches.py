@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ltdd_jax.core.types import Leaf, LtddError
 from ltdd_jax.data import augment, crops
 from ltdd_jax.distil import features
-from ltdd_jax.distil.base import Env, Feed, Notes
+from ltdd_jax.distil.base import Env, Notes, Resources
 
 ARRANGEMENTS = ("strided", "consecutive")
 
@@ -50,7 +50,7 @@ def mosaics(
   key: jax.Array,
   env: Env,
   recipe: Recipe,
-  feed: Feed,
+  res: Resources,
   labels: Int[Array, " n"],
   numbers: Int[Array, " n"],
   totals: Int[Array, " n"],
@@ -61,7 +61,7 @@ def mosaics(
     key: draws the pool and the crops.
     env: teachers and constants.
     recipe: see `rded.rded`.
-    feed: teachers, images, labels.
+    res: teachers, images, labels.
     labels: class of each mosaic.
     numbers: its number within its class.
     totals: images of its class in the whole set.
@@ -70,11 +70,11 @@ def mosaics(
     Normalised images.
   """
   order_key, crop_key = jax.random.split(key)
-  pool = draw_pool(order_key, crop_key, jnp.asarray(feed.labels), env.num_classes)
+  pool = draw_pool(order_key, crop_key, jnp.asarray(res["labels"]), env.num_classes)
   wanted = jnp.bincount(labels, length=env.num_classes) > 0
-  scores = score_patches(pool, env, recipe, feed, wanted)
+  scores = score_patches(pool, env, recipe, res, wanted)
   order = rank_patches(scores, pool.counts, recipe.num_crops)
-  images = jnp.asarray(feed.images)
+  images = jnp.asarray(res["images"])
   cells = recipe.factor**2
 
   def chunk(i):
@@ -95,14 +95,14 @@ def draw_pool(order_key: jax.Array, crop_key: jax.Array, labels: Int[Array, " N"
 
 
 def score_patches(
-  pool: Pool, env: Env, recipe: Recipe, feed: Feed, wanted: Bool[Array, " k"]
+  pool: Pool, env: Env, recipe: Recipe, res: Resources, wanted: Bool[Array, " k"]
 ) -> Float[Array, "k e"]:
   """Returns the cross-entropy of the wanted classes' candidates; nothing of use for the others.
 
   Chunks without a candidate of a wanted class cost nothing: batch after batch of images, as a start
   asks for them, takes the passes that one set of all takes, if slots are in class-major order.
   """
-  images = jnp.asarray(feed.images)
+  images = jnp.asarray(res["images"])
 
   def chunk(i):
     some = wanted[i // recipe.candidates].any()
@@ -111,7 +111,7 @@ def score_patches(
   def score(i):
     of_class, number = i // recipe.candidates, i % recipe.candidates
     patches = cut_patches(pool, env, recipe, images, of_class, number)
-    logits = features.mean_logits(env, feed.teachers, pad_to(patches, env.image_shape))
+    logits = features.mean_logits(env, res["teachers"], pad_to(patches, env.image_shape))
     rows = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.take_along_axis(rows, of_class[:, None], axis=1)[:, 0]
 

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ltdd_jax.core.types import Leaf, Slots, SynthSet
+from ltdd_jax.core.registry import check_at_least
+from ltdd_jax.core.types import Distilled, Leaf, Slots
 from ltdd_jax.data import augment
-from ltdd_jax.distil.base import Env, Feed, Method, Notes, repeats
+from ltdd_jax.distil.base import Env, Method, Notes, Resources, repeats
 
 Metrics = dict[str, jax.Array]
-Start = Callable[[jax.Array, Slots, Feed], jax.Array]  # key, slots, feed -> images (n, h, w, c)
+Start = Callable[[jax.Array, Slots, Resources], jax.Array]  # key, slots, res -> images (n, h, w, c)
 
 
 @flax.struct.dataclass
@@ -34,13 +35,14 @@ class PixelState:
   slow: Leaf = None  # (n, h, w, c) running mean of the images
 
 
-# images, state, key, feed, turn -> loss and (metrics, the new `running`)
+# images, state, key, res, turn -> loss and (metrics, the new `running`)
 Objective = Callable[
-  [jax.Array, PixelState, jax.Array, Feed, int], tuple[jax.Array, tuple[Metrics, Any]]
+  [jax.Array, PixelState, jax.Array, Resources, int], tuple[jax.Array, tuple[Metrics, Any]]
 ]
 
 
 def pixel_method(
+  name: str,
   env: Env,
   start: Start,
   objective: Objective,
@@ -51,12 +53,13 @@ def pixel_method(
   turns: int = 1,
   real_images: bool = False,
   notes: Notes = repeats,
-  running: Callable[[Feed], Any] | None = None,
+  running: Callable[[Resources], Any] | None = None,
   slow_decay: float | None = None,
 ) -> Method:
   """Makes a method of a start and an objective.
 
   Args:
+    name: of the method, for messages.
     env: static facts.
     start: makes the images to start from.
     objective: is minimised over the images.
@@ -65,29 +68,32 @@ def pixel_method(
     needs: as `Method.needs`, and likewise the next two.
     turns: programs that take turns; the objective is told which it is.
     real_images: whether the start copies training images.
-    notes: what `check_feed` then says of classes with few of them.
+    notes: what `check_resources` then says of classes with few of them.
     running: makes the running statistics that the objective starts with.
     slow_decay: decay of a running mean of the images, `state.slow`, or None for none. It is moved
       after the objective is computed and before the images are.
   """
-  tx = optax.adam(optax.cosine_decay_schedule(lr, max(num_steps, 1)), b1=0.5, b2=0.9)
+  check_at_least(f"method {name!r}: ", 1, num_steps=num_steps)
+  check_at_least(f"method {name!r}: ", 0, lr=lr)
+  tx = optax.adam(optax.cosine_decay_schedule(lr, num_steps), b1=0.5, b2=0.9)
 
-  def init(key: jax.Array, slots: Slots, feed: Feed) -> PixelState:
-    images = start(key, slots, feed)
+  def init(key: jax.Array, slots: Slots, res: Resources) -> PixelState:
+    images = start(key, slots, res)
     return PixelState(
       step=jnp.zeros((), jnp.int32),
       images=images,
       labels=jnp.asarray(slots.labels, jnp.int32),
       opt_state=tx.init(images),
-      running=running(feed) if running else None,
+      running=running(res) if running else None,
       slow=None if slow_decay is None else jnp.array(images),  # both are donated: no alias
     )
 
   def step(
-    key: jax.Array, state: PixelState, feed: Feed, *, turn: int = 0
+    key: jax.Array, state: PixelState, res: Resources, x: Any, *, turn: int = 0
   ) -> tuple[PixelState, Metrics]:
+    del x
     grad_fn = jax.grad(objective, has_aux=True)
-    grads, (metrics, running) = grad_fn(state.images, state, key, feed, turn)
+    grads, (metrics, running) = grad_fn(state.images, state, key, res, turn)
     slow = state.slow
     if slow_decay is not None:
       slow = slow_decay * slow + (1 - slow_decay) * state.images
@@ -112,9 +118,9 @@ def pixel_method(
   )
 
 
-def read(state: PixelState) -> SynthSet:
+def read(state: PixelState) -> Distilled:
   """The images as they stand: the last iterate is the result."""
-  return SynthSet(state.images, state.labels)
+  return Distilled(state.images, state.labels)
 
 
 def carry(fresh: PixelState, last: PixelState) -> PixelState:

@@ -7,9 +7,11 @@ paradigm" (CVPR 2024). Nothing is optimised. The work is done in `patches`.
 import jax
 import jax.numpy as jnp
 
-from ltdd_jax.core.types import Slots, SynthSet
+from ltdd_jax.core.types import Distilled, Slots
 from ltdd_jax.distil import patches
-from ltdd_jax.distil.base import Env, Feed, Method, still
+from ltdd_jax.distil.base import Env, Method, Resources, select
+
+VERSION = 1
 
 
 def rded(
@@ -49,11 +51,11 @@ def rded(
   recipe = patches.Recipe(factor, num_crops, pool, arrangement, chunk_size)
   patches.check_recipe("rded", env, recipe)
 
-  def init(key: jax.Array, slots: Slots, feed: Feed) -> SynthSet:
+  def init(key: jax.Array, slots: Slots, res: Resources) -> Distilled:
     labels = jnp.asarray(slots.labels, jnp.int32)
     per_class = jnp.bincount(labels, length=env.num_classes)
     rank = jnp.asarray(slots.rank, jnp.int32)
-    images = patches.mosaics(key, env, recipe, feed, labels, rank, per_class[labels])
-    return SynthSet(images, labels)
+    images = patches.mosaics(key, env, recipe, res, labels, rank, per_class[labels])
+    return Distilled(images, labels)
 
-  return still(init, ("teachers", "images", "labels"), patches.make_notes("rded", recipe))
+  return select(init, ("teachers", "images", "labels"), patches.make_notes("rded", recipe))

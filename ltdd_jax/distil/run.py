@@ -1,6 +1,7 @@
-"""Recover: runs a method over the slots, batch by batch, and stores images as uint8."""
+"""Run a method over the slots, batch by batch, and store its images."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,19 +9,29 @@ import numpy as np
 
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
-from ltdd_jax.core.types import LtddError, Slots
+from ltdd_jax.core.registry import check_at_least, check_choice
+from ltdd_jax.core.types import Distilled, LtddError, Slots
 from ltdd_jax.data import augment
 from ltdd_jax.data import images as images_lib
-from ltdd_jax.distil.base import Env, Feed, Method, check_feed
+from ltdd_jax.distil.base import Env, Method, check_resources
 from ltdd_jax.training import loop
 
+DTYPES = ("uint8", "float32")
 
-class Distilled(NamedTuple):
+
+class StoredSet(NamedTuple):
   """A distilled set as it is stored."""
 
-  images: np.ndarray  # (n, h, w, c) uint8
+  images: np.ndarray  # (n, h, w, c) uint8, or float32 pixels where 0 to 1 is black to white
   labels: np.ndarray  # (n,) int32
+  soft_labels: np.ndarray | None  # (n, k) float32 logits
+  student_lr: np.ndarray | None  # [] float32
   notes: tuple[str, ...]  # what the report should say
+
+  @property
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What is there, by name."""
+    return {k: v for k, v in self._asdict().items() if v is not None and k != "notes"}
 
 
 def run_method(
@@ -28,84 +39,104 @@ def run_method(
   method: Method,
   env: Env,
   slots: Slots,
-  feed: Feed,
+  res: Mapping[str, Any],
   *,
   batch_size: int | None = 100,
   jpeg_quality: int | None = None,
+  dtype: str | None = None,
+  on_host: tuple[str, ...] = (),
   seed: int = 0,
   session: loop.Session | None = None,
-) -> Distilled:
+) -> StoredSet:
   """Fills all slots.
 
-  A method that optimises does so for `batch_size` images at a time, so that memory does not grow
-  with the number of slots; a published method's statistics are those of such a batch. Steps are
-  counted on from batch to batch, so that teachers go on taking turns, and what `method.carry`
-  names goes along. A method that only selects sees all slots at once. Each teacher's step is
-  compiled once for each length of a batch: a second time if the last one is shorter.
+  A method with `batching="batches"` optimises `batch_size` images at a time, so that memory does
+  not grow with the number of slots; a published method's statistics are those of such a batch.
+  Steps are counted on from batch to batch, so that teachers go on taking turns, and what
+  `method.carry` names goes along. Other methods see all slots at once. Each turn's step is compiled
+  once for each length of a batch: a second time if the last one is shorter.
 
   Args:
     name: of the image source, for messages, keys and checkpoints.
     method: see `distil.base`.
     env: the static facts that the method was made with.
     slots: the budget.
-    feed: the arrays that the method needs.
+    res: the resources that the method needs.
     batch_size: images optimised together; None for all, as EDC on CIFAR-10, and then memory does
       grow with the number of slots.
     jpeg_quality: images come back from JPEG files of this quality, as the released code of SRe2L,
-      CDA, RDED and partly EDC and G-VBSM has them (75, docs/methods.md); None leaves them alone.
+      CDA, RDED and partly EDC and G-VBSM has them (75, docs/reference/methods.md); None for none.
+    dtype: "uint8" by truncation, as the published methods save images, or "float32"; None for the
+      method's own.
+    on_host: resources that stay on the host, for `method.inputs` alone.
     seed: the run's seed.
     session: devices, checkpoints, progress.
 
   Returns:
-    Images as uint8 by truncation, as the published methods save them, in the order of the slots.
+    The set, in the order of the slots.
 
   Raises:
-    LtddError: the feed lacks something, the optimisation diverged, or an option is none.
+    LtddError: a resource is missing, the optimisation diverged, or an option is invalid.
   """
-  if batch_size is not None and batch_size < 1:
-    raise LtddError(f"config.distil.batch_size is {batch_size}; expected 1 or more, or None")
-  check_jpeg_quality(jpeg_quality)
+  check_options(method, batch_size=batch_size, jpeg_quality=jpeg_quality, dtype=dtype)
   session = session or loop.Session()
-  notes = check_feed(name, method, slots, feed, env)
-  feed = Feed(*(_place(getattr(feed, f), f in method.needs, session) for f in Feed._fields))
+  notes = check_resources(name, method, slots, res, env)
+  host = {k: res[k] for k in method.needs}
+  device = {k: v for k, v in host.items() if k not in on_host}
+  device = mesh_lib.put(device, mesh_lib.replicated(session.mesh))
   total = len(slots.labels)
-  size = min(batch_size or total, total) if method.num_steps else total
-  starts = range(0, total, size)
+  size = min(batch_size or total, total) if method.batching == "batches" else total
   compiled: dict[int, loop.Compiled] = {}
   parts, last = [], None
-  for number, start in enumerate(starts):
+  for number, start in enumerate(range(0, total, size)):
     chunk = Slots(*(x[start : start + size] for x in slots))
-    part = f"distil/{name}/{number}"
-    state = jax.jit(method.init)(rng.key_for(seed, f"recover/{name}/{number}", "init"), chunk, feed)
+    keys = functools.partial(rng.key_for, seed, f"recover/{name}/{number}")
+    state = jax.jit(method.init)(keys("init"), chunk, device)
     if method.carry and last is not None:
       state = method.carry(state, last)
     last = _optimise(
-      part,
+      f"distil/{name}/{number}",
       method,
       _spread(state, len(chunk.labels), session),
-      {"key": rng.key_for(seed, f"recover/{name}/{number}", "step"), "feed": feed},
+      {"key": keys("step"), "res": device},
       session,
+      inputs=functools.partial(_inputs, method, seed, f"distil/{name}/{number}", host),
       first_turn=number * method.num_steps % method.turns,
       compiled=compiled.setdefault(len(chunk.labels), {}),
     )
-    images = augment.denormalize(method.read(last).images, env.mean, env.std)
-    parts.append(np.asarray(mesh_lib.get(images)))
-  stored = np.concatenate(parts)
+    parts.append(_stored(method.read(last), env, dtype or method.dtype))
+  together = jax.tree.map(lambda *x: np.concatenate(x) if x[0].ndim else x[-1], *parts)
+  images = together.images
   if jpeg_quality is not None:
-    stored = images_lib.through_jpeg(stored, jpeg_quality)
-  return Distilled(stored, np.asarray(slots.labels, np.int32), notes)
+    images = images_lib.through_jpeg(images, jpeg_quality)
+  learned = together.soft_labels, together.student_lr
+  return StoredSet(images, np.asarray(slots.labels, np.int32), *learned, notes)
 
 
-def check_jpeg_quality(quality: int | None) -> None:
-  """Raises LtddError for a `config.distil.jpeg_quality` that Pillow would not do justice to."""
-  if quality is not None and not 1 <= quality <= 95:
-    raise LtddError(f"config.distil.jpeg_quality is {quality}; expected 1 to 95, or None")
+def check_options(
+  method: Method, *, batch_size: int | None, jpeg_quality: int | None, dtype: str | None
+) -> None:
+  """Raises LtddError for an option of `run_method` that is out of range."""
+  check_at_least("config.distil.", 1, batch_size=1 if batch_size is None else batch_size)
+  check_choice("config.distil.dtype", dtype, (None, *DTYPES))
+  if jpeg_quality is None:
+    return
+  if not 1 <= jpeg_quality <= 95:
+    raise LtddError(f"config.distil.jpeg_quality is {jpeg_quality}; expected 1 to 95, or None")
+  if (dtype or method.dtype) != "uint8":
+    raise LtddError(
+      f"config.distil.jpeg_quality is {jpeg_quality}, but images are stored as float32; expected "
+      "None, or config.distil.dtype='uint8'"
+    )
 
 
-def _place(value: object, needed: bool, session: loop.Session) -> object:
-  if value is None or not needed:
-    return None
-  return mesh_lib.put(value, mesh_lib.replicated(session.mesh))
+def _stored(found: Distilled, env: Env, dtype: str) -> Distilled:
+  """The arrays of a batch on the host, with images as they are stored."""
+  if dtype == "uint8":
+    images = augment.denormalize(found.images, env.mean, env.std)
+  else:
+    images = augment.denormalize_pixels(found.images, env.mean, env.std)
+  return jax.tree.map(np.asarray, mesh_lib.get(found._replace(images=images)))
 
 
 def _spread(state: Any, size: int, session: loop.Session) -> Any:
@@ -116,32 +147,33 @@ def _spread(state: Any, size: int, session: loop.Session) -> Any:
   )
 
 
+def _inputs(
+  method: Method, seed: int, name: str, host: Mapping[str, Any], t: int
+) -> tuple[np.int32, Any]:
+  """The number of a step and the host arrays that the method wants for it."""
+  if method.inputs is None:
+    return np.int32(t), None
+  return np.int32(t), method.inputs(rng.np_rng(seed, name, "inputs", t), t, host)
+
+
 def _optimise(
   name: str,
   method: Method,
   state: Any,
   consts: Any,
   session: loop.Session,
-  *,
-  first_turn: int,
-  compiled: loop.Compiled,
+  **kwargs: Any,
 ) -> Any:
   """Runs the steps of one batch of images; returns the last state."""
   if not method.num_steps:
     return state
 
-  def step_fn(state, consts, t, turn):
+  def step_fn(state, consts, inputs, turn):
+    t, x = inputs
     key = jax.random.fold_in(consts["key"], t)
-    return method.step(key, state, consts["feed"], turn=turn)
+    return method.step(key, state, consts["res"], x, turn=turn)
 
+  steps = [functools.partial(step_fn, turn=turn) for turn in range(method.turns)]
   return loop.run(
-    [functools.partial(step_fn, turn=turn) for turn in range(method.turns)],
-    state,
-    consts,
-    num_steps=method.num_steps,
-    session=session,
-    name=name,
-    inputs=np.int32,
-    first_turn=first_turn,
-    compiled=compiled,
+    steps, state, consts, num_steps=method.num_steps, session=session, name=name, **kwargs
   )

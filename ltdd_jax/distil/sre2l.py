@@ -7,12 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.distil import initial_images, objectives, pixels
-from ltdd_jax.distil.base import Env, Feed, Method, check_choice
+from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.models import taps
 from ltdd_jax.training import losses
+
+VERSION = 1
 
 Augments = Sequence[Mapping[str, Any]]
 Views = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # key, images, step -> images
@@ -102,7 +105,7 @@ def cda(
     LtddError: no teacher, an teacher without batch norms, an unknown curriculum or a milestone
       that is not in [0, 1].
   """
-  check_choice("cda", "curriculum", curriculum, CURRICULA)
+  check_choice("method 'cda': curriculum", curriculum, CURRICULA)
   if not 0 <= milestone <= 1:
     raise LtddError(f"method 'cda': milestone is {milestone}; expected a share of the steps, 0..1")
   augment_fn = augment_lib.compose(augment)
@@ -153,12 +156,12 @@ def _matching_batch_norms(
     raise LtddError(f"method {name!r} needs at least one teacher; config.teacher.models is empty")
 
   def objective(
-    images: jax.Array, state: pixels.PixelState, key: jax.Array, feed: Feed, turn: int
+    images: jax.Array, state: pixels.PixelState, key: jax.Array, res: Resources, turn: int
   ) -> tuple[jax.Array, tuple[pixels.Metrics, None]]:
     del turn
     views = views_of(key, images, state.step)
     ce, bn = [], []
-    for teacher, variables in zip(env.teachers, feed.teachers, strict=True):
+    for teacher, variables in zip(env.teachers, res["teachers"], strict=True):
       logits, moments = taps.apply_with_moments(teacher.model, variables, views)
       if not moments:
         raise LtddError(
@@ -172,5 +175,5 @@ def _matching_batch_norms(
     return loss, ({"loss": loss, "cross_entropy": ce_mean, "bn_statistics": bn_mean}, None)
 
   return pixels.pixel_method(
-    env, initial_images.noise(env).draw, objective, num_steps=num_steps, lr=lr
+    name, env, initial_images.noise(env).draw, objective, num_steps=num_steps, lr=lr
   )

@@ -4,9 +4,10 @@
 
 `path` is one of
 
-  * another run's artefact, the folder `distil/SOURCE` of its work directory;
-  * an `.npz` file with `images` (n, h, w, c) uint8, `labels` (n,) integers and, if wanted,
-    `classes`, the names of the classes by number, which are then compared;
+  * another run's artefact, the folder `distil/IMAGES` of its work directory;
+  * an `.npz` file with `images` (n, h, w, c), uint8 or float32 pixels from 0 to 1, and `labels`
+    (n,) integers; if wanted also `classes`, the names of the classes by number, which are then
+    compared, `soft_labels` (n, k), logits, and `student_lr`, a learning rate;
   * a folder of class folders of image files, named as the data set's classes are.
 
 What comes in is labelled, calibrated and learned from like any other image source. It is
@@ -17,18 +18,17 @@ the fingerprint. Nothing is resized and nothing is unpickled.
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ltdd_jax.artefacts import manifest
-from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import arrays as arrays_lib
 from ltdd_jax.data import folders, images
-from ltdd_jax.data.specs import DatasetSpec, Source
+from ltdd_jax.data.specs import DatasetSpec
 
-NAME = "imported"
+LEARNED = ("soft_labels", "student_lr")
 
 
 class Imported(NamedTuple):
@@ -39,47 +39,12 @@ class Imported(NamedTuple):
   sha256: str
   about: str  # one line for --dry_run
   notes: tuple[str, ...]  # for the report
+  learned: Mapping[str, np.ndarray] = {}
 
   @property
   def arrays(self) -> dict[str, np.ndarray]:
-    """What the distil stage stores."""
-    return {"images": self.images, "labels": self.labels}
-
-
-def imported(*, path: str) -> None:
-  """Schema of an entry of `config.distil.methods` that has the name "imported"."""
-
-
-def is_imported(method: Mapping[str, Any]) -> bool:
-  """Whether an entry of `config.distil.methods` takes its images from elsewhere."""
-  return method["name"] == NAME
-
-
-def read_all(methods: Mapping[str, Mapping[str, Any]], source: Source) -> dict[str, Imported]:
-  """Reads the images of every entry of `config.distil.methods` that imports them.
-
-  Raises:
-    LtddError: an unknown or missing key, or whatever `read` refuses.
-  """
-  found = {}
-  for name, method in methods.items():
-    if is_imported(method):
-      where = f"config.distil.methods.{name}"
-      kwargs = {k: v for k, v in method.items() if k != "name"}
-      config_lib.bind(where, imported, kwargs)
-      found[name] = read(where, kwargs["path"], source.spec, source.class_names)
-  return found
-
-
-def by_content(config: Mapping[str, Any], found: Mapping[str, Imported]) -> dict[str, Any]:
-  """Replaces the path of every imported source by the SHA-256 of what was read from it."""
-  methods = {
-    name: {"name": NAME, "sha256": found[name].sha256 if name in found else None}
-    if is_imported(method)
-    else method
-    for name, method in config["distil"]["methods"].items()
-  }
-  return {**config, "distil": {**config["distil"], "methods": methods}}
+    """Images, labels, and what else was learned."""
+    return {"images": self.images, "labels": self.labels, **self.learned}
 
 
 def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -> Imported:
@@ -98,37 +63,62 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
   place = pathlib.Path(path).expanduser()
   name = f"{where}: {path}"
   if (place / manifest.META).is_file():
-    pixels, labels, names = _from_artefact(name, place)
+    stored, names = _from_artefact(name, place)
   elif place.is_dir():
-    pixels, labels, names = *_from_folders(name, place, spec, class_names), None
+    stored, names = _from_folders(name, place, spec, class_names), None
   elif place.is_file():
-    pixels, labels, names = _from_npz(name, place)
+    stored, names = _from_npz(name, place)
   else:
     raise LtddError(
       f"{name}: there is no such file or folder. Expected another run's artefact "
-      "(WORKDIR/distil/SOURCE), an .npz file with images and labels, or a folder of class folders"
+      "(WORKDIR/distil/IMAGES), an .npz file with images and labels, or a folder of class folders"
     )
   _check_classes(name, names, class_names)
+  pixels = np.ascontiguousarray(stored["images"])
   _check_shape(name, pixels, spec)
+  labels = stored["labels"]
   labels = arrays_lib.check_labels(f"{name}: labels", labels, spec.num_classes, len(pixels))
-  pixels = np.ascontiguousarray(pixels)
-  digest = content_sha256(pixels, labels)
+  learned = {k: np.asarray(stored[k], np.float32) for k in LEARNED if k in stored}
+  digest = content_sha256(pixels, labels, *learned.values())
   size = "x".join(map(str, spec.image_shape))
-  about = f"{len(labels):,} images {size} uint8 from {path}, SHA-256 {digest[:12]}"
+  about = f"{len(labels):,} images {size} {pixels.dtype} from {path}, SHA-256 {digest[:12]}"
   empty = np.flatnonzero(np.bincount(labels, minlength=spec.num_classes) == 0)
   notes = [about] + ([f"no image for classes {empty.tolist()}"] if len(empty) else [])
-  return Imported(pixels, labels, digest, about, tuple(notes))
+  return Imported(pixels, labels, digest, about, tuple(notes), learned)
 
 
-def content_sha256(pixels: np.ndarray, labels: np.ndarray) -> str:
-  """SHA-256 of the shape, the pixels (n, h, w, c) uint8 and the labels (n,) as int32."""
+def read_logits(where: str, path: str) -> np.ndarray:
+  """Reads logits (n, k) of distilled images from `.npy`, or from the array `logits` of `.npz`.
+
+  Raises:
+    LtddError: there is no such file, or it holds no logits.
+  """
+  place, name = pathlib.Path(path).expanduser(), f"{where}: {path}"
+  if not place.is_file():
+    raise LtddError(f"{name}: there is no such file; expected .npy or .npz with logits (n, k)")
+  stored = arrays_lib.read_npz(name, place, ("logits",)) if place.suffix == ".npz" else {}
+  try:
+    logits = stored["logits"] if stored else np.load(place, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    raise LtddError(f"{name}: cannot be read as .npy: {error}") from error
+  if logits.ndim != 2 or not np.issubdtype(logits.dtype, np.floating):
+    raise LtddError(
+      f"{name}: is {logits.dtype} of shape {logits.shape}; expected float logits (n, k)"
+    )
+  return logits
+
+
+def content_sha256(pixels: np.ndarray, labels: np.ndarray, *learned: np.ndarray) -> str:
+  """SHA-256 of the shape, pixels (n, h, w, c), labels (n,) as int32, and what is learned."""
   digest = hashlib.sha256(str(tuple(int(n) for n in pixels.shape)).encode())
   digest.update(np.ascontiguousarray(pixels).tobytes())
   digest.update(np.asarray(labels).astype("<i4").tobytes())
+  for array in learned:
+    digest.update(np.asarray(array).astype("<f4").tobytes())
   return digest.hexdigest()
 
 
-def _from_artefact(name: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _from_artefact(name: str, folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
   artefact = manifest.open_artefact(folder)
   stage = artefact.meta["stage"]
   if not stage.startswith("distil/"):
@@ -136,31 +126,31 @@ def _from_artefact(name: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndar
       f"{name}: is the artefact of stage {stage}; expected one of a distil stage, such as "
       f"{folder.parent / 'distil' / 'sre2l'}"
     )
-  arrays = artefact.arrays
-  return np.array(arrays["images"]), np.array(arrays["labels"]), artefact.meta["class_names"]
+  return {k: np.array(v) for k, v in artefact.arrays.items()}, artefact.meta["class_names"]
 
 
-def _from_npz(name: str, file: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
-  stored = arrays_lib.read_npz(name, file, ("images", "labels", "classes"))
+def _from_npz(name: str, file: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str] | None]:
+  stored = arrays_lib.read_npz(name, file, ("images", "labels", "classes", *LEARNED))
   for key in ("images", "labels"):
     if key not in stored:
       raise LtddError(
         f"{name}: has no array {key!r}; expected images (n, h, w, c) uint8 and labels (n,) integers"
       )
-  pixels, labels = stored["images"], stored["labels"]
+  pixels = stored["images"]
   if pixels.ndim == 4 and pixels.shape[-1] not in (1, 3) and pixels.shape[1] in (1, 3):
     raise LtddError(
       f"{name}: images has shape {pixels.shape}, channels first; expected channels last: "
       "images.transpose(0, 2, 3, 1)"
     )
-  pixels = arrays_lib.check_images(f"{name}: images", pixels, None)
-  labels = arrays_lib.check_integers(f"{name}: labels", labels)
-  return pixels, labels, stored["classes"].tolist() if "classes" in stored else None
+  if pixels.dtype != np.float32:
+    stored["images"] = arrays_lib.check_images(f"{name}: images", pixels, None)
+  stored["labels"] = arrays_lib.check_integers(f"{name}: labels", stored["labels"])
+  return stored, stored["classes"].tolist() if "classes" in stored else None
 
 
 def _from_folders(
   name: str, folder: pathlib.Path, spec: DatasetSpec, class_names: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> dict[str, np.ndarray]:
   found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
   unknown = sorted(set(found) - set(class_names))
   if unknown or not found:
@@ -169,8 +159,8 @@ def _from_folders(
   pairs, _ = folders.list_images(folder, tuple(class_names))
   if not pairs:
     raise LtddError(f"{name}: no image file in any class folder; expected .png files, say")
-  pixels = [_decode(file, spec) for file, _ in pairs]
-  return np.stack(pixels), np.array([label for _, label in pairs], np.int32)
+  pixels = np.stack([_decode(file, spec) for file, _ in pairs])
+  return {"images": pixels, "labels": np.array([label for _, label in pairs], np.int32)}
 
 
 def _decode(file: pathlib.Path, spec: DatasetSpec) -> np.ndarray:
@@ -196,7 +186,7 @@ def _check_classes(name: str, names: Sequence[str] | None, class_names: Sequence
 
 
 def _check_shape(name: str, pixels: np.ndarray, spec: DatasetSpec) -> None:
-  if pixels.dtype != np.uint8 or pixels.shape[1:] != tuple(spec.image_shape):
+  if pixels.shape[1:] != tuple(spec.image_shape):
     raise LtddError(_wrong_shape(name, pixels.shape[1:], spec))
 
 

@@ -1,7 +1,7 @@
 """Views of distilled images, recomputed from keys, and the logits that teachers give them.
 
 A *view* of image i in label epoch e is a pure function of (key, e, i): a crop, a flip, and a mix
-with another image. Nothing of it is stored. The label store (`labelstore.py`) holds only the
+with another image. Nothing of it is stored. The label store (`store.py`) holds only the
 teachers' logits of the views, `logits[e, i]`; a calibration, a temperature or a target prior can be
 changed after the fact. (Released pipelines store crop, flip, permutation and box beside the logits,
 FKD.)
@@ -39,6 +39,7 @@ class Views(NamedTuple):
   labels: Leaf  # (b,) int32, of the image itself
   partner_labels: Leaf  # (b,) int32, of the image mixed in
   weight: Leaf  # (b,) float32, share of the image itself
+  partners: Leaf  # (b,) int32, number of the image mixed in
 
 
 ViewFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Views]
@@ -93,7 +94,7 @@ def view_fn(
     if rand_augment is not False:
       op_key = jax.random.fold_in(key, 2)
       image = rand_augment_lib.rand_augment(op_key, image, magnitude=magnitude)
-    image = image.astype(jnp.float32) / 255.0
+    image = augment.to_pixels(image)
     if shuffle_patches != 1:
       shuffle_key = jax.random.fold_in(key, 3)
       image = augment.shuffle_patches(shuffle_key, image, factor=shuffle_patches)
@@ -125,7 +126,7 @@ def view_fn(
       own, other = jnp.split(jax.vmap(single)(_keys(image_key, numbers), images[both]), 2)
       own, weight = jax.vmap(mix_pair)(keys[:, 1], own, other)
     normalised = augment.normalize_pixels(own, spec.mean, spec.std)
-    return Views(normalised, labels[indices], labels[partner], weight)
+    return Views(normalised, labels[indices], labels[partner], weight, partner)
 
   def mix_pair(key: jax.Array, own: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
     if mix == "cutmix":
@@ -141,25 +142,21 @@ def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
   return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
-def _pixels(images: jax.Array, rows: jax.Array) -> jax.Array:
-  return images[rows].astype(jnp.float32) / 255.0
-
-
 def teacher_logits(
   models: Sequence[Any],
   variables: Sequence[Any],
   images: jax.Array,
   aggregate: str = "mean",
   *,
-  teacher_bn: str = "eval",
+  batch_norm: str = "eval",
 ) -> jax.Array:
   """One label (b, k) of the teachers' logits: aggregate first, then calibrate.
 
-  `aggregate` is a key of `ensemble.AGGREGATES`. With `teacher_bn` "train" batch norms use the
-  statistics of these images, as in SRe2L's code on CIFAR-100, and "eval" those of training.
+  `aggregate` is a key of `teachers.aggregate.AGGREGATES`. With `batch_norm` "train" batch norms use
+  the statistics of these images, as in SRe2L's code on CIFAR-100, and "eval" those of training.
   """
   both = zip(models, variables, strict=True)
-  if teacher_bn == "train":
+  if batch_norm == "train":
     logits = [m.apply(v, images, train=True, mutable=["batch_stats"])[0] for m, v in both]
   else:
     logits = [m.apply(v, images, train=False) for m, v in both]
@@ -201,8 +198,9 @@ def label_images(
   rest: str = "spread",
   batch_size: int = 500,
   aggregate: str = "mean",
-  teacher_bn: str = "eval",
+  batch_norm: str = "eval",
   class_names: Sequence[str] | None = None,
+  stage: str | None = None,
   folder: str | os.PathLike[str] | None = None,
   seed: int = 0,
   session: loop.Session | None = None,
@@ -223,10 +221,11 @@ def label_images(
     top_k: classes kept of each label, or None for all.
     rest: "spread" or "kept": what becomes of the mass of the others.
     batch_size: views in one pass.
-    aggregate: a key of `ensemble.AGGREGATES`: how the logits of the teachers become one label.
-    teacher_bn: "eval", or "train" for batch norms that use the statistics of a pass: labels then
+    aggregate: how the logits of the teachers become one, of `teachers.aggregate.AGGREGATES`.
+    batch_norm: "eval", or "train" for batch norms that use the statistics of a pass: labels then
       depend on `batch_size`, and those of images without augmentation are made as with "eval".
     class_names: the class map, number to name; None for that of `spec`.
+    stage: name of loops, for messages and metrics; None for one after the image source.
     folder: of the store; None for one in the session's scratch, or if there is none, for one that
       is removed together with the result.
     seed: the run's seed.
@@ -253,9 +252,9 @@ def label_images(
   }
   if aggregate != "mean":
     facts["aggregate"] = aggregate
-  if teacher_bn != "eval":
-    facts["teacher_bn"] = teacher_bn
-  if teacher_bn != "eval" or aggregate in aggregate_lib.BY_BATCH:
+  if batch_norm != "eval":
+    facts["batch_norm"] = batch_norm
+  if batch_norm != "eval" or aggregate in aggregate_lib.BY_BATCH:
     facts["batch_size"] = batch_size
   store = _make_store(
     folder, session, (num_epochs, len(labels), spec.num_classes), encoding, names, facts
@@ -267,12 +266,54 @@ def label_images(
   label_fn = functools.partial(
     teacher_logits, tuple(t.model for t in teachers), aggregate=aggregate
   )
-  bn_label_fn = functools.partial(label_fn, teacher_bn=teacher_bn)
+  bn_label_fn = functools.partial(label_fn, batch_norm=batch_norm)
   _label_epochs(
-    f"label/{name}", store, bn_label_fn, consts, view_fn(spec, **views), batch_size, session
+    stage or f"label/{name}",
+    store,
+    bn_label_fn,
+    consts,
+    view_fn(spec, **views),
+    batch_size,
+    session,
   )
   clean = clean_logits(consts, label_fn, spec, batch_size, session.mesh)
   return Labelled(store, clean)
+
+
+def store_logits(
+  name: str,
+  images: np.ndarray,
+  logits: np.ndarray,
+  *,
+  class_names: Sequence[str],
+  session: loop.Session,
+) -> Labelled:
+  """Makes a label store of the logits of images: one label epoch, kept as float32.
+
+  Args:
+    name: of the image source.
+    images: (n, h, w, c), the distilled images.
+    logits: (n, k) float32.
+    class_names: (k,) the class map.
+    session: where the store goes.
+
+  Raises:
+    LtddError: logits of another shape, or that are not finite.
+  """
+  shape = (len(images), len(class_names))
+  logits = np.asarray(logits, np.float32)
+  if logits.shape != shape or not np.isfinite(logits).all():
+    raise LtddError(
+      f"soft labels of image source {name!r} are {logits.dtype} of shape {logits.shape}; expected "
+      f"finite logits of shape {shape}, one row for each distilled image"
+    )
+  encoding = label_store.Encoding("float32")
+  facts = {"source": name, "images": _digest(images)}
+  store = _make_store(None, session, (1, *shape), encoding, class_names, facts)
+  if jax.process_index() == 0:
+    store.write({0: encoding.encode(logits)})
+  mesh_lib.barrier("label epochs written")
+  return Labelled(store, logits)
 
 
 def _digest(tree: Any) -> str:
@@ -376,7 +417,7 @@ def clean_logits(
   label_fn: Callable[[Any, jax.Array], jax.Array],
   spec: DatasetSpec,
   size: int,
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
   """Logits (n, k) of plain images, in batches of one size.
 
@@ -384,14 +425,14 @@ def clean_logits(
     consts: `images` (n, h, w, c) uint8 and `variables`, on the mesh.
     label_fn: variables, normalised images (b, h, w, c) -> logits (b, k).
     spec: facts of the data set.
-    size: images in a batch, n at most.
-    mesh: devices to split a batch over; None for one.
+    size: images in a batch.
+    mesh: devices to split a batch over.
   """
 
   @jax.jit
-  def label(consts: Any, rows: jax.Array, counts: jax.Array) -> jax.Array:
+  def label(consts, rows, counts):
     del counts
-    pixels = augment.normalize_pixels(_pixels(consts["images"], rows), spec.mean, spec.std)
-    return label_fn(consts["variables"], mesh_lib.split_batch(mesh, pixels))
+    images = augment.normalize(consts["images"][rows], spec.mean, spec.std)
+    return label_fn(consts["variables"], mesh_lib.split_batch(mesh, images))
 
   return forward.outputs(label, consts, len(consts["images"]), size)

@@ -1,11 +1,11 @@
 """Everything that can be wrong with a config is found before any work starts.
 
-`check` binds each group to the signature of the function it configures; `check_with_data` makes
-every model, optimiser, loss, view and method once, which costs milliseconds and finds the rest.
+`check` binds each group to the signatures of the functions that it configures; `check_with_data`
+makes every part of the run once, on shapes alone, which finds the rest.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,138 +15,63 @@ import numpy as np
 
 from ltdd_jax import calibrate, distil, models
 from ltdd_jax.core import config as config_lib
+from ltdd_jax.core.config import REQUIRED, Group
+from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment, longtail, sources
-from ltdd_jax.distil.run import check_jpeg_quality
+from ltdd_jax.distil.run import check_options, run_method
 from ltdd_jax.labels import encoding
 from ltdd_jax.labels import label as label_lib
-from ltdd_jax.pipeline import stages as stages_lib
+from ltdd_jax.labels import sources as label_sources
+from ltdd_jax.pipeline import graph
+from ltdd_jax.pipeline.context import HARD, Context
+from ltdd_jax.pipeline.resources import RESOURCES
 from ltdd_jax.students import recipes
 from ltdd_jax.students import train as student_training
 from ltdd_jax.students.recipes import changes
-from ltdd_jax.teachers import aggregate as aggregate_lib
-from ltdd_jax.teachers import objectives, recalibrate
+from ltdd_jax.teachers import objectives, recalibrate, statistics_pass
 from ltdd_jax.teachers import train as teacher_training
 from ltdd_jax.training import losses, many, supervised
 
-
-def data_options(
-  *,
-  name: str,
-  data_dir: str | None = None,
-  image_size: int | None = None,
-  on_unreadable: str = "error",
-  rule: str = "ltdd",
-  imbalance_factor: float = 1.0,
-  counts: Sequence[int] | None = None,
-  num_test: int | None = None,
-  mean: Sequence[float] | None = None,
-  std: Sequence[float] | None = None,
-) -> None:
-  """Schema of `config.data`: see `data.sources.open_source` and `data.longtail.make_split`."""
-
-
-def statistics_options(
-  *, tile: int = 4, batch_size: int = 256, augment: Sequence[Any] | None = None
-) -> None:
-  """Schema of `config.statistics`, which may be left out: see `collect.collect`.
-
-  `augment=None` is that of the teachers, black padding and all, as the published methods have it;
-  `()` is the plain images.
-  """
-
-
-def distil_options(
-  *,
-  methods: Mapping[str, Any],
-  images_per_class: int = 1,
-  slots_per_class: Sequence[int] | None = None,
-  batch_size: int | None = 100,
-  order: str = "interleaved",
-  teachers: Sequence[str] | None = None,
-  jpeg_quality: int | None = None,
-) -> None:
-  """Schema of `config.distil`: see `distil.run.run_method` and `distil.make_slots`.
-
-  `teachers`: keys of `config.teacher.models` in the order of their turns; None for all, sorted.
-  """
-
-
-def label_options(
-  *,
-  num_epochs: int,
-  views: Mapping[str, Any],
-  dtype: str = "float16",
-  top_k: int | None = None,
-  rest: str = "spread",
-  batch_size: int = 500,
-  online: bool = False,
-  teachers: Sequence[str] | None = None,
-  aggregate: str = "mean",
-  teacher_bn: str = "eval",
-) -> None:
-  """Schema of `config.label`: see `labels.label.label_images`.
-
-  `teachers`: keys of `config.teacher.models`; None for all.
-  """
-
-
-def calibrate_options(
-  *, calibrators: Mapping[str, Any], fit_on: str = "views", max_epochs: int = 100
-) -> None:
-  """Schema of `config.calibrate`."""
-
-
-def teacher_options(
-  *,
-  models: Mapping[str, Any],
-  num_epochs: int,
-  batch_size: int,
-  optimizer: Mapping[str, Any],
-  schedule: Mapping[str, Any],
-  objective: Mapping[str, Any],
-  augment: Sequence[Any] = (),
-  views: int = 1,
-  derive: Sequence[Any] = (),
-  parallel: str = "auto",
-) -> None:
-  """Schema of `config.teacher`: see `teachers.train.train_teachers`."""
-
-
-def student_options(
-  *,
-  model: Mapping[str, Any],
-  num_epochs: int,
-  batch_size: int,
-  optimizer: Mapping[str, Any],
-  schedule: Mapping[str, Any],
-  loss: Mapping[str, Any],
-  hard_weight: float = 0.0,
-  ema: float | None = None,
-  num_seeds: int = 3,
-  evaluations: int = 5,
-  eval_batch_size: int = 500,
-  parallel: str = "auto",
-  hard_labels: bool = True,
-  recipe: str | None = None,
-) -> None:
-  """Schema of `config.student`: see `student.train_students`, and `recipes` for `recipe`."""
-
-
-def report_options(*, groups: str = "thirds") -> None:
-  """Schema of `config.report`: see `report.tables.write_report`."""
-
+_RUN = ("seed", "session")
+_MODELS = {k: Group((f,), hidden=("num_classes", "image_shape")) for k, f in models.MODELS.items()}
 
 SCHEMA = {
-  "data": data_options,
-  "teacher": teacher_options,
-  "statistics": statistics_options,
-  "distil": distil_options,
-  "label": label_options,
-  "calibrate": calibrate_options,
-  "student": student_options,
-  "report": report_options,
+  "data": Group(
+    (sources.open_source, longtail.make_split),
+    own={"name": REQUIRED, "num_test": None, "splits": {}},
+    hidden=("arrays", "seed"),
+  ),
+  "data.splits.*": Group((longtail.make_split,), hidden=("seed",)),
+  "teacher": Group((teacher_training.train_teachers,), own={"splits": {}}, hidden=_RUN),
+  "teacher.models.*": _MODELS,
+  "teacher.objective": objectives.OBJECTIVES,
+  "teacher.derive.*": recalibrate.DERIVE,
+  "statistics": Group((statistics_pass.collect,), own={"augment": None}, hidden=_RUN),
+  "distil": Group(
+    (run_method, distil.make_slots),
+    own={"methods": REQUIRED, "teachers": None},
+    hidden=(*_RUN, "on_host"),
+  ),
+  "distil.methods.*": distil.METHODS,
+  "label": Group(
+    (label_lib.label_images,),
+    own={"sources": {"teacher": {"name": "teacher"}}},
+    hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage", "folder"),
+  ),
+  "label.views": label_lib.view_fn,
+  "label.sources.*": label_sources.SOURCES,
+  "calibrate": Group(own={"calibrators": REQUIRED, "fit_on": "views", "max_epochs": 100}),
+  "calibrate.calibrators.*": calibrate.CALIBRATORS,
+  "student": Group(
+    (student_training.train_students,),
+    own={"hard_labels": True, "recipe": None},
+    hidden=(*_RUN, "views", "view_key", "key_name"),
+  ),
+  "student.model": _MODELS,
+  "report": Group(own={"groups": "thirds"}),
 }
+GROUPS = {name: target for name, target in SCHEMA.items() if "." not in name}
 
 
 def check(config: Any) -> dict[str, Any]:
@@ -156,49 +81,34 @@ def check(config: Any) -> dict[str, Any]:
     config: a ConfigDict or a dict, as `get_config` makes it.
 
   Returns:
-    A plain dict; what the config leaves out has the default of the schema.
+    A plain dict; what the config leaves out has its default.
 
   Raises:
     LtddError: an unknown, missing or ill-typed key, or a bad number.
   """
   plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-  plain.setdefault("statistics", {})
+  for optional in ("statistics", "report"):
+    plain.setdefault(optional, {})
   config_lib.check_groups(plain, SCHEMA)
-  plain = {
-    group: config_lib.with_defaults(SCHEMA[group], value) if group in SCHEMA else value
-    for group, value in plain.items()
-  }
-  _check_choice("calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
+  for group, target in GROUPS.items():
+    plain[group] = config_lib.with_defaults(target, plain[group])
+  check_at_least("config.", 0, seed=plain["seed"])
+  for group, keys in _POSITIVE.items():
+    numbers = {key: plain[group][key] for key in keys if plain[group][key] is not None}
+    check_at_least(f"config.{group}.", 1, **numbers)
+  check_choice("config.calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
   for group in ("teacher", "student"):
-    _check_choice(f"{group}.parallel", plain[group]["parallel"], many.PARALLEL)
-  check_jpeg_quality(plain["distil"]["jpeg_quality"])
-  aggregate_lib.distil_teachers(plain)
-  aggregate_lib.label_teachers(plain)
-  aggregate_lib.aggregate_fn(plain["label"]["aggregate"])
-  _check_choice("label.teacher_bn", plain["label"]["teacher_bn"], ("eval", "train"))
-  _check_labels(plain["label"], plain["student"])
-  if plain["seed"] < 0:
-    raise LtddError(f"config.seed is {plain['seed']}; expected 0 or more")
+    check_choice(f"config.{group}.parallel", plain[group]["parallel"], many.PARALLEL)
   for group in ("teacher", "statistics"):
     _check_unmixed(group, plain[group]["augment"] or ())
-  for group, keys in _POSITIVE.items():
-    for key in keys:
-      if plain[group][key] is not None and plain[group][key] < 1:
-        raise LtddError(f"config.{group}.{key} is {plain[group][key]}; expected 1 or more")
-  if not plain["calibrate"]["calibrators"] and not plain["student"]["hard_labels"]:
-    raise LtddError(
-      "config.calibrate.calibrators is empty and config.student.hard_labels is False, so that no "
-      "student has labels; expected at least {'plain': {'name': 'none'}}"
-    )
-  if stages_lib.HARD in plain["calibrate"]["calibrators"]:
-    raise LtddError(
-      f"config.calibrate.calibrators has a key {stages_lib.HARD!r}, which is the name of the "
-      "regime without soft labels; use another"
-    )
+  encoding.from_config(plain["label"])
+  _check_student(plain["student"])
+  _check_splits(plain)
+  _check_labels(plain)
   return plain
 
 
-def _check_unmixed(group: str, augment_specs: Sequence[Mapping[str, Any]]) -> None:
+def _check_unmixed(group: str, augment_specs: Any) -> None:
   for spec in augment_specs:
     if dict(spec).get("name") in ("cutmix", "mixup"):
       raise LtddError(
@@ -207,17 +117,40 @@ def _check_unmixed(group: str, augment_specs: Sequence[Mapping[str, Any]]) -> No
       )
 
 
-def _check_labels(label: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
-  encoding.from_config(label)
-  student_training.check_hard_weight(trained["hard_weight"])
-  supervised.check_ema(trained["ema"])
-  if trained["recipe"] is not None:
-    recipes.parse(trained["recipe"])
+def _check_student(student: Mapping[str, Any]) -> None:
+  student_training.check_hard_weight(student["hard_weight"])
+  supervised.check_ema(student["ema"])
+  if student["recipe"] is not None:
+    recipes.parse(student["recipe"])
 
 
-def _check_choice(where: str, value: Any, options: tuple[str, ...]) -> None:
-  if value not in options:
-    raise LtddError(f"config.{where} is {value!r}; expected one of {', '.join(map(repr, options))}")
+def _check_splits(config: Mapping[str, Any]) -> None:
+  """Every split that is named is there, and every teacher with one."""
+  known = (None, *config["data"]["splits"])
+  for name, split in config["teacher"]["splits"].items():
+    check_choice("a key of config.teacher.splits", name, [*config["teacher"]["models"]])
+    check_choice(f"config.teacher.splits.{name}", split, known)
+  for name, entry in config["distil"]["methods"].items():
+    check_choice(f"config.distil.methods.{name}.split", entry.get("split"), known)
+
+
+def _check_labels(config: Mapping[str, Any]) -> None:
+  """There are labels, and their names are no others'."""
+  calibrators, labels = config["calibrate"]["calibrators"], config["label"]["sources"]
+  for name, entry in labels.items():
+    for key in entry.get("calibrators") or ():
+      check_choice(f"an entry of config.label.sources.{name}.calibrators", key, [*calibrators])
+  if HARD in labels:
+    raise LtddError(
+      f"config.label.sources has a key {HARD!r}, which is the name of the labels without a source; "
+      "use another"
+    )
+  if not graph.rows(config):
+    raise LtddError(
+      "config.calibrate.calibrators or config.label.sources is empty and "
+      "config.student.hard_labels is False, so that no student has labels; expected at least "
+      "{'plain': {'name': 'none'}}"
+    )
 
 
 _POSITIVE = {
@@ -230,93 +163,91 @@ _POSITIVE = {
 }
 
 
-def check_with_data(ctx: stages_lib.Context) -> None:
-  """Makes every part of a run once.
+def check_with_data(ctx: Context) -> None:
+  """Makes every part of a run once, on shapes.
 
   Raises:
     LtddError: a data set that is not there, a split that it cannot give, or a part that cannot be
       made, such as an unknown model or a network too deep for the images.
   """
-  config, spec, counts = ctx.config, ctx.source.spec, ctx.counts
-  teacher, trained = config["teacher"], config["student"]
-  teacher_training.build_models(spec, teacher["models"])
-  models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **trained["model"])
-  for name, steps_per_epoch in (("teacher", None), ("student", 1.0)):
-    optimizer, schedule = (config[name][key] for key in ("optimizer", "schedule"))
-    supervised.make_tx(optimizer, schedule, 10, steps_per_epoch, where=f"config.{name}")
-  objectives.make_objective(class_counts=counts, **teacher["objective"])
-  for step in teacher["derive"]:
-    recalibrate.make_step(**step)
-  _check_loss(losses.make_soft_loss(**trained["loss"]), spec.num_classes)
-  for specs in (teacher["augment"], config["statistics"]["augment"] or ()):
-    augment.compose(specs)
-  stored = encoding.from_config(config["label"])
-  stored.check(spec.num_classes)
-  _check_raw_logits(stored, spec.num_classes, config)
-  views_of = label_lib.view_fn(spec, **config["label"]["views"])
-  image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
-  row = jax.ShapeDtypeStruct((2,), jnp.int32)
-  jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
-  if config["calibrate"]["fit_on"] == "clean":  # logits that no store has encoded
-    stored = encoding.Encoding()
-  for name, calibrator in config["calibrate"]["calibrators"].items():
-    _check_calibrator(name, calibrator, counts, stored)
-  for source in config["distil"]["methods"]:
-    if source not in ctx.imported:
-      _check_method(ctx, source)
-  longtail.groups(counts, config["report"]["groups"])
-  changes.sentence_of(ctx.config, len(ctx.slots().labels), len(ctx.counts))
+  config, spec = ctx.config, ctx.source.spec
+  for split in (None, *config["data"]["splits"]):
+    ctx.split(split)
   sources.test_indices(ctx.source, config["data"]["num_test"])
+  longtail.groups(ctx.counts, config["report"]["groups"])
+  kinds = {stage.kind for stage in graph.make_stages(ctx)}
+  for images in config["distil"]["methods"]:
+    _check_method(ctx, images)
+  if kinds & {"teacher"}:
+    _check_teacher(ctx)
+  if kinds & {"label"}:
+    encoding.from_config(config["label"]).check(spec.num_classes)
+  _check_students(ctx)
+  for row in graph.rows(config):
+    if row.calibrator is not None:
+      _check_calibrator(ctx, row)
 
 
-def _check_loss(loss_fn: losses.SoftLoss, k: int) -> None:
-  """Traces a student's loss, which may refuse a number of classes."""
-  row = jax.ShapeDtypeStruct((2, k), jnp.float32)
-  jax.eval_shape(loss_fn, row, row, jax.ShapeDtypeStruct((2,), jnp.int32))
+def _check_teacher(ctx: Context) -> None:
+  config = ctx.config["teacher"]
+  for split in {ctx.teacher_split(name) for name in ctx.networks}:
+    counts = np.asarray(ctx.split(split).counts)
+    objectives.make_objective(counts, **config["objective"])
+  for step in config["derive"]:
+    recalibrate.make_step(**step)
+  supervised.make_tx(config["optimizer"], config["schedule"], 10, where="config.teacher")
+  for specs in (config["augment"], ctx.config["statistics"]["augment"] or ()):
+    augment.compose(specs)
 
 
-def _check_raw_logits(stored: encoding.Encoding, k: int, config: Mapping[str, Any]) -> None:
-  """Refuses a loss of raw logits where stored labels have classes with a logit of nothing."""
-  raw = config["student"]["loss"]["name"] == "mse_ce"
-  if raw and stored.leaves_out(k) and not config["label"]["online"]:
-    raise LtddError(
-      "config.label.rest is 'kept', which gives classes outside the top "
-      f"{stored.top_k} a logit of nothing, and config.student.loss compares raw logits "
-      "('mse_ce'). Use rest='spread', or the loss 'kl'"
-    )
+def _check_students(ctx: Context) -> None:
+  """Makes students' network, optimiser, loss and views; the loss may refuse a number of classes."""
+  config, spec = ctx.config["student"], ctx.source.spec
+  models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **config["model"])
+  optimizer = dict(config["optimizer"])
+  if optimizer.get("lr", 0) is None:  # the rate that a method learns
+    optimizer["lr"] = 1.0
+  supervised.make_tx(optimizer, config["schedule"], 10, 1.0, where="config.student")
+  row, logits = jax.ShapeDtypeStruct((2,), jnp.int32), (2, spec.num_classes)
+  logits = jax.ShapeDtypeStruct(logits, jnp.float32)
+  jax.eval_shape(losses.make_soft_loss(**config["loss"]), logits, logits, row)
+  views_of = label_lib.view_fn(spec, **ctx.config["label"]["views"])
+  image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
+  jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
+  if not any("file" in ctx.method(x).needs for x in ctx.config["distil"]["methods"]):
+    changes.sentence_of(ctx.config, len(ctx.slots().labels), spec.num_classes)
 
 
-def _check_calibrator(
-  key: str, config: Mapping[str, Any], counts: np.ndarray, stored: encoding.Encoding
-) -> None:
+def _check_calibrator(ctx: Context, row: graph.Row) -> None:
   """Makes a calibrator and its parameters for k classes, which may refuse that number of them."""
-  calibrator = calibrate.make_calibrator(**config)
+  calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][row.calibrator])
+  log_prior = ctx.log_prior(row)
   try:
-    calibrate.check_classes(calibrator, len(counts))
+    calibrate.check_classes(calibrator, len(log_prior))
   except LtddError as error:
-    raise LtddError(f"config.calibrate.calibrators.{key}: {error}") from error
-  where = f"config.calibrate.calibrators.{key}, {dict(config)},"
-  calibrate.check_encoding(where, calibrator, stored, len(counts))
-  if config["name"] not in calibrate.WITHOUT_PRIOR and (counts == 0).any():
+    raise LtddError(f"config.calibrate.calibrators.{row.calibrator}: {error}") from error
+  empty = np.flatnonzero(~np.isfinite(log_prior))
+  if "prior" in calibrator.needs and len(empty):
     raise LtddError(
-      f"calibrator {key!r} needs the log frequency of every class, but classes "
-      f"{np.flatnonzero(counts == 0).tolist()} have no training image. Leave them out of the "
-      f"data set, or use {', '.join(calibrate.WITHOUT_PRIOR)} only"
+      f"calibrator {row.calibrator!r} needs the log frequency of every class, but classes "
+      f"{empty.tolist()} have no training image. Leave them out of the data set, or use "
+      "calibrators without a prior, such as 'none'"
     )
 
 
-def _check_method(ctx: stages_lib.Context, source: str) -> None:
+def _check_method(ctx: Context, images: str) -> None:
   """Traces a method's `init` and each turn of its `step` on shapes, with one slot a class."""
-  method, env, slots = ctx.method(source), ctx.env(), ctx.slots(source)
-  data, key = ctx.source.spec, jax.random.key(0)
-  feed = distil.Feed(
-    teachers=tuple(ctx.variable_shapes(o.model) for o in env.teachers),
-    images=jax.ShapeDtypeStruct((len(ctx.split.labels), *data.image_shape), jnp.uint8),
-    labels=ctx.split.labels,
-    statistics=ctx.statistics_shapes() if "statistics" in method.needs else None,
-  )
-  distil.check_feed(source, method, slots, feed, env)
-  few = Slots(*(x[: data.num_classes] for x in slots))
-  state = jax.eval_shape(method.init, key, few, feed)
+  method, env, slots = ctx.method(images), ctx.env(images), ctx.slots(images)
+  options = ("batch_size", "jpeg_quality", "dtype")
+  check_options(method, **{k: ctx.config["distil"][k] for k in options})
+  res = {need: RESOURCES[need].shapes(ctx, images) for need in method.needs}
+  distil.check_resources(images, method, slots, res, env)
+  if "file" in method.needs:
+    return
+  few = Slots(*(x[: env.num_classes] for x in slots))
+  key, x = jax.random.key(0), None
+  if method.inputs is not None:
+    x = method.inputs(np.random.default_rng(0), 0, res)
+  state = jax.eval_shape(method.init, key, few, res)
   for turn in range(method.turns):
-    jax.eval_shape(functools.partial(method.step, turn=turn), key, state, feed)
+    jax.eval_shape(functools.partial(method.step, turn=turn), key, state, res, x)

@@ -3,45 +3,66 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ltdd_jax import distil
 from ltdd_jax.artefacts import workdir as workdir_lib
-from ltdd_jax.core.types import ArrayData, LtddError, Teacher
+from ltdd_jax.core import config as config_lib
+from ltdd_jax.core import registry
+from ltdd_jax.core.types import ArrayData, Slots, Teacher
 from ltdd_jax.data import longtail, sources
 from ltdd_jax.interop import distilled_sets
+from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.teachers import statistics as statistics_lib
 from ltdd_jax.teachers import train as teacher_training
 
+HARD = "hard"  # the label source that is none
 
-@dataclasses.dataclass
+
+class Row(NamedTuple):
+  """Images, the source of their labels, and what is done to these: a row of the report."""
+
+  images: str
+  labels: str = HARD
+  calibrator: str | None = None
+
+  def stage(self, kind: str) -> str:
+    """The name of the stage of this kind that makes something of the row."""
+    length = {"distil": 1, "label": 2}.get(kind, 3)
+    return "/".join([kind, *(x for x in self[:length] if x is not None)])
+
+
+@dataclasses.dataclass(eq=False)
 class Context:
   """The config of a run and its artefacts, loaded when first asked for."""
 
   config: dict[str, Any]
   workdir: workdir_lib.Workdir | None = None
 
-  @functools.cached_property
-  def source(self) -> sources.Source:
-    data = self.config["data"]
-    keys = ("name", "data_dir", "image_size", "on_unreadable", "mean", "std")
-    return sources.open_source(**{k: data[k] for k in keys})
+  # ---- data ----
 
   @functools.cached_property
-  def split(self) -> longtail.Split:
-    """The long-tailed split."""
+  def source(self) -> sources.Source:
+    """The data source."""
     data = self.config["data"]
+    return sources.open_source(data["name"], **_arguments(sources.open_source, data))
+
+  @functools.cache  # noqa: B019 (a context lives as long as its run)
+  def split(self, name: str | None = None) -> longtail.Split:
+    """A split of the training data: one of `config.data.splits`, or the run's own for None."""
+    rule = dict(self.config["data"] if name is None else self.config["data"]["splits"][name])
+    if rule["rule"] == "matched":  # balanced, with as many images as the run's own split has
+      each = int(self.counts.sum()) // len(self.counts)
+      rule |= {"rule": "counts", "counts": (each,) * len(self.counts)}
     return longtail.make_split(
       self.source.train_labels,
       self.source.spec.num_classes,
-      rule=data["rule"],
-      imbalance_factor=data["imbalance_factor"],
-      counts=data["counts"],
+      **_arguments(longtail.make_split, rule),
     )
 
   @functools.cached_property
@@ -50,11 +71,12 @@ class Context:
     spec = self.source.spec
     test = sources.test_indices(self.source, self.config["data"]["num_test"])
     return {
-      "split": self.split.sha256,
+      "split": self.split().sha256,
+      "splits": {name: self.split(name).sha256 for name in self.config["data"]["splits"]},
       "classes": list(self.source.class_names),
       "mean": list(spec.mean),
       "std": list(spec.std),
-      "train_pixels": self._sample("train", self.split.indices),
+      "train_pixels": self._sample("train", self.split().indices),
       "test_pixels": self._sample("test", test),
       "test_labels": hashlib.sha256(self.source.test_labels[test].tobytes()).hexdigest(),
     }
@@ -67,40 +89,43 @@ class Context:
 
   @property
   def counts(self) -> np.ndarray:
-    return np.asarray(self.split.counts)
+    """Training images of each class (k,) in the run's own split."""
+    return np.asarray(self.split().counts)
 
-  @functools.cached_property
-  def train_data(self) -> ArrayData:
-    images = self.source.read("train", self.split.indices)
-    return ArrayData(images, self.split.labels)
+  @functools.cache  # noqa: B019
+  def train_data(self, split: str | None = None) -> ArrayData:
+    """The training images of a split."""
+    found = self.split(split)
+    return ArrayData(self.source.read("train", found.indices), found.labels)
 
   @functools.cached_property
   def test_data(self) -> ArrayData:
+    """The test set."""
     indices = sources.test_indices(self.source, self.config["data"]["num_test"])
     return ArrayData(self.source.read("test", indices), self.source.test_labels[indices])
 
+  # ---- teachers ----
+
   @functools.cached_property
   def networks(self) -> dict[str, Any]:
+    """The models of the teachers, by name."""
     return teacher_training.build_models(self.source.spec, self.config["teacher"]["models"])
 
-  @functools.cached_property
-  def teachers(self) -> tuple[Teacher, ...]:
-    """All teachers, in the order of their keys."""
-    return self._load(sorted(self.networks))
+  def teacher_split(self, name: str) -> str | None:
+    """The split that a teacher is trained on."""
+    return self.config["teacher"]["splits"].get(name)
 
-  @functools.cached_property
-  def distil_teachers(self) -> tuple[Teacher, ...]:
-    """The teachers that `env` has the static halves of."""
-    return self._load(aggregate_lib.distil_teachers(self.config))
-
-  @functools.cached_property
-  def label_teachers(self) -> tuple[Teacher, ...]:
-    """The teachers that label."""
-    return self._load(aggregate_lib.label_teachers(self.config))
-
-  def _load(self, keys: Sequence[str]) -> tuple[Teacher, ...]:
+  def teachers(self, names: Sequence[str] | None = None) -> tuple[Teacher, ...]:
+    """Trained teachers, all in the order of their names by default."""
     artefact = self.workdir.load("teacher")
-    return tuple(Teacher(key, self.networks[key], artefact.tree(key)) for key in keys)
+    names = sorted(self.networks) if names is None else names
+    return tuple(Teacher(name, self.networks[name], artefact.tree(name)) for name in names)
+
+  def _chosen(self, where: str, chosen: Sequence[str] | None, split: str | None) -> tuple[str, ...]:
+    """The teachers that are named, or all of a split."""
+    if chosen is None:
+      chosen = sorted(name for name in self.networks if self.teacher_split(name) == split)
+    return aggregate_lib.members(where, chosen, self.networks)
 
   def variable_shapes(self, model: Any) -> Any:
     """Shapes of the variables of a network for the images of this run."""
@@ -108,63 +133,101 @@ class Context:
     image = jax.ShapeDtypeStruct((1, *self.source.spec.image_shape), np.float32)
     return jax.eval_shape(init, jax.random.key(0), image)
 
-  @functools.cached_property
-  def statistics(self) -> tuple[statistics_lib.Statistics, ...]:
-    """Statistics of the training set in each teacher."""
+  def statistics(self, names: Sequence[str]) -> tuple[statistics_lib.Statistics, ...]:
+    """Statistics of the training set in each of these teachers."""
     artefact = self.workdir.load("statistics")
     layers = artefact.meta["extra"]["layers"]
-    return tuple(
-      statistics_lib.from_tree(artefact.tree(o.name), layers[o.name]) for o in self.env().teachers
-    )
+    return tuple(statistics_lib.from_tree(artefact.tree(t), layers[t]) for t in names)
 
-  def statistics_shapes(self) -> tuple[statistics_lib.Statistics, ...]:
+  def statistics_shapes(self, names: Sequence[str]) -> tuple[statistics_lib.Statistics, ...]:
     """The shapes of what `statistics` loads, before it is there."""
     spec, tile = self.source.spec, self.config["statistics"]["tile"]
+    models = [self.networks[name] for name in names]
+    shapes = statistics_lib.shapes
     return tuple(
-      statistics_lib.shapes(
-        o.model, self.variable_shapes(o.model), spec.image_shape, spec.num_classes, tile
-      )
-      for o in self.env().teachers
+      shapes(m, self.variable_shapes(m), spec.image_shape, spec.num_classes, tile) for m in models
     )
 
-  def env(self) -> distil.Env:
-    spec = self.source.spec
-    keys = aggregate_lib.distil_teachers(self.config)
-    teachers = tuple(distil.Network(key, self.networks[key]) for key in keys)
-    return distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, teachers)
+  # ---- image sources ----
 
-  def method(self, source: str) -> distil.Method:
-    return distil.make_method(self.env(), **self.config["distil"]["methods"][source])
+  def split_name(self, images: str) -> str | None:
+    """The split that an image source is distilled from."""
+    return self.config["distil"]["methods"][images].get("split")
 
-  def slots(self, source: str | None = None) -> Any:
+  def teacher_names(self, images: str) -> tuple[str, ...]:
+    """The teachers of an image source, in the order in which they take turns."""
+    part = self.config["distil"]
+    own = part["methods"][images].get("teachers")
+    where = f"config.distil.methods.{images}.teachers" if own else "config.distil.teachers"
+    return self._chosen(where, own or part["teachers"], self.split_name(images))
+
+  def env(self, images: str) -> distil.Env:
+    """The static facts that a method is made with."""
+    spec, names = self.source.spec, self.teacher_names(images)
+    networks = tuple(distil.Network(name, self.networks[name]) for name in names)
+    return distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, networks)
+
+  def method(self, images: str) -> distil.Method:
+    """The method of an image source."""
+    entry = self.config["distil"]["methods"][images]
+    kwargs = {k: v for k, v in entry.items() if k not in ("split", "teachers")}
+    return distil.make_method(self.env(images), **kwargs)
+
+  def slots(self, images: str | None = None) -> Slots:
     """The budget, in the order in which an image source fills it.
 
     Methods that select have one order, so that their sets do not depend on what else a run makes.
+    A set from a file brings its own slots.
     """
-    part = self.config["distil"]
-    per_class = part["slots_per_class"]
-    if per_class is None:
-      per_class = [part["images_per_class"]] * self.source.spec.num_classes
-    if len(per_class) != self.source.spec.num_classes:
-      raise LtddError(
-        f"config.distil.slots_per_class has {len(per_class)} entries for "
-        f"{self.source.spec.num_classes} classes; expected one for each class"
-      )
-    selects = source is not None and part["methods"][source]["name"] in distil.SELECT
-    order = "interleaved" if selects else part["order"]
-    return distil.make_slots(np.asarray(per_class), order)
+    method = None if images is None else self.method(images)
+    if method is not None and "file" in method.needs:
+      labels = self.file(images).labels
+      return Slots(labels, np.arange(len(labels), dtype=np.int32))
+    budget = _arguments(distil.make_slots, self.config["distil"])
+    if method is not None and method.batching == "select":
+      budget["order"] = "interleaved"
+    return distil.make_slots(self.source.spec.num_classes, **budget)
 
-  @functools.cached_property
-  def imported(self) -> dict[str, distilled_sets.Imported]:
-    """Images that were made elsewhere, by image source: read and checked once."""
-    return distilled_sets.read_all(self.config["distil"]["methods"], self.source)
+  @functools.cache  # noqa: B019
+  def file(self, images: str) -> distilled_sets.Imported:
+    """The distilled set that an image source takes from a file."""
+    where, entry = f"config.distil.methods.{images}", self.config["distil"]["methods"][images]
+    return distilled_sets.read(where, entry["path"], self.source.spec, self.source.class_names)
 
-  def slot_labels(self, source: str) -> np.ndarray:
-    """Classes (n,) of the slots of an image source."""
-    return self.imported[source].labels if source in self.imported else self.slots(source).labels
-
-  def images(self, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Distilled images (n,h,w,c) uint8 and labels (n,); refuses those of another class map."""
-    artefact = self.workdir.load(f"distil/{source}")
+  def distilled(self, images: str) -> dict[str, np.ndarray]:
+    """The arrays of a distilled set: images, labels, and what its method has learned."""
+    artefact = self.workdir.load(f"distil/{images}")
     workdir_lib.check_same_classes(artefact, self.workdir.load("data"))
-    return artefact.arrays["images"], artefact.arrays["labels"]
+    return artefact.arrays
+
+  # ---- labels ----
+
+  def label_source(self, labels: str) -> label_sources.LabelSource:
+    """A label source, with the teachers that it asks."""
+    kwargs = dict(self.config["label"]["sources"][labels])
+    made = registry.make("label source", label_sources.SOURCES, kwargs.pop("name"), kwargs)
+    if made.kind != "teacher":
+      return made
+    where = f"config.label.sources.{labels}.teachers"
+    return made._replace(teachers=self._chosen(where, made.teachers, None))
+
+  def label_split(self, row: Row) -> str | None:
+    """The split that the labels of a row are biased by.
+
+    It is the one that the teachers were trained on, or that learned labels were distilled from; the
+    run's own where the teachers are of several.
+    """
+    found = self.label_source(row.labels)
+    splits = {self.teacher_split(name) for name in found.teachers or ()}
+    if found.kind == "learned":
+      splits = {self.split_name(row.images)}
+    return splits.pop() if len(splits) == 1 else None
+
+  def log_prior(self, row: Row) -> np.ndarray:
+    """Log frequencies (k,) of the classes in the split that the labels of a row are biased by."""
+    return longtail.log_prior(np.asarray(self.split(self.label_split(row)).counts))
+
+
+def _arguments(function: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+  """The part of a config group that a function takes."""
+  return {k: config[k] for k in config_lib.parameters(function) if k in config}

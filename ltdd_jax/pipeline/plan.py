@@ -1,28 +1,27 @@
 """One line for each stage, for `--dry_run`: shapes, parameters, steps, bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ltdd_jax import calibrate as calibrate_lib
 from ltdd_jax import models
 from ltdd_jax.data import feed
 from ltdd_jax.labels import encoding
 from ltdd_jax.labels import store as label_store
-from ltdd_jax.pipeline.context import Context
+from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.students.recipes import changes
-from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.teachers import statistics as statistics_lib
 
 
 def data(ctx: Context) -> str:
-  spec, counts = ctx.source.spec, ctx.counts
+  spec, counts, splits = ctx.source.spec, ctx.counts, ctx.config["data"]["splits"]
+  also = f"; other splits: {', '.join(splits)}" if splits else ""
   return (
     f"{spec.name}: {counts.sum():,} of {len(ctx.source.train_labels):,} training images, "
     f"{spec.num_classes} classes of {counts.max():,} to {counts.min():,}; images "
     f"{'x'.join(map(str, spec.image_shape))} uint8, "
-    f"{counts.sum() * int(np.prod(spec.image_shape)):,} bytes on the device"
+    f"{counts.sum() * int(np.prod(spec.image_shape)):,} bytes on the device{also}"
   )
 
 
@@ -39,8 +38,8 @@ def teacher(ctx: Context) -> str:
   return f"{', '.join(nets)}: {steps:,} steps of {config['batch_size']} images"
 
 
-def statistics(ctx: Context) -> str:
-  found, names = ctx.statistics_shapes(), [o.name for o in ctx.env().teachers]
+def statistics(ctx: Context, *, names: Sequence[str]) -> str:
+  found = ctx.statistics_shapes(names)
   layers = [f"{name} ({len(x.layers)} layers)" for name, x in zip(names, found, strict=True)]
   n, size = int(ctx.counts.sum()), ctx.config["statistics"]["batch_size"]
   return (
@@ -49,44 +48,52 @@ def statistics(ctx: Context) -> str:
   )
 
 
-def distil(ctx: Context, *, source: str) -> str:
-  if source in ctx.imported:
-    return ctx.imported[source].about
-  n, method = len(ctx.slots(source).labels), ctx.method(source)
-  shape, names = ctx.source.spec.image_shape, aggregate_lib.distil_teachers(ctx.config)
-  size = min(n, ctx.config["distil"]["batch_size"] or n)
-  quality = ctx.config["distil"]["jpeg_quality"]
+def distil(ctx: Context, *, images: str) -> str:
+  method, n = ctx.method(images), len(ctx.slots(images).labels)
+  if "file" in method.needs:
+    return ctx.file(images).about
+  config, shape = ctx.config["distil"], ctx.source.spec.image_shape
+  size = min(n, config["batch_size"] or n) if method.batching == "batches" else n
+  quality, names = config["jpeg_quality"], ctx.teacher_names(images)
   how = f"{-(-n // size)} batches of {size}, {method.num_steps:,} steps each"
+  several = "teachers" in method.needs and len(ctx.networks) > 1
   return (
-    f"{n:,} images {'x'.join(map(str, shape))} uint8, {n * int(np.prod(shape)):,} bytes; "
+    f"{n:,} images {'x'.join(map(str, shape))} {config['dtype'] or method.dtype}, "
+    f"{n * int(np.prod(shape)):,} pixels; "
     + (how if method.num_steps else "selected in one pass")
-    + (f", teachers {', '.join(names)}" if len(ctx.networks) > 1 else "")
+    + (f", teachers {', '.join(names)}" if several else "")
     + (f", back from JPEG of quality {quality}" if quality else "")
   )
 
 
-def label(ctx: Context, *, source: str) -> str:
-  config, n = ctx.config["label"], len(ctx.slot_labels(source))
-  shape = (config["num_epochs"], n, ctx.source.spec.num_classes)
+def label(ctx: Context, *, row: Row) -> str:
+  config, n, made = ctx.config["label"], len(ctx.slots(row.images).labels), None
+  made = ctx.label_source(row.labels)
+  epochs = config["num_epochs"] if made.kind == "teacher" else 1
+  shape = (epochs, n, ctx.source.spec.num_classes)
+  if made.kind != "teacher":
+    return f"{made.kind} logits {shape[1:]}, one for each image"
   stored = encoding.from_config(config)
-  size = label_store.disk_bytes(shape, stored)
-  where = "students label on line; stored for calibration: " if config["online"] else ""
-  each = stored.row_bytes(shape[-1])
-  names = aggregate_lib.label_teachers(ctx.config)
-  of = f" of {config['aggregate']}({', '.join(names)})" if len(ctx.networks) > 1 else ""
-  return f"{where}logits {shape}{of} as {stored}, {each:,} bytes a label, {size:,} bytes"
-
-
-def calibrate(ctx: Context, *, calibrator: Mapping[str, Any]) -> str:
-  rest = ", ".join(f"{k}={v}" for k, v in calibrator.items() if k != "name")
-  probed = calibrator["name"] in calibrate_lib.WITH_STUDENT
-  return f"{calibrator['name']}({rest}) fitted on {ctx.config['calibrate']['fit_on']}" + (
-    ", and on what a student of such labels says of the training set" if probed else ""
+  where = "students label on line; stored for calibration: " if made.online else ""
+  of = f" of {made.aggregate}({', '.join(made.teachers)})" if len(ctx.networks) > 1 else ""
+  return (
+    f"{where}logits {shape}{of} as {stored}, {stored.row_bytes(shape[-1]):,} bytes a label, "
+    f"{label_store.disk_bytes(shape, stored):,} bytes"
   )
 
 
-def student(ctx: Context, *, source: str) -> str:
-  config, n = ctx.config["student"], len(ctx.slot_labels(source))
+def probe(ctx: Context, *, row: Row) -> str:
+  return "1 student, " + student(ctx, row=row).split(" x ", 1)[1]
+
+
+def calibrate(ctx: Context, *, row: Row) -> str:
+  calibrator = ctx.config["calibrate"]["calibrators"][row.calibrator]
+  rest = ", ".join(f"{k}={v}" for k, v in calibrator.items() if k != "name")
+  return f"{calibrator['name']}({rest}) fitted on {ctx.config['calibrate']['fit_on']}"
+
+
+def student(ctx: Context, *, row: Row) -> str:
+  config, n = ctx.config["student"], len(ctx.slots(row.images).labels)
   spec = ctx.source.spec
   model = models.make_model(
     num_classes=spec.num_classes, image_shape=spec.image_shape, **config["model"]
@@ -96,5 +103,6 @@ def student(ctx: Context, *, source: str) -> str:
   recipe = changes.sentence_of(ctx.config, len(ctx.slots().labels), spec.num_classes)
   return (
     f"{config['num_seeds']} x {config['model']['name']} ({parameters(ctx, model):,} parameters): "
-    f"{steps:,} steps of {size} images{f'; recipe {recipe}' if recipe else ''}"
+    f"{steps:,} steps of {size} images, {'hard' if row.labels == HARD else 'soft'} labels"
+    f"{f'; recipe {recipe}' if recipe else ''}"
   )

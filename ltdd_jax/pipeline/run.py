@@ -1,14 +1,13 @@
-"""The whole run, in order: data, teacher, statistics, distil, label, calibrate, student, report.
+"""The whole run, in order: data, teacher, distil, label, calibrate, student, report.
 
-Read this file first. Each stage writes one artefact under `workdir/<stage>/`; a stage whose
-artefact is there, made with the same config from the same inputs, is skipped. What a stage
-computes is in `stages.py`.
+Read this file first. `graph.py` lists the stages that a config needs, and `stages.py` says what
+each computes. Each stage writes one artefact under `workdir/<stage>/`; a stage whose
+artefact is there, made with the same config from the same inputs, is skipped.
 """
 
 import datetime
 import pathlib
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -18,12 +17,10 @@ from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import progress as progress_lib
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.pipeline import check
-from ltdd_jax.pipeline import stages as stages_lib
-from ltdd_jax.report import tables
+from ltdd_jax.pipeline import check, graph, results
+from ltdd_jax.pipeline.context import Context
+from ltdd_jax.pipeline.stages import KINDS, Stage
 from ltdd_jax.training import loop
-
-KINDS = ("data", "teacher", "statistics", "distil", "label", "calibrate", "student", "report")
 
 
 def run(
@@ -56,30 +53,31 @@ def run(
   """
   config = check.check(config)
   kinds = selected(stage)
-  ctx = stages_lib.Context(config)
+  ctx = Context(config)
   check.check_with_data(ctx)
-  stages = stages_lib.make_stages(config, ctx.identity, ctx.imported)
-  prints = fingerprints(stages)
+  stages = graph.make_stages(ctx)
   if dry_run:
-    plan(ctx, stages, prints, workdir, cache, kinds)
+    plan(ctx, stages, workdir, cache, kinds)
     return None
   with workdir_lib.Workdir(workdir, cache=cache) as work, checkpoint.interruptible():
     ctx.workdir = work
     last = KINDS.index(kinds[-1])
-    check_workdir(ctx, [s for s in stages if KINDS.index(s.kind) <= last], prints)
+    for s in stages:  # before any work: also those that `only:` reads and does not run
+      if KINDS.index(s.kind) <= last:
+        work.status(s.name, s.config, s.inputs)
     work.write_run_info(config)
     skipped = {}
     for s in stages:
       if s.kind in kinds:
         skipped[s.name] = run_stage(
-          s, ctx, prints, checkpoint_seconds=checkpoint_seconds, show_progress=show_progress
+          s, ctx, checkpoint_seconds=checkpoint_seconds, show_progress=show_progress
         )
       (stopping,) = mesh_lib.any_process(checkpoint.stop_requested())
       if stopping:
         raise checkpoint.Interrupted(f"stopped after {s.name}")
     if "report" not in kinds:
       return None
-    return tables.write_report(ctx, stages, skipped)
+    return results.write_report(ctx, stages, skipped)
 
 
 def selected(stage: str | None) -> tuple[str, ...]:
@@ -95,43 +93,22 @@ def selected(stage: str | None) -> tuple[str, ...]:
   return (name,) if only else KINDS[: KINDS.index(name) + 1]
 
 
-def fingerprints(stages: list[stages_lib.Stage]) -> dict[str, str]:
-  """The fingerprint of each stage, from its config and those of what it reads."""
-  out: dict[str, str] = {}
-  for s in stages:
-    out[s.name] = workdir_lib.fingerprint(s.config, {name: out[name] for name in s.inputs})
-  return out
-
-
-def check_workdir(
-  ctx: stages_lib.Context, stages: list[stages_lib.Stage], prints: Mapping[str, str]
-) -> None:
-  """Brings artefacts from the cache; raises LtddError, before any work, if one does not fit.
-
-  All stages up to the last that runs are checked: also those that `only:` reads and does not run.
-  """
-  for s in stages:
-    ctx.workdir.status(s.name, s.config, {name: prints[name] for name in s.inputs})
-
-
 def run_stage(
-  s: stages_lib.Stage,
-  ctx: stages_lib.Context,
-  prints: Mapping[str, str],
+  s: Stage,
+  ctx: Context,
   *,
   checkpoint_seconds: float,
   show_progress: bool,
 ) -> bool:
   """Runs one stage, or skips it if its artefact is ready; returns whether it was skipped."""
   work = ctx.workdir
-  inputs = {name: prints[name] for name in s.inputs}
-  if work.status(s.name, s.config, inputs) == "ready":
+  if work.status(s.name, s.config, s.inputs) == "ready":
     logging.info("%s: ready, skipped", s.name)
     return True
   for name in s.inputs:
     if not work.exists(name):
       raise LtddError(f"stage {s.name} reads {name}, which is missing; run --stage={s.kind} first")
-  scratch = work.scratch(s.name, s.config, inputs)
+  scratch = work.scratch(s.name, s.config, s.inputs)
   resumed = any(scratch.iterdir())
   session = loop.Session(
     mesh=mesh_lib.make_mesh(),
@@ -150,13 +127,13 @@ def run_stage(
   work.commit(
     s.name,
     config=s.config,
-    inputs=inputs,
+    inputs=s.inputs,
     arrays=product.arrays,
     trees=product.trees,
     folders=product.folders,
     extra=product.extra | {"notes": notes},
     class_names=list(ctx.source.class_names),
-    split_sha256=ctx.split.sha256,
+    split_sha256=ctx.split().sha256,
     seconds=seconds,
     peak_bytes=peak,
   )
@@ -166,9 +143,8 @@ def run_stage(
 
 
 def plan(
-  ctx: stages_lib.Context,
-  stages: list[stages_lib.Stage],
-  prints: Mapping[str, str],
+  ctx: Context,
+  stages: list[Stage],
   workdir: str | pathlib.Path,
   cache: str | pathlib.Path | None,
   kinds: tuple[str, ...],
@@ -177,5 +153,4 @@ def plan(
   work = workdir_lib.Workdir(workdir, cache=cache)
   for s in stages:
     if s.kind in kinds:
-      inputs = {name: prints[name] for name in s.inputs}
-      print(f"{s.name:<28} {work.status(s.name, s.config, inputs):<8} {s.plan(ctx)}")
+      print(f"{s.name:<28} {work.status(s.name, s.config, s.inputs):<8} {s.plan(ctx)}")

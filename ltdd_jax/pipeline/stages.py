@@ -1,34 +1,45 @@
 """What each stage of the pipeline reads, computes and stores.
 
-A stage is a function from artefacts to one artefact; `pipeline.py` decides which run. The names of
-stages are the names of their folders in the work directory: `data`, `teacher`, `statistics` (if a
-method needs it), `distil/<source>`, `label/<source>`, `calibrate/<source>/<calibrator>`,
-`student/<source>/<labels>`.
+A stage is a function from artefacts to one artefact; `run.py` decides which run. The names of
+stages are the names of their folders in the work directory: `data`, `teacher`, `statistics`,
+`distil/IMAGES`, `label/IMAGES/LABELS`, `probe/IMAGES/LABELS/CALIBRATOR`,
+`calibrate/IMAGES/LABELS/CALIBRATOR`, `student/IMAGES/LABELS/CALIBRATOR` and `student/IMAGES/hard`.
+A run has the stages that something in it needs.
 """
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ltdd_jax import calibrate, distil
-from ltdd_jax.data import longtail
+from ltdd_jax import calibrate
+from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.distil.run import run_method
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import label as label_lib
-from ltdd_jax.pipeline import plan
-from ltdd_jax.pipeline import probing as probe
-from ltdd_jax.pipeline import supervision as label_sources
-from ltdd_jax.pipeline.context import Context as Context
-from ltdd_jax.pipeline.supervision import HARD as HARD
-from ltdd_jax.pipeline.supervision import load_params as load_params
+from ltdd_jax.labels import sources as label_sources
+from ltdd_jax.labels import store as label_store
+from ltdd_jax.pipeline.context import HARD, Context, Row
+from ltdd_jax.pipeline.resources import RESOURCES
+from ltdd_jax.students import probe
 from ltdd_jax.students import train as student_training
 from ltdd_jax.teachers import statistics, statistics_pass
 from ltdd_jax.teachers import train as teacher_training
 from ltdd_jax.training import loop
+
+# Code versions: raise one when the results of its stage change, so that no artefact of the older
+# code is used (tests/golden/test_golden_digests.py). Methods and calibrators have their own.
+VERSIONS = {
+  "data": 1, "teacher": 1, "statistics": 1, "distil": 1, "label": 1, "probe": 1, "calibrate": 1,
+  "student": 1,
+}  # fmt: skip
+KINDS = (*VERSIONS, "report")
+
+SCORING = ("num_seeds", "evaluations", "eval_batch_size")
 
 
 class Product(NamedTuple):
@@ -44,8 +55,8 @@ class Stage(NamedTuple):
   """One stage of one run."""
 
   name: str
-  config: dict[str, Any]  # the part of the config that it depends on
-  inputs: tuple[str, ...]  # stages that it reads
+  config: dict[str, Any]  # the part of the config that it depends on, and code versions
+  inputs: dict[str, str]  # {stage that it reads: fingerprint}
   build: Callable[[Context, loop.Session], Product]
   plan: Callable[[Context], str]  # one line for --dry_run
 
@@ -54,39 +65,48 @@ class Stage(NamedTuple):
     """The first part of the name."""
     return self.name.split("/")[0]
 
+  @property
+  def fingerprint(self) -> str:
+    """A hash of what the stage depends on."""
+    return workdir_lib.fingerprint(self.config, self.inputs)
+
 
 # ---- the stages ----
 
 
-def _data(ctx: Context, session: loop.Session) -> Product:
-  split = ctx.split
+def data_stage(ctx: Context, session: loop.Session) -> Product:
+  split = ctx.split()
   arrays = {"indices": split.indices, "labels": split.labels, "counts": ctx.counts}
+  test_counts = np.bincount(ctx.test_data.labels, minlength=ctx.source.spec.num_classes)
   extra = {
     "dataset": ctx.source.spec.name,
     "rule": split.rule,
     "imbalance_factor": split.imbalance_factor,
     "counts": [int(n) for n in split.counts],
-    "test_counts": np.bincount(
-      ctx.test_data.labels, minlength=ctx.source.spec.num_classes
-    ).tolist(),
+    "test_counts": test_counts.tolist(),
     "notes": list(ctx.source.notes),
   }
   return Product(arrays, extra=extra)
 
 
-def _teacher(ctx: Context, session: loop.Session) -> Product:
-  teachers = teacher_training.train_teachers(
-    ctx.train_data,
-    ctx.source.spec,
-    ctx.counts,
-    **ctx.config["teacher"],
-    seed=ctx.config["seed"],
-    session=session,
+def teacher_stage(ctx: Context, session: loop.Session) -> Product:
+  config = {k: v for k, v in ctx.config["teacher"].items() if k not in ("models", "splits")}
+  teachers = []
+  for split in sorted({ctx.teacher_split(name) for name in ctx.networks}, key=str):
+    models = ctx.config["teacher"]["models"]
+    teachers += teacher_training.train_teachers(
+      ctx.train_data(split),
+      ctx.source.spec,
+      np.asarray(ctx.split(split).counts),
+      models={k: v for k, v in models.items() if ctx.teacher_split(k) == split},
+      **config,
+      seed=ctx.config["seed"],
+      session=session,
+    )
+  score = functools.partial(
+    teacher_training.evaluate, test=ctx.test_data, spec=ctx.source.spec, mesh=session.mesh
   )
-  scores = [
-    teacher_training.evaluate(t, ctx.test_data, ctx.source.spec, mesh=session.mesh)
-    for t in teachers
-  ]
+  scores = [score(t) for t in teachers]
   arrays = {
     "test_correct": np.stack([np.asarray(s.correct) for s in scores]),
     "test_total": np.asarray(scores[0].total),
@@ -95,102 +115,148 @@ def _teacher(ctx: Context, session: loop.Session) -> Product:
   return Product(arrays, trees={t.name: t.variables for t in teachers}, extra=extra)
 
 
-def _statistics(ctx: Context, session: loop.Session) -> Product:
-  names = [t.name for t in ctx.distil_teachers]
+def statistics_stage(ctx: Context, session: loop.Session, *, names: Sequence[str]) -> Product:
   config = dict(ctx.config["statistics"])
   if config["augment"] is None:
     config["augment"] = ctx.config["teacher"]["augment"]
-  found = statistics_pass.collect(
-    ctx.train_data,
-    ctx.source.spec,
-    ctx.distil_teachers,
-    **config,
-    seed=ctx.config["seed"],
-    session=session,
-  )
-  layers = {
-    name: [[x.path, x.kind] for x in one.layers] for name, one in zip(names, found, strict=True)
-  }
-  trees = {name: statistics.to_tree(one) for name, one in zip(names, found, strict=True)}
+  trees, layers = {}, {}
+  for split in sorted({ctx.teacher_split(name) for name in names}, key=str):
+    own = [name for name in names if ctx.teacher_split(name) == split]
+    found = statistics_pass.collect(
+      ctx.train_data(split),
+      ctx.source.spec,
+      ctx.teachers(own),
+      **config,
+      seed=ctx.config["seed"],
+      session=session,
+    )
+    for name, one in zip(own, found, strict=True):
+      trees[name] = statistics.to_tree(one)
+      layers[name] = [[x.path, x.kind] for x in one.layers]
   return Product({}, trees=trees, extra={"layers": layers})
 
 
-def _distil(ctx: Context, session: loop.Session, *, source: str) -> Product:
-  if there := ctx.imported.get(source):
-    return Product(there.arrays, extra={"notes": list(there.notes)})
-  method = ctx.method(source)
-  fed = distil.Feed(
-    teachers=tuple(t.variables for t in ctx.distil_teachers)
-    if "teachers" in method.needs
-    else None,
-    images=ctx.train_data.images if "images" in method.needs else None,
-    labels=ctx.train_data.labels if "labels" in method.needs else None,
-    statistics=ctx.statistics if "statistics" in method.needs else None,
-  )
-  result = run_method(
-    source,
+def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product:
+  method, config = ctx.method(images), ctx.config["distil"]
+  res = {need: RESOURCES[need].load(ctx, images) for need in method.needs}
+  dtype = config["dtype"]
+  if "file" in res and dtype is None:
+    dtype = res["file"]["images"].dtype.name
+  found = run_method(
+    images,
     method,
-    ctx.env(),
-    ctx.slots(source),
-    fed,
-    batch_size=ctx.config["distil"]["batch_size"],
-    jpeg_quality=ctx.config["distil"]["jpeg_quality"],
+    ctx.env(images),
+    ctx.slots(images),
+    res,
+    batch_size=config["batch_size"],
+    jpeg_quality=None if "file" in res else config["jpeg_quality"],
+    dtype=dtype,
+    on_host=tuple(need for need in method.needs if RESOURCES[need].where == "host"),
     seed=ctx.config["seed"],
     session=session,
   )
-  arrays = {"images": result.images, "labels": result.labels}
-  return Product(arrays, extra={"notes": list(result.notes)})
+  notes = [*found.notes, *(ctx.file(images).notes if "file" in res else ())]
+  return Product(found.arrays, extra={"notes": notes})
 
 
-def _label(ctx: Context, session: loop.Session, *, source: str) -> Product:
-  images, targets = ctx.images(source)
-  config = {k: v for k, v in ctx.config["label"].items() if k not in ("online", "teachers")}
-  labelled = label_lib.label_images(
-    source,
-    images,
-    targets,
-    ctx.label_teachers,
+def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
+  distilled, made = ctx.distilled(row.images), ctx.label_source(row.labels)
+  images, targets, names = distilled["images"], distilled["labels"], ctx.source.class_names
+  if made.kind == "teacher":
+    config = {k: v for k, v in ctx.config["label"].items() if k not in ("sources",)}
+    labelled = label_lib.label_images(
+      row.images,
+      images,
+      targets,
+      ctx.teachers(made.teachers),
+      ctx.source.spec,
+      **config,
+      aggregate=made.aggregate,
+      batch_norm=made.batch_norm,
+      class_names=names,
+      stage=row.stage("label"),
+      seed=ctx.config["seed"],
+      session=session,
+    )
+  else:
+    logits = _learned_logits(ctx, row, distilled, made)
+    labelled = label_lib.store_logits(
+      row.images, images, logits, class_names=names, session=session
+    )
+  arrays = {"clean_logits": labelled.clean_logits, "labels": targets}
+  extra = {"per_view": made.kind == "teacher"}
+  return Product(arrays, extra=extra, folders={label_lib.STORE: labelled.store.path})
+
+
+def _learned_logits(
+  ctx: Context, row: Row, distilled: Mapping[str, np.ndarray], made: label_sources.LabelSource
+) -> np.ndarray:
+  """Logits of images (n, k) that a method learned, or that are in a file."""
+  if made.kind == "imported":
+    return distilled_sets.read_logits(f"config.label.sources.{row.labels}", made.path)
+  if "soft_labels" not in distilled:
+    name = ctx.config["distil"]["methods"][row.images]["name"]
+    raise LtddError(
+      f"label source {row.labels!r} is 'learned', but image source {row.images!r} (method "
+      f"{name!r}) has no learned labels. Use a method that learns labels, or a label source "
+      "'teacher'"
+    )
+  return distilled["soft_labels"]
+
+
+def _fitted(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
+  """The calibrator of a row, fitted to its labels alone."""
+  config = ctx.config["calibrate"]
+  calibrator = calibrate.make_calibrator(**config["calibrators"][row.calibrator])
+  artefact = ctx.workdir.load(row.stage("label"))
+  if config["fit_on"] == "views":  # streamed from the store
+    logits = open_store(ctx, row).first(config["max_epochs"])
+  else:
+    logits = artefact.arrays["clean_logits"]
+  return calibrator, calibrator.fit(logits, artefact.arrays["labels"], ctx.log_prior(row))
+
+
+def probe_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
+  distilled, seed = ctx.distilled(row.images), ctx.config["seed"]
+  config = {k: v for k, v in student_numbers(ctx, row).items() if k not in SCORING}
+  logits, labels = probe.unseen_logits(
+    row.stage("probe"),
+    distilled["images"],
+    distilled["labels"],
+    calibrated(ctx, row, *_fitted(ctx, row)),
+    ctx.train_data(ctx.label_split(row)),
+    ctx.log_prior(row),
     ctx.source.spec,
     **config,
-    class_names=ctx.source.class_names,
-    seed=ctx.config["seed"],
+    views=ctx.config["label"]["views"],
+    view_key=label_lib.view_key(seed, row.images),
+    seed=seed,
     session=session,
   )
-  arrays = {"clean_logits": labelled.clean_logits, "labels": targets}
-  return Product(arrays, folders={label_lib.STORE: labelled.store.path})
+  return Product({"logits": logits, "labels": labels})
 
 
-def _calibrate(ctx: Context, session: loop.Session, *, source: str, name: str) -> Product:
-  config = ctx.config["calibrate"]
-  calibrator = calibrate.make_calibrator(**config["calibrators"][name])
-  arrays = ctx.workdir.load(f"label/{source}").arrays
-  if config["fit_on"] == "views":  # streamed from the store
-    logits = label_sources.open_store(ctx, source).first(config["max_epochs"])
-  else:
-    logits = arrays["clean_logits"]
-  targets, log_prior = arrays["labels"], longtail.log_prior(ctx.counts)
-  params = calibrator.fit(logits, targets, log_prior)
+def calibrate_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
+  calibrator, params = _fitted(ctx, row)
   if calibrator.refine is not None:
-    trained = student_numbers(ctx.config)
-    unseen = probe.unseen_logits(ctx, source, name, calibrator, params, trained, session)
-    params = calibrator.refine(params, *unseen, log_prior)
+    unseen = ctx.workdir.load(row.stage("probe")).arrays
+    params = calibrator.refine(params, unseen["logits"], unseen["labels"], ctx.log_prior(row))
   arrays = {f"param{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
   return Product(arrays, extra={"report": calibrator.report(params)})
 
 
-def _student(ctx: Context, session: loop.Session, *, source: str, regime: str) -> Product:
-  images, targets = ctx.images(source)
-  config, seed = student_numbers(ctx.config), ctx.config["seed"]
+def student_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
+  distilled, seed = ctx.distilled(row.images), ctx.config["seed"]
   result = student_training.train_students(
-    f"student/{source}/{regime}",
-    images,
-    targets,
-    label_sources.of_regime(ctx, source, regime),
+    row.stage("student"),
+    distilled["images"],
+    distilled["labels"],
+    supervision_of(ctx, row),
     ctx.test_data,
     ctx.source.spec,
-    **config,
+    **student_numbers(ctx, row, distilled.get("student_lr")),
     views=ctx.config["label"]["views"],
-    view_key=label_lib.view_key(seed, source),
+    view_key=label_lib.view_key(seed, row.images),
     seed=seed,
     session=session,
   )
@@ -198,160 +264,59 @@ def _student(ctx: Context, session: loop.Session, *, source: str, regime: str) -
   return Product(arrays, trees={"students": result.variables})
 
 
-# ---- their order and their configs ----
+# ---- reading what stages left ----
 
 
-def regimes(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Names of the label regimes: hard labels if asked for, then calibrators in registry order."""
-  hard = (HARD,) if config["student"]["hard_labels"] else ()
-  calibrators = config["calibrate"]["calibrators"]
-  rank = [*calibrate.CALIBRATORS].index
-  return hard + tuple(sorted(calibrators, key=lambda k: (rank(calibrators[k]["name"]), k)))
+def open_store(ctx: Context, row: Row) -> label_store.LabelStore:
+  """The label store of a row; refuses one of another class map."""
+  folder = ctx.workdir.load(row.stage("label")).folder(label_lib.STORE)
+  return label_store.open_store(folder, class_names=ctx.source.class_names)
 
 
-def image_sources(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Names of the image sources; random real images, the control, come last."""
-  methods = config["distil"]["methods"]
-  return tuple(sorted(methods, key=lambda k: (methods[k]["name"] == "random", k)))
+def load_params(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
+  """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
+  calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][row.calibrator])
+  artefact = ctx.workdir.load(row.stage("calibrate"))
+  like = jax.eval_shape(calibrator.init, ctx.log_prior(row))
+  leaves = [artefact.arrays[f"param{i}"] for i in range(len(jax.tree.leaves(like)))]
+  return calibrator, jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def make_stages(
-  config: Mapping[str, Any],
-  identity: Mapping[str, Any] | None = None,
-  found: Mapping[str, distilled_sets.Imported] | None = None,
-) -> list[Stage]:
-  """Lists the stages of a config in the order in which they run.
-
-  Args:
-    config: as `check.check` returns it.
-    identity: `Context.identity` of the data set: what it is counts, and not where it lies.
-    found: `Context.imported`, of which the content counts too.
-  """
-  config = distilled_sets.by_content(config, found or {})
-  seed = {"seed": config["seed"]}
-  data = {k: v for k, v in config["data"].items() if k != "data_dir"}
-  stages = [
-    Stage("data", {"data": data, "identity": identity or {}}, (), _data, plan.data),
-    Stage(
-      "teacher", seed | {"teacher": _settings(config, "teacher")}, ("data",), _teacher, plan.teacher
-    ),
-  ]
-  if any(map(_needs_statistics, config["distil"]["methods"].values())):
-    stages.append(_statistics_stage(config, seed))
-  for kind in (_distil_stage, _label_stage, _calibrate_stages, _student_stages):
-    for source in image_sources(config):
-      stages += kind(config, seed, source)
-  return stages
+def supervision_of(ctx: Context, row: Row) -> label_sources.Supervision:
+  """Where the labels of a row come from, with the arrays."""
+  if row.labels == HARD:
+    return label_sources.Supervision()
+  return calibrated(ctx, row, *load_params(ctx, row))
 
 
-LATER: dict[str, dict[str, Any]] = {
-  "teacher": {"parallel": "auto"},
-  "distil": {"teachers": None, "jpeg_quality": None},
-  "label": {"teachers": None, "aggregate": "mean", "teacher_bn": "eval"},
-  "student": {"ema": None},
-}
-"""Arguments that came later: at these values fingerprints are what they were."""
-
-
-def _settings(config: Mapping[str, Any], group: str) -> dict[str, Any]:
-  """A group without the later arguments that have their defaults."""
-  later = LATER.get(group, {})
-  return {k: v for k, v in config[group].items() if not (k in later and v == later[k])}
-
-
-def _needs_statistics(method: Mapping[str, Any]) -> bool:
-  return method["name"] in distil.NEEDS_STATISTICS
-
-
-def _statistics_stage(config: Mapping[str, Any], seed: dict[str, Any]) -> Stage:
-  part = _settings(config, "distil")
-  group = seed | {"statistics": config["statistics"]}
-  if "teachers" in part:
-    group["teachers"] = part["teachers"]
-  return Stage("statistics", group, ("data", "teacher"), _statistics, plan.statistics)
-
-
-def _distil_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
-  part = _settings(config, "distil")
-  part["method"] = part.pop("methods")[source]
-  name = part["method"]["name"]
-  if name in distil.SELECT:
-    del part["order"], part["batch_size"]
-  if name in distil.WITHOUT_TEACHERS:
-    part.pop("teachers", None)
-  group = seed | {"distil": part}
-  inputs = ("data",) if name in distil.WITHOUT_TEACHERS else ("data", "teacher")
-  if distilled_sets.is_imported(part["method"]):  # seed, slots and teachers have no part in it
-    group, inputs = {"distil": {"method": part["method"]}}, ("data",)
-  elif _needs_statistics(part["method"]):
-    inputs += ("statistics",)
-  bind = functools.partial
-  return [
-    Stage(
-      f"distil/{source}",
-      group,
-      inputs,
-      bind(_distil, source=source),
-      bind(plan.distil, source=source),
+def calibrated(
+  ctx: Context, row: Row, calibrator: calibrate.Calibrator, params: Any
+) -> label_sources.Supervision:
+  """Labels by a calibrator and its params, from the store, or on line if the source says so."""
+  made = ctx.label_source(row.labels)
+  common = {"calibrator": calibrator, "params": params, "log_prior": ctx.log_prior(row)}
+  if made.online:
+    return label_sources.Supervision(
+      "online",
+      teachers=ctx.teachers(made.teachers),
+      aggregate=made.aggregate,
+      batch_norm=made.batch_norm,
+      **common,
     )
-  ]
+  per_view = ctx.workdir.load(row.stage("label")).meta["extra"]["per_view"]
+  return label_sources.stored(open_store(ctx, row), per_view=per_view, **common)
 
 
-def _label_stage(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
-  if not config["calibrate"]["calibrators"]:  # hard labels alone
-    return []
-  return [
-    Stage(
-      f"label/{source}",
-      seed | {"label": _settings(config, "label")},
-      ("teacher", f"distil/{source}"),
-      functools.partial(_label, source=source),
-      functools.partial(plan.label, source=source),
-    )
-  ]
+def label_bytes(ctx: Context, row: Row) -> int | None:
+  """Bytes on disk of the labels of a row; None for labels on line, which take teachers."""
+  if row.labels == HARD:
+    return 0
+  return None if ctx.label_source(row.labels).online else open_store(ctx, row).nbytes
 
 
-def _calibrate_stages(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
-  part = dict(config["calibrate"])
-  stages = []
-  for name, calibrator in part.pop("calibrators").items():
-    group: dict[str, Any] = {"calibrate": part | {"calibrator": calibrator}}
-    if (version := calibrate.VERSIONS.get(calibrator["name"], 1)) > 1:
-      group["version"] = version
-    inputs = ("data", f"label/{source}")
-    if calibrator["name"] in calibrate.WITH_STUDENT:
-      part = {"probe": probe.numbers(student_numbers(config))}
-      group |= seed | part | {"views": config["label"]["views"]}
-      inputs += (f"distil/{source}",)
-    build = functools.partial(_calibrate, source=source, name=name)
-    described = functools.partial(plan.calibrate, calibrator=calibrator)
-    stages.append(Stage(f"calibrate/{source}/{name}", group, inputs, build, described))
-  return stages
-
-
-def student_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What students depend on: names that only say where numbers come from are left out."""
-  left_out = ("hard_labels", "recipe")
-  return {k: v for k, v in _settings(config, "student").items() if k not in left_out}
-
-
-def _student_stages(config: Mapping[str, Any], seed: dict[str, Any], source: str) -> list[Stage]:
-  stages = []
-  for regime in regimes(config):
-    part = student_numbers(config)
-    inputs = ("data", f"distil/{source}")
-    if regime == HARD:
-      part = {k: v for k, v in part.items() if k not in ("loss", "hard_weight")}
-    else:
-      inputs += (f"label/{source}", f"calibrate/{source}/{regime}")
-    views = {"views": config["label"]["views"]}
-    stages.append(
-      Stage(
-        f"student/{source}/{regime}",
-        seed | {"student": part} | views,
-        inputs,
-        functools.partial(_student, source=source, regime=regime),
-        functools.partial(plan.student, source=source),
-      )
-    )
-  return stages
+def student_numbers(ctx: Context, row: Row, learned_lr: np.ndarray | None = None) -> dict[str, Any]:
+  """Arguments of `train_students` from the config; a rate of None is the one that was learned."""
+  numbers = {k: v for k, v in ctx.config["student"].items() if k not in ("hard_labels", "recipe")}
+  if numbers["optimizer"].get("lr", 0) is None and learned_lr is not None:
+    numbers["optimizer"] = {**numbers["optimizer"], "lr": float(learned_lr)}
+  return numbers

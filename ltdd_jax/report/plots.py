@@ -20,6 +20,7 @@ import numpy as np
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.report import tables
 
 MAX_BARS = 20  # more classes than that are averaged in bins of neighbours
 
@@ -153,7 +154,7 @@ def accuracies_figure(results: Mapping[str, Any]) -> Any:
   panels = {}
   for source, rows in _by_source(results["rows"]).items():
     pairs = zip(rows, colours(rows), strict=True)
-    panels[source] = [Series(r["labels"], colour, r["per_class"]) for r, colour in pairs]
+    panels[source] = [Series(tables.short(r), colour, r["per_class"]) for r, colour in pairs]
   return bars(panels, bins(results), "accuracy, %", top=100.0)
 
 
@@ -204,7 +205,7 @@ def _has_confidences(row: Mapping[str, Any]) -> bool:
 
 def _fitted_name(row: Mapping[str, Any]) -> str:
   flat = ", objective flat" if row["calibration"].get("flat") else ""
-  return f"{row['labels']}, tau = {row['calibration']['tau']:.2f}{flat}"
+  return f"{tables.short(row)}, tau = {row['calibration']['tau']:.2f}{flat}"
 
 
 def _by_source(rows: Any) -> dict[str, list[Mapping[str, Any]]]:
@@ -218,7 +219,7 @@ def colours(rows: Rows) -> list[str]:
   """The colour of each row's kind of label; a kind that was seen already gets another."""
   others, used, out = iter(_OTHERS * len(rows)), set(), []
   for row in rows:
-    colour = _COLOURS.get(row["calibrator"])
+    colour = _COLOURS.get(row["calibrator_name"])
     out.append(next(others) if colour is None or colour in used else colour)
     used.add(colour)
   return out

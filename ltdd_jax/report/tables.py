@@ -11,86 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import files
-from ltdd_jax.data import longtail
-from ltdd_jax.pipeline import stages as stages_lib
-from ltdd_jax.pipeline import supervision as label_sources
-from ltdd_jax.report import images, plots
-from ltdd_jax.students.recipes import changes
 
-SCHEMA = 1
 GROUPS = ("head", "mid", "tail")
 SIZES = ("image bytes", "label bytes")
-
-
-def write_report(
-  ctx: stages_lib.Context, stages: Sequence[stages_lib.Stage], skipped: Mapping[str, bool]
-) -> dict[str, Any]:
-  """Reads all artefacts of a run, writes `workdir/report/` and prints the table.
-
-  Args:
-    ctx: the run.
-    stages: its stages.
-    skipped: whether each stage of this run was skipped.
-
-  Returns:
-    The contents of `results.json`.
-  """
-  results = collect(ctx, stages, skipped)
-  folder = ctx.workdir.path / "report"
-  folder.mkdir(exist_ok=True)
-  text = render(results)
-  for source in stages_lib.image_sources(ctx.config):
-    pictures, labels = ctx.images(source)
-    images.write_grid(folder / f"images-{source}.png", pictures, labels)
-  plots.write_plots(results, folder)
-  workdir_lib.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
-  workdir_lib.write_text(folder / "report.md", text)
-  print(text)
-  return results
-
-
-def collect(
-  ctx: stages_lib.Context, stages: Sequence[stages_lib.Stage], skipped: Mapping[str, bool]
-) -> dict[str, Any]:
-  """Gathers the results of a run into plain numbers, lists and strings."""
-  data = ctx.workdir.load("data").meta
-  rule = ctx.config["report"]["groups"]
-  groups = longtail.groups(ctx.counts, rule)
-  metas = {s.name: ctx.workdir.load(s.name).meta for s in stages}
-  return {
-    "schema": SCHEMA,
-    "dataset": data["extra"]["dataset"],
-    "class_names": list(data["class_names"]),
-    "test_counts": data["extra"]["test_counts"],
-    "split": {
-      "rule": data["extra"]["rule"],
-      "imbalance_factor": data["extra"]["imbalance_factor"],
-      "counts": data["extra"]["counts"],
-      "sha256": data["split_sha256"],
-    },
-    "group_rule": rule,
-    "recipe": changes.sentence_of(ctx.config, len(ctx.slots().labels), len(ctx.counts)),
-    "teachers": teacher_rows(ctx, groups),
-    "rows": [
-      student_row(ctx, source, regime, groups)
-      for source in stages_lib.image_sources(ctx.config)
-      for regime in stages_lib.regimes(ctx.config)
-    ],
-    "notes": [
-      f"{name}: {note}" for name, meta in metas.items() for note in meta["extra"].get("notes", ())
-    ],
-    "stages": {
-      name: {
-        "seconds": meta["seconds"],
-        "peak_bytes": meta["peak_bytes"],
-        "skipped": bool(skipped.get(name, True)),
-      }
-      for name, meta in metas.items()
-    },
-    "versions": metas["data"]["versions"],
-  }
 
 
 def mean_std(values: np.ndarray) -> dict[str, float | None]:
@@ -129,42 +53,12 @@ def scores(
   }
 
 
-def teacher_rows(
-  ctx: stages_lib.Context, groups: Mapping[str, Sequence[int]]
-) -> list[dict[str, Any]]:
-  """Scores of the teachers on the test set, for orientation; nothing is selected by them."""
-  artefact = ctx.workdir.load("teacher")
-  correct, total = artefact.arrays["test_correct"], artefact.arrays["test_total"]
-  return [
-    {"name": name} | scores(row[None, None], total, groups)
-    for name, row in zip(artefact.meta["extra"]["teachers"], correct, strict=True)
-  ]
-
-
-def student_row(
-  ctx: stages_lib.Context, source: str, regime: str, groups: Mapping[str, Sequence[int]]
-) -> dict[str, Any]:
-  """One row of the table: an image source with one kind of label."""
-  arrays = ctx.workdir.load(f"student/{source}/{regime}").arrays
-  row: dict[str, Any] = {"images": source, "labels": regime, "calibrator": None, "tau": None}
-  if regime != stages_lib.HARD:
-    fitted = ctx.workdir.load(f"calibrate/{source}/{regime}").meta["extra"]["report"]
-    row["calibrator"] = ctx.config["calibrate"]["calibrators"][regime]["name"]
-    row["tau"] = fitted.get("tau")
-    row["calibration"] = fitted
-  row["seeds"] = len(arrays["correct"])
-  pictures, targets = ctx.images(source)
-  row["images_per_class"] = np.bincount(targets, minlength=ctx.source.spec.num_classes).tolist()
-  row["image_bytes"] = pictures.nbytes
-  row["label_bytes"] = label_sources.label_bytes(ctx, source, regime)
-  return row | scores(arrays["correct"], arrays["total"], groups)
-
-
 # ---- Markdown ----
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A Markdown table whose columns line up in a terminal too; numbers are right-aligned."""
+  header, *rows = [[cell.replace("|", "\\|") for cell in r] for r in (header, *rows)]
   widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
   line = lambda cells: (
     "| " + " | ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) + " |"
@@ -194,8 +88,7 @@ def render(results: Mapping[str, Any]) -> str:
     *([f"Students by recipe {results['recipe']}."] if results.get("recipe") else []),
     _group_sentence(results),
     students_table(results),
-    "Teachers, trained on the long-tailed set (nothing is selected by these numbers):",
-    teachers_table(results),
+    *_teachers(results),
     *_calibrations(results),
     "## Accuracy of each class",
     per_class_table(results),
@@ -230,12 +123,23 @@ def group_cells(row: Mapping[str, Any]) -> list[str]:
 
 def students_table(results: Mapping[str, Any]) -> str:
   """The main table."""
-  header = ["images", "labels", "tau", "top-1", "best top-1", *GROUPS, "worst class", "seeds"]
+  header = [
+    "images",
+    "labels",
+    "calibrator",
+    "tau",
+    "top-1",
+    "best top-1",
+    *GROUPS,
+    "worst class",
+    "seeds",
+  ]
   header += SIZES
   rows = [
     [
       r["images"],
       r["labels"],
+      r["calibrator"] or "-",
       "-" if r["tau"] is None else f"{r['tau']:.3f}",
       plus_minus(r["top1"]),
       plus_minus(r["best_top1"]),
@@ -262,9 +166,24 @@ def teachers_table(results: Mapping[str, Any]) -> str:
   return table(["teacher", "top-1", *GROUPS], rows)
 
 
+def _teachers(results: Mapping[str, Any]) -> list[str]:
+  """The teachers' table, if the run has any."""
+  if not results["teachers"]:
+    return []
+  title = "Teachers, trained on the long-tailed set (nothing is selected by these numbers):"
+  return [title, teachers_table(results)]
+
+
+def short(row: Mapping[str, Any]) -> str:
+  """What labels a row has, in one word or two: the label source only where it says something."""
+  if row["calibrator"] is None:
+    return row["labels"]
+  return row["calibrator"] if row["labels"] == "teacher" else f"{row['labels']} {row['calibrator']}"
+
+
 def per_class_table(results: Mapping[str, Any]) -> str:
   """Accuracy of each class, with its number of training images."""
-  header = ["class", "images", *(f"{r['images']} {r['labels']}" for r in results["rows"])]
+  header = ["class", "images", *(f"{r['images']} {short(r)}" for r in results["rows"])]
   rows = [
     [name, f"{count:,}", *(or_dash(r["per_class"][c], ".1f") for r in results["rows"])]
     for c, (name, count) in enumerate(
@@ -295,16 +214,17 @@ def _calibrations(results: Mapping[str, Any]) -> list[str]:
     return []
   header, columns = ["class"], []
   for i, r in enumerate(fitted):
-    if r["images"] not in [other["images"] for other in fitted[:i]]:  # the same for its calibrators
+    known = [(other["images"], other["labels"]) for other in fitted[:i]]
+    if (r["images"], r["labels"]) not in known:  # the same for all calibrators
       header.append(f"{r['images']} before")
       columns.append(r["calibration"]["confidence_before"])
-    header.append(f"{r['images']} {r['labels']}")
+    header.append(f"{r['images']} {short(r)}")
     columns.append(r["calibration"]["confidence_after"])
   rows = [
     [name, *(or_dash(column[c], ".3f") for column in columns)]
     for c, name in enumerate(results["class_names"])
   ]
-  messages = [f"* {r['images']} / {r['labels']}: {r['calibration']['message']}" for r in fitted]
+  messages = [f"* {r['images']} / {short(r)}: {r['calibration']['message']}" for r in fitted]
   title = "## Class confidences (mean probability of the assigned class on the fitted views)"
   return [title, "\n".join(messages), table(header, rows)]
 

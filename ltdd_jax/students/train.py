@@ -12,44 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax import calibrate, models
+from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
-from ltdd_jax.core.types import ArrayData, Leaf, LtddError, Teacher
+from ltdd_jax.core.registry import check_at_least, check_choice
+from ltdd_jax.core.types import ArrayData, Leaf, LtddError
 from ltdd_jax.data import feed
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels import label as labels_lib
-from ltdd_jax.labels import store as label_store
+from ltdd_jax.labels.sources import Supervision
 from ltdd_jax.training import loop, losses, many, metrics, supervised
-
-
-class Supervision(NamedTuple):
-  """Where the labels of students come from.
-
-  Hard labels need nothing. Soft labels need `logits` (see `stored`) or `teachers` (on line), and
-  may have a calibrator with its fitted parameters and the log class frequencies it was fitted with.
-  """
-
-  kind: str = "hard"  # "hard", "stored" or "online"
-  logits: Leaf = None  # (e, n, k), or a dict of arrays (e, n, numbers) that `decode` reads
-  decode: Callable[[Any], jax.Array] | None = None  # encoded rows -> float32 logits (b, k)
-  teachers: tuple[Teacher, ...] = ()
-  aggregate: str = "mean"  # of the teachers' logits
-  teacher_bn: str = "eval"  # the teachers' batch norms, on line: "eval" or "train"
-  calibrator: calibrate.Calibrator | None = None
-  params: Any = None
-  log_prior: Leaf = None  # (k,)
-
-
-def stored(store: label_store.LabelStore, **calibration: Any) -> Supervision:
-  """Supervision by a label store: its encoded arrays, decoded batch by batch.
-
-  Args:
-    store: read whole into memory, encoded.
-    **calibration: calibrator, params and log_prior, as of `Supervision`.
-  """
-  decode = functools.partial(store.encoding.decode, k=store.shape[-1])
-  return Supervision("stored", logits=store.read(), decode=decode, **calibration)
 
 
 class Target(NamedTuple):
@@ -114,25 +86,8 @@ def make_batch(
   """
   del key
   indices, epochs = x["indices"], x["epochs"]
-  if supervision.kind == "stored":
-    epochs = epochs % jax.tree.leaves(consts["logits"])[0].shape[0]
   views = views_of(consts["view_key"], consts["images"], consts["labels"], indices, epochs)
-  if supervision.kind == "stored":
-    rows = jax.tree.map(lambda x: x[epochs, indices], consts["logits"])
-    logits = supervision.decode(rows) if supervision.decode else rows.astype(jnp.float32)
-  elif supervision.kind == "online":
-    networks = tuple(t.model for t in supervision.teachers)
-    logits = labels_lib.teacher_logits(
-      networks,
-      consts["variables"],
-      views.images,
-      supervision.aggregate,
-      teacher_bn=supervision.teacher_bn,
-    )
-  else:
-    logits = None
-  if logits is not None and supervision.calibrator is not None:
-    logits = supervision.calibrator.apply(consts["params"], logits, consts["log_prior"])
+  logits = supervision.logits_of(consts, views, indices, epochs)
   return views.images, Target(views.labels, views.partner_labels, views.weight, logits)
 
 
@@ -198,15 +153,16 @@ def train_students(
     LtddError: bad numbers, or training that diverged.
   """
   session = session or loop.Session()
-  supervised.check_positive(
-    "config.student",
+  check_at_least(
+    "config.student.",
+    1,
     num_seeds=num_seeds,
     evaluations=evaluations,
     num_epochs=num_epochs,
     batch_size=batch_size,
     eval_batch_size=eval_batch_size,
   )
-  many.check_parallel("config.student", parallel)
+  check_choice("config.student.parallel", parallel, many.PARALLEL)
   check_hard_weight(hard_weight)
   supervised.check_ema(ema)
   n = len(labels)
@@ -301,12 +257,5 @@ def _consts(
   view_key: jax.Array,
   session: loop.Session,
 ) -> dict[str, Any]:
-  arrays = {"images": images, "labels": labels}
-  if supervision.kind == "stored":
-    arrays["logits"] = supervision.logits
-  if supervision.kind == "online":
-    arrays["variables"] = tuple(t.variables for t in supervision.teachers)
-  if supervision.calibrator is not None:
-    arrays["params"] = supervision.params
-    arrays["log_prior"] = supervision.log_prior
+  arrays = {"images": images, "labels": labels} | supervision.arrays()
   return mesh_lib.put(arrays, mesh_lib.replicated(session.mesh)) | {"view_key": view_key}

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax.core import mesh as mesh_lib
-from ltdd_jax.core import rng
+from ltdd_jax.core import registry, rng
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, sources
 from ltdd_jax.labels import label as label_lib
+from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.models import taps
-from ltdd_jax.pipeline import check, stages
-from ltdd_jax.pipeline import supervision as label_sources
+from ltdd_jax.pipeline import check, graph, stages
+from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.studies import bound, bound_report, runs
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.training import forward
@@ -63,27 +63,18 @@ class Reference(NamedTuple):
 def run(
   config: Mapping[str, Any], study: Mapping[str, Any], runner: runs.Runner
 ) -> dict[str, Any] | None:
-  """Runs the study; see `analysis.run`. Returns the contents of `report/bound.json`."""
+  """Runs the study; see `studies.run`. Returns the contents of `report/bound.json`."""
   config = runs.with_plain(check.check(config))
-  if config["label"]["teacher_bn"] != "eval":
-    raise LtddError(
-      f"config.label.teacher_bn is {config['label']['teacher_bn']!r}: what such a teacher says "
-      "of an image depends on the batch, so the bound has no posterior to compare; use 'eval'"
-    )
-  if (aggregate := config["label"]["aggregate"]) in aggregate_lib.BY_BATCH:
-    raise LtddError(
-      f"config.label.aggregate is {aggregate!r}: a label then depends on the batch, so the bound "
-      "has no posterior to compare; use 'mean'"
-    )
+  _check_labels(config)
   if not study["students"]:
     config = runs.without_probes(config)
   reference = at_factor(config, 1.0) | {"seed": config["seed"] + 1}
   factors = {f"if{factor:g}": float(factor) for factor in study["imbalance_factors"]}
   if not factors:
     raise LtddError("config.study.imbalance_factors is empty; expected numbers >= 1")
-  check_study(study, stages.Context(reference))
+  check_study(study, Context(reference))
   for factor in factors.values():
-    _ = stages.Context(at_factor(config, factor)).split  # refuses a factor that there is none of
+    Context(at_factor(config, factor)).split()  # refuses a factor that there is none of
   runner("reference", reference, stage="teacher")
   for name, factor in factors.items():
     runner(name, at_factor(config, factor), stage=None if study["students"] else "calibrate")
@@ -106,11 +97,11 @@ def run(
     ctx = runner.context(name, at_factor(config, factor))
     results["dataset"] = ctx.source.spec.name
     results["class_names"] = list(ctx.source.class_names)
-    for source in stages.image_sources(ctx.config):
+    for source in graph.image_sources(ctx.config):
       about = {"imbalance": factor, "images": source}
       results["marginal"].append(about | marginal(ctx, source, there, study))
       results["conditional"] += [about | r for r in conditional(ctx, source, there, study)]
-    targets = ctx.images(stages.image_sources(ctx.config)[0])[1]
+    targets = ctx.distilled(graph.image_sources(ctx.config)[0])["labels"]
     results["baseline"] = results["baseline"] or baseline(balanced, there, targets, study)
     results["seconds"] += runs.seconds(ctx)
   results = runs.jsonable(results)
@@ -119,7 +110,27 @@ def run(
   return results
 
 
-def check_study(study: Mapping[str, Any], ctx: stages.Context) -> None:
+def _check_labels(config: Mapping[str, Any]) -> None:
+  """Refuses labels that are no function of an image: the bound then has no posterior to compare."""
+  made = []
+  for entry in config["label"]["sources"].values():
+    kwargs = {k: v for k, v in entry.items() if k not in ("name", "calibrators")}
+    made.append(registry.make("label source", label_sources.SOURCES, entry["name"], kwargs))
+  if len(made) != 1 or made[0].kind != "teacher":
+    raise LtddError(
+      f"config.label.sources has {', '.join(config['label']['sources'])}; the bound study needs "
+      "one label source, of the kind 'teacher'"
+    )
+  by_batch = made[0].batch_norm != "eval" or made[0].aggregate in aggregate_lib.BY_BATCH
+  if by_batch:
+    raise LtddError(
+      f"config.label.sources: batch_norm={made[0].batch_norm!r}, aggregate={made[0].aggregate!r}: "
+      "what such teachers say of an image depends on the batch, so the bound has no posterior to "
+      "compare; use batch_norm='eval' and aggregate='mean'"
+    )
+
+
+def check_study(study: Mapping[str, Any], ctx: Context) -> None:
   """Refuses numbers that the estimators would, before anything is trained.
 
   Raises:
@@ -131,7 +142,7 @@ def check_study(study: Mapping[str, Any], ctx: stages.Context) -> None:
   features_of = lambda variables, x: taps.features(model, variables, x)[1]
   features = jax.eval_shape(features_of, ctx.variable_shapes(model), image)
   num_test = len(sources.test_indices(ctx.source, ctx.config["data"]["num_test"]))
-  images = min(len(ctx.slot_labels(source)) for source in ctx.config["distil"]["methods"])
+  images = min(len(ctx.slots(source).labels) for source in ctx.config["distil"]["methods"])
   dims, neighbours = min(features.shape[1], num_test - 1), min(images, num_test - 1)
   expected = {
     "dims": (dims, f"1 to {dims}, for {features.shape[1]} features and {num_test} test images"),
@@ -157,11 +168,11 @@ def at_factor(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
 # ---- networks ----
 
 
-def make_reference(ctx: stages.Context, dims: int) -> Reference:
+def make_reference(ctx: Context, dims: int) -> Reference:
   """The reference teacher; of several, the mean of their logits and the first one's features."""
   test, spec = ctx.test_data, ctx.source.spec
   images = np.asarray(augment.normalize(test.images, spec.mean, spec.std))
-  first = ctx.teachers[0]
+  first = ctx.teachers()[0]
   features_of = _in_batches(lambda x: taps.features(first.model, first.variables, x)[1])
   logits_of = teacher_logits(ctx)
   features = features_of(images)
@@ -176,30 +187,30 @@ def make_reference(ctx: stages.Context, dims: int) -> Reference:
   )
 
 
-def teacher_logits(ctx: stages.Context) -> Callable[[np.ndarray], np.ndarray]:
-  """The teacher of a run as a function of normalised images (n, h, w, c), giving (n, k)."""
-  networks = tuple(t.model for t in ctx.label_teachers)
-  variables = tuple(t.variables for t in ctx.label_teachers)
-  aggregate = ctx.config["label"]["aggregate"]
-  return _in_batches(lambda x: label_lib.teacher_logits(networks, variables, x, aggregate))
+def teacher_logits(ctx: Context) -> Callable[[np.ndarray], np.ndarray]:
+  """The label source of a run as a function of normalised images (n, h, w, c), giving (n, k)."""
+  (made,) = map(ctx.label_source, ctx.config["label"]["sources"])
+  teachers = ctx.teachers(made.teachers)
+  networks, variables = zip(*((t.model, t.variables) for t in teachers), strict=True)
+  return _in_batches(lambda x: label_lib.teacher_logits(networks, variables, x, made.aggregate))
 
 
 def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
   """Compiles a function of images once, for batches of one size over all devices."""
   mesh = mesh_lib.make_mesh()
-  # An argument of a compiled function is not split if it does not divide; 0 + images is.
-  compiled = jax.jit(lambda images: fn(mesh_lib.split_batch(mesh, images + 0.0)))
+  compiled = jax.jit(lambda images: fn(mesh_lib.split_batch(mesh, 0.0 + images)))
   step = lambda images, rows, counts: compiled(images[rows])
   return lambda images: forward.outputs(step, images, len(images), _BATCH)
 
 
-def make_views(ctx: stages.Context, source: str, num_epochs: int) -> np.ndarray:
+def make_views(ctx: Context, source: str, num_epochs: int) -> np.ndarray:
   """The first views (e, n, h, w, c) of an image source, normalised: those that students see.
 
   They are as many as there are label epochs at most, since students see these views again.
   """
   num_epochs = min(num_epochs, ctx.config["label"]["num_epochs"])
-  images, targets = map(jax.numpy.asarray, ctx.images(source))
+  distilled = ctx.distilled(source)
+  images, targets = (jax.numpy.asarray(distilled[k]) for k in ("images", "labels"))
   views_of = jax.jit(label_lib.view_fn(ctx.source.spec, **ctx.config["label"]["views"]))
   key = label_lib.view_key(ctx.config["seed"], source)
   rows = np.arange(len(targets), dtype=np.int32)
@@ -211,41 +222,44 @@ def make_views(ctx: stages.Context, source: str, num_epochs: int) -> np.ndarray:
 
 
 def conditional(
-  ctx: stages.Context, source: str, there: Reference, study: Mapping[str, Any]
+  ctx: Context, source: str, there: Reference, study: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-  """The conditional term for each kind of label of an image source."""
-  k, targets = ctx.source.spec.num_classes, np.asarray(ctx.images(source)[1])
+  """The conditional term for each kind of soft label of an image source."""
+  distilled = ctx.distilled(source)
+  k, targets = ctx.source.spec.num_classes, np.asarray(distilled["labels"])
   views = make_views(ctx, source, study["view_epochs"])
   epochs = len(views)
   on_views = there.logits_of(views.reshape(-1, *views.shape[2:]))
   on_test = teacher_logits(ctx)(there.test_images)
-  rows = []
-  for regime in stages.regimes(ctx.config | {"student": {"hard_labels": False}}):
-    own = runs.calibrate_logits(ctx, source, regime, on_test)
-    seen = np.concatenate(list(runs.label_chunks(ctx, source, regime, epochs))).reshape(-1, k)
-    fitted = ctx.workdir.load(f"calibrate/{source}/{regime}").meta["extra"]["report"]
-    rows.append(
+  out = []
+  for row in graph.rows(ctx.config, source):
+    if row.calibrator is None:
+      continue
+    own = runs.calibrate_logits(ctx, row, on_test)
+    seen = np.concatenate(list(runs.label_chunks(ctx, row, epochs))).reshape(-1, k)
+    fitted = ctx.workdir.load(row.stage("calibrate")).meta["extra"]["report"]
+    out.append(
       {
-        "labels": regime,
+        "labels": row.calibrator,
         "tau": fitted.get("tau"),
         "kl_test": bound.conditional_kl(there.test_logits, own, there.test_labels, k),
         "log_loss": bound.log_loss(own, there.test_labels, k),
         "kl_views": bound.conditional_kl(on_views, seen, np.tile(targets, epochs), k),
-        "top1": _top1(ctx, source, regime) if study["students"] else None,
-        "image_bytes": ctx.images(source)[0].nbytes,
-        "label_bytes": label_sources.label_bytes(ctx, source, regime),
+        "top1": _top1(ctx, row) if study["students"] else None,
+        "image_bytes": distilled["images"].nbytes,
+        "label_bytes": stages.label_bytes(ctx, row),
       }
     )
-  return rows
+  return out
 
 
 def marginal(
-  ctx: stages.Context, source: str, there: Reference, study: Mapping[str, Any]
+  ctx: Context, source: str, there: Reference, study: Mapping[str, Any]
 ) -> dict[str, Any]:
   """The marginal term of an image source: of its images as they are, and of its views."""
   spec = ctx.source.spec
   views = make_views(ctx, source, study["view_epochs"])
-  plain = np.asarray(augment.normalize(ctx.images(source)[0], spec.mean, spec.std))
+  plain = np.asarray(augment.normalize(ctx.distilled(source)["images"], spec.mean, spec.std))
   out = {}
   for name, images in {"images": plain, "views": views.reshape(-1, *views.shape[2:])}.items():
     points = there.points_of(images)
@@ -257,14 +271,14 @@ def marginal(
 
 
 def baseline(
-  ctx: stages.Context, there: Reference, targets: np.ndarray, study: Mapping[str, Any]
+  ctx: Context, there: Reference, targets: np.ndarray, study: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
   """What the estimators give for as many real images of each class, drawn from the balanced set.
 
   The truth is zero there, but for what the teacher knows of its training images: this is the bias
   of the estimators at this number of images.
   """
-  data, spec = ctx.train_data, ctx.source.spec
+  data, spec = ctx.train_data(), ctx.source.spec
   points = there.points_of(np.asarray(augment.normalize(data.images, spec.mean, spec.std)))
   draw = rng.np_rng(ctx.config["seed"], "bound", "baseline")
   members = [np.flatnonzero(np.asarray(data.labels) == c) for c in range(spec.num_classes)]
@@ -284,7 +298,7 @@ def _counts(targets: np.ndarray) -> list[tuple[int, int]]:
   return [(int(c), int(n)) for c, n in zip(*np.unique(targets, return_counts=True), strict=True)]
 
 
-def _top1(ctx: stages.Context, source: str, regime: str) -> dict[str, float | None]:
-  arrays = ctx.workdir.load(f"student/{source}/{regime}").arrays
+def _top1(ctx: Context, row: Row) -> dict[str, float | None]:
+  arrays = ctx.workdir.load(row.stage("student")).arrays
   top1 = 100.0 * arrays["correct"][:, -1].sum(-1) / arrays["total"].sum()
   return {"mean": float(top1.mean()), "std": float(top1.std(ddof=1)) if len(top1) > 1 else None}

@@ -10,7 +10,9 @@ from typing import Any
 from ltdd_jax import models
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
-from ltdd_jax.pipeline import check, plan, stages
+from ltdd_jax.pipeline import check, graph, plan
+from ltdd_jax.pipeline import results as results_lib
+from ltdd_jax.pipeline.context import Context
 from ltdd_jax.report import tables
 from ltdd_jax.students import recipes
 from ltdd_jax.students.recipes import changes
@@ -30,13 +32,13 @@ def options(*, networks: Mapping[str, Any]) -> None:
 def run(
   config: Mapping[str, Any], study: Mapping[str, Any], runner: runs.Runner
 ) -> dict[str, Any] | None:
-  """Runs the study; see `analysis.run`. Returns the contents of `report/networks.json`."""
+  """Runs the study; see `studies.run`. Returns the contents of `report/networks.json`."""
   config, networks = check.check(config), dict(sorted(study["networks"].items()))
   if not networks:
     raise LtddError("config.study.networks is empty; expected at least one, {name: {'name': ...}}")
   parts = {name: with_network(config, model) for name, model in networks.items()}
   for part in parts.values():  # all of them, before the first is trained
-    check.check_with_data(stages.Context(part))
+    check.check_with_data(Context(part))
   for name, part in parts.items():
     runner(name, part)
   if runner.dry_run:
@@ -60,7 +62,7 @@ def with_network(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
 
 
 def _recipe(config: Mapping[str, Any], model: Mapping[str, Any]) -> recipes.Settings:
-  ctx = stages.Context(config)
+  ctx = Context(config)
   return recipes.resolve(
     config["student"]["recipe"],
     dataset=config["data"]["name"],
@@ -69,34 +71,32 @@ def _recipe(config: Mapping[str, Any], model: Mapping[str, Any]) -> recipes.Sett
   )
 
 
-def collect(contexts: Mapping[str, stages.Context]) -> dict[str, Any]:
+def collect(contexts: Mapping[str, Context]) -> dict[str, Any]:
   """Gathers the scores of all runs into plain values."""
   ctx = next(iter(contexts.values()))
   rule = ctx.config["report"]["groups"]
   groups = longtail.groups(ctx.counts, rule)
   rows = []
-  for source in stages.image_sources(ctx.config):
-    for regime in stages.regimes(ctx.config):
-      by_network = {
-        name: tables.student_row(c, source, regime, groups) for name, c in contexts.items()
-      }
-      rows.append({"images": source, "labels": regime, "networks": by_network})
+  for row in graph.rows(ctx.config):
+    by_network = {name: results_lib.student_row(c, row, groups) for name, c in contexts.items()}
+    first = next(iter(by_network.values()))
+    rows.append({"images": row.images, "labels": tables.short(first), "networks": by_network})
   results = {
     "schema": SCHEMA,
     "dataset": ctx.source.spec.name,
     "class_names": list(ctx.source.class_names),
     "counts": ctx.counts,
-    "imbalance_factor": ctx.split.imbalance_factor,
+    "imbalance_factor": ctx.split().imbalance_factor,
     "groups": groups,
     "group_rule": rule,
     "networks": {name: _about(c) for name, c in contexts.items()},
-    "teachers": tables.teacher_rows(ctx, groups),
+    "teachers": results_lib.teacher_rows(ctx, groups),
     "rows": rows,
   }
   return runs.jsonable(results)
 
 
-def _about(ctx: stages.Context) -> dict[str, Any]:
+def _about(ctx: Context) -> dict[str, Any]:
   spec, trained = ctx.source.spec, ctx.config["student"]
   model = models.make_model(
     num_classes=spec.num_classes, image_shape=spec.image_shape, **trained["model"]

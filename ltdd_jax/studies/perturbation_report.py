@@ -125,7 +125,7 @@ def students_table(results: Mapping[str, Any]) -> str:
     [
       r["images"],
       "-" if r["calibrator"] is None else r["teacher"],
-      r["labels"],
+      _kind(r),
       tables.or_dash(r["tau"], ".3f"),
       tables.plus_minus(r["top1"]),
       *tables.group_cells(r),
@@ -154,7 +154,12 @@ def accuracy_table(results: Mapping[str, Any]) -> str:
 
 def _short(row: Mapping[str, Any]) -> str:
   teacher = "" if row["calibrator"] is None else f" {row['teacher'][0]}"
-  return f"{row['images'][0]}{teacher} {row['labels']}"
+  return f"{row['images'][0]}{teacher} {_kind(row)}"
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+  """The calibrator of a row, or "hard"."""
+  return row["calibrator"] or row["labels"]
 
 
 # ---- figures ----
@@ -218,8 +223,8 @@ def _heat_map(axis, matrix, order, names, *, cmap: str, low: float, high: float)
 def confidences_figure(results: Mapping[str, Any]) -> Any:
   """Class confidences: a panel for each image source, bars for teachers and calibrators."""
   labels, plain = results["labels"], results["plain"]
-  kinds = {r["labels"]: r["calibrator"] for r in results["students"]}
-  first, *rest = plots.colours([{"calibrator": c} for c in (None, *map(kinds.get, labels))])
+  kinds = {_kind(r): r["calibrator_name"] for r in results["students"]}
+  first, *rest = plots.colours([{"calibrator_name": c} for c in (None, *map(kinds.get, labels))])
   panels = {}
   for short, side in SIDES.items():
     cell = lambda teacher, regime, s=short: _series(labels[regime]["confidence"][s + teacher])
@@ -239,13 +244,9 @@ def _series(estimate: Mapping[str, Any]) -> dict[str, Any]:
 
 def accuracies_figure(results: Mapping[str, Any]) -> Any:
   """Accuracies of students by class: a panel for each image source."""
-  rows = [
-    {**r, "labels": r["labels"] if r["calibrator"] is None else f"{r['teacher']} {r['labels']}"}
-    for r in results["students"]
-  ]
   return plots.accuracies_figure(
     {
-      "rows": rows,
+      "rows": results["students"],
       "class_names": results["class_names"],
       "split": {"counts": results["counts"]["imbalanced"]},
     }

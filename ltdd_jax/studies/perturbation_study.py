@@ -1,14 +1,12 @@
-"""The perturbation study as runs: two of them, each labelling its own images and the other's.
+"""The perturbation study: images of two splits crossed with teachers of both, in one run.
 
-`workdir/balanced` and `workdir/imbalanced` are ordinary work directories. Both have the image
-sources `balanced` and `imbalanced`, named after the data that they were distilled from: one is the
-run's own, the other is imported from the other run. Views are drawn from the name of the source and
-the seed, so that the two teachers label the same views of the same images, and students of one
-source see the same views whoever labels them. The noise that images start from differs between the
-sources, so that these are independent samples.
+The config (`configs/perturbation.py`) has the image sources `balanced` and `imbalanced`, each
+distilled from its split by teachers of its split, and label sources of the same names, the teachers
+of each. Views are drawn from the name of the image source and the seed, so that both teachers label
+the same views of the same images, and students see the same views whoever labels them. The noise
+that images start from differs between the sources, so that these are independent samples.
 """
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,22 +14,19 @@ import numpy as np
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
-from ltdd_jax.interop import distilled_sets
-from ltdd_jax.pipeline import check, stages
-from ltdd_jax.report import tables
+from ltdd_jax.pipeline import check, graph
+from ltdd_jax.pipeline import results as results_lib
+from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.studies import perturbation, perturbation_report, runs
 
 SIDES = ("balanced", "imbalanced")  # of images and of teachers
-SCHEMA = 1
+SCHEMA = 2
 
 
-def options(*, matched: bool = True, num_bootstrap: int = 2000) -> None:
+def options(*, num_bootstrap: int = 2000) -> None:
   """Schema of `config.study`, beside its name.
 
   Args:
-    matched: whether the balanced set has as many images as the imbalanced one in all (or fewer, by
-      less than one a class, so that every class has the same number), and not all images of the
-      source.
     num_bootstrap: bootstrap samples.
   """
 
@@ -39,132 +34,74 @@ def options(*, matched: bool = True, num_bootstrap: int = 2000) -> None:
 def run(
   config: Mapping[str, Any], study: Mapping[str, Any], runner: runs.Runner
 ) -> dict[str, Any] | None:
-  """Runs the study; see `analysis.run`. Returns the contents of `report/perturbation.json`."""
+  """Runs the study; see `studies.run`. Returns the contents of `report/perturbation.json`."""
   config = check.check(config)
   perturbation.check_bootstrap("config.study.num_bootstrap", study["num_bootstrap"])
-  alone = {side: side_config(config, side, study["matched"]) for side in SIDES}
-  for side in SIDES:
-    runner(side, alone[side], stage="distil")
-  both = {side: crossed(alone[side], side, runner.workdir) for side in SIDES}
+  for group, names in (
+    ("distil.methods", config["distil"]["methods"]),
+    ("label.sources", config["label"]["sources"]),
+  ):
+    if sorted(names) != sorted(SIDES):
+      raise LtddError(
+        f"config.{group} has {', '.join(names) or 'nothing'}; the perturbation study crosses "
+        "'balanced' and 'imbalanced': see configs/perturbation.py"
+      )
+  runner("", config)
   if runner.dry_run:
-    print("then each run labels the images of both, and trains students on them")
     return None
-  for side in SIDES:
-    runner(side, both[side])
-  contexts = {side: runner.context(side, both[side]) for side in SIDES}
-  results = collect(contexts, study)
+  ctx = runner.context("", config)
+  results = collect(ctx, study)
   folder = runner.write_report("perturbation", results, perturbation_report.render(results))
   perturbation_report.write_plots(results, folder)
   return results
 
 
-# ---- configs of the two runs ----
-
-
-def side_config(config: Mapping[str, Any], side: str, matched: bool) -> dict[str, Any]:
-  """The config of a run that distils its own images only.
-
-  Calibrators that follow the prior (adsa, tau1, ...) are for the imbalanced teacher: for the
-  uniform prior of the balanced one they are the identity. Hard labels need no teacher and are
-  trained once, in the balanced run.
-  """
-  methods = config["distil"]["methods"]
-  if len(methods) != 1 or any(distilled_sets.is_imported(m) for m in methods.values()):
-    raise LtddError(
-      f"config.distil.methods has {', '.join(methods) or 'nothing'}; the perturbation study "
-      "crosses the images of one method: leave one entry, such as {'sre2l': {'name': 'sre2l'}}"
-    )
-  (method,) = methods.values()
-  config = {**config, "distil": {**config["distil"], "methods": {side: dict(method)}}}
-  if side == "imbalanced":
-    return runs.with_plain(config | {"student": {**config["student"], "hard_labels": False}})
-  return runs.without_prior(config | {"data": balanced_data(config, matched)})
-
-
-def balanced_data(config: Mapping[str, Any], matched: bool) -> dict[str, Any]:
-  """`config.data` of the balanced run."""
-  if not matched:
-    return {**config["data"], "rule": "ltdd", "imbalance_factor": 1.0, "counts": None}
-  counts = stages.Context(config).counts
-  each = int(counts.sum()) // len(counts)
-  part = {"rule": "counts", "imbalance_factor": 1.0, "counts": (each,) * len(counts)}
-  return {**config["data"], **part}
-
-
-def crossed(config: Mapping[str, Any], side: str, workdir: pathlib.Path) -> dict[str, Any]:
-  """The config of a run with the other's images beside its own."""
-  (other,) = set(SIDES) - {side}
-  there = {"name": distilled_sets.NAME, "path": str(workdir / other / "distil" / other)}
-  methods = dict(config["distil"]["methods"]) | {other: there}
-  return {**config, "distil": {**config["distil"], "methods": methods}}
-
-
-# ---- results ----
-
-
-def collect(contexts: Mapping[str, stages.Context], study: Mapping[str, Any]) -> dict[str, Any]:
-  """Gathers the analysis and the students' scores of both runs into plain values."""
-  ctx = contexts["imbalanced"]
-  rule = ctx.config["report"]["groups"]
+def collect(ctx: Context, study: Mapping[str, Any]) -> dict[str, Any]:
+  """Gathers the analysis and the students' scores into plain values."""
+  rule, rows = ctx.config["report"]["groups"], graph.rows(ctx.config)
   groups = longtail.groups(ctx.counts, rule)
-  plain = runs.plain_name(ctx.config)
-  methods = contexts["balanced"].config["distil"]["methods"]
-  labels = {
-    regime: decomposition(contexts, regime, study["num_bootstrap"])
-    for regime in stages.regimes(ctx.config)
-  }
+  own = [r.calibrator for r in rows if r[:2] == ("imbalanced", "imbalanced")]
+  splits = {"balanced": "balanced", "imbalanced": None}
   results = {
     "schema": SCHEMA,
     "study": dict(study),
     "dataset": ctx.source.spec.name,
     "class_names": list(ctx.source.class_names),
-    "counts": {side: contexts[side].counts for side in SIDES},
-    "method": methods["balanced"],
-    "images": {side: len(contexts["balanced"].images(side)[1]) for side in SIDES},
+    "counts": {side: ctx.split(split).counts for side, split in splits.items()},
+    "method": ctx.config["distil"]["methods"]["imbalanced"],
+    "images": {side: len(ctx.distilled(side)["labels"]) for side in SIDES},
     "label_epochs": ctx.config["label"]["num_epochs"],
     "groups": groups,
     "group_rule": rule,
-    "plain": plain,
-    "teachers": [
-      row | {"name": side} for side in SIDES for row in tables.teacher_rows(contexts[side], groups)
-    ],
-    "labels": labels,
+    "plain": runs.plain_name(ctx.config),
+    "teachers": results_lib.teacher_rows(ctx, groups),
+    "labels": {name: decomposition(ctx, name, study["num_bootstrap"]) for name in own},
     "students": [
-      tables.student_row(contexts[side], images, regime, groups) | {"teacher": side}
-      for images in SIDES
-      for side in SIDES
-      for regime in stages.regimes(contexts[side].config)
+      results_lib.student_row(ctx, row, groups) | {"teacher": row.labels} for row in rows
     ],
-    "seconds": sum(map(runs.seconds, contexts.values())),
+    "seconds": runs.seconds(ctx),
   }
   return runs.jsonable(results)
 
 
-def decomposition(
-  contexts: Mapping[str, stages.Context], regime: str, num_bootstrap: int
-) -> dict[str, Any]:
-  """The analysis of one kind of label: plain where the run of a teacher has no such calibrator."""
-  plain = runs.plain_name(contexts["balanced"].config)
-  of_side = {
-    side: regime if regime in stages.regimes(ctx.config) else plain
-    for side, ctx in contexts.items()
-  }
-  soft = {
-    images[0] + teacher[0]: perturbation.mean_soft_labels(
-      runs.label_chunks(contexts[teacher], images, of_side[teacher])
-    )
-    for images in SIDES
-    for teacher in SIDES
-  }
-  classes = {f"labels_{s[0]}": np.asarray(contexts["balanced"].images(s)[1]) for s in SIDES}
-  ctx = contexts["imbalanced"]
+def decomposition(ctx: Context, calibrator: str, num_bootstrap: int) -> dict[str, Any]:
+  """The analysis of one calibrator: plain labels where a side's teachers have no such one."""
+  plain, rows = runs.plain_name(ctx.config), graph.rows(ctx.config)
+  soft = {}
+  for images in SIDES:
+    for teacher in SIDES:
+      row = Row(images, teacher, calibrator)
+      row = row if row in rows else row._replace(calibrator=plain)
+      soft[images[0] + teacher[0]] = perturbation.mean_soft_labels(runs.label_chunks(ctx, row))
+  classes = {f"labels_{side[0]}": np.asarray(ctx.distilled(side)["labels"]) for side in SIDES}
   found = perturbation.decompose(
     perturbation.Cells(**soft, **classes),
     ctx.source.spec.num_classes,
     num_bootstrap=num_bootstrap,
     seed=ctx.config["seed"],
   )
-  taus = {
-    s: ctx.workdir.load(f"calibrate/{s}/{regime}").meta["extra"]["report"].get("tau") for s in SIDES
-  }
+  taus = {}
+  for side in SIDES:
+    artefact = ctx.workdir.load(Row(side, "imbalanced", calibrator).stage("calibrate"))
+    taus[side] = artefact.meta["extra"]["report"].get("tau")
   return found._asdict() | {"tau": taus}

@@ -11,9 +11,8 @@ import numpy as np
 
 from ltdd_jax import calibrate, pipeline
 from ltdd_jax.artefacts import workdir as workdir_lib
-from ltdd_jax.data import longtail
-from ltdd_jax.pipeline import check, stages
-from ltdd_jax.pipeline import supervision as label_sources
+from ltdd_jax.pipeline import check, graph, stages
+from ltdd_jax.pipeline.context import Context, Row
 
 _CHUNK = 1 << 22  # logits that are calibrated at once
 
@@ -42,28 +41,25 @@ class Runner:
       show_progress=self.show_progress,
     )
 
-  def context(self, name: str, config: Mapping[str, Any]) -> stages.Context:
+  def context(self, name: str, config: Mapping[str, Any]) -> Context:
     """A finished run, to read from."""
-    return stages.Context(check.check(config), workdir_lib.Workdir(self.workdir / name))
+    return Context(check.check(config), workdir_lib.Workdir(self.workdir / name))
 
   def write_report(self, name: str, results: Mapping[str, Any], text: str) -> pathlib.Path:
-    """Writes `report/NAME.json` and `report/report.md`, prints the latter; returns the folder."""
+    """Writes `report/NAME.json` and `report/NAME.md`, prints the latter; returns the folder."""
     folder = self.workdir / "report"
     content = json.dumps(results, indent=1, allow_nan=False)
     workdir_lib.write_text(folder / f"{name}.json", content + "\n")
-    workdir_lib.write_text(folder / "report.md", text)
+    workdir_lib.write_text(folder / f"{name}.md", text)
     print(text)
     return folder
 
 
-def label_chunks(
-  ctx: stages.Context, source: str, regime: str, num_epochs: int | None = None
-) -> Iterator[np.ndarray]:
-  """Calibrated logits (e, n, k) float32 of an image source, some label epochs at a time."""
-  calibrator, params = label_sources.load_params(ctx, source, regime)
-  log_prior = longtail.log_prior(ctx.counts)
-  apply = jax.jit(calibrator.apply)
-  store = label_sources.open_store(ctx, source)
+def label_chunks(ctx: Context, row: Row, num_epochs: int | None = None) -> Iterator[np.ndarray]:
+  """Calibrated logits (e, n, k) float32 of a row's labels, some label epochs at a time."""
+  calibrator, params = stages.load_params(ctx, row)
+  log_prior, apply = ctx.log_prior(row), jax.jit(calibrator.apply)
+  store = stages.open_store(ctx, row)
   epochs, n, k = store.shape
   epochs = min(epochs, num_epochs or epochs)
   step = max(1, _CHUNK // (n * k))
@@ -72,22 +68,10 @@ def label_chunks(
     yield np.asarray(apply(params, logits, log_prior))
 
 
-def calibrate_logits(
-  ctx: stages.Context, source: str, regime: str, logits: np.ndarray
-) -> np.ndarray:
+def calibrate_logits(ctx: Context, row: Row, logits: np.ndarray) -> np.ndarray:
   """Applies a fitted calibrator to other logits (n, k) of the same teachers."""
-  calibrator, params = label_sources.load_params(ctx, source, regime)
-  return np.asarray(calibrator.apply(params, logits, longtail.log_prior(ctx.counts)))
-
-
-def without_prior(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config for a uniform prior: plain, and the calibrators that are not the identity there."""
-  kept = {
-    k: v
-    for k, v in with_plain(config)["calibrate"]["calibrators"].items()
-    if v["name"] in calibrate.WITHOUT_PRIOR or v.get("target_prior") is not None
-  }
-  return _with_calibrators(config, kept)
+  calibrator, params = stages.load_params(ctx, row)
+  return np.asarray(calibrator.apply(params, logits, ctx.log_prior(row)))
 
 
 def plain_name(config: Mapping[str, Any]) -> str:
@@ -105,7 +89,8 @@ def with_plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def without_probes(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config without the calibrators that train a student."""
   known = config["calibrate"]["calibrators"]
-  kept = {k: v for k, v in known.items() if v["name"] not in calibrate.WITH_STUDENT}
+  needs = lambda v: calibrate.make_calibrator(**v).needs
+  kept = {k: v for k, v in known.items() if "probe" not in needs(v)}
   return _with_calibrators(config, kept)
 
 
@@ -113,9 +98,9 @@ def _with_calibrators(config: Mapping[str, Any], calibrators: Any) -> dict[str, 
   return {**config, "calibrate": {**config["calibrate"], "calibrators": calibrators}}
 
 
-def seconds(ctx: stages.Context) -> float:
+def seconds(ctx: Context) -> float:
   """Wall time of all stages of a run."""
-  found = stages.make_stages(ctx.config, ctx.identity, ctx.imported)
+  found = graph.make_stages(ctx)
   return sum(ctx.workdir.load(s.name).meta["seconds"] for s in found if ctx.workdir.exists(s.name))
 
 

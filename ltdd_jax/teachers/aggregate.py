@@ -3,7 +3,7 @@
 config.teacher.models = {"resnet": {...}, "convnet": {...}, "wrn": {...}}
 config.distil.teachers = ("resnet", "wrn")      # None, the default: all
 config.label.teachers = ("convnet",)
-config.label.aggregate = "norm_equalised"       # or "norm_equalised_batch"; "mean" is the default
+config.label.aggregate = "norm_equalised"       # "mean" is the default
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,30 +24,15 @@ def mean(logits: Logits) -> Float[Array, "b k"]:
 
 
 def norm_equalised(logits: Logits) -> Float[Array, "b k"]:
-  """Averages logits after giving those of each teacher the same norm, so that none is louder.
-
-      z_b = (1/T) sum_t  z_tb  m_b / |z_tb|,     m_b = (1/T) sum_t |z_tb|
-
-  G-VBSM on ImageNet (EDC takes the mean there too). In what we differ: its norms are those of a
-  teacher's whole batch of logits, `norm_equalised_batch`, so that a label depends on the batch that
-  it was made in; here each view has its own norms, and with them each teacher the same say in each
-  view, however sure it is. A teacher whose logits are all zero adds nothing.
-  """
-  return _equalised(logits, (-1,))
-
-
-def norm_equalised_batch(logits: Logits) -> Float[Array, "b k"]:
   """Averages logits after giving each teacher's (b, k) matrix the same Frobenius norm.
 
+      z = (1/T) sum_t  z_t  m / |z_t|,     m = (1/T) sum_t |z_t|
+
   G-VBSM's released code on ImageNet. Labels depend on the order of the images and on
-  `config.label.batch_size` (1,024 there; that of the student with `config.label.online`), and a
-  batch that is filled up counts with what fills it.
+  `config.label.batch_size` (1,024 there; that of the student with labels made on line), and a batch
+  that is filled up counts with what fills it. A teacher whose logits are all zero adds nothing.
   """
-  return _equalised(logits, (-2, -1))
-
-
-def _equalised(logits: Logits, axes: tuple[int, ...]) -> Float[Array, "b k"]:
-  norms = jnp.sqrt(jnp.sum(jnp.square(logits), axis=axes, keepdims=True))
+  norms = jnp.sqrt(jnp.sum(jnp.square(logits), axis=(-2, -1), keepdims=True))
   directions = logits / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
   return jnp.mean(directions, axis=0) * jnp.mean(norms, axis=0)
 
@@ -55,11 +40,10 @@ def _equalised(logits: Logits, axes: tuple[int, ...]) -> Float[Array, "b k"]:
 AGGREGATES: dict[str, Callable[[Logits], Float[Array, "b k"]]] = {
   "mean": mean,
   "norm_equalised": norm_equalised,
-  "norm_equalised_batch": norm_equalised_batch,
 }
 
 
-BY_BATCH = ("norm_equalised_batch",)  # a label depends on the batch that it was made in
+BY_BATCH = ("norm_equalised",)  # a label depends on the batch that it was made in
 
 
 def aggregate_fn(name: str) -> Callable[[Logits], Float[Array, "b k"]]:

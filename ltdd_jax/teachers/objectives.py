@@ -1,10 +1,10 @@
 """What teachers are trained for, by name: `config.teacher.objective = {"name": ..., **kwargs}`.
 
-  objective = make_objective("logit_adjusted", class_counts=split.counts, tau=1.0)
+  objective = make_objective(split.counts, name="logit_adjusted", tau=1.0)
 
-To add one, write a factory with keyword arguments, `class_counts` (k,) among them, that returns an
-objective (see `training.supervised`), and put it into `OBJECTIVES`; the contract tests run over it.
-With `config.teacher.views` above 1 it gets images (v, b, h, w, c).
+To add one, write a factory of `class_counts` (k,) and keyword arguments that returns an objective
+(see `training.supervised`), and put it into `OBJECTIVES`; the contract tests run over it. With
+`config.teacher.views` above 1 it gets images (v, b, h, w, c).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ from ltdd_jax.training.supervised import Objective, of_logits
 Counts = Sequence[int] | np.ndarray
 
 
-def cross_entropy(*, class_counts: Counts, label_smoothing: float = 0.0) -> Objective:
+def cross_entropy(class_counts: Counts, *, label_smoothing: float = 0.0) -> Objective:
   """See `losses.cross_entropy`."""
   del class_counts
   _check_smoothing(label_smoothing)
   return of_logits(partial(losses.cross_entropy, label_smoothing=label_smoothing))
 
 
-def balanced_softmax(*, class_counts: Counts, label_smoothing: float = 0.0) -> Objective:
+def balanced_softmax(class_counts: Counts, *, label_smoothing: float = 0.0) -> Objective:
   """See `losses.balanced_softmax`."""
   _check_smoothing(label_smoothing)
   log_prior = _log_prior("balanced_softmax", class_counts)
@@ -38,7 +38,7 @@ def balanced_softmax(*, class_counts: Counts, label_smoothing: float = 0.0) -> O
 
 
 def logit_adjusted(
-  *, class_counts: Counts, label_smoothing: float = 0.0, tau: float = 1.0
+  class_counts: Counts, *, label_smoothing: float = 0.0, tau: float = 1.0
 ) -> Objective:
   """See `losses.logit_adjusted`."""
   _check_smoothing(label_smoothing)
@@ -49,7 +49,7 @@ def logit_adjusted(
 
 
 def class_balanced(
-  *, class_counts: Counts, label_smoothing: float = 0.0, beta: float = 0.999
+  class_counts: Counts, *, label_smoothing: float = 0.0, beta: float = 0.999
 ) -> Objective:
   """See `losses.class_balanced`."""
   _check_smoothing(label_smoothing)
@@ -69,18 +69,18 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 }
 
 
-def make_objective(name: str, *, class_counts: Counts, **kwargs: Any) -> Objective:
+def make_objective(class_counts: Counts, *, name: str, **kwargs: Any) -> Objective:
   """Makes an objective by its name.
 
   Args:
-    name: a key of `OBJECTIVES`.
     class_counts: (k,) training images of each class.
+    name: a key of `OBJECTIVES`.
     **kwargs: of that objective.
 
   Raises:
     LtddError: an unknown name or argument, one out of range, or a class without images.
   """
-  return registry.make("objective", OBJECTIVES, name, {"class_counts": class_counts, **kwargs})
+  return registry.make("objective", OBJECTIVES, name, kwargs, class_counts)
 
 
 def _check_smoothing(label_smoothing: float) -> None:

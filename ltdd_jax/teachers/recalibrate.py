@@ -12,6 +12,7 @@ import numpy as np
 
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import registry, rng
+from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import ArrayData, LtddError, Teacher
 from ltdd_jax.data import augment, feed
 from ltdd_jax.data.specs import DatasetSpec
@@ -46,7 +47,7 @@ def recalibrate_bn(*, batch_size: int | None = None) -> Step:
     LtddError: (of the step) a network without batch norm.
   """
   if batch_size is not None:
-    supervised.check_positive("config.teacher.derive.recalibrate_bn", batch_size=batch_size)
+    check_at_least("config.teacher.derive: recalibrate_bn: ", 1, batch_size=batch_size)
 
   def step(teacher: Teacher, training: Training) -> Teacher:
     if not teacher.variables.get("batch_stats"):

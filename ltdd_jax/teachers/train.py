@@ -11,6 +11,7 @@ import numpy as np
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
+from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import ArrayData, Teacher
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import feed
@@ -74,10 +75,8 @@ def train_teachers(
     LtddError: a bad argument, or training that diverged.
   """
   session = session or loop.Session()
-  supervised.check_positive(
-    "config.teacher", num_epochs=num_epochs, batch_size=batch_size, views=views
-  )
-  many.check_parallel("config.teacher", parallel)
+  check_at_least("config.teacher.", 1, num_epochs=num_epochs, batch_size=batch_size, views=views)
+  check_choice("config.teacher.parallel", parallel, many.PARALLEL)
   steps = [recalibrate.make_step(**step) for step in derive]
   num_steps = feed.num_steps(len(data.labels), batch_size, num_epochs=num_epochs)
   tx = supervised.make_tx(optimizer, schedule, num_steps, where="config.teacher")
@@ -87,7 +86,7 @@ def train_teachers(
     batch_fn=functools.partial(
       supervised.image_batch, spec=spec, augment_fn=augment_lib.compose(augment), views=views
     ),
-    objective=objectives.make_objective(class_counts=class_counts, **objective),
+    objective=objectives.make_objective(class_counts, **objective),
     num_steps=num_steps,
   )
   data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))

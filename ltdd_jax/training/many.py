@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from ltdd_jax.core import mesh as mesh_lib
-from ltdd_jax.core.types import LtddError, TrainState
+from ltdd_jax.core.types import TrainState
 from ltdd_jax.training import loop
 
 PARALLEL = ("auto", "vmap", "loop")
@@ -43,13 +43,6 @@ class Trained(NamedTuple):
 
   state: TrainState  # with a leading axis s
   correct: np.ndarray | None  # (s, m, k) int32 at each of m evaluations
-
-
-def check_parallel(where: str, parallel: str) -> None:
-  """Raises LtddError for an unknown way of training several networks."""
-  if parallel not in PARALLEL:
-    options = ", ".join(map(repr, PARALLEL))
-    raise LtddError(f"{where}.parallel is {parallel!r}; expected one of {options}")
 
 
 def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.Mesh) -> MeshFn:

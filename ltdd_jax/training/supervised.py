@@ -29,13 +29,6 @@ Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
 _OBJECTIVE = 0xFFFFFFFF  # folded into a run's key for the keys of objectives; never a step
 
 
-def check_positive(where: str, **numbers: int) -> None:
-  """Raises LtddError for a number below 1, such as `num_epochs` of `config.teacher`."""
-  for key, value in numbers.items():
-    if value < 1:
-      raise LtddError(f"{where}.{key} is {value}; expected 1 or more")
-
-
 def make_tx(
   optimizer: Mapping[str, Any],
   schedule: Mapping[str, Any],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax import distil
-from ltdd_jax.core.types import LtddError, SynthSet
+from ltdd_jax.core.types import Distilled, LtddError
 from tests import small
 
 KWARGS = {
@@ -54,7 +54,7 @@ def run(method, key, slots=SLOTS, feed=None):
 def test_initialises_abstractly(method, key):
   state = jax.eval_shape(method.init, key, SLOTS, small.feed())
   synth = jax.eval_shape(method.read, state)
-  assert isinstance(synth, SynthSet)
+  assert isinstance(synth, Distilled)
   assert synth.images.shape == (5, *small.SPEC.image_shape)
   assert synth.images.dtype == np.float32
   assert synth.labels.shape == (5,)

@@ -160,7 +160,7 @@ def test_pixels_move_by_adam_along_a_cosine_and_stay_in_their_range(key):
     return loss, ({"loss": loss}, None)
 
   start = lambda key, slots, feed: jnp.zeros(target.shape)
-  method = pixels.pixel_method(env, start, objective, num_steps=total, lr=lr)
+  method = pixels.pixel_method("small", env, start, objective, num_steps=total, lr=lr)
   state, step = method.init(key, SLOTS, distil.Feed()), jax.jit(method.step)
   x, m, v = (np.zeros(target.shape) for _ in range(3))
   low, high = (0 - 0.4) / 0.3, (1 - 0.4) / 0.3

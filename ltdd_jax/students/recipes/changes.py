@@ -42,7 +42,7 @@ def of_run(config: Mapping[str, Any], num_images: int, num_classes: int) -> Chan
   mine = {"student": {k: trained[k] for k in want["student"]}, "views": label["views"]}
   want, mine = _plain(want), _plain(mine)
   soft = bool(config["calibrate"]["calibrators"])
-  if soft and not label["online"]:
+  if soft and not any(x.get("online") for x in label["sources"].values()):
     want["label_epochs"] = want["num_epochs"]
     mine["label_epochs"] = label["num_epochs"]
   unused = () if soft else ("loss", "hard_weight")

@@ -11,7 +11,7 @@ from PIL import Image
 from configs import digits_lt
 from ltdd_jax import distil
 from ltdd_jax.artefacts import checkpoint
-from ltdd_jax.core.types import LtddError, SynthSet
+from ltdd_jax.core.types import Distilled, LtddError
 from ltdd_jax.data import augment, images
 from ltdd_jax.distil import objectives
 from ltdd_jax.distil.run import run_method
@@ -158,7 +158,7 @@ def counting(turns=3, num_steps=2):
     return state | {"images": images, "seen": seen}, {"loss": seen}
 
   return distil.Method(
-    init, step, lambda s: SynthSet(s["images"], s["labels"]), needs=(), num_steps=num_steps,
+    init, step, lambda s: Distilled(s["images"], s["labels"]), needs=(), num_steps=num_steps,
     turns=turns, carry=lambda fresh, last: fresh | {"seen": last["seen"] % 10},
   )  # fmt: skip
 

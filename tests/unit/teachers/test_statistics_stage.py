@@ -10,7 +10,7 @@ import pytest
 from configs import digits_lt
 from ltdd_jax import distil
 from ltdd_jax.artefacts.workdir import Workdir
-from ltdd_jax.core.types import LtddError, SynthSet
+from ltdd_jax.core.types import Distilled, LtddError
 from ltdd_jax.pipeline import check, plan, stages
 from ltdd_jax.pipeline.run import fingerprints, run
 from ltdd_jax.teachers import statistics as statistics_lib
@@ -24,7 +24,7 @@ def darkest(env, /):
     target = statistics_lib.per_class(seen.layers[0])
     colour = target.mean[slots.labels][:, None, None, :]
     images = jnp.broadcast_to(colour, (len(slots.labels), *env.image_shape))
-    return SynthSet(images, jnp.asarray(slots.labels))
+    return Distilled(images, jnp.asarray(slots.labels))
 
   def step(key, state, feed, *, turn=0):
     return state, {}

@@ -1,0 +1,55 @@
+"""Resources: what a method may need, which stage makes it, and how it is loaded.
+
+A method names entries of `RESOURCES` in its `needs`. The stages of a run are the closure of what
+its image sources, label sources and calibrators need: nobody keeps lists of names by hand.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax.pipeline.context import Context
+
+
+class Resource(NamedTuple):
+  """One resource, as a function of the run and the name of an image source."""
+
+  stage: str  # that makes it
+  load: Callable[[Context, str], Any]
+  shapes: Callable[[Context, str], Any]  # what `load` gives, before the stage has run
+  where: str = "device"  # or "host": for `Method.inputs` alone
+
+
+def _image_shapes(ctx: Context, images: str) -> jax.ShapeDtypeStruct:
+  n = len(ctx.split(ctx.split_name(images)).labels)
+  return jax.ShapeDtypeStruct((n, *ctx.source.spec.image_shape), jnp.uint8)
+
+
+def _file(ctx: Context, images: str) -> dict[str, np.ndarray]:
+  return ctx.file(images).arrays
+
+
+RESOURCES: dict[str, Resource] = {
+  "images": Resource(  # (N, h, w, c) uint8, the training images of the source's split
+    "data", lambda ctx, images: ctx.train_data(ctx.split_name(images)).images, _image_shapes
+  ),
+  "labels": Resource(  # (N,) int32, their classes
+    "data",
+    lambda ctx, images: ctx.train_data(ctx.split_name(images)).labels,
+    lambda ctx, images: ctx.split(ctx.split_name(images)).labels,
+  ),
+  "teachers": Resource(  # a tuple of variables, one for each network of `Env.teachers`
+    "teacher",
+    lambda ctx, images: tuple(t.variables for t in ctx.teachers(ctx.teacher_names(images))),
+    lambda ctx, images: tuple(ctx.variable_shapes(t.model) for t in ctx.env(images).teachers),
+  ),
+  "statistics": Resource(  # a tuple of `teachers.statistics.Statistics`, likewise
+    "statistics",
+    lambda ctx, images: ctx.statistics(ctx.teacher_names(images)),
+    lambda ctx, images: ctx.statistics_shapes(ctx.teacher_names(images)),
+  ),
+  "file": Resource("data", _file, _file),  # the arrays of a distilled set from elsewhere
+}

@@ -1,0 +1,111 @@
+"""The results of a run: `report/results.json`, `report/report.md`, pictures, and the table."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.data import longtail
+from ltdd_jax.pipeline import graph
+from ltdd_jax.pipeline import stages as stages_lib
+from ltdd_jax.pipeline.context import Context, Row
+from ltdd_jax.pipeline.stages import Stage
+from ltdd_jax.report import images, plots, tables
+from ltdd_jax.students.recipes import changes
+
+SCHEMA = 2  # of results.json: rows have a label source and a calibrator
+
+
+def write_report(
+  ctx: Context, stages: Sequence[Stage], skipped: Mapping[str, bool]
+) -> dict[str, Any]:
+  """Reads all artefacts of a run, writes `workdir/report/` and prints the table.
+
+  Args:
+    ctx: the run.
+    stages: its stages.
+    skipped: whether each stage of this run was skipped.
+
+  Returns:
+    The contents of `results.json`.
+  """
+  results = collect(ctx, stages, skipped)
+  folder = ctx.workdir.path / "report"
+  folder.mkdir(exist_ok=True)
+  text = tables.render(results)
+  for source in graph.image_sources(ctx.config):
+    distilled = ctx.distilled(source)
+    images.write_grid(folder / f"images-{source}.png", distilled["images"], distilled["labels"])
+  plots.write_plots(results, folder)
+  workdir_lib.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+  workdir_lib.write_text(folder / "report.md", text)
+  print(text)
+  return results
+
+
+def collect(ctx: Context, stages: Sequence[Stage], skipped: Mapping[str, bool]) -> dict[str, Any]:
+  """Gathers the results of a run into plain numbers, lists and strings."""
+  data = ctx.workdir.load("data").meta
+  rule = ctx.config["report"]["groups"]
+  groups = longtail.groups(ctx.counts, rule)
+  metas = {s.name: ctx.workdir.load(s.name).meta for s in stages}
+  return {
+    "schema": SCHEMA,
+    "dataset": data["extra"]["dataset"],
+    "class_names": list(data["class_names"]),
+    "test_counts": data["extra"]["test_counts"],
+    "split": {
+      "rule": data["extra"]["rule"],
+      "imbalance_factor": data["extra"]["imbalance_factor"],
+      "counts": data["extra"]["counts"],
+      "sha256": data["split_sha256"],
+    },
+    "group_rule": rule,
+    "recipe": changes.sentence_of(ctx.config, len(ctx.slots().labels), len(ctx.counts)),
+    "teachers": teacher_rows(ctx, groups),
+    "rows": [student_row(ctx, row, groups) for row in graph.rows(ctx.config)],
+    "notes": [
+      f"{name}: {note}" for name, meta in metas.items() for note in meta["extra"].get("notes", ())
+    ],
+    "stages": {
+      name: {
+        "seconds": meta["seconds"],
+        "peak_bytes": meta["peak_bytes"],
+        "skipped": bool(skipped.get(name, True)),
+      }
+      for name, meta in metas.items()
+    },
+    "versions": metas["data"]["versions"],
+  }
+
+
+def teacher_rows(ctx: Context, groups: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+  """Scores of the teachers on the test set, for orientation; nothing is selected by them."""
+  if not ctx.workdir.exists("teacher"):
+    return []
+  artefact = ctx.workdir.load("teacher")
+  correct, total = artefact.arrays["test_correct"], artefact.arrays["test_total"]
+  return [
+    {"name": name} | tables.scores(row[None, None], total, groups)
+    for name, row in zip(artefact.meta["extra"]["teachers"], correct, strict=True)
+  ]
+
+
+def student_row(ctx: Context, row: Row, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+  """One row of the table."""
+  arrays = ctx.workdir.load(row.stage("student")).arrays
+  out: dict[str, Any] = row._asdict() | {"calibrator_name": None, "tau": None}
+  if row.calibrator is not None:
+    out["calibrator_name"] = ctx.config["calibrate"]["calibrators"][row.calibrator]["name"]
+    fitted = ctx.workdir.load(row.stage("calibrate")).meta["extra"]["report"]
+    out["tau"] = fitted.get("tau")
+    out["calibration"] = fitted
+  distilled = ctx.distilled(row.images)
+  counts = np.bincount(distilled["labels"], minlength=ctx.source.spec.num_classes)
+  out["seeds"] = len(arrays["correct"])
+  out["images_per_class"] = counts.tolist()
+  out["image_bytes"] = distilled["images"].nbytes
+  out["label_bytes"] = stages_lib.label_bytes(ctx, row)
+  return out | tables.scores(arrays["correct"], arrays["total"], groups)
