@@ -65,26 +65,6 @@ def mse_ce(student, teacher, labels, weight):
   return total / np.size(student) + weight * cross_entropy(student, labels)
 
 
-def ltkd(student, teacher, groups, temperature, alpha, beta, rebalance):
-  """alpha KL(Q_G || P_G) + beta mean over G of KL(q | G || p | G); Q_G over its batch mean."""
-  ps, qs = (
-    [[math.exp(v) for v in log_softmax([x / temperature for x in row])] for row in rows]
-    for rows in (student, teacher)
-  )
-  sums = lambda row: [sum(row[c] for c in members) for members in groups]
-  mean = [sum(column) / len(qs) for column in zip(*map(sums, qs), strict=True)]
-  total = 0.0
-  for p, q in zip(ps, qs, strict=True):
-    big_p, big_q = sums(p), sums(q)
-    for members, gp, gq in zip(groups, big_p, big_q, strict=True):
-      inner = [(q[c] / gq, p[c] / gp) for c in members]
-      total += beta * sum(a * math.log(a / b) for a, b in inner) / len(groups)
-    target = [g / m for g, m in zip(big_q, mean, strict=True)] if rebalance else big_q
-    target = [t / sum(target) for t in target]
-    total += alpha * sum(t * math.log(t / g) for t, g in zip(target, big_p, strict=True))
-  return total / len(ps)
-
-
 def moments(x):
   """Mean and biased variance of each channel of x (b, h, w, c) over b, h and w."""
   means, variances = [], []
