@@ -1,4 +1,4 @@
-"""EfficientNet-B0 as torchvision defines it: an teacher of G-VBSM and EDC on ImageNet.
+"""EfficientNet-B0 as torchvision defines it: a teacher of G-VBSM and EDC on ImageNet.
 
 Inverted residuals with squeeze-and-excitation and SiLU: 81 convolutions, of which 32 are the 1x1
 ones (with a bias) of the excitations, and 49 batch norms. Convolutions start from N(0, 2/(k^2

@@ -1,6 +1,6 @@
 """MobileNetV2 in two layouts: the half-width one of CIFAR teachers, and torchvision's.
 
-* "cifar" at width 0.5 (the default) is an teacher of G-VBSM and EDC at 32 and 64 pixels: widths
+* "cifar" at width 0.5 (the default) is a teacher of G-VBSM and EDC at 32 and 64 pixels: widths
   are rounded down, the first block has a 1x1 convolution although it expands by one, the second
   stage does not stride, and activations are ReLU: 53 convolutions, 53 batch norms.
 * "imagenet" at width 1 is torchvision's `mobilenet_v2`: widths are rounded to multiples of 8, the

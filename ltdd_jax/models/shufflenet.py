@@ -1,6 +1,6 @@
 """ShuffleNetV2 x0.5 with two stems: the one of CIFAR teachers, and torchvision's.
 
-* "cifar" (a 1x1 convolution of stride 1, no max-pool) is an teacher of G-VBSM and EDC;
+* "cifar" (a 1x1 convolution of stride 1, no max-pool) is a teacher of G-VBSM and EDC;
 * "imagenet" (3x3, stride 2, and a max-pool) is torchvision's `shufflenet_v2_x0_5`.
 
 56 convolutions and 56 batch norms with either; PyTorch's default initialisation.

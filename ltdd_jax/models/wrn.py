@@ -1,4 +1,4 @@
-"""Wide residual networks, WRN-depth-widen: WRN-16-2 is an teacher of G-VBSM and EDC on CIFAR.
+"""Wide residual networks, WRN-depth-widen: WRN-16-2 is a teacher of G-VBSM and EDC on CIFAR.
 
 Pre-activation blocks of 3x3 convolutions; no dropout. Where the number of channels changes, the
 activated input feeds both the branch and the 1x1 projection; elsewhere the raw input is the skip.

@@ -58,7 +58,7 @@ def collect(
     Statistics of NumPy arrays, one for each teacher.
 
   Raises:
-    LtddError: an teacher without batch norms and convolutions, or activations that are not finite.
+    LtddError: a teacher without batch norms and convolutions, or activations that are not finite.
   """
   session = session or loop.Session()
   data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
