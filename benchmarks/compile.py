@@ -72,7 +72,6 @@ def untrained(net: str) -> Any:
 
 def run_method(net: str, teacher: Any) -> Any:
   """One call of SRe2L's step."""
-  import numpy as np
 
   from ltdd_jax import distil
   from ltdd_jax.data import specs
@@ -84,8 +83,8 @@ def run_method(net: str, teacher: Any) -> Any:
   env = distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, teachers)
   method = distil.make_method(env, "sre2l", num_steps=session.steps_per_call())
   size = recipes.CASES[f"distil/{net}"]["batch"]
-  slots = distil.make_slots(np.full(recipes.CLASSES, size // recipes.CLASSES))
-  fed = distil.Feed((teacher.variables,))
+  slots = distil.make_slots(recipes.CLASSES, images_per_class=size // recipes.CLASSES)
+  fed = {"teachers": (teacher.variables,)}
   return stage.recover("sre2l", method, env, slots, fed, batch_size=size, session=session)
 
 

@@ -65,8 +65,15 @@ class Side:
       alpha=edc_recipe.ALPHA, ema=edc_recipe.EMA, first_multiplier=edc_recipe.FIRST,
       tile=edc_recipe.TILE, category_form="batch", flatness=0.0, init="noise",
     )  # fmt: skip
-    slots = distil.make_slots(np.full(SPEC.num_classes, batch // SPEC.num_classes), "class_major")
-    fed = distil.Feed(variables, statistics=tuple(map(fake_statistics, nets, variables)))
+    slots = distil.make_slots(
+      SPEC.num_classes,
+      images_per_class=batch // SPEC.num_classes,
+      order="class_major",
+    )
+    fed = {
+      "teachers": variables,
+      "statistics": tuple(map(fake_statistics, nets, variables)),
+    }
     whole = mesh_lib.replicated(self.session.mesh)
     self.consts = {"key": rng.key_for(2), "feed": mesh_lib.put(fed, whole)}
     self.state = mesh_lib.put(jax.jit(self.method.init)(rng.key_for(1), slots, fed), whole)

@@ -119,7 +119,7 @@ MAKERS = {
 
 
 def make(name: str, **kwargs: Any) -> nn.Module:
-  """An teacher: eval mode, no gradients of its own."""
+  """A teacher: eval mode, no gradients of its own."""
   if name in MAKERS:
     model = MAKERS[name]().to(torch_steps.DEVICE, memory_format=torch.channels_last)
   else:

@@ -123,8 +123,8 @@ def recover_job(case: dict[str, Any], session: loop.Session) -> Job:
     SPEC.image_shape, SPEC.num_classes, SPEC.mean, SPEC.std, (distil.Network("a", model),)
   )
   method = distil.make_method(env, "sre2l", num_steps=FOREVER)
-  slots = distil.make_slots(np.full(SPEC.num_classes, size // SPEC.num_classes))
-  fed = distil.Feed(mesh_lib.put((variables,), mesh_lib.replicated(session.mesh)))
+  slots = distil.make_slots(SPEC.num_classes, images_per_class=size // SPEC.num_classes)
+  fed = {"teachers": mesh_lib.put((variables,), mesh_lib.replicated(session.mesh))}
   state = jax.jit(method.init)(rng.key_for(1), slots, fed)
   whole, split = mesh_lib.replicated(session.mesh), mesh_lib.at_rest(session.mesh, size)
   state = jax.tree.map(lambda x: mesh_lib.put(x, split if x.ndim else whole), state)

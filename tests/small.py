@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ltdd_jax import distil, models
-from ltdd_jax.core.types import ArrayData, Teacher
+from ltdd_jax.core.types import ArrayData, Slots, Teacher
 from ltdd_jax.data import augment
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.models import taps
@@ -72,9 +72,19 @@ def teacher_statistics(counts: tuple[int, ...] = tuple(COUNTS)) -> statistics.St
   return jax.device_get(collect(t.variables, *data))
 
 
-def feed(counts=COUNTS, teachers: int = 1) -> distil.Feed:
+def resources(counts=COUNTS, teachers: int = 1) -> dict:
+  """All that a method may need, as `distil.base.Resources`."""
   data = train_data(counts)
   stats = teacher_statistics(tuple(int(n) for n in counts))
-  return distil.Feed(
-    (teacher().variables,) * teachers, data.images, data.labels, (stats,) * teachers
-  )
+  return {
+    "teachers": (teacher().variables,) * teachers,
+    "images": data.images,
+    "labels": data.labels,
+    "statistics": (stats,) * teachers,
+    "file": {"images": images(5, 2), "labels": np.array([0, 1, 2, 0, 2], np.int32)},
+  }
+
+
+def slots(*per_class: int, order: str = "interleaved") -> Slots:
+  """So many slots of each class."""
+  return distil.make_slots(len(per_class), slots_per_class=per_class, order=order)

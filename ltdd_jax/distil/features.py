@@ -69,10 +69,10 @@ def _unit_scale(x: Float[Array, "n f"]) -> Float[Array, "n f"]:
 
 
 def check_teachers(name: str, env: Env, chunk_size: int) -> None:
-  """Refuses a method without an teacher, and chunks of no image."""
+  """Refuses a method without a teacher, and chunks of no image."""
   if not env.teachers:
     raise LtddError(
-      f"method {name!r} needs an teacher, and there is none. Name a network in "
+      f"method {name!r} needs a teacher, and there is none. Name a network in "
       "config.teacher.models, or use 'random', which needs none."
     )
   if chunk_size < 1:

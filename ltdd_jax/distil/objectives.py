@@ -122,7 +122,7 @@ def flatness(
   direction: str = "images_ema",
   mean: str = "elements",
 ) -> Float[Array, ""]:
-  """Distance of what an teacher says of the images and of their running mean.
+  """Distance of what a teacher says of the images and of their running mean.
 
       1/(b k) sum_b KL(p || q),   p = softmax(logits / tau),   q = sg(softmax(slow_logits / tau))
 

@@ -55,7 +55,7 @@ def sre2l(
     augment: specs for `data.augment.compose`; each should be `shared`.
 
   Raises:
-    LtddError: no teacher, or an teacher without batch norms.
+    LtddError: no teacher, or a teacher without batch norms.
   """
   augment_fn = augment_lib.compose(augment)
   views_of = lambda key, images, step: augment_fn(key, images)
@@ -102,7 +102,7 @@ def cda(
     augment: specs of what follows the crop.
 
   Raises:
-    LtddError: no teacher, an teacher without batch norms, an unknown curriculum or a milestone
+    LtddError: no teacher, a teacher without batch norms, an unknown curriculum or a milestone
       that is not in [0, 1].
   """
   check_choice("method 'cda': curriculum", curriculum, CURRICULA)

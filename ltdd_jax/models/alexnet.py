@@ -2,7 +2,7 @@
 
 * "cifar" is the network of DC, DM and MTT at 32 pixels: five convolutions of 128 to 256 channels,
   2x2 max-pools after the first, second and last, one linear layer;
-* "imagenet" is torchvision's `alexnet`, a teacher of EDC on ImageNet-1k.
+* "imagenet" is torchvision's `alexnet`, a teacher and teacher of EDC on ImageNet-1k.
 
 No normalisation; PyTorch's default initialisation. In what we differ: torchvision's drop-out (0.5)
 before its first two linear layers is left out, which does not matter in eval mode.

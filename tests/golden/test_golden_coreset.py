@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from ltdd_jax import distil
 from ltdd_jax.core.types import Slots
 from ltdd_jax.distil import selection
+from tests import small
 from tests.reference import coreset_ref as ref
 
 K = 5
@@ -25,7 +25,7 @@ def data():
   rng = np.random.RandomState(0)
   labels = rng.permutation(np.repeat(np.arange(K), COUNTS)).astype(np.int32)
   features = (rng.randn(len(labels), 4) + labels[:, None]).astype(np.float32)
-  slots = distil.make_slots(np.array(WANT))
+  slots = small.slots(*WANT)
   return jnp.asarray(features), jnp.asarray(labels), Slots(*map(jnp.asarray, slots))
 
 
@@ -46,7 +46,7 @@ def test_greedy_choices(data, name):
 
 def test_greedy_choices_with_ties_take_the_first_row():
   x, labels = jnp.zeros((6, 2)), jnp.array([0, 1, 0, 1, 0, 1], jnp.int32)
-  slots = Slots(*map(jnp.asarray, distil.make_slots(np.array([4, 2]))))
+  slots = Slots(*map(jnp.asarray, small.slots(4, 2)))
   for choose in (selection.herding, selection.k_center):
     rows = np.asarray(choose(x, labels, slots, 2))
     assert rows[np.asarray(slots.labels) == 0].tolist() == [0, 2, 4, 0]

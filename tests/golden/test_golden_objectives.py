@@ -19,7 +19,7 @@ from ltdd_jax.teachers import statistics
 from tests import small
 from tests.reference import distil_ref as ref
 
-SLOTS = distil.make_slots(np.array([2, 2, 1]))
+SLOTS = small.slots(2, 2, 1)
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def views(monkeypatch):
 def steps(name, count, key, **kwargs):
   """The states before each step, and the metrics of each."""
   method = distil.make_method(small.env(), name, num_steps=4, **kwargs)
-  feed = small.feed()
-  state, step, found = method.init(key, SLOTS, feed), jax.jit(method.step), []
+  res = small.resources()
+  state, step, found = method.init(key, SLOTS, res), jax.jit(method.step), []
   for t in range(count):
-    new, metrics = step(jax.random.fold_in(key, t), state, feed)
+    new, metrics = step(jax.random.fold_in(key, t), state, res, None)
     found.append((state, metrics))
     state = new
   return found
@@ -155,18 +155,18 @@ def test_pixels_move_by_adam_along_a_cosine_and_stay_in_their_range(key):
   env, lr, total = small.env(), 0.7, 5
   target = np.random.RandomState(0).randn(5, *small.SPEC.image_shape).astype(np.float32)
 
-  def objective(images, state, key, feed, turn):
+  def objective(images, state, key, res, turn):
     loss = 0.5 * jnp.sum(jnp.square(images - target))
     return loss, ({"loss": loss}, None)
 
-  start = lambda key, slots, feed: jnp.zeros(target.shape)
+  start = lambda key, slots, res: jnp.zeros(target.shape)
   method = pixels.pixel_method("small", env, start, objective, num_steps=total, lr=lr)
-  state, step = method.init(key, SLOTS, distil.Feed()), jax.jit(method.step)
+  state, step = method.init(key, SLOTS, {}), jax.jit(method.step)
   x, m, v = (np.zeros(target.shape) for _ in range(3))
   low, high = (0 - 0.4) / 0.3, (1 - 0.4) / 0.3
   clipped = 0
   for t in range(total):
-    state, _ = step(jax.random.fold_in(key, t), state, distil.Feed())
+    state, _ = step(jax.random.fold_in(key, t), state, {}, None)
     g = x - target
     m, v = 0.5 * m + 0.5 * g, 0.9 * v + 0.1 * g * g
     mean, square = m / (1 - 0.5 ** (t + 1)), v / (1 - 0.9 ** (t + 1))

@@ -53,14 +53,14 @@ def logits(canvases):
 def best_patches():
   """Patches of each class in the order of use, from the draws that the key stands for."""
   recipe = patches.Recipe(FACTOR, CROPS, POOL, "strided", 7)
-  feed, env, side = small.feed(), small.env(), small.SIDE // FACTOR
+  res, env, side = small.resources(), small.env(), small.SIDE // FACTOR
   order_key, crop_key = jax.random.split(jax.random.key(SEED))
-  pool = patches.draw_pool(order_key, crop_key, jnp.asarray(feed.labels), small.K)
+  pool = patches.draw_pool(order_key, crop_key, jnp.asarray(res["labels"]), small.K)
   draw = jax.jit(lambda c, e: patches.draw_box(crop_key, recipe, env, c, e))
-  x = (feed.images / 255 - np.array(small.SPEC.mean)) / np.array(small.SPEC.std)
+  x = (res["images"] / 255 - np.array(small.SPEC.mean)) / np.array(small.SPEC.std)
   out = []
   for c in range(small.K):
-    rows = [int(r) for r in np.asarray(pool.by_class) if feed.labels[r] == c]
+    rows = [int(r) for r in np.asarray(pool.by_class) if res["labels"][r] == c]
     image_of = [rows[e // CROPS % len(rows)] for e in range(CROPS * POOL)]
     cut = [ref.shrunk_crop(x[r], draw(c, e), side) for e, r in enumerate(image_of)]
     z = logits([ref.padded(p, small.SIDE) for p in cut])
@@ -72,9 +72,9 @@ def best_patches():
 def test_rded():
   """Classes with more images than the pool, and with fewer images than patches (1 for 12)."""
   kwargs = {"factor": FACTOR, "num_crops": CROPS, "pool": POOL}
-  slots = distil.make_slots(WANT)
+  slots = small.slots(*WANT)
   method = distil.make_method(small.env(), "rded", **kwargs, chunk_size=7)
-  synth = jax.jit(method.init)(jax.random.key(SEED), slots, small.feed())
+  synth = jax.jit(method.init)(jax.random.key(SEED), slots, small.resources())
   best = best_patches()
   for image, c, r in zip(synth.images, slots.labels, slots.rank, strict=True):
     expected = ref.mosaic(best[c], r, WANT[c], FACTOR)

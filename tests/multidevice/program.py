@@ -72,8 +72,10 @@ def statistics(session):
 
 def distilled(session):
   method = distil.make_method(small.env(), "sre2l", num_steps=3)
-  slots = distil.make_slots(np.array([6, 5, 5]))
-  result = run_method("a", method, small.env(), slots, small.feed(), batch_size=8, session=session)
+  slots = small.slots(6, 5, 5)
+  result = run_method(
+    "a", method, small.env(), slots, small.resources(), batch_size=8, session=session
+  )
   return result.images / 255.0 // 0.02  # a rounding of one level in a few pixels is not an error
 
 

@@ -17,18 +17,19 @@ from ltdd_jax.distil import objectives
 from ltdd_jax.distil.run import run_method
 from ltdd_jax.models.taps import Moment
 from ltdd_jax.pipeline import check
+from ltdd_jax.pipeline.context import Context
 from ltdd_jax.training import loop
 from tests import small
 
 
 def test_interleaved_slots_hold_one_of_each_class_in_turn():
-  slots = distil.make_slots(np.array([2, 0, 3]))
+  slots = small.slots(2, 0, 3)
   assert slots.labels.tolist() == [0, 2, 0, 2, 2]
   assert slots.rank.tolist() == [0, 0, 1, 1, 2]
 
 
 def test_class_major_slots():
-  slots = distil.make_slots(np.array([2, 0, 3]), "class_major")
+  slots = small.slots(2, 0, 3, order="class_major")
   assert slots.labels.tolist() == [0, 0, 2, 2, 2]
   assert slots.rank.tolist() == [0, 1, 0, 1, 2]
 
@@ -36,12 +37,12 @@ def test_class_major_slots():
 @pytest.mark.parametrize("counts", [[0, 0], [-1, 2], [[1]]])
 def test_bad_budgets_are_refused(counts):
   with pytest.raises(LtddError, match="slots_per_class"):
-    distil.make_slots(np.array(counts))
+    small.slots(*counts)
 
 
 def test_unknown_order_is_refused():
   with pytest.raises(LtddError, match="order is 'sideways'"):
-    distil.make_slots(np.array([1]), "sideways")
+    small.slots(1, order="sideways")
 
 
 def test_unknown_method_says_what_was_meant():
@@ -66,44 +67,44 @@ def test_norm_has_no_gradient_at_zero():
 
 def test_sre2l_lowers_its_objective(key):
   method = distil.make_method(small.env(), "sre2l", num_steps=40, lr=0.1)
-  slots, feed = distil.make_slots(np.array([2, 2, 2])), small.feed()
-  state, step = method.init(key, slots, feed), jax.jit(method.step)
+  slots, res = small.slots(2, 2, 2), small.resources()
+  state, step = method.init(key, slots, res), jax.jit(method.step)
   losses = []
   for t in range(method.num_steps):
-    state, metrics = step(jax.random.fold_in(key, t), state, feed)
+    state, metrics = step(jax.random.fold_in(key, t), state, res, None)
     losses.append(float(metrics["loss"]))
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
-def test_sre2l_refuses_an_observer_without_batch_norm(key):
+def test_sre2l_refuses_a_teacher_without_batch_norm(key):
   from ltdd_jax import models
 
   net = models.make_model(num_classes=3, image_shape=(8, 8, 1), norm="instance", **small.NET)
   env = small.env()._replace(teachers=(distil.Network("plain", net),))
   method = distil.make_method(env, "sre2l", num_steps=1)
-  feed = distil.Feed((models.init_variables(net, key, (8, 8, 1)),))
-  state = method.init(key, distil.make_slots(np.ones(3, int)), feed)
+  res = {"teachers": (models.init_variables(net, key, (8, 8, 1)),)}
+  state = method.init(key, small.slots(1, 1, 1), res)
   with pytest.raises(LtddError, match="'plain' has no batch norm"):
-    jax.eval_shape(method.step, key, state, feed)
+    jax.eval_shape(method.step, key, state, res, None)
 
 
 def test_random_takes_each_image_once_before_any_twice(key):
   method = distil.make_method(small.env(), "random")
-  feed = small.feed()
-  synth = method.init(key, distil.make_slots(np.array([7, 3, 2])), feed)
+  res = small.resources()
+  synth = method.init(key, small.slots(7, 3, 2), res)
   pixels = np.asarray(augment.denormalize(synth.images, small.SPEC.mean, small.SPEC.std))
   for c, distinct in ((0, 7), (1, 3), (2, 1)):
     mine = pixels[np.asarray(synth.labels) == c]
-    real = feed.images[feed.labels == c]
+    real = res["images"][res["labels"] == c]
     assert len(np.unique(mine, axis=0)) == distinct
     assert {x.tobytes() for x in mine} <= {x.tobytes() for x in real}
 
 
 def test_distilling_in_batches_fills_all_slots():
   method = distil.make_method(small.env(), "sre2l", num_steps=2)
-  slots = distil.make_slots(np.array([3, 2, 2]))
+  slots = small.slots(3, 2, 2)
   result = run_method(
-    "a", method, small.env(), slots, small.feed(), batch_size=3,
+    "a", method, small.env(), slots, small.resources(), batch_size=3,
     session=loop.Session(show_progress=False),
   )  # fmt: skip
   assert result.images.shape == (7, 8, 8, 1)
@@ -114,9 +115,9 @@ def test_distilling_in_batches_fills_all_slots():
 
 def test_images_come_back_from_jpeg():
   method = distil.make_method(small.env(), "random")
-  slots = distil.make_slots(np.array([3, 2, 1]))
+  slots = small.slots(3, 2, 1)
   fill = lambda quality: run_method(
-    "a", method, small.env(), slots, small.feed(), jpeg_quality=quality,
+    "a", method, small.env(), slots, small.resources(), jpeg_quality=quality,
     session=loop.Session(show_progress=False),
   ).images  # fmt: skip
   exact, stored = fill(None), fill(75)
@@ -142,17 +143,17 @@ def test_quality_of_jpeg_is_a_number_that_pillow_knows():
   config = digits_lt.get_config("preset=smoke")
   config.distil.jpeg_quality = 0
   with pytest.raises(LtddError, match=r"jpeg_quality is 0; expected 1 to 95, or None"):
-    check.check(config)
+    check.check_with_data(Context(check.check(config)))
 
 
 def counting(turns=3, num_steps=2):
   """A method whose images count its steps, in the digits of their turns, over all batches."""
 
-  def init(key, slots, feed):
+  def init(key, slots, res):
     images = jnp.zeros((len(slots.labels), 8, 8, 1))
     return {"images": images, "labels": jnp.asarray(slots.labels), "seen": jnp.zeros(())}
 
-  def step(key, state, feed, *, turn=0):
+  def step(key, state, res, x, *, turn=0):
     seen = 10 * state["seen"] + turn
     images = jnp.broadcast_to((seen / 255 - 0.4) / 0.3, state["images"].shape)
     return state | {"images": images, "seen": seen}, {"loss": seen}
@@ -164,9 +165,9 @@ def counting(turns=3, num_steps=2):
 
 
 def test_turns_and_what_is_carried_go_on_over_batches_of_images():
-  slots = distil.make_slots(np.array([2, 2, 2]))
+  slots = small.slots(2, 2, 2)
   result = run_method(
-    "a", counting(), small.env(), slots, distil.Feed(), batch_size=2,
+    "a", counting(), small.env(), slots, {}, batch_size=2,
     session=loop.Session(show_progress=False),
   )  # fmt: skip
   assert result.images[::2, 0, 0, 0].tolist() == [1, 120, 12]  # turns 0 1, 2 0, 1 2
@@ -174,10 +175,8 @@ def test_turns_and_what_is_carried_go_on_over_batches_of_images():
 
 def test_a_batch_that_was_stopped_goes_on_with_what_was_carried(tmp_path, monkeypatch):
   session = loop.Session(show_progress=False, scratch=tmp_path, checkpoint_seconds=0.0)
-  slots = distil.make_slots(np.array([2, 2, 0]))
-  fill = lambda: run_method(
-    "a", counting(), small.env(), slots, distil.Feed(), batch_size=2, session=session
-  )
+  slots = small.slots(2, 2, 0)
+  fill = lambda: run_method("a", counting(), small.env(), slots, {}, batch_size=2, session=session)
   calls = iter([False, False, True])
   monkeypatch.setattr(checkpoint, "stop_requested", lambda: next(calls))
   with pytest.raises(checkpoint.Interrupted, match="distil/a/1: stopped after step 1 of 2"):

@@ -10,16 +10,16 @@ from ltdd_jax.data import augment
 from ltdd_jax.distil import initial_images
 from tests import small
 
-SLOTS = distil.make_slots(np.array([40, 20, 2]))
+SLOTS = small.slots(40, 20, 2)
 
 
 def test_edc_starts_from_mosaics(key):
   init = {"name": "rded", "images_per_class": 2, "factor": 2, "pool": 6}
   method = distil.make_method(small.env(), "edc", num_steps=2, init=init)
   assert method.needs == ("teachers", "statistics", "images", "labels")
-  state = jax.eval_shape(method.init, key, SLOTS, small.feed())
+  state = jax.eval_shape(method.init, key, SLOTS, small.resources())
   assert state.images.shape == (62, 8, 8, 1)
-  notes = distil.check_feed("edc", method, SLOTS, small.feed(), small.env())
+  notes = distil.check_resources("edc", method, SLOTS, small.resources(), small.env())
   assert "class 2: 8 patches of 1 training images; up to 8 of each" in notes
 
 
@@ -27,7 +27,7 @@ def test_rded_draws_mosaics_of_the_set(key):
   """A set of one image of each class: every slot shows it, mirrored or not."""
   spec = {"name": "rded", "images_per_class": 1, "num_crops": 1, "pool": 4}
   start = initial_images.make_start(small.env(), spec)
-  images = np.asarray(jax.jit(start.draw)(key, SLOTS, small.feed()))
+  images = np.asarray(jax.jit(start.draw)(key, SLOTS, small.resources()))
   for c in range(small.K):
     mine = images[SLOTS.labels == c]
     views = {x.tobytes() for x in mine} | {x[:, ::-1].tobytes() for x in mine}
@@ -35,12 +35,12 @@ def test_rded_draws_mosaics_of_the_set(key):
 
 
 def test_real_start_draws_of_the_own_class_again_and_again(key):
-  slots, feed = distil.make_slots(np.array([40, 0, 3])), small.feed()
-  images = initial_images.make_start(small.env(), "real").draw(key, slots, feed)
+  slots, res = small.slots(40, 0, 3), small.resources()
+  images = initial_images.make_start(small.env(), "real").draw(key, slots, res)
   drawn = np.asarray(augment.denormalize(images, small.SPEC.mean, small.SPEC.std))
   for c, distinct in ((0, 7), (2, 1)):
     mine = drawn[np.asarray(slots.labels) == c]
-    whole = feed.images[feed.labels == c]
+    whole = res["images"][res["labels"] == c]
     both = {x.tobytes() for x in np.concatenate([whole, whole[:, :, ::-1]])}
     assert {x.tobytes() for x in mine} <= both
     unflipped = {x.tobytes() for x in mine} & {x.tobytes() for x in whole}

@@ -19,23 +19,23 @@ from ltdd_jax.teachers import statistics
 from ltdd_jax.training import loop
 from tests import small
 
-SLOTS = distil.make_slots(np.array([2, 2, 2]), "class_major")
+SLOTS = small.slots(2, 2, 2, order="class_major")
 QUIET = loop.Session(show_progress=False)
 
 
 def counted(method, counts):
   """The method, with the number of times that each turn of its step is traced."""
 
-  def step(key, state, feed, *, turn=0):
+  def step(key, state, res, x, *, turn=0):
     counts[turn] += 1
-    return method.step(key, state, feed, turn=turn)
+    return method.step(key, state, res, None, turn=turn)
 
   return method._replace(step=step)
 
 
 def fill(method, session=QUIET, batch_size=2, slots=SLOTS):
-  env, feed = small.env(method.turns), small.feed(teachers=method.turns)
-  return run_method("a", method, env, slots, feed, batch_size=batch_size, session=session)
+  env, res = small.env(method.turns), small.resources(teachers=method.turns)
+  return run_method("a", method, env, slots, res, batch_size=batch_size, session=session)
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def whole():
   return fill(counted(edc(), traced)), traced
 
 
-def test_observers_compile_once_each_over_all_batches():
+def test_teachers_compile_once_each_over_all_batches():
   result, traced = whole()
   assert traced == {0: 1, 1: 1}
   assert result.images.std() > 0
@@ -58,7 +58,7 @@ def test_observers_compile_once_each_over_all_batches():
 
 def test_a_shorter_last_batch_compiles_once_more():
   traced = collections.Counter()
-  slots = distil.make_slots(np.array([2, 2, 1]), "class_major")
+  slots = small.slots(2, 2, 1, order="class_major")
   method = distil.make_method(small.env(), "sre2l", num_steps=2)
   result = fill(counted(method, traced), slots=slots)
   assert traced == {0: 2}
@@ -74,7 +74,7 @@ def test_memory_does_not_grow_with_the_number_of_batches():
     held.append(sum(x.nbytes for x in jax.live_arrays()))
     return edc().carry(fresh, last)
 
-  fill(edc()._replace(carry=carry), slots=distil.make_slots(np.array([4, 4, 4]), "class_major"))
+  fill(edc()._replace(carry=carry), slots=small.slots(4, 4, 4, order="class_major"))
   assert len(held) == 5
   assert len(set(held)) == 1
 
@@ -99,13 +99,18 @@ def test_different_networks_take_turns(names):
   env = distil.Env(spec.image_shape, 10, spec.mean, spec.std, teachers)
   method = distil.make_method(env, **config.distil.methods.edc.to_dict())
   images = jax.ShapeDtypeStruct((50, *spec.image_shape), np.uint8)
-  feed = distil.Feed(variables, images, jax.ShapeDtypeStruct((50,), np.int32), stats)
-  slots = distil.make_slots(np.full(10, 2), "class_major")
-  state = jax.eval_shape(method.init, jax.random.key(0), slots, feed)
+  res = {
+    "teachers": variables,
+    "images": images,
+    "labels": jax.ShapeDtypeStruct((50,), np.int32),
+    "statistics": stats,
+  }
+  slots = small.slots(*[2] * 10, order="class_major")
+  state = jax.eval_shape(method.init, jax.random.key(0), slots, res)
   assert method.turns == len(teachers)
   for turn in range(method.turns):
     step = functools.partial(method.step, turn=turn)
-    new, _ = jax.eval_shape(step, jax.random.key(0), state, feed)
+    new, _ = jax.eval_shape(step, jax.random.key(0), state, res, None)
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
 
 
@@ -119,17 +124,17 @@ def test_a_killed_batch_goes_on_bit_for_bit(tmp_path, monkeypatch):
   np.testing.assert_array_equal(fill(edc(), session).images, whole()[0].images)
 
 
-def test_only_the_observer_whose_turn_it_is_moves_its_running_means(key):
-  method, feed = edc(), small.feed(teachers=2)
-  state = method.init(key, SLOTS, feed)
+def test_only_the_teacher_whose_turn_it_is_moves_its_running_means(key):
+  method, res = edc(), small.resources(teachers=2)
+  state = method.init(key, SLOTS, res)
   step = jax.jit(method.step, static_argnames="turn")
   weights = lambda s: [float(r[0].batch.weight[0]) for r in s.running]
   assert weights(state) == [0, 0]
-  state, _ = step(jax.random.key(1), state, feed, turn=1)
+  state, _ = step(jax.random.key(1), state, res, None, turn=1)
   np.testing.assert_allclose(weights(state), [0, 0.2], rtol=1e-6)
   classes = state.running[1][0].classes.weight
   np.testing.assert_allclose(classes, [0.2, 0.2, 0.2], rtol=1e-6)
-  fresh = method.init(jax.random.key(2), SLOTS, feed)
+  fresh = method.init(jax.random.key(2), SLOTS, res)
   carried = method.carry(fresh, state)
   np.testing.assert_allclose(weights(carried), [0, 0.2], rtol=1e-6)
   assert carried.step == 0
@@ -137,13 +142,13 @@ def test_only_the_observer_whose_turn_it_is_moves_its_running_means(key):
 
 
 def test_running_mean_of_the_images_lags_by_one_step(key):
-  method, feed = edc(), small.feed(teachers=2)
-  state = method.init(key, SLOTS, feed)
+  method, res = edc(), small.resources(teachers=2)
+  state = method.init(key, SLOTS, res)
   step = jax.jit(method.step, static_argnames="turn")
-  one, metrics = step(jax.random.key(1), state, feed, turn=1)
+  one, metrics = step(jax.random.key(1), state, res, None, turn=1)
   assert metrics["flatness"] == 0  # both are the start
   np.testing.assert_allclose(one.slow, state.images, rtol=1e-6)
-  two, metrics = step(jax.random.key(2), one, feed, turn=1)
+  two, metrics = step(jax.random.key(2), one, res, None, turn=1)
   assert metrics["flatness"] > 0
   np.testing.assert_allclose(two.slow, 0.99 * one.slow + 0.01 * one.images, rtol=1e-5, atol=1e-6)
 
@@ -151,14 +156,14 @@ def test_running_mean_of_the_images_lags_by_one_step(key):
 @pytest.mark.parametrize("name", ["edc", "gvbsm"])
 def test_many_steps_fit_one_dispatch(name, key):
   """On accelerators the turns are branches of one switch in a scan: all types must agree."""
-  feed = small.feed(teachers=2)
+  res = small.resources(teachers=2)
   method = distil.make_method(small.env(2), name)
 
   def step_fn(state, consts, t, turn):
-    return method.step(jax.random.fold_in(consts, t), state, feed, turn=turn)
+    return method.step(jax.random.fold_in(consts, t), state, res, None, turn=turn)
 
   step = loop.in_turn([functools.partial(step_fn, turn=turn) for turn in range(2)])
-  state = jax.eval_shape(method.init, key, SLOTS, feed)
+  state = jax.eval_shape(method.init, key, SLOTS, res)
   x = jax.ShapeDtypeStruct((4,), np.int32)
   scan = lambda state, x: jax.lax.scan(lambda s, x: step(s, key, x), state, x)
   after, metrics = jax.eval_shape(scan, state, (x, x))
@@ -174,25 +179,41 @@ def test_edc_of_the_released_code(key):
     swap_tiles=True, flatness=0.0, init="noise",
   )  # fmt: skip
   assert method.needs == ("teachers", "statistics")
-  state = method.init(key, SLOTS, small.feed())
+  state = method.init(key, SLOTS, small.resources())
   assert state.slow is None
   assert state.running[0][0].classes is None
-  _, metrics = jax.jit(method.step)(jax.random.key(1), state, small.feed())
+  _, metrics = jax.jit(method.step)(jax.random.key(1), state, small.resources(), None)
   assert set(metrics) == {"loss", "cross_entropy", "statistics"}
 
 
 @pytest.mark.parametrize(
   ("name", "kwargs", "message"),
   [
-    ("edc", {"category": "all"}, "category is 'all'; expected one of pooled, within_image"),
-    ("edc", {"category_form": "all"}, "category_form is 'all'; expected one of by_class, batch"),
-    ("edc", {"flatness_kl": "all"}, "flatness_kl is 'all'; expected one of images_ema, ema_images"),
-    ("edc", {"flatness_mean": "all"}, "flatness_mean is 'all'; expected one of elements, images"),
+    ("edc", {"category": "all"}, "category is 'all'; expected one of 'pooled', 'within_image'"),
+    (
+      "edc",
+      {"category_form": "all"},
+      "category_form is 'all'; expected one of 'by_class', 'batch'",
+    ),
+    (
+      "edc",
+      {"flatness_kl": "all"},
+      "flatness_kl is 'all'; expected one of 'images_ema', 'ema_images'",
+    ),
+    (
+      "edc",
+      {"flatness_mean": "all"},
+      "flatness_mean is 'all'; expected one of 'elements', 'images'",
+    ),
     ("edc", {"alpha": 1.5}, "alpha is 1.5; expected a number from 0 to 1"),
     ("edc", {"init": "rdet"}, "init is 'rdet'; expected one of"),
-    ("gvbsm", {"ema_init": "one"}, "ema_init is 'one'; expected one of zero, unbiased"),
+    ("gvbsm", {"ema_init": "one"}, "ema_init is 'one'; expected one of 'zero', 'unbiased'"),
     ("gvbsm", {"conv_drop": -1.0}, "conv_drop is -1.0"),
-    ("cda", {"curriculum": "sine"}, "curriculum is 'sine'; expected one of cosine, linear, step"),
+    (
+      "cda",
+      {"curriculum": "sine"},
+      "curriculum is 'sine'; expected one of 'cosine', 'linear', 'step'",
+    ),
     ("cda", {"milestone": 2.0}, "milestone is 2.0"),
   ],
 )
@@ -202,12 +223,12 @@ def test_bad_options_are_refused(name, kwargs, message):
 
 
 @pytest.mark.parametrize("name", ["cda", "edc", "gvbsm"])
-def test_no_observer_is_refused(name):
+def test_no_teacher_is_refused(name):
   with pytest.raises(LtddError, match=f"method '{name}' needs at least one teacher"):
     distil.make_method(small.env()._replace(teachers=()), name)
 
 
-def test_statistics_of_each_observer_are_asked_for():
-  feed = small.feed(teachers=2)._replace(statistics=(small.teacher_statistics(),))
+def test_statistics_of_each_teacher_are_asked_for():
+  res = small.resources(teachers=2) | {"statistics": (small.teacher_statistics(),)}
   with pytest.raises(LtddError, match="got 1 teachers' statistics for 2 teachers"):
-    distil.check_feed("edc", edc(), SLOTS, feed, small.env(2))
+    distil.check_resources("edc", edc(), SLOTS, res, small.env(2))

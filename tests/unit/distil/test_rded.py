@@ -31,9 +31,9 @@ def test_equal_scores_take_the_first_candidate():
 
 
 def test_classes_that_are_not_asked_for_are_not_scored(key):
-  feed, recipe = small.feed(), patches.Recipe(1, 2, 4, "strided", 8)  # a chunk is a class
-  pool = patches.draw_pool(key, key, jnp.asarray(feed.labels), small.K)
-  ask = lambda wanted: patches.score_patches(pool, small.env(), recipe, feed, jnp.array(wanted))
+  res, recipe = small.resources(), patches.Recipe(1, 2, 4, "strided", 8)  # a chunk is a class
+  pool = patches.draw_pool(key, key, jnp.asarray(res["labels"]), small.K)
+  ask = lambda wanted: patches.score_patches(pool, small.env(), recipe, res, jnp.array(wanted))
   whole, part = ask([True] * small.K), ask([True, False, True])
   np.testing.assert_allclose(part[0::2], whole[0::2], rtol=1e-5)
   assert (part[1] == 0).all()
@@ -69,12 +69,11 @@ def fill():
 
 def test_unequal_slots_and_a_class_without(fill, key):
   """Every cell of a class without variation shows that class, whatever the number of slots."""
-  feed = small.feed()
-  feed = feed._replace(images=np.broadcast_to(
-    (40 * feed.labels + 40).astype(np.uint8)[:, None, None, None], feed.images.shape
-  ))  # fmt: skip
-  slots = distil.make_slots(np.array([3, 0, 2]))
-  synth = fill[1](key, slots, feed)
+  res = small.resources()
+  shades = (40 * res["labels"] + 40).astype(np.uint8)[:, None, None, None]
+  res |= {"images": np.broadcast_to(shades, res["images"].shape)}
+  slots = small.slots(3, 0, 2)
+  synth = fill[1](key, slots, res)
   pixels = np.asarray(augment.denormalize(synth.images, small.SPEC.mean, small.SPEC.std))
   expected = np.broadcast_to((40 * slots.labels + 40)[:, None, None, None], pixels.shape)
   np.testing.assert_array_equal(pixels, expected)
@@ -82,14 +81,14 @@ def test_unequal_slots_and_a_class_without(fill, key):
 
 
 def test_a_class_of_one_image_gets_different_patches(fill, key):
-  synth = fill[1](key, distil.make_slots(np.array([1, 1, 3])), small.feed())
+  synth = fill[1](key, small.slots(1, 1, 3), small.resources())
   mine = np.asarray(synth.images)[np.asarray(synth.labels) == 2]
   assert len(np.unique(mine.reshape(3, -1), axis=0)) == 3
 
 
 def test_notes_say_that_images_give_more_patches(fill):
-  slots = distil.make_slots(np.array([1, 1, 3]))
-  assert distil.check_feed("rded", fill[0], slots, small.feed(), small.env()) == (
+  slots = small.slots(1, 1, 3)
+  assert distil.check_resources("rded", fill[0], slots, small.resources(), small.env()) == (
     "classes 1 (3), 2 (1) have fewer training images than the pool of 6; each image gives more "
     "candidate patches",
     "class 1: 4 patches of 3 training images; up to 2 of each",
@@ -99,14 +98,14 @@ def test_notes_say_that_images_give_more_patches(fill):
 
 def test_enough_images_need_no_note():
   method = distil.make_method(small.env(), "rded", num_crops=1, pool=3)
-  slots = distil.make_slots(np.array([3, 2, 0]))
-  assert distil.check_feed("rded", method, slots, small.feed(), small.env()) == ()
+  slots = small.slots(3, 2, 0)
+  assert distil.check_resources("rded", method, slots, small.resources(), small.env()) == ()
 
 
 def test_more_patches_than_candidates_are_refused(fill):
-  slots = distil.make_slots(np.array([4, 1, 1]))
+  slots = small.slots(4, 1, 1)
   with pytest.raises(LtddError, match=r"class 0 has 4 slots of 4 patches.*6 x 2 candidate"):
-    distil.check_feed("rded", fill[0], slots, small.feed(), small.env())
+    distil.check_resources("rded", fill[0], slots, small.resources(), small.env())
 
 
 @pytest.mark.parametrize(
@@ -125,6 +124,6 @@ def test_bad_arguments_are_refused(kwargs, message):
     distil.make_method(small.env(), "rded", **kwargs)
 
 
-def test_no_observer_is_refused():
-  with pytest.raises(LtddError, match="'rded' needs an teacher"):
+def test_no_teacher_is_refused():
+  with pytest.raises(LtddError, match="'rded' needs a teacher"):
     distil.make_method(small.env(0), "rded")

@@ -20,13 +20,13 @@ def darkest(env, /):
   """Images of the mean colour of their class: a method that reads nothing but statistics."""
 
   def init(key, slots, feed):
-    (seen,) = feed.statistics
+    (seen,) = res["statistics"]
     target = statistics_lib.per_class(seen.layers[0])
     colour = target.mean[slots.labels][:, None, None, :]
     images = jnp.broadcast_to(colour, (len(slots.labels), *env.image_shape))
     return Distilled(images, jnp.asarray(slots.labels))
 
-  def step(key, state, feed, *, turn=0):
+  def step(key, state, feed, x, *, turn=0):
     return state, {}
 
   return distil.Method(init, step, lambda state: state, needs=("statistics",), num_steps=0)
