@@ -73,10 +73,9 @@ def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.
     return jax.lax.map(one, own)
 
   at_once = jax.vmap(lambda *args: fn(*args, mesh=None), in_axes=in_axes)
-  specs = tuple(PartitionSpec(None if axis is None else mesh_lib.AXIS) for axis in in_axes)
-  spread = jax.shard_map(
-    at_once, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(mesh_lib.AXIS), check_vma=False
-  )
+  own, shared = PartitionSpec(mesh_lib.AXIS), PartitionSpec()
+  specs = tuple(shared if axis is None else own for axis in in_axes)
+  spread = jax.shard_map(at_once, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
 
   def mapped(*args: Any) -> Any:
     count = len(jax.tree.leaves(args[0])[0])

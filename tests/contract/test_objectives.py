@@ -64,7 +64,7 @@ def test_is_a_float32_scalar_that_keeps_the_structure(case, key):
 
 def test_is_deterministic_and_has_a_gradient(case, key):
   variables = small.teacher().variables
-  of = lambda params: run(*case, variables | {"params": params}, key)[0]
+  of = lambda params: run(*case, variables | {"params": params}, jax.random.clone(key))[0]
   (one, grads), (two, _) = (jax.value_and_grad(of)(variables["params"]) for _ in range(2))
   assert one == two
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
