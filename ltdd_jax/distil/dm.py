@@ -1,45 +1,33 @@
 """DM: distribution matching in the features of networks that nobody trained.
 
-  method = dm(env, network={"name": "convnet", "depth": 3, "width": 128, "norm": "instance"})
-  x = method.inputs(rng, t, {"labels": labels})            # rows of real images, on the host
-  state, metrics = method.step(key, state, {"images": images}, x)
-
-Every step draws a new network from its key, so a run keeps no network and needs no teacher.
+method = dm(env, network={"name": "convnet", "depth": 3, "width": 128, "norm": "instance"})
+x = method.inputs(rng, t, {"labels": labels})            # rows of real images, on the host
+state, metrics = method.step(key, state, {"images": images}, x)
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 from ltdd_jax import models
-from ltdd_jax.core.types import Leaf, LtddError, Slots
+from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import dsa
 from ltdd_jax.distil import coreset, pixels
 from ltdd_jax.distil.base import Env, Method, check_choice
 from ltdd_jax.models import layers, taps
 
+Resources = Mapping[str, Any]
+RealBatch = tuple[Int32[np.ndarray, "k r"], Float32[np.ndarray, "k r"]]  # rows; 0 for missing ones
+Views = tuple[Int[Array, " k"], Float[Array, "k 3"]] | None  # of each class, see `dsa.apply_op`
+
 CONVNET = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
-
-
-class RealBatch(NamedTuple):
-  """Real images of one step, by class."""
-
-  rows: Leaf  # (k, r) int32, rows of the training set
-  weights: Leaf  # (k, r) float32, 1, or 0 where the class has no further image
-
-
-class Views(NamedTuple):
-  """The operation of DSA that all images of a class see, real and distilled."""
-
-  op: Leaf  # (k,) int32
-  numbers: Leaf  # (k, 3) float32
 
 
 def dm(
@@ -58,16 +46,16 @@ def dm(
 
       L = sum_c || mean_b g(A_c(x_cb)) - mean_j g(A_c(s_cj)) ||^2
 
-  g is the input of the classifier of a new random network, x_c are up to `batch_real` images of
-  class c drawn without replacement, and A_c is a view of DSA. One step of SGD on all images; they
-  are not clamped. Networks with batch norm run in train mode on all classes together, real and
-  distilled images apart; others on one class of real images at a time.
+  Each step draws a new random network, whose classifier has the input g; up to `batch_real` images
+  x_c of each class without replacement; and a view A_c of DSA. Then SGD moves all images at once;
+  they are not clamped. Networks with batch norm run in train mode on all classes together, real
+  and distilled images apart.
 
   In what we differ from the released code: classes may have unequal numbers of slots, and fewer
-  than `batch_real` images with batch norm too, whose statistics leave out what is missing; A_c is
-  drawn anew for each class (the code seeds it by the clock, so classes of one millisecond share
-  it); a class with fewer images than slots starts from each of them several times; the code makes
-  one step more.
+  than `batch_real` images with batch norm too, whose moments leave out what is missing; A_c is
+  drawn anew for each class (the code seeds it by the clock: classes of one millisecond share it);
+  a class with fewer images than slots starts from each of them several times; the code makes one
+  step more.
 
   Args:
     env: static facts; teachers are not used.
@@ -76,7 +64,7 @@ def dm(
     momentum: of SGD.
     batch_real: real images of each class in a step.
     network: {name, **kwargs} of `models.make_model`.
-    augment: strategy of `dsa.dsa`, without "flip" for digits, or None for no views.
+    augment: strategy of `dsa.dsa`, without "flip" for digits; None for no views.
     init: "real" (training images, drawn without replacement) or "noise", N(0, 1).
 
   Raises:
@@ -89,10 +77,11 @@ def dm(
   check_choice("dm", "init", init, ("real", "noise"))
   if augment is not None:
     dsa.check_strategy(augment)
-  model = _make_network(env, network)
-  tx = optax.sgd(lr, momentum or None)
+  facts = {"num_classes": env.num_classes, "image_shape": env.image_shape}
+  model = models.make_model(**{"name": "", **network}, **facts)
+  tx = optax.sgd(lr, momentum)
 
-  def start(key: jax.Array, slots: Slots, res: Mapping[str, Any]) -> pixels.PixelState:
+  def start(key: jax.Array, slots: Slots, res: Resources) -> pixels.PixelState:
     if init == "real":
       images = coreset.random(env).init(key, slots, res).images
     else:
@@ -101,7 +90,7 @@ def dm(
     return pixels.PixelState(jnp.zeros((), jnp.int32), images, labels, tx.init(images))
 
   def step(
-    key: jax.Array, state: pixels.PixelState, res: Mapping[str, Any], x: RealBatch, *, turn: int = 0
+    key: jax.Array, state: pixels.PixelState, res: Resources, x: RealBatch, *, turn: int = 0
   ) -> tuple[pixels.PixelState, dict[str, jax.Array]]:
     del turn
     network_key, view_key = jax.random.split(key)
@@ -119,87 +108,71 @@ def dm(
     del t
     return draw_rows(rng, host["labels"], env.num_classes, batch_real)
 
-  return Method(
-    start,
-    step,
-    pixels.read,
-    needs=("images", "labels"),
-    num_steps=num_steps,
-    batching="joint",
-    inputs=inputs,
-    real_images=True,
-  )
+  needs = ("images", "labels")
+  options = {"batching": "joint", "inputs": inputs, "real_images": True}
+  return Method(start, step, pixels.read, needs, num_steps, **options)
 
 
 def draw_rows(
   rng: np.random.Generator, labels: np.ndarray, num_classes: int, size: int
 ) -> RealBatch:
-  """Draws `min(size, n_c)` images of each class without replacement, on the host."""
+  """Draws `min(size, n_c)` rows of each class c without replacement; the rest has weight 0."""
   by_class = np.lexsort((rng.random(len(labels)), labels))  # random order within each class
-  counts = np.bincount(labels, minlength=num_classes)[:, None]
-  place = np.arange(size)[None]
-  first = np.cumsum(counts)[:, None] - counts
-  rows = by_class[np.minimum(first + np.minimum(place, counts - 1), len(labels) - 1)]
-  return RealBatch(rows.astype(np.int32), (place < counts).astype(np.float32))
+  counts = np.bincount(labels, minlength=num_classes)
+  place = (np.cumsum(counts) - counts)[:, None] + np.arange(size)[None]
+  rows = by_class[np.minimum(place, len(labels) - 1)]
+  weights = np.arange(size)[None] < counts[:, None]
+  return rows.astype(np.int32), weights.astype(np.float32)
 
 
 def draw_views(key: Key[Array, ""], strategy: str, num_classes: int) -> Views:
-  """Draws an operation, and its numbers, for each class."""
+  """Draws an operation and its numbers for each class."""
   draw = jax.vmap(lambda key: dsa.draw(key, strategy, 1))
   op, numbers = draw(jax.random.split(key, num_classes))
-  return Views(op, numbers[:, 0])
+  return op, numbers[:, 0]
 
 
 def real_means(
   model: nn.Module,
   variables: Any,
-  views: Views | None,
+  views: Views,
   env: Env,
   images: Any,
   x: RealBatch,
   wanted: Bool[Array, " k"],
 ) -> Float[Array, "k f"]:
-  """Computes the mean feature of the real images of each class, 0 where it is not wanted.
+  """Computes the mean feature of the real images of each class that is wanted, 0 for the others.
 
-  Args:
-    model: a network.
-    variables: its collections.
-    views: see `draw_views`; None for images as they are.
-    env: static facts.
-    images: (N, h, w, c) uint8, the training set.
-    x: the images to take.
-    wanted: classes with slots. The others cost nothing, unless there is batch norm.
+  One class at a time, and nothing for those not wanted; with batch norm all at once.
   """
-  weights = jnp.asarray(x.weights) * wanted[:, None]
+  rows, weights = jnp.asarray(x[0]), jnp.asarray(x[1]) * wanted[:, None]
+
+  def means(classes: Int[Array, " m"]) -> Float[Array, "m f"]:
+    batch = augment_lib.normalize(jnp.asarray(images)[rows[classes].ravel()], env.mean, env.std)
+    batch = _look(batch, jnp.repeat(classes, rows.shape[1]), views)
+    weight = weights[classes]
+    features = embed(model, variables, batch, weight.ravel() > 0).reshape(*weight.shape, -1)
+    total = jnp.einsum("mrf,mr->mf", features, weight, precision="highest")
+    return total / jnp.maximum(weight.sum(1, keepdims=True), 1)
+
   classes = jnp.arange(env.num_classes)
-
-  def look(c: jax.Array) -> jax.Array:
-    batch = augment_lib.normalize(jnp.asarray(images)[x.rows[c]], env.mean, env.std)
-    return _look(batch, jnp.full(len(batch), c), views)
-
-  def mean(features: jax.Array, weights: jax.Array) -> jax.Array:
-    total = jnp.einsum("rf,r->f", features, weights, precision="highest")
-    return total / jnp.maximum(weights.sum(), 1)
-
   if variables["batch_stats"]:
-    batch = jax.lax.map(look, classes).reshape(-1, *env.image_shape)
-    features = embed(model, variables, batch, weights.reshape(-1) > 0)
-    return jax.vmap(mean)(features.reshape(*weights.shape, -1), weights)
-  of_class = lambda c: mean(embed(model, variables, look(c)), weights[c])
-  none = jnp.zeros(jax.eval_shape(of_class, classes[0]).shape)
-  return jax.lax.map(lambda c: jax.lax.cond(wanted[c], of_class, lambda _: none, c), classes)
+    return means(classes)
+  none = jnp.zeros(jax.eval_shape(means, classes[:1]).shape)
+  one = lambda c: jax.lax.cond(wanted[c], lambda: means(c[None]), lambda: none)
+  return jax.lax.map(one, classes)[:, 0]
 
 
 def distance(
   model: nn.Module,
   variables: Any,
-  views: Views | None,
+  views: Views,
   images: Float[Array, "n h w c"],
   labels: Int[Array, " n"],
   targets: Float[Array, "k f"],
 ) -> Float[Array, ""]:
-  """Computes L of `dm`: the sum over classes with images of squared distances of mean features."""
-  features = embed(model, variables, _look(images, labels, views))
+  """Computes L of `dm`, the sum over the classes that have images; `targets` are of real images."""
+  features = embed(model, variables, _look(images, labels, views), jnp.ones(labels.shape, bool))
   member = jax.nn.one_hot(labels, len(targets))
   counts = member.sum(0)[:, None]
   means = jnp.einsum("nk,nf->kf", member, features, precision="highest") / jnp.maximum(counts, 1)
@@ -207,18 +180,15 @@ def distance(
 
 
 def embed(
-  model: nn.Module,
-  variables: Any,
-  images: Float[Array, "b h w c"],
-  counted: Bool[Array, " b"] | None = None,
+  model: nn.Module, variables: Any, images: Float[Array, "b h w c"], counted: Bool[Array, " b"]
 ) -> Float[Array, "b f"]:
-  """Computes the input of the classifier; batch norms use the moments of the images `counted`."""
+  """Computes the input of the classifier; batch norms take the moments of the images `counted`."""
   if not variables["batch_stats"]:
     return taps.features(model, variables, images)[1]
   found = []
 
   def intercept(call, args, kwargs, context):
-    if isinstance(context.module, nn.BatchNorm) and counted is not None:
+    if isinstance(context.module, nn.BatchNorm):
       kwargs = kwargs | {"mask": counted.reshape(-1, *[1] * (args[0].ndim - 1))}
     if isinstance(context.module, nn.Dense):
       found.append(args[0])
@@ -229,13 +199,8 @@ def embed(
   return found[-1]
 
 
-def _look(images: jax.Array, labels: jax.Array, views: Views | None) -> jax.Array:
+def _look(images: jax.Array, labels: jax.Array, views: Views) -> jax.Array:
+  """Shows each image as its class's view has it."""
   if views is None:
     return images
-  return jax.vmap(dsa.apply_op)(images, views.op[labels], views.numbers[labels])
-
-
-def _make_network(env: Env, network: Mapping[str, Any]) -> nn.Module:
-  kwargs = dict(network)
-  name = str(kwargs.pop("name", None))
-  return models.make_model(name, num_classes=env.num_classes, image_shape=env.image_shape, **kwargs)
+  return jax.vmap(dsa.apply_op)(images, views[0][labels], views[1][labels])
