@@ -43,8 +43,9 @@ def case(request):
 @pytest.fixture(scope="module")
 def targets(case):
   wanted = jnp.isin(jnp.arange(5), LABELS)
-  parts = (case[name] for name in ("model", "variables", "views"))
-  return dm.real_means(*parts, ENV, case["real"], case["x"], wanted)
+  parts = (case["model"], case["views"], ENV, case["real"], case["x"])
+  means = jax.jit(lambda variables: dm.real_means(parts[0], variables, *parts[1:], wanted))
+  return means(case["variables"])
 
 
 def real_of_step(case):
@@ -72,7 +73,7 @@ def test_loss_and_gradient(case, targets):
   images = case["images"]
   parts = tuple(case[name] for name in ("model", "variables", "views"))
   loss_fn = jax.value_and_grad(lambda x: dm.distance(*parts, x, jnp.asarray(LABELS), targets))
-  loss, grads = loss_fn(jnp.asarray(images))
+  loss, grads = jax.jit(loss_fn)(jnp.asarray(images))
   np.testing.assert_allclose(loss, ref_loss(case, images), rtol=1e-4)
   for seed in range(6):  # the slope in random directions
     way = np.random.RandomState(seed).normal(size=images.shape)
@@ -88,17 +89,20 @@ def test_a_step_is_sgd_with_momentum_of_that_gradient(key):
   res = {"images": jnp.asarray(small.images(len(labels))), "labels": jnp.asarray(labels)}
   state = method.init(key, distil.make_slots(np.array([2, 1, 1, 1, 1])), res)
   model = models.make_model(**network, num_classes=5, image_shape=ENV.image_shape)
-  x, velocity = np.asarray(state.images), 0.0
-  step = jax.jit(method.step)
-  for t in range(2):
-    batch = method.inputs(np.random.default_rng(t), t, {"labels": labels})
-    state, _ = step(jax.random.key(t), state, res, batch)
-    network_key, view_key = jax.random.split(jax.random.key(t))
+
+  @jax.jit
+  def gradient(key, x, batch):
+    network_key, view_key = jax.random.split(key)
     variables = models.init_variables(model, network_key, ENV.image_shape)
     views = dm.draw_views(view_key, dsa.STRATEGY, 5)
-    targets = dm.real_means(model, variables, views, ENV, res["images"], batch, jnp.ones(5, bool))
-    loss_fn = lambda x, *rest: dm.distance(model, *rest[:2], x, *rest[2:])
-    grads = jax.grad(loss_fn)(jnp.asarray(x), variables, views, state.labels, targets)
-    velocity = 0.5 * velocity + np.asarray(grads)
+    every = jnp.ones(5, bool)
+    targets = dm.real_means(model, variables, views, ENV, res["images"], batch, every)
+    return jax.grad(lambda x: dm.distance(model, variables, views, x, state.labels, targets))(x)
+
+  x, velocity, step = np.asarray(state.images), 0.0, jax.jit(method.step)
+  for t in range(2):
+    batch = method.inputs(np.random.default_rng(t), t, {"labels": labels})
+    velocity = 0.5 * velocity + np.asarray(gradient(jax.random.key(t), jnp.asarray(x), batch))
     x = x - 0.3 * velocity
+    state, _ = step(jax.random.key(t), state, res, batch)
     np.testing.assert_allclose(state.images, x, rtol=1e-4, atol=1e-4)
