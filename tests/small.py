@@ -72,9 +72,12 @@ def teacher_statistics(counts: tuple[int, ...] = tuple(COUNTS)) -> statistics.St
   return jax.device_get(collect(t.variables, *data))
 
 
-def feed(counts=COUNTS, teachers: int = 1) -> distil.Feed:
+def feed(counts=COUNTS, teachers: int = 1):
   data = train_data(counts)
   stats = teacher_statistics(tuple(int(n) for n in counts))
-  return distil.Feed(
-    (teacher().variables,) * teachers, data.images, data.labels, (stats,) * teachers
-  )
+  return {
+    "teachers": (teacher().variables,) * teachers,
+    "images": data.images,
+    "labels": data.labels,
+    "statistics": (stats,) * teachers,
+  }
