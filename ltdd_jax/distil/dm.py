@@ -16,14 +16,16 @@ import optax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 from ltdd_jax import models
+from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import dsa
 from ltdd_jax.distil import coreset, pixels
-from ltdd_jax.distil.base import Env, Method, check_choice
-from ltdd_jax.models import layers, taps
+from ltdd_jax.distil.base import Env, Method, Resources
+from ltdd_jax.models import taps
 
-Resources = Mapping[str, Any]
+VERSION = 1
+
 RealBatch = tuple[Int32[np.ndarray, "k r"], Float32[np.ndarray, "k r"]]  # rows; 0 for missing ones
 Views = tuple[Int[Array, " k"], Float[Array, "k 3"]] | None  # of each class, see `dsa.apply_op`
 
@@ -70,11 +72,11 @@ def dm(
   Raises:
     LtddError: an unknown network, operation or `init`, or a number out of range.
   """
-  layers.check_least("method 'dm'", 1, num_steps=num_steps, batch_real=batch_real)
-  layers.check_positive("method 'dm'", lr=lr)
+  check_at_least("method 'dm': ", 1, num_steps=num_steps, batch_real=batch_real)
+  check_at_least("method 'dm': ", 0, lr=lr)
   if not 0 <= momentum < 1:
     raise LtddError(f"method 'dm': momentum is {momentum}; expected 0 or more and less than 1")
-  check_choice("dm", "init", init, ("real", "noise"))
+  check_choice("method 'dm': init", init, ("real", "noise"))
   if augment is not None:
     dsa.check_strategy(augment)
   facts = {"num_classes": env.num_classes, "image_shape": env.image_shape}
@@ -106,10 +108,10 @@ def dm(
 
   def inputs(rng: np.random.Generator, t: int, host: Mapping[str, np.ndarray]) -> RealBatch:
     del t
-    return draw_rows(rng, host["labels"], env.num_classes, batch_real)
+    return draw_rows(rng, np.asarray(host["labels"]), env.num_classes, batch_real)
 
   needs = ("images", "labels")
-  options = {"batching": "joint", "inputs": inputs, "real_images": True}
+  options = {"batching": "joint", "inputs": inputs, "real_images": True, "dtype": "float32"}
   return Method(start, step, pixels.read, needs, num_steps, **options)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ltdd_jax import distil, models
 from ltdd_jax.data import augment, dsa
-from ltdd_jax.distil import dm
+from ltdd_jax.distil.dm import distance, dm, draw_rows, draw_views, real_means
 from tests import small
 from tests.reference import dm_ref as ref
 
@@ -35,7 +35,7 @@ def case(request):
     "views": (jnp.asarray([dsa.OPS.index(op) for op in OPS]), jnp.asarray(numbers)),
     "ref_views": list(zip(OPS, numbers, strict=True)),
     "real": small.images(len(labels)),
-    "x": dm.draw_rows(np.random.default_rng(0), labels, 5, SIZE),
+    "x": draw_rows(np.random.default_rng(0), labels, 5, SIZE),
     "images": draws.normal(size=(len(LABELS), *ENV.image_shape)).astype(np.float32),
   }
 
@@ -44,7 +44,7 @@ def case(request):
 def targets(case):
   wanted = jnp.isin(jnp.arange(5), LABELS)
   parts = (case["model"], case["views"], ENV, case["real"], case["x"])
-  means = jax.jit(lambda variables: dm.real_means(parts[0], variables, *parts[1:], wanted))
+  means = jax.jit(lambda variables: real_means(parts[0], variables, *parts[1:], wanted))
   return means(case["variables"])
 
 
@@ -72,7 +72,7 @@ def test_mean_features_of_real_images(case, targets):
 def test_loss_and_gradient(case, targets):
   images = case["images"]
   parts = tuple(case[name] for name in ("model", "variables", "views"))
-  loss_fn = jax.value_and_grad(lambda x: dm.distance(*parts, x, jnp.asarray(LABELS), targets))
+  loss_fn = jax.value_and_grad(lambda x: distance(*parts, x, jnp.asarray(LABELS), targets))
   loss, grads = jax.jit(loss_fn)(jnp.asarray(images))
   np.testing.assert_allclose(loss, ref_loss(case, images), rtol=1e-4)
   for seed in range(6):  # the slope in random directions
@@ -84,20 +84,20 @@ def test_loss_and_gradient(case, targets):
 def test_a_step_is_sgd_with_momentum_of_that_gradient(key):
   """v <- m v + g and x <- x - lr v, with networks and views drawn from the key of each step."""
   network = {"name": "convnet", "depth": 1, "width": 3, "norm": "instance"}
-  method = dm.dm(ENV, num_steps=2, lr=0.3, momentum=0.5, batch_real=SIZE, network=network)
+  method = dm(ENV, num_steps=2, lr=0.3, momentum=0.5, batch_real=SIZE, network=network)
   labels = np.repeat(np.arange(5), COUNTS).astype(np.int32)
   res = {"images": jnp.asarray(small.images(len(labels))), "labels": jnp.asarray(labels)}
-  state = method.init(key, distil.make_slots(np.array([2, 1, 1, 1, 1])), res)
+  state = method.init(key, distil.make_slots(5, slots_per_class=(2, 1, 1, 1, 1)), res)
   model = models.make_model(**network, num_classes=5, image_shape=ENV.image_shape)
 
   @jax.jit
   def gradient(key, x, batch):
     network_key, view_key = jax.random.split(key)
     variables = models.init_variables(model, network_key, ENV.image_shape)
-    views = dm.draw_views(view_key, dsa.STRATEGY, 5)
+    views = draw_views(view_key, dsa.STRATEGY, 5)
     every = jnp.ones(5, bool)
-    targets = dm.real_means(model, variables, views, ENV, res["images"], batch, every)
-    return jax.grad(lambda x: dm.distance(model, variables, views, x, state.labels, targets))(x)
+    targets = real_means(model, variables, views, ENV, res["images"], batch, every)
+    return jax.grad(lambda x: distance(model, variables, views, x, state.labels, targets))(x)
 
   x, velocity, step = np.asarray(state.images), 0.0, jax.jit(method.step)
   for t in range(2):

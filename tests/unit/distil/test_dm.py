@@ -8,7 +8,7 @@ import pytest
 from ltdd_jax import distil
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment
-from ltdd_jax.distil import dm
+from ltdd_jax.distil.dm import dm, draw_rows
 from tests import small
 
 NORMS = ("instance", "batch")
@@ -16,7 +16,11 @@ NORMS = ("instance", "batch")
 
 def make(norm="instance", **kwargs):
   network = {"name": "convnet", "depth": 1, "width": 4, "norm": norm}
-  return dm.dm(small.env(0), num_steps=3, **{"network": network, "batch_real": 8, **kwargs})
+  return dm(small.env(0), **{"network": network, "batch_real": 8, **kwargs})
+
+
+def slots_of(*counts):
+  return distil.make_slots(small.K, slots_per_class=counts)
 
 
 def resources(counts=small.COUNTS):
@@ -25,7 +29,7 @@ def resources(counts=small.COUNTS):
 
 
 def run(method, slots, res, steps=1, seed=0):
-  state = jax.jit(method.init)(jax.random.key(100), distil.make_slots(np.array(slots)), res)
+  state = jax.jit(method.init)(jax.random.key(100), slots_of(*slots), res)
   step, host = jax.jit(method.step), {"labels": np.asarray(res["labels"])}
   for t in range(steps):
     x = method.inputs(np.random.default_rng((seed, t)), t, host)
@@ -37,7 +41,7 @@ def test_rows_are_drawn_without_replacement_in_each_class():
   labels = np.array([2, 0, 0, 2, 0, 4, 2, 2, 0, 2], np.int32)  # 4 of class 0, 5 of 2, 1 of 4
   seen = set()
   for seed in range(20):
-    rows, weights = dm.draw_rows(np.random.default_rng(seed), labels, 6, 4)
+    rows, weights = draw_rows(np.random.default_rng(seed), labels, 6, 4)
     assert rows.dtype == np.int32
     assert weights.dtype == np.float32
     np.testing.assert_array_equal(weights.sum(1), [4, 0, 4, 0, 1, 0])
@@ -61,7 +65,7 @@ def test_rows_depend_on_the_generator_alone():
 def test_images_equal_to_the_real_ones_are_at_distance_zero_under_any_view(norm):
   """Since all images of a class, real and distilled, share their view."""
   method, res, host = make(norm), resources(), {"labels": small.train_data().labels}
-  state = method.init(jax.random.key(0), distil.make_slots(small.COUNTS), res)
+  state = method.init(jax.random.key(0), slots_of(*small.COUNTS), res)
   step = jax.jit(method.step)
   for seed in range(8):
     x = method.inputs(np.random.default_rng(seed), 0, host)
@@ -92,7 +96,7 @@ def test_a_class_with_neither_slots_nor_real_images():
 
 
 def test_starts_from_real_images_each_used_once():
-  slots = distil.make_slots(np.array([5, 2, 1]))
+  slots = slots_of(5, 2, 1)
   res = resources()
   start = np.asarray(make().init(jax.random.key(0), slots, res).images)
   real = np.asarray(augment.normalize(res["images"], small.SPEC.mean, small.SPEC.std))
@@ -102,7 +106,7 @@ def test_starts_from_real_images_each_used_once():
 
 
 def test_starts_from_noise():
-  slots = distil.make_slots(np.array([20, 20, 20]))
+  slots = slots_of(20, 20, 20)
   start = make(init="noise").init(jax.random.key(0), slots, resources()).images
   np.testing.assert_allclose(start.std(), 1, atol=0.05)
 
@@ -124,10 +128,11 @@ def test_means_come_closer():
 @pytest.mark.parametrize(
   ("kwargs", "message"),
   [
-    ({"batch_real": 0}, "'dm': batch_real=0; expected 1 or more"),
-    ({"lr": 0.0}, r"'dm': lr=0.0; expected a number above 0"),
+    ({"batch_real": 0}, "'dm': batch_real is 0; expected 1 or more"),
+    ({"num_steps": -5}, "'dm': num_steps is -5; expected 1 or more"),
+    ({"lr": -1.0}, r"'dm': lr is -1.0; expected 0 or more"),
     ({"momentum": 1.0}, r"momentum is 1.0; expected 0 or more and less than 1"),
-    ({"init": "rded"}, "init is 'rded'; expected one of real, noise"),
+    ({"init": "rded"}, "init is 'rded'; expected one of 'real', 'noise'"),
     ({"augment": "color_cutmix"}, "operation 'cutmix' is not known"),
     ({"network": {"name": "convnett"}}, "unknown model 'convnett'"),
     ({"network": {"depth": 3}}, "unknown model ''"),
