@@ -135,6 +135,6 @@ def _hidden(u: Float[Array, ""], side: int) -> jax.Array:
   return (first <= at) & (at <= last)
 
 
-def _whole(u: Float[Array, ""], low: int, high: int) -> Float[Array, ""]:
+def _whole(u: jax.Array, low: int, high: int) -> jax.Array:
   """A whole number, uniform on low..high."""
   return jnp.floor(u * (high - low + 1)) + low

@@ -26,7 +26,9 @@ from ltdd_jax.models import taps
 
 VERSION = 1
 
-RealBatch = tuple[Int32[np.ndarray, "k r"], Float32[np.ndarray, "k r"]]  # rows; 0 for missing ones
+RealBatch = tuple[  # rows, and weights: 0 where the class has no further image
+  Int32[Array | np.ndarray, "k r"], Float32[Array | np.ndarray, "k r"]
+]
 Views = tuple[Int[Array, " k"], Float[Array, "k 3"]] | None  # of each class, see `dsa.apply_op`
 
 CONVNET = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
@@ -79,8 +81,9 @@ def dm(
   check_choice("method 'dm': init", init, ("real", "noise"))
   if augment is not None:
     dsa.check_strategy(augment)
-  facts = {"num_classes": env.num_classes, "image_shape": env.image_shape}
-  model = models.make_model(**{"name": "", **network}, **facts)
+  model = models.make_model(
+    **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
+  )
   tx = optax.sgd(lr, momentum)
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> pixels.PixelState:
@@ -104,15 +107,23 @@ def dm(
     loss, grads = jax.value_and_grad(loss_fn)(state.images)
     updates, opt_state = tx.update(grads, state.opt_state)
     images = optax.apply_updates(state.images, updates)
-    return state.replace(step=state.step + 1, images=images, opt_state=opt_state), {"loss": loss}
+    return pixels.PixelState(state.step + 1, images, state.labels, opt_state), {"loss": loss}
 
   def inputs(rng: np.random.Generator, t: int, host: Mapping[str, np.ndarray]) -> RealBatch:
     del t
     return draw_rows(rng, np.asarray(host["labels"]), env.num_classes, batch_real)
 
-  needs = ("images", "labels")
-  options = {"batching": "joint", "inputs": inputs, "real_images": True, "dtype": "float32"}
-  return Method(start, step, pixels.read, needs, num_steps, **options)
+  return Method(
+    start,
+    step,
+    pixels.read,
+    needs=("images", "labels"),
+    num_steps=num_steps,
+    batching="joint",
+    inputs=inputs,
+    real_images=True,
+    dtype="float32",
+  )
 
 
 def draw_rows(
@@ -189,7 +200,7 @@ def embed(
     return taps.features(model, variables, images)[1]
   found = []
 
-  def intercept(call, args, kwargs, context):
+  def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     if isinstance(context.module, nn.BatchNorm):
       kwargs = kwargs | {"mask": counted.reshape(-1, *[1] * (args[0].ndim - 1))}
     if isinstance(context.module, nn.Dense):

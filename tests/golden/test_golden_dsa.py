@@ -43,9 +43,9 @@ def test_each_operation(name, channels):
 
 @pytest.mark.parametrize("name", dsa.OPS)
 def test_gradient_is_that_of_finite_differences(name):
-  x, u = images(1)[0], np.float32([0.3, 0.6, 0.8])
+  x, u = images(1)[0], jnp.asarray([0.3, 0.6, 0.8])
   weights = np.random.RandomState(1).normal(size=x.shape)
-  f = lambda x: (np.square(ref.apply(name, x, u)) * weights).sum()
+  f = lambda x: (np.square(ref.apply(name, x, np.asarray(u))) * weights).sum()
   op = jnp.asarray(dsa.OPS.index(name))
   g = jax.grad(lambda x: (jnp.square(dsa.apply_op(x, op, u)) * weights).sum())(jnp.asarray(x))
   for at in [(0, 0, 0), (4, 5, 1), (8, 11, 2), (3, 9, 0)]:
@@ -74,7 +74,7 @@ def test_one_operation_for_the_batch_and_strengths_for_each_image(key):
     want = [
       ref.apply(dsa.OPS[op], image, u) for image, u in zip(x, np.asarray(numbers), strict=True)
     ]
-    got = dsa.dsa(k, x, strategy="crop_rotate_color")
+    got = dsa.dsa(k, jnp.asarray(x), strategy="crop_rotate_color")
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
     assert len(np.unique(numbers)) == 18
   assert seen == {"crop", "rotate", "color"}
@@ -90,4 +90,4 @@ def test_numbers_spread_over_all_shifts_alike():
 @pytest.mark.parametrize("strategy", ["colour_crop", "", "crop__flip"])
 def test_an_operation_that_does_not_exist(key, strategy):
   with pytest.raises(LtddError, match=r"is not known; expected names joined by '_', such as 'col"):
-    dsa.dsa(key, images(), strategy=strategy)
+    dsa.dsa(key, jnp.asarray(images()), strategy=strategy)

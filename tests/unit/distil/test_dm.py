@@ -20,7 +20,7 @@ def make(norm="instance", **kwargs):
 
 
 def slots_of(*counts):
-  return distil.make_slots(small.K, slots_per_class=counts)
+  return distil.make_slots(small.K, slots_per_class=[int(n) for n in counts])
 
 
 def resources(counts=small.COUNTS):
