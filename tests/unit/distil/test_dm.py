@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import methods
 from ltdd_jax import distil
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment
@@ -123,6 +124,13 @@ def test_means_come_closer():
   _, first = run(method, (2, 2, 2), resources())
   _, last = run(method, (2, 2, 2), resources(), steps=40)
   assert last < 0.2 * first
+
+
+def test_published_settings():
+  few, many = (methods.dm("cifar10", ipc).method for ipc in (50, 100))
+  assert (few["lr"], many["lr"], few["num_steps"]) == (1.0, 10.0, 20_000)
+  assert few["augment"] == "color_crop_cutout_flip_scale_rotate"
+  assert methods.dm("mnist", 10).method["augment"] == "color_crop_cutout_scale_rotate"
 
 
 @pytest.mark.parametrize(
