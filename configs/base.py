@@ -182,11 +182,14 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
 def small_networks(
   config: ConfigDict, *, depth: int, width: int, student_norm: str = "instance"
 ) -> None:
-  """Puts a ConvNet with batch norm in the teacher's place and another in the student's."""
+  """Puts a ConvNet with batch norm in the teacher's place, and others in student's and methods'."""
   net = {"name": "convnet", "depth": depth, "width": width}
   config.teacher.models = {"teacher": net | {"norm": "batch"}}
   config.student.model = net | {"norm": student_norm}
   config.distil.teachers = None
+  for method in config.distil.methods.values():
+    if "network" in method:
+      method.network = net | {"norm": "instance"}
 
 
 def shrink(config: ConfigDict, **values: Any) -> None:

@@ -40,7 +40,7 @@ def get_config(arg: str | None = None):
   base.limit_steps(config, 300)
   roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
   for method in config.distil.methods.values():  # no flips, and shifts that fit 8x8 images
-    if "augment" in method:
+    if "augment" in method and method.name != "dm":
       method.augment = (roll,)
   if "edc" in config.distil.methods:
     with config.ignore_type():  # in place of a name
