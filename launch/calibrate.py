@@ -36,7 +36,6 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides logits before the
 _KIND = flags.DEFINE_string("kind", "probabilities", "what to write: probabilities or logits")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "of what is written: float16 or float32")
 _SMOOTHING = flags.DEFINE_float("smoothing", 0.0, "training images to add to every class")
-_CHUNK_SIZE = flags.DEFINE_integer("chunk_size", None, "rows of a block; by default 1M logits")
 _PLOT = flags.DEFINE_string("plot", None, "PNG of the curve of tau and of class confidences")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace files that are there")
 _DRY_RUN = flags.DEFINE_bool(  # launch.main has one too, of the same meaning
@@ -74,7 +73,7 @@ def _run() -> None:
     _LOGITS.value, _LABELS.value, _COUNTS.value, out=_OUT.value, calibrator=_CALIBRATOR.value,
     calibrator_args=interop.parse_args(_ARGS.value), target_prior=_TARGET_PRIOR.value,
     temperature=_TEMPERATURE.value, kind=_KIND.value, dtype=_DTYPE.value,
-    smoothing=_SMOOTHING.value, chunk_size=_CHUNK_SIZE.value, overwrite=_OVERWRITE.value,
+    smoothing=_SMOOTHING.value, overwrite=_OVERWRITE.value,
   )  # fmt: skip
   if _DRY_RUN.value:
     print(calibration.describe_job(job))

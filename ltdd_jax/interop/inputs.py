@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.adsa import Rows
+from ltdd_jax.calibrate import base
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.interop import read
 
@@ -67,82 +69,76 @@ def open_vector(value: Any, wanted: str) -> tuple[str, np.ndarray]:
 # ---- labels ----
 
 
-def check_labels(text: str, labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns labels (n,) or (..., n) as int32 if they are classes of logits of that shape.
+def check_labels(text: str, labels: np.ndarray, source: Any) -> np.ndarray:
+  """Returns labels (n,) or (..., n) if they are classes of logits (..., n, k).
 
   Raises:
-    LtddError: floats, one-hot rows, another shape, a class outside [0, k).
+    LtddError: floats, one-hot rows, another shape, a class outside [0, k), one class only.
   """
-  lead, n, k = shape[:-1], shape[-2], shape[-1]
-  if labels.ndim >= 2 and labels.shape[-2:] == (n, k):
+  n, k = source.shape[-2:]
+  if labels.shape[-2:] == (n, k):
     raise LtddError(
       f"{text}: shape {labels.shape}, a row for each image: these look one-hot (or soft). "
       "Expected the number of the class: save labels.argmax(-1)."
     )
-  if not labels.size:
-    raise LtddError(f"{text}: no numbers; expected the classes of {n} images.")
-  _check_integers(text, labels)
   if labels.size == n:  # a column, or a list that is wrapped
     labels = labels.reshape(n)
-  if labels.shape not in (lead, lead[-1:]):
-    shapes = " or ".join(str(s) for s in dict.fromkeys((lead[-1:], lead)))
-    raise LtddError(f"{text}: shape {labels.shape}; logits of shape {shape} need {shapes}.")
-  _check_classes(text, labels.reshape(-1), k)
-  return labels.astype(np.int32).reshape(lead if labels.shape == lead else lead[-1:])
-
-
-def _check_integers(text: str, labels: np.ndarray) -> None:
-  if labels.dtype.kind == "f":
-    whole = bool(np.all(labels == np.floor(labels)))  # false for NaN, too
-    advice = (
-      "They are whole numbers: save labels.astype(int)."
-      if whole
-      else "Expected the number of the class that each image was distilled for."
-    )
+  if labels.dtype.kind == "f" and labels.size and np.all(labels == np.floor(labels)):
     few = ", ".join(f"{x:g}" for x in labels.reshape(-1)[:4])
-    raise LtddError(f"{text}: {labels.dtype} ({few}, ...); expected integers. {advice}")
-  if labels.dtype.kind not in "iu":
-    raise LtddError(f"{text}: {labels.dtype}; expected integers, the class of each row.")
-
-
-def _check_classes(text: str, flat: np.ndarray, k: int) -> None:
-  bad = (flat < 0) | (flat >= k)
-  if not bad.any():
-    return
-  if flat.min() == 1 and flat.max() == k:
+    raise LtddError(
+      f"{text}: {labels.dtype} ({few}, ...); expected integers. They are whole numbers: save "
+      "labels.astype(int)."
+    )
+  if labels.dtype.kind in "iu" and labels.size and (labels.min(), labels.max()) == (1, k):
     raise LtddError(
       f"{text}: labels start at 1 and end at {k}; expected classes from 0 to {k - 1}. Save "
-      "labels - 1, and check that class_counts begins with the same class."
+      "labels - 1, and check that the counts begin with the same class."
     )
-  i = int(np.argmax(bad))
-  raise LtddError(
-    f"{text}: label {flat[i]} (number {i}) is outside [0, {k}), the classes of the logits."
-  )
+  with base.named(text):
+    Rows(source, labels)
+  return labels
 
 
 # ---- counts and priors ----
 
 
-def check_counts(text: str, counts: np.ndarray, k: int, labels_size: int) -> np.ndarray:
+def check_counts(
+  text: str, counts: np.ndarray, k: int, labels_size: int, smoothing: float
+) -> np.ndarray:
   """Returns the training images of each class (k,) as float64, or numbers proportional to them.
 
+  Args:
+    text: what messages call them.
+    counts: one for each class.
+    k: classes of the logits.
+    labels_size: of the labels, which are easily given in the place of counts.
+    smoothing: added to every count.
+
   Raises:
-    LtddError: another number of classes, negative or other numbers.
+    LtddError: another number of classes, negative or other numbers, a class without an image.
   """
-  if counts.size == k:  # a column, or a list that is wrapped
-    counts = counts.reshape(k)
+  base.check_number("calibrate_logits", "smoothing", smoothing)
   if counts.dtype.kind not in "iuf":
     raise LtddError(f"{text}: {counts.dtype}; expected numbers of training images.")
-  if counts.shape != (k,):
+  if counts.size != k:
     raise LtddError(
       f"{text}: shape {counts.shape}; logits of {k} classes need ({k},), the number of training "
       f"images of each class. {_advice_on_counts(counts, k, labels_size)}".rstrip()
     )
-  counts = counts.astype(np.float64)
-  bad = ~((counts >= 0) & (counts < np.inf))
-  if bad.any():
-    c = int(np.argmax(bad))
-    raise LtddError(f"{text}: class {c} has {counts[c]:g}; expected a number of training images.")
+  counts = counts.astype(np.float64).reshape(k)  # maybe a column, or a list that is wrapped
+  bad = np.flatnonzero(~((counts >= 0) & (counts < np.inf)))
+  if bad.size:
+    raise LtddError(
+      f"{text}: class {bad[0]} has {counts[bad[0]]:g}; expected a number of training images."
+    )
+  counts = counts + smoothing
+  empty = np.flatnonzero(counts == 0)
+  if empty.size:
+    others = f" (and {empty.size - 1} more)" if empty.size > 1 else ""
+    raise LtddError(
+      f"{text}: class {empty[0]}{others} has 0 training images, so its log frequency is minus "
+      "infinity. Use smoothing=1, which adds an image to every class, or leave the class out."
+    )
   return counts
 
 
@@ -154,21 +150,6 @@ def _advice_on_counts(counts: np.ndarray, k: int, labels_size: int) -> str:
   if counts.ndim == 2 and k in counts.shape:
     return "This is a table: keep the column (or line) with the counts."
   return ""
-
-
-def smooth(text: str, counts: np.ndarray, smoothing: float) -> np.ndarray:
-  """Adds `smoothing` to every count; raises LtddError if a class has no training image even so."""
-  if not 0 <= smoothing < math.inf:
-    raise LtddError(f"smoothing is {smoothing}; expected a number of images, 0 or more.")
-  counts = counts + smoothing
-  empty = np.flatnonzero(counts == 0)
-  if empty.size:
-    others = f" (and {empty.size - 1} more)" if empty.size > 1 else ""
-    raise LtddError(
-      f"{text}: class {empty[0]}{others} has 0 training images, so its log frequency is minus "
-      "infinity. Use smoothing=1, which adds an image to every class, or leave the class out."
-    )
-  return counts
 
 
 def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
@@ -185,15 +166,11 @@ def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
     )
   near = 1e-3 if prior.dtype == np.float16 else 1e-4
   prior = prior.astype(np.float64).reshape(k)
-  bad = ~((prior > 0) & (prior < np.inf))
-  if bad.any():
-    c = int(np.argmax(bad))
+  total, c = prior.sum(), int(np.argmin(prior))
+  if not (prior[c] > 0 and abs(total - 1) <= near):
     raise LtddError(
-      f"{text}: class {c} has {prior[c]:g}; expected a frequency above 0. For a class that never "
-      "occurs, give a small number."
+      f"{text}: class {c} has {prior[c]:g}, and the sum is {total:.6g}; expected frequencies above "
+      f"0 (a small number for a class that never occurs) with a sum of 1 within {near:g}. Save "
+      "prior / prior.sum()."
     )
-  if abs(prior.sum() - 1) > near:
-    raise LtddError(
-      f"{text}: sums to {prior.sum():.6g}; expected 1 within {near:g}. Save prior / prior.sum()."
-    )
-  return prior / prior.sum()
+  return prior / total

@@ -28,7 +28,6 @@ from ltdd_jax.interop import number_lists
 
 ARRAYS = (".npy", ".npz", ".safetensors")
 TEXTS = (".txt", ".csv", ".json")
-_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _SPLIT = re.compile(
   r"(.*?(?:{}))(?::(.*))?".format("|".join(map(re.escape, (*ARRAYS, *TEXTS)))), re.IGNORECASE
 )
@@ -95,15 +94,10 @@ def _check_suffix(name: Name) -> None:
   known = ARRAYS if name.wanted == "logits" else (*ARRAYS, *TEXTS)
   if name.suffix in known:
     return
-  if name.suffix in _PICKLES:
-    raise LtddError(
-      f"{name.text}: {name.suffix} files are pickles, which run code when they are read, and are "
-      "refused. In PyTorch, save the tensor as an array: "
-      'np.save("z.npy", tensor.detach().cpu().float().numpy())'
-    )
   raise LtddError(
     f"{name.text}: {name.suffix or 'a file without extension'} is not read; expected one of "
-    f"{' '.join(known)} for the {name.wanted}. Save the array: np.save('z.npy', array)"
+    f"{' '.join(known)} for the {name.wanted} (pickles run code and are refused). Save an array: "
+    'np.save("z.npy", tensor.detach().cpu().float().numpy())'
   )
 
 
@@ -120,24 +114,16 @@ def local(path: epath.Path, text: str) -> str:
 
 def _choose(name: Name, present: Sequence[str]) -> str:
   """Which of the arrays in a file is meant; raises LtddError that lists what is there."""
-  listed = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
-  if name.key is not None:
-    if name.key in present:
-      return name.key
-    hint = config.suggest(name.key, present)
-    raise LtddError(
-      f"{name.text}: {name.path.name} has no {name.key!r}. {hint}{' ' if hint else ''}"
-      f"It holds: {listed or 'nothing'}."
-    )
-  if name.wanted in present:
-    return name.wanted
-  if len(present) == 1:
+  wanted = name.key or name.wanted
+  if wanted in present:
+    return wanted
+  if name.key is None and len(present) == 1:
     return present[0]
-  if not present:
-    raise LtddError(f"{name.text}: {name.path.name} holds no array; expected the {name.wanted}.")
+  hint = config.suggest(wanted, present)
+  listed = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
   raise LtddError(
-    f"{name.text}: {name.path.name} holds several arrays ({listed}), none called "
-    f"{name.wanted!r}. Say which: {name.text}:NAME"
+    f"{name.text}: {name.path.name} has no array {wanted!r}. {hint}{' ' if hint else ''}"
+    f"It holds: {listed or 'nothing'}. Say which: {name.path}:NAME"
   )
 
 

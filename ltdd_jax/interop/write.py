@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 from etils import epath
 
-from ltdd_jax.core import config, files
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.interop import read
 
@@ -46,8 +46,7 @@ def check_target(
   if path.suffix not in formats:
     raise LtddError(f"{here}; expected a name that ends in {' or '.join(formats)}.")
   if not path.parent.is_dir():
-    near = _suggest_folder(path.parent)
-    raise LtddError(f"{here}, but there is no folder {path.parent}. {near}Make it first.")
+    raise LtddError(f"{here}, but there is no folder {path.parent}. Make it first.")
   if not os.access(path.parent, os.W_OK):
     raise LtddError(f"{here}, in a folder that may not be written; expected another one.")
   if any(path.resolve() == other.resolve() for other in inputs):
@@ -58,13 +57,6 @@ def check_target(
     raise LtddError(f"{here}, which is there already. Use another name, or overwrite.")
   files.check_space(f"file {path}", path.parent, need + _SLACK)
   return path
-
-
-def _suggest_folder(folder: pathlib.Path) -> str:
-  if not folder.parent.is_dir():
-    return ""
-  near = config.suggest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()])
-  return f"{near} " if near else ""
 
 
 def write(
