@@ -81,15 +81,17 @@ def check_labels(text: str, labels: np.ndarray, source: Any) -> np.ndarray:
       f"{text}: shape {labels.shape}, a row for each image: these look one-hot (or soft). "
       "Expected the number of the class: save labels.argmax(-1)."
     )
+  if not labels.size:
+    raise LtddError(f"{text}: no numbers; expected the classes of {n} images.")
   if labels.size == n:  # a column, or a list that is wrapped
     labels = labels.reshape(n)
-  if labels.dtype.kind == "f" and labels.size and np.all(labels == np.floor(labels)):
+  if labels.dtype.kind == "f" and np.all(labels == np.floor(labels)):
     few = ", ".join(f"{x:g}" for x in labels.reshape(-1)[:4])
     raise LtddError(
       f"{text}: {labels.dtype} ({few}, ...); expected integers. They are whole numbers: save "
       "labels.astype(int)."
     )
-  if labels.dtype.kind in "iu" and labels.size and (labels.min(), labels.max()) == (1, k):
+  if labels.dtype.kind in "iu" and (labels.min(), labels.max()) == (1, k):
     raise LtddError(
       f"{text}: labels start at 1 and end at {k}; expected classes from 0 to {k - 1}. Save "
       "labels - 1, and check that the counts begin with the same class."

@@ -14,7 +14,6 @@ from ltdd_jax.calibrate import base
 from ltdd_jax.core import config
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.interop import inputs, read, write
-from ltdd_jax.labels import store as label_store
 
 KINDS = ("probabilities", "logits")
 DTYPES = ("float16", "float32")
@@ -98,7 +97,7 @@ def prepare(
     counts=inputs.check_counts(counts_text, n, k, y.size, smoothing),
     name=calibrator,
     args=args,
-    calibrator=_make(calibrator, args, source),
+    calibrator=_make(calibrator, args, k),
     temperature=float(temperature),
     kind=kind,
     dtype=np.dtype(dtype),
@@ -137,17 +136,15 @@ def _target_argument(name: str, args: Mapping[str, Any], target: Any, k: int) ->
   return prior.tolist()
 
 
-def _make(name: str, args: Mapping[str, Any], source: Any) -> calibrate.Calibrator:
-  """The calibrator, if it goes with the logits."""
+def _make(name: str, args: Mapping[str, Any], k: int) -> calibrate.Calibrator:
+  """The calibrator, if it needs no student and goes with k classes."""
   if name in calibrate.WITH_STUDENT:
     raise LtddError(
       f"calibrator {name!r} looks at a student, which files of labels do not have. Calibrate "
       "with 'adsa', train a student, and take off what it still has: docs/any_framework.md"
     )
-  made, k = calibrate.make_calibrator(name, **args), source.shape[-1]
+  made = calibrate.make_calibrator(name, **args)
   calibrate.check_classes(made, k)
-  if isinstance(source, label_store.LabelStore):
-    calibrate.check_encoding(f"calibrator {name!r}", made, source.encoding, k)
   return made
 
 

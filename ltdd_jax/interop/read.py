@@ -138,24 +138,25 @@ def array_of(name: Name) -> np.ndarray:
     if name.suffix == ".safetensors":
       with safetensors.safe_open(local(name.path, name.text), "numpy") as file:
         return file.get_tensor(_choose(name, list(file.keys())))
-    found = _load(name, name.path)
+    with name.path.open("rb") as file:
+      found = _load(name, file)
     return found.astype(found.dtype.newbyteorder("="), copy=False)
 
 
 def rows_of(name: Name) -> Any:
   """A row source of an array; an .npy file is a memory map, an .npz file is read whole."""
+  if name.suffix == ".npz":
+    return ArraySource(array_of(name))
+  path = local(name.path, name.text)
   with _explained(name):
-    if name.suffix == ".npz":
-      return ArraySource(_load(name, name.path))
-    path = local(name.path, name.text)
     if name.suffix == ".npy":
       return ArraySource(_load(name, path, mmap_mode="r"))
     file = safetensors.safe_open(path, "numpy")
     return SliceSource(file.get_slice(_choose(name, list(file.keys()))))
 
 
-def _load(name: Name, path: Any, **options: Any) -> np.ndarray:
-  stored = np.load(path, allow_pickle=False, **options)
+def _load(name: Name, file: Any, **options: Any) -> np.ndarray:
+  stored = np.load(file, allow_pickle=False, **options)
   if isinstance(stored, np.lib.npyio.NpzFile):
     with stored:
       stored = stored[_choose(name, stored.files)]
@@ -172,10 +173,15 @@ def _explained(name: Name) -> Iterator[None]:
     yield
   except LtddError:
     raise
+  except AttributeError as error:  # of safetensors, for float8 and the like
+    raise LtddError(
+      f"{name.text} has a type that NumPy lacks ({number_lists.brief(error)}): convert the tensor "
+      "to float32."
+    ) from error
   except _DAMAGE as error:
     if name.suffix in TEXTS:
       raise LtddError(f"{name.text}: no list of numbers: {number_lists.brief(error)}.") from error
-    if re.search("pickle|object arrays|python objects", str(error), re.IGNORECASE):
+    if re.search("pickled|object arrays|python objects", str(error), re.IGNORECASE):
       raise LtddError(
         f"{name.text} holds no array of numbers, but Python objects (a pickle), which run code "
         "when they are read, and is refused. Save numbers: np.save(file, array.astype(np.float32))"
