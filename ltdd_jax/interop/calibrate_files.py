@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import calibrate
-from ltdd_jax.adsa import Rows
 from ltdd_jax.artefacts import provenance
-from ltdd_jax.calibrate import base, streaming
+from ltdd_jax.calibrate import base
+from ltdd_jax.calibrate.streaming import Rows, ahead
 from ltdd_jax.core import config
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
@@ -127,7 +127,7 @@ def _blocks(
   """
   step = jax.jit(functools.partial(_step, calibrated, job.temperature))
   parts = ((start, skip, y, step(z, y)) for start, skip, z, y in rows.chunks())
-  for start, skip, y, (labels, of_class, finite) in streaming.ahead(parts):
+  for start, skip, y, (labels, of_class, finite) in ahead(parts):
     if not np.all(finite):
       index = map(int, np.unravel_index(start + int(np.argmin(finite)), rows.lead))
       raise LtddError(f"{job.text}: row {[*index]} is the first one with a NaN or infinite value.")

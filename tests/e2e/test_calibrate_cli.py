@@ -126,7 +126,7 @@ def test_an_error_in_a_file_too(folder, tmp_path):
   np.save(folder / "short.npy", np.arange(7))
   done = run(folder, f"--out={tmp_path / 'o.npz'}", inputs=("z.npy", "short.npy", "n.npy"))
   assert done.returncode == 2
-  assert re.fullmatch(r"error: labels .*short\.npy: shape \(7,\); .*\n", done.stderr)
+  assert re.fullmatch(r"error: labels .*short\.npy: labels have shape \(7,\); .*\n", done.stderr)
 
 
 # ---- memory ----
