@@ -125,7 +125,7 @@ def _blocks(
   Raises:
     LtddError: a row that is not finite, or labels that the dtype cannot hold.
   """
-  step = jax.jit(functools.partial(_step, calibrated, job.temperature))
+  step = jax.jit(functools.partial(_step, job, calibrated))
   parts = ((start, skip, y, step(z, y)) for start, skip, z, y in rows.chunks())
   for start, skip, y, (labels, of_class, finite) in ahead(parts):
     if not np.all(finite):
@@ -133,17 +133,17 @@ def _blocks(
       raise LtddError(f"{job.text}: row {[*index]} is the first one with a NaN or infinite value.")
     for total, p in zip(sums, np.asarray(of_class, np.float64), strict=True):
       total += np.bincount(y[skip:], p[skip:], rows.k)
-    yield _stored(job, start, np.asarray(labels[job.kind]))[skip:]
+    yield _stored(job, start, np.asarray(labels))[skip:]
 
 
 def _step(
-  calibrated: Callable[[jax.Array], jax.Array], temperature: float, z: jax.Array, y: jax.Array
-) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-  """Labels (r, k) of either kind, true-class probabilities before and after (2, r), finite (r,)."""
+  job: Job, calibrated: Callable[[jax.Array], jax.Array], z: jax.Array, y: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Labels (r, k), true-class probabilities before and after (2, r), whether finite (r,)."""
   z = z.astype(jnp.float32)
   out = calibrated(z)
+  labels = out if job.kind == "logits" else jax.nn.softmax(out / job.temperature)
   of_class = lambda x: jnp.take_along_axis(jax.nn.softmax(x), y[:, None], 1)[:, 0]
-  labels = {"logits": out, "probabilities": jax.nn.softmax(out / temperature)}
   return labels, jnp.stack([of_class(z), of_class(out)]), jnp.isfinite(z).all(1)
 
 
