@@ -63,8 +63,7 @@ def run(job: Job) -> Calibration:
   log_prior = longtail.log_prior(job.counts)
   params = job.calibrator.fit(job.source, job.labels, log_prior)
   report = job.calibrator.report(params)
-  with base.named("calibrate_logits"):
-    rows = Rows(job.source, job.labels)
+  rows = Rows(job.source, job.labels)
   sums = np.zeros((2, rows.k))
   blocks = _blocks(job, rows, lambda z: job.calibrator.apply(params, z, log_prior), sums)
   finished = lambda: _finished(job, report, sums / np.where(rows.counts, rows.counts, np.nan))
@@ -100,7 +99,7 @@ def _beside(job: Job, found: Calibration) -> dict[str, np.ndarray]:
     "versions": provenance.versions(),
   }
   return {
-    "tau": np.float64(found.tau),
+    "tau": np.asarray(found.tau),
     "class_confidence_before": found.confidence_before,
     "class_confidence_after": found.confidence_after,
     "class_counts": found.class_counts,

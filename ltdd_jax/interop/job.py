@@ -164,7 +164,7 @@ def parse_args(text: str | None) -> dict[str, Any]:
     call = ast.parse(f"f({text or ''})", mode="eval").body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
       raise ValueError("no keywords")
-    pairs = [(k.arg, _literal(k.value)) for k in call.keywords]
+    pairs = [(str(k.arg), _literal(k.value)) for k in call.keywords]
   except (ValueError, SyntaxError) as error:
     raise LtddError(
       f"calibrator arguments {text!r}: expected key=value, separated by commas, such as "

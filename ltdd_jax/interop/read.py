@@ -181,6 +181,11 @@ def _explained(name: Name) -> Iterator[None]:
   except _DAMAGE as error:
     if name.suffix in TEXTS:
       raise LtddError(f"{name.text}: no list of numbers: {number_lists.brief(error)}.") from error
+    if isinstance(error, MemoryError) and name.suffix == ".npz":
+      raise LtddError(
+        f"{name.text} does not fit into memory, or is damaged: {number_lists.brief(error)}. Save "
+        "large logits as .npy or .safetensors, of which a few rows are read at a time."
+      ) from error
     if re.search("pickled|object arrays|python objects", str(error), re.IGNORECASE):
       raise LtddError(
         f"{name.text} holds no array of numbers, but Python objects (a pickle), which run code "

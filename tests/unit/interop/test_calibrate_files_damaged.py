@@ -141,3 +141,13 @@ def test_files_with_wrong_bytes_are_read_or_refused(tmp_path, form):
       refusals.append(str(error))
   assert 50 < len(refusals) < 300
   assert max(map(len, refusals)) < 600
+
+
+def test_archives_larger_than_memory(tmp_path, monkeypatch):
+  name = save(tmp_path, "npz", LOGITS)
+
+  def full(*args, **kwargs):
+    raise MemoryError("Unable to allocate 3 TiB")
+
+  monkeypatch.setattr(np, "load", full)
+  refused(r"z\.npz does not fit into memory.*3 TiB\. Save large logits as \.npy", name)
