@@ -22,7 +22,8 @@ COMMANDS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     (("digits_lt.py", "digits_lt.py:preset=smoke,calibrators=plain+adsa"),),
     (),
   ),
-  "python -m launch.main --config configs/folder_lt.py:path=my/images,size=32 --workdir runs/mine": (
+  "python -m launch.main --config configs/folder_lt.py:path=my/images,size=32 "
+  "--workdir runs/mine": (
     (("size=32", "size=8,preset=smoke,calibrators=plain,method=random"),),
     ("--config.data.num_test=4",),
   ),

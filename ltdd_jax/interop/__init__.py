@@ -4,9 +4,10 @@
     done = calibrate_logits("z.npy", "y.npy", "n.npy", out="labels.npz")
     done = calibrate_logits(logits, labels, counts)      # arrays; done.soft_labels is one
 
-`python -m launch.calibrate` is the same as a command; `docs/any_framework.md` starts from a torch
-tensor. Logits are read and labels written block by block: memory beyond the page cache is that of a
-few blocks of a million logits, the labels' class of each row, and programs, however long the file.
+`python -m launch.calibrate` is the same as a command; `docs/how-to/calibrate_logits.md` starts
+from a torch tensor. Logits are read and labels written block by block: memory beyond the page
+cache is that of a few blocks of a million logits, the labels' class of each row, and programs,
+however long the file.
 
     names.py      "store.npz:logits": which array of which file
     arrays.py     .npy, .npz, .safetensors and raw files, as memory maps where possible

@@ -147,7 +147,8 @@ def prepare(
   if calibrator in calibrate.WITH_STUDENT:
     raise LtddError(
       f"calibrator {calibrator!r} looks at a student, which files of labels do not have. Calibrate "
-      "with 'adsa', train a student, and take off what it still has: docs/any_framework.md"
+      "with 'adsa', train a student, and take off what it still has: "
+      "docs/how-to/calibrate_logits.md"
     )
   args = dict(calibrator_args or {})
   if target_prior is not None:
