@@ -8,7 +8,7 @@ import re
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
-ONE_SEED = "--config.student.num_seeds=1"
+FAST = ("--config.student.num_seeds=1", "--config.student.hard_labels=False")
 
 # Command -> (old, new) pairs that make it small, and flags that are added to it. The installation
 # is not run here, since it needs a network: its extras are looked up, and `.ci/run` installs.
@@ -21,17 +21,17 @@ COMMANDS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
   ),
   "python -m launch.main --config configs/digits_lt.py --workdir runs/digits": (
     (("digits_lt.py", "digits_lt.py:preset=smoke,calibrators=plain+adsa"),),
-    (ONE_SEED,),
+    FAST,
   ),
   "python -m launch.main --config configs/folder_lt.py:path=my/images,size=32 "
   "--workdir runs/mine": (
     (("size=32", "size=8,preset=smoke,calibrators=plain,method=random"),),
-    ("--config.data.num_test=4", ONE_SEED),
+    ("--config.data.num_test=4", *FAST[:1]),
   ),
   "python -m launch.main --config configs/cifar10_lt.py:method=edc,imbalance=100,ipc=10,preset=cpu "
   "--workdir runs/edc": (
     (("preset=cpu", "preset=smoke,calibrators=plain"), ("imbalance=100", "imbalance=4")),
-    ("--config.data.name=npz:cifar10.npz", "--config.data.num_test=20", ONE_SEED),
+    ("--config.data.name=npz:cifar10.npz", "--config.data.num_test=20", *FAST),
   ),
 }
 
