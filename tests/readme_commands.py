@@ -36,9 +36,9 @@ COMMANDS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
 }
 
 
-def blocks(language: str) -> list[str]:
-  """The code blocks of the README in a language, in their order."""
-  return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.S | re.M)
+def blocks(language: str, page: pathlib.Path = README) -> list[str]:
+  """The code blocks of a page in a language, in their order."""
+  return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.S | re.M)
 
 
 def commands() -> list[str]:

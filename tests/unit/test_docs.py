@@ -86,3 +86,9 @@ def test_pages_that_the_code_names_are_there():
     for path in (ROOT / folder).rglob("*.py"):
       for name in re.findall(r"\bdocs/[\w/-]*\w\.md\b", path.read_text()):
         assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}"
+
+
+def test_python_snippets_compile():
+  for page in PAGES:
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M):
+      compile(block, str(page), "exec")
