@@ -5,8 +5,8 @@ for a set without any. Where paper and released code differ the paper's value is
 in `ltdd_jax.distil` name the released one. Arguments that are not here have the factories'
 defaults, which `base` fills in, so that a config shows all that runs and any of them can be
 changed. Constants of normalisation are the data set's own, and images are stored without loss
-(docs/methods.md has the released ones). What has no published value for the data set is marked
-"ours".
+(docs/reference/methods.md has the released ones). What has no published value for the data set is
+marked "ours".
 """
 
 from collections.abc import Callable

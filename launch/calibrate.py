@@ -2,7 +2,7 @@
 
     python -m launch.calibrate --logits z.npy --labels y.npy --counts n.npy --out labels.npz
 
-`docs/any_framework.md` says what the files may be, and what comes out.
+`docs/how-to/calibrate_logits.md` says what the files may be, and what comes out.
 """
 
 import logging as std_logging

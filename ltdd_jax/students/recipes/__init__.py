@@ -6,8 +6,8 @@
 
 `config.student.recipe` records the name and the version, "rd3@1"; a run says what it changed. A
 recipe's constants never change under one version (a test holds their digest). They come from the
-published code of each method, listed with what we differ in docs/recipes.md. Where paper and
-released code differ the paper counts, and `:released` asks for the code's.
+published code of each method, listed with what we differ in docs/reference/recipes.md. Where paper
+and released code differ the paper counts, and `:released` asks for the code's.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The values of each recipe; see docs/recipes.md for sources and for what we differ in.
+"""The values of each recipe; see docs/reference/recipes.md for sources and for what we differ in.
 
 Change a value and raise the version of its recipe in `RECIPES`: a test holds the digests.
 """
