@@ -141,8 +141,8 @@ def _make(name: str, args: Mapping[str, Any], k: int) -> calibrate.Calibrator:
   if name in calibrate.WITH_STUDENT:
     raise LtddError(
       f"calibrator {name!r} looks at a student, which files of labels do not have. Calibrate "
-      "with 'adsa', train a student, and take off what it still has:
-      docs/how-to/calibrate_logits.md"
+      "with 'adsa', train a student, and take off what it still has: "
+      "docs/how-to/calibrate_logits.md"
     )
   made = calibrate.make_calibrator(name, **args)
   calibrate.check_classes(made, k)
