@@ -29,7 +29,7 @@ CALIBRATORS: dict[str, dict[str, Any]] = {
   "tau1": {"name": "fixed", "tau": 1.0},
   "adsa": {"name": "adsa", "bootstrap": 200},
   "vector": {"name": "adsa_vector"},
-  "probe": {"name": "adsa_probe"},  # the best so far (docs/results.md)
+  "probe": {"name": "adsa_probe"},  # the best so far (docs/results/README.md)
 }
 MORE_CALIBRATORS: dict[str, dict[str, Any]] = {
   "adsa_nll": {"name": "adsa", "criterion": "nll", "bootstrap": 200},
@@ -135,7 +135,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "order": "interleaved",
     "teachers": placeholder(tuple),
     "dtype": placeholder(str),  # "float32" keeps images as they were optimised
-    "jpeg_quality": placeholder(int),  # 75 in the released code of some (docs/methods.md)
+    "jpeg_quality": placeholder(int),  # 75 in the released code of some (docs/reference/methods.md)
     "methods": {args.method: settings, "random": {"name": "random"}},
   }
   config.distil.update(method.distil)
@@ -183,11 +183,14 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
 def small_networks(
   config: ConfigDict, *, depth: int, width: int, student_norm: str = "instance"
 ) -> None:
-  """Puts a ConvNet with batch norm in the teacher's place and another in the student's."""
+  """Puts a ConvNet with batch norm in the teacher's place, and others in student's and methods'."""
   net = {"name": "convnet", "depth": depth, "width": width}
   config.teacher.models = {"teacher": net | {"norm": "batch"}}
   config.student.model = net | {"norm": student_norm}
   config.distil.teachers = None
+  for method in config.distil.methods.values():
+    if "network" in method:
+      method.network = net | {"norm": "instance"}
 
 
 def shrink(config: ConfigDict, **values: Any) -> None:
@@ -222,7 +225,8 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
   """Two cores and half an hour: a narrow ConvNet-3, 300 distil steps, fewer passes.
 
   Small batches, since the time goes by images: 2,000 steps of 10 images, and not 400 of 50, which
-  leave students far from trained (docs/results.md). `recipe=NAME` keeps all else of a recipe.
+  leave students far from trained (docs/results/README.md). `recipe=NAME` keeps all else of a
+  recipe.
   """
   small_networks(config, depth=3, width=64, student_norm="batch")
   if args.recipe:

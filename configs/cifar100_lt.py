@@ -5,8 +5,8 @@
 
 Cost and results were not measured for this set; the smoke preset runs in the tests.
 
-Arguments: method (sre2l, or another of `configs/published.py`), imbalance (10), ipc (10), seed (0),
-preset (full, cpu, smoke), recipe (a name of docs/recipes.md), calibrators (few, all,
+Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (10), ipc (10), seed (0),
+preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
 priors, or names: plain+adsa).
 """
 

@@ -3,15 +3,15 @@
   python -m launch.main --config configs/cifar10_lt.py:imbalance=100,ipc=10,preset=cpu \
       --config.data.data_dir=$HOME/tensorflow_datasets --workdir runs/cifar10
 
-`imbalance=100,ipc=10,preset=cpu` was measured on 2 busy CPU cores (docs/results.md), about 45
-minutes. Top-1 of plain soft labels -> ADSA -> a probe, mean of 3 seeds: SRe2L images 34.4 -> 42.3
--> 47.5, random images 38.4 -> 46.3 -> 51.9.
+`imbalance=100,ipc=10,preset=cpu` was measured on 2 busy CPU cores (docs/results/README.md), about
+45 minutes. Top-1 of plain soft labels -> ADSA -> a probe, mean of 3 seeds: SRe2L images 34.4 ->
+42.3 -> 47.5, random images 38.4 -> 46.3 -> 51.9.
 Its students are short: `--config.student.num_epochs=1000`, five times as long, took images of EDC,
 random and SRe2L with ADSA and `recipe=rd3` from 56.6, 50.0 and 46.2 to 64.4, 62.5 and 58.2.
 `full` is for an accelerator and was not run; `smoke` takes about a minute.
 
-Arguments: method (sre2l, or another of `configs/published.py`), imbalance (100), ipc (10), seed
-(0), preset (full, cpu, smoke), recipe (a name of docs/recipes.md), calibrators (few, all,
+Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (100), ipc (10), seed
+(0), preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
 priors, or names: plain+adsa).
 """
 

@@ -4,12 +4,12 @@
       --config.data.data_dir=$HOME/tensorflow_datasets --workdir runs/fashion
 
 `imbalance=100,ipc=10,preset=cpu` was measured on one CPU core with another division into training
-and test images (docs/results_labels.md), 42 minutes for thirteen kinds of labels. Top-1 of plain
-soft labels -> ADSA -> a probe, mean of 3 seeds: SRe2L images 76.9 -> 79.7 -> 81.0, random images
-76.7 -> 79.9 -> 80.4. `full` was not run.
+and test images (docs/results/cifar10_labels.md), 42 minutes for thirteen kinds of labels. Top-1 of
+plain soft labels -> ADSA -> a probe, mean of 3 seeds: SRe2L images 76.9 -> 79.7 -> 81.0, random
+images 76.7 -> 79.9 -> 80.4. `full` was not run.
 
-Arguments: method (sre2l, or another of `configs/published.py`), imbalance (100), ipc (10), seed
-(0), preset (full, cpu, smoke), recipe (a name of docs/recipes.md), calibrators (few, all,
+Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (100), ipc (10), seed
+(0), preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
 priors, or names: plain+adsa).
 """
 

@@ -3,13 +3,13 @@
   python -m launch.main --config configs/folder_lt.py:path=my/images,size=32,preset=cpu \
       --workdir runs/mine
 
-The cost is that of CIFAR-10's recipe for as many images (docs/results.md).
+The cost is that of CIFAR-10's recipe for as many images (docs/results/README.md).
 
 The counts are measured and used as they are (rule `as_is`); set
 `--config.data.rule=ltdd --config.data.imbalance_factor=50` to make a balanced set long-tailed. An
 unreadable image stops the run and is named; `--config.data.on_unreadable=skip` counts and skips.
-Arguments: path, size (32), method (sre2l, or another of `configs/published.py`), ipc (10), seed
-(0), preset (cpu, smoke, full), recipe (a name of docs/recipes.md), calibrators (few, all,
+Arguments: path, size (32), method (sre2l, or another of `configs/methods.py`), ipc (10), seed
+(0), preset (cpu, smoke, full), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
 priors, or names: plain+adsa).
 """
 

@@ -5,8 +5,8 @@ for a set without any. Where paper and released code differ the paper's value is
 in `ltdd_jax.distil` name the released one. Arguments that are not here have the factories'
 defaults, which `base` fills in, so that a config shows all that runs and any of them can be
 changed. Constants of normalisation are the data set's own, and images are stored without loss
-(docs/methods.md has the released ones). What has no published value for the data set is marked
-"ours".
+(docs/reference/methods.md has the released ones). What has no published value for the data set is
+marked "ours".
 """
 
 from collections.abc import Callable
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from ml_collections.config_dict import placeholder
 
+from ltdd_jax.data import dsa
 from ltdd_jax.data.specs import SPECS
+from ltdd_jax.students.recipes.values import MIRRORED
 
 W128 = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
 # G-VBSM's five networks, and EDC's eight, in the order of their turns.
@@ -105,6 +107,13 @@ def edc(dataset: str, ipc: int) -> Published:
   return Published(method, "edc_mse_gt", distil, teacher, FIVE["resnet18"])
 
 
+def dm(dataset: str, ipc: int) -> Published:
+  """No recipe of its own, hence the neutral one: DM's students see DSA and hard labels."""
+  strategy = dsa.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa.STRATEGY
+  method = {"name": "dm", "num_steps": 20_000, "lr": 1.0 if ipc <= 50 else 10.0, "network": W128}
+  return Published(method | {"augment": strategy}, "rd3", student=W128)
+
+
 def rded(dataset: str, ipc: int) -> Published:
   """One patch an image. The teachers' training is ours, SRe2L's: RDED gives none, only weights."""
   return Published({"name": "rded", "factor": 1, "num_crops": 5, "pool": 300}, "rded_kl")
@@ -123,6 +132,7 @@ METHODS: dict[str, Callable[[str, int], Published]] = {
   "cda": cda,
   "gvbsm": gvbsm,
   "edc": edc,
+  "dm": dm,
   "rded": rded,
   **{name: _coreset(name) for name in ("herding", "k_center", "kmeans", "random")},
 }

@@ -3,9 +3,9 @@
   python -m launch.main --config configs/networks.py:dataset=cifar10,ipc=10 --workdir runs/networks
 
 Images and labels are made once, by the networks of `configs/<dataset>_lt.py`; students of each
-network are trained by one recipe (docs/recipes.md), the neutral one if none is given. Written:
-`report/report.md`, rows = images x labels, columns = networks, and `report/networks.json`. Every
-value can be changed on the command line, for all networks at once. Nothing was measured yet.
+network are trained by one recipe (docs/reference/recipes.md), the neutral one if none is given.
+Written: `report/report.md`, rows = images x labels, columns = networks, and `report/networks.json`.
+Every value can be changed on the command line, for all networks at once. Nothing was measured yet.
 
 Arguments: dataset (cifar10, cifar100, digits), networks (names of `NETWORKS` with + between them;
 digits take those of one size only), recipe (rd3), method, imbalance (100), ipc (10), seed (0),

@@ -4,11 +4,11 @@
 
 Distils images from a balanced and from an imbalanced set, has teachers of both sets label both,
 splits the bias of the labels into a teacher part, an image part and what their sum misses, and
-trains students in the four cells (docs/perturbation.md). Written: `report/perturbation.md`,
-`report/perturbation.json` and figures, beside the run's own report. The recipe is that of
-`configs/<dataset>_lt.py`; every value of it can be changed on the command line.
+trains students in the four cells (docs/explanation/perturbation.md). Written:
+`report/perturbation.md`, `report/perturbation.json` and figures, beside the run's own report. The
+recipe is that of `configs/<dataset>_lt.py`; every value of it can be changed on the command line.
 
-Arguments: dataset (digits, cifar10), method (sre2l; see `configs/published.py`), imbalance (50 for
+Arguments: dataset (digits, cifar10), method (sre2l; see `configs/methods.py`), imbalance (50 for
 digits, 100), ipc (5 for digits, 10), matched (True), seed (0), preset (cpu, smoke, full),
 calibrators (few, all, or names: plain+adsa).
 `matched=False` gives the balanced split all images of the source and not as many as the imbalanced

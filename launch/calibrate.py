@@ -2,10 +2,11 @@
 
     python -m launch.calibrate --logits z.npy --labels y.npy --counts n.npy --out labels.npz
 
-`docs/any_framework.md` says what the files may be, and what comes out.
+`docs/how-to/calibrate_logits.md` says what the files may be, and what comes out.
 """
 
 import logging as std_logging
+import pathlib
 import signal
 import sys
 
@@ -16,8 +17,7 @@ startup.tune_host()  # before jax is imported, and so above the other imports
 from absl import app, flags, logging  # noqa: E402
 
 _LOGITS = flags.DEFINE_string(
-  "logits", None, "(n, k) or (epochs, n, k) floats: z.npy, store.npz:logits, z.safetensors:name, "
-  "z.parquet:column, z.raw:float16,300x50000x1000"
+  "logits", None, "(n, k) or (epochs, n, k) floats: z.npy, store.npz:logits, z.safetensors:name"
 )  # fmt: skip
 _LABELS = flags.DEFINE_string(
   "labels", None, "(n,) or (epochs, n) integers, the classes that images were distilled for; the "
@@ -36,7 +36,6 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides logits before the
 _KIND = flags.DEFINE_string("kind", "probabilities", "what to write: probabilities or logits")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "of what is written: float16 or float32")
 _SMOOTHING = flags.DEFINE_float("smoothing", 0.0, "training images to add to every class")
-_CHUNK_SIZE = flags.DEFINE_integer("chunk_size", None, "rows of a block; by default 1M logits")
 _PLOT = flags.DEFINE_string("plot", None, "PNG of the curve of tau and of class confidences")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace files that are there")
 _DRY_RUN = flags.DEFINE_bool(  # launch.main has one too, of the same meaning
@@ -69,12 +68,12 @@ def _run() -> None:
   from ltdd_jax import interop
   from ltdd_jax.report import calibration, plots
 
-  _check_plot()
+  plot = _check_plot()
   job = interop.prepare(
     _LOGITS.value, _LABELS.value, _COUNTS.value, out=_OUT.value, calibrator=_CALIBRATOR.value,
     calibrator_args=interop.parse_args(_ARGS.value), target_prior=_TARGET_PRIOR.value,
     temperature=_TEMPERATURE.value, kind=_KIND.value, dtype=_DTYPE.value,
-    smoothing=_SMOOTHING.value, chunk_size=_CHUNK_SIZE.value, overwrite=_OVERWRITE.value,
+    smoothing=_SMOOTHING.value, overwrite=_OVERWRITE.value,
   )  # fmt: skip
   if _DRY_RUN.value:
     print(calibration.describe_job(job))
@@ -82,22 +81,23 @@ def _run() -> None:
   found = interop.run(job)
   print(calibration.describe(found))
   print(f"\nwrote {job.out}: {job.kind}, {job.dtype} {job.shape}, {job.nbytes / 1e6:,.1f} MB")
-  if _PLOT.value:
+  if plot:
     pair = found.confidence_before, found.confidence_after
-    plots.calibration(found.report, found.class_counts, pair, _PLOT.value)
-    print(f"wrote {_PLOT.value}")
+    plots.calibration(found.report, found.class_counts, pair, plot)
+    print(f"wrote {plot}")
 
 
-def _check_plot() -> None:
-  """Finds before any work what would keep the plot from being drawn."""
-  from ltdd_jax.interop import writing
+def _check_plot() -> pathlib.Path | None:
+  """The file of the plot; finds before any work what would keep it from being drawn."""
+  from ltdd_jax.interop import write
   from ltdd_jax.report import plots
 
-  if _PLOT.value:
-    plots.check_available()
-    writing.check_target(
-      _PLOT.value, overwrite=_OVERWRITE.value, need=0, what="plot", formats=(".png", ".PNG")
-    )
+  if not _PLOT.value:
+    return None
+  plots.check_available()
+  return write.check_target(
+    _PLOT.value, overwrite=_OVERWRITE.value, need=0, what="plot", formats=(".png", ".PNG")
+  )
 
 
 def parse_flags(argv: list[str]) -> list[str]:

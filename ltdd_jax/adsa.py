@@ -13,8 +13,8 @@ the long-tailed training set and `y_n` the class that image `n` was distilled fo
     q_c(tau)      = mean over { n : y_n = c } of p(c | x_n; tau)
     tau*          = argmin over tau of the population standard deviation of q_1 .. q_K
 
-which is the criterion "confidence". There are two more, ours, for the same tau (docs/criteria.md);
-means over all n give every class of y_n the same weight:
+which is the criterion "confidence". There are two more, ours, for the same tau
+(docs/explanation/criteria.md); means over all n give every class of y_n the same weight:
 
     "marginal"      standard deviation over c of K * (mean over all n of p(c | x_n; tau))
     "nll"           mean over all n of -log p(y_n | x_n; tau)

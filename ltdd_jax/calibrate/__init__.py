@@ -7,7 +7,7 @@
 
 A calibrator is a NamedTuple of pure functions. To add one, write a factory like those in this
 package and put it in `CALIBRATORS`; `tests/contract/test_calibrators.py` says what it must satisfy.
-`docs/calibrators.md` has a table of all of them. Where things are:
+`docs/reference/calibrators.md` has a table of all of them. Where things are:
 
     base.py       the interface, and what the calibrators share
     simple.py     none, fixed

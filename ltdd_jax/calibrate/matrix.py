@@ -36,7 +36,7 @@ def adsa_matrix(*, chunk_size: int | None = None) -> Calibrator:
   says little. One pass over the logits gives tau, without a search, and another what it does.
   Nothing is asked of the diagonal: classes need not be equally hard. Where labels are so certain
   that they confuse no classes, tau is 0 and the report says so. Ours, from no paper;
-  docs/criteria.md has what it is worth.
+  docs/explanation/criteria.md has what it is worth.
 
   Args:
     chunk_size: rows in one step.

@@ -42,9 +42,9 @@ def adsa_probe(
 
   for the student's logits g. The student has not seen these images: those that are in the
   distilled set as they are, are left out. So they are to it what test images are, and the estimate
-  is that of label shift, maximum likelihood (docs/criteria.md). Images made of crops of training
-  images (RDED) or by changing them (EDC) are not recognised: where these are most of a class's
-  images, its part of b is too large. A class without an image left gets the value of the
+  is that of label shift, maximum likelihood (docs/explanation/criteria.md). Images made of crops
+  of training images (RDED) or by changing them (EDC) are not recognised: where these are most of a
+  class's images, its part of b is too large. A class without an image left gets the value of the
   regression of the others' b on log pi, if these are four fifths of the classes and cover four
   fifths of its range. If not, nothing is taken off, and the report says so. Students
   are then trained on labels corrected by both. No test data are used. The probe has other initial

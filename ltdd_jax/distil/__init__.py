@@ -6,6 +6,7 @@ from collections.abc import Callable
 from ltdd_jax.core import registry
 from ltdd_jax.distil.base import Env, Method, Network, Resources, check_resources, make_slots
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
+from ltdd_jax.distil.dm import dm
 from ltdd_jax.distil.gvbsm_edc import edc, gvbsm
 from ltdd_jax.distil.imported import imported
 from ltdd_jax.distil.rded import rded
@@ -25,6 +26,7 @@ __all__ = [
 
 METHODS: dict[str, Callable[..., Method]] = {
   "cda": cda,
+  "dm": dm,
   "edc": edc,
   "gvbsm": gvbsm,
   "herding": herding,

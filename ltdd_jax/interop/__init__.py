@@ -4,26 +4,19 @@
     done = calibrate_logits("z.npy", "y.npy", "n.npy", out="labels.npz")
     done = calibrate_logits(logits, labels, counts)      # arrays; done.soft_labels is one
 
-`python -m launch.calibrate` is the same as a command; `docs/any_framework.md` starts from a torch
-tensor. Logits are read and labels written block by block: memory beyond the page cache is that of a
-few blocks of a million logits, the labels' class of each row, and programs, however long the file.
+`python -m launch.calibrate` is the same as a command. Logits are read and labels written block by
+block, so that `.npy` and `.safetensors` files may be larger than memory.
 
-    names.py      "store.npz:logits": which array of which file
-    arrays.py     .npy, .npz, .safetensors and raw files, as memory maps where possible
-    parquet.py    .parquet, by row groups
-    sources.py    rows of any of these
-    inputs.py     checks of logits, labels and counts against each other
-    writing.py    .npz and .npy, whole or not at all
-    streaming.py  one pass: calibrated labels, and class confidences
+    job.py              everything opened and checked before work starts
+    calibrate_files.py  fit, then one pass that makes the labels
+    read.py             "store.npz:logits": an array of a file, or its rows
+    number_lists.py     .txt, .csv and .json
+    inputs.py           checks of logits, labels and counts against each other
+    write.py            .npz and .npy, whole or not at all
+    distilled_sets.py   distilled images that were not made in this run
 """
 
-from ltdd_jax.interop.calibrate_files import (
-  Calibration,
-  Job,
-  calibrate_logits,
-  parse_args,
-  prepare,
-  run,
-)
+from ltdd_jax.interop.calibrate_files import Calibration, calibrate_logits, run
+from ltdd_jax.interop.job import Job, parse_args, prepare
 
 __all__ = ["Calibration", "Job", "calibrate_logits", "parse_args", "prepare", "run"]

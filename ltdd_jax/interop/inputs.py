@@ -1,18 +1,18 @@
 """Logits, labels and class counts, from files or arrays, checked against each other."""
 
-import json
 import math
 import os
-import re
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.calibrate import base
+from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.interop import arrays, names, parquet, rows
+from ltdd_jax.interop import read
 
-_PROBED = 100_000  # numbers of a vector whose byte order is looked at: labels may be many
+_PROBED = 1000  # rows of logits that are looked at before work starts
 
 
 def open_logits(value: Any) -> tuple[str, Any]:
@@ -25,16 +25,14 @@ def open_logits(value: Any) -> tuple[str, Any]:
     What messages call them, and a row source.
 
   Raises:
-    LtddError: a bad file, no floats, no rows, or probabilities instead of logits.
+    LtddError: a bad file, no floats, no rows, probabilities instead of logits, or a dead teacher.
   """
   text, source = "logits", value
   if isinstance(value, str | os.PathLike):
-    name = names.parse(value, "logits")
-    text = f"logits {name.text}"
-    is_parquet = name.suffix in names.PARQUET
-    source = parquet.source(name) if is_parquet else arrays.source(arrays.locate(name))
+    name = read.parse(value, "logits")
+    text, source = f"logits {name.text}", read.rows_of(name)
   elif not hasattr(value, "rows"):
-    source = rows.ArraySource(rows.from_array(value))
+    source = read.ArraySource(read.from_array(value))
   _check_logits(text, source)
   return text, source
 
@@ -47,176 +45,94 @@ def _check_logits(text: str, source: Any) -> None:
     raise LtddError(
       f"{text}: shape {shape}; expected (n, k) or (epochs, n, k): rows of k logits, k at least 2."
     )
-  first = source.rows(0, min(1000, math.prod(shape[:-1])))
-  _check_byte_order(text, first, most=1e3)
-  first = first.astype(np.float32)
-  if first.min() >= 0 and np.all(np.abs(first.sum(1) - 1) < 1e-2):  # false where a NaN is
+  first = source.rows(0, min(_PROBED, math.prod(shape[:-1]))).astype(np.float32)
+  if np.all(first == first[:, :1]):  # false where a NaN is
+    raise LtddError(
+      f"{text}: all logits of a row are equal in the first {len(first)} rows: the teacher is dead "
+      "or was not loaded. Expected its outputs on the distilled images."
+    )
+  if first.min() >= 0 and np.all(np.abs(first.sum(1) - 1) < 1e-2):
     raise LtddError(
       f"{text}: rows are probabilities: none is negative and each sums to 1. Expected logits, from "
       "before the softmax. Where only probabilities are left, give their logarithms."
     )
 
 
-def _check_byte_order(text: str, numbers: np.ndarray, most: float) -> None:
-  """Raises LtddError for numbers that make sense only if the bytes of each are turned round.
-
-  Then the low bits of floats are exponents. Where these bits are anything, numbers are huge and
-  tiny alike; where they are zero, as in floats that were halves or counts, numbers are next to
-  nothing. Small integers become multiples of large powers of two.
-
-  Args:
-    text: what messages call them.
-    numbers: of any shape.
-    most: what none of them exceeds if they make sense.
-  """
-  with np.errstate(invalid="ignore", over="ignore"):
-    sizes, turned = (np.abs(x.astype(np.float64)) for x in (numbers, numbers.byteswap()))
-  sizes, turned = sizes[sizes != 0], turned[sizes != 0]
-  if not sizes.size:
-    return
-  if numbers.dtype.kind in "iu":
-    odd = sizes.max() > 1000 * turned.max()
-  else:
-    huge, tiny = np.mean(~(sizes <= 1e4)), np.mean(sizes < 1e-3)
-    odd = min(huge, tiny) > 0.02 or np.mean(sizes < 1e-30) > 0.5
-  if odd and np.all(turned <= most) and np.median(turned) > 1e-6:  # false where a NaN is
-    raise LtddError(
-      f"{text}: numbers make no sense as {numbers.dtype}, and do with their bytes turned round: "
-      "the file was written in the other byte order. Say so in the type of raw bytes ('>f4' is "
-      "big-endian, '<f4' little-endian), or in the header."
-    )
-
-
 def open_vector(value: Any, wanted: str) -> tuple[str, np.ndarray]:
-  """Labels, counts or a target prior from a file or an array, and what messages call them.
-
-  Raises:
-    LtddError: a bad file, or numbers in the other byte order.
-  """
-  text, found = _read_vector(value, wanted)
-  if found.dtype.kind in "iuf":
-    _check_byte_order(text, found.reshape(-1)[:_PROBED], most=1e9)
-  return text, found
-
-
-def _read_vector(value: Any, wanted: str) -> tuple[str, np.ndarray]:
+  """Labels, counts or a target prior from a file or an array, and what messages call them."""
   if not isinstance(value, str | os.PathLike):
-    return wanted, np.asarray(rows.from_array(value))
-  name = names.parse(value, wanted)
-  text = f"{wanted} {name.text}"
-  if name.suffix in names.TEXTS:
-    return text, _from_text(name)
-  if name.suffix in names.PARQUET:
-    return text, parquet.column(name)
-  found = arrays.read(arrays.locate(name))
-  return text, found.astype(found.dtype.newbyteorder("="), copy=False)
-
-
-def _from_text(name: names.Name) -> np.ndarray:
-  """Numbers of a .txt, .csv or .json file: a JSON list, or separated by commas and blanks."""
-  if name.key is not None:
-    raise LtddError(f"{name.text}: a {name.suffix} file holds one list; leave out ':{name.key}'.")
-  try:
-    text = name.path.read_text(encoding="utf-8")
-    words = re.split(r"[\s,;]+", text.strip())
-    values = json.loads(text) if name.suffix == ".json" else [_number(w) for w in words if w]
-    found = np.asarray(values)
-    if found.dtype.kind not in "iuf":
-      raise ValueError("expected a list of numbers")
-    return found
-  except (ValueError, OverflowError, RecursionError) as error:
-    raise LtddError(f"{name.text}: no list of numbers: {names.brief(error)}.") from error
-
-
-def _number(word: str) -> int | float:
-  try:
-    return int(word)
-  except ValueError:
-    return float(word)
+    return wanted, np.asarray(read.from_array(value))
+  name = read.parse(value, wanted)
+  return f"{wanted} {name.text}", read.array_of(name)
 
 
 # ---- labels ----
 
 
-def check_labels(text: str, labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns labels (n,) or (..., n) as int32 if they are classes of logits of that shape.
+def check_labels(text: str, labels: np.ndarray, source: Any) -> np.ndarray:
+  """Returns labels (n,) or (..., n) if they are classes of logits (..., n, k).
 
   Raises:
-    LtddError: floats, one-hot rows, another shape, a class outside [0, k).
+    LtddError: floats, one-hot rows, another shape, a class outside [0, k), one class only.
   """
-  k, lead = shape[-1], shape[:-1]
-  _check_no_one_hot(text, labels, shape)
-  if not labels.size:
-    raise LtddError(f"{text}: no numbers; expected the classes of {lead[-1]} images.")
-  if labels.dtype.kind == "f":
-    whole = bool(np.all(labels == np.floor(labels)))  # false for NaN, too
-    advice = (
-      "They are whole numbers: save labels.astype(int)."
-      if whole
-      else "Expected the number of the class that each image was distilled for."
-    )
-    few = ", ".join(f"{x:g}" for x in labels.reshape(-1)[:4])
-    raise LtddError(f"{text}: {labels.dtype} ({few}, ...); expected integers. {advice}")
-  if labels.dtype.kind not in "iu":
-    raise LtddError(f"{text}: {labels.dtype}; expected integers, the class of each row.")
-  if labels.shape not in (lead, lead[-1:]):
-    shapes = " or ".join(str(s) for s in dict.fromkeys((lead[-1:], lead)))
-    raise LtddError(f"{text}: shape {labels.shape}; logits of shape {shape} need {shapes}.")
-  flat = labels.reshape(-1)
-  bad = (flat < 0) | (flat >= k)
-  if bad.any():
-    i = int(np.argmax(bad))
-    base = flat.min() == 1 and flat.max() == k
-    advice = " Classes count from 0: save labels - 1." if base else ""
-    raise LtddError(
-      f"{text}: label {flat[i]} (number {i}) is outside [0, {k}), the classes of the logits."
-      f"{advice}"
-    )
-  return labels.astype(np.int32)
-
-
-def _check_no_one_hot(text: str, labels: np.ndarray, shape: tuple[int, ...]) -> None:
-  k, n = shape[-1], shape[-2]
-  if labels.ndim >= 2 and labels.shape[-2:] == (n, k):
+  n, k = source.shape[-2:]
+  if labels.shape[-2:] == (n, k):
     raise LtddError(
       f"{text}: shape {labels.shape}, a row for each image: these look one-hot (or soft). "
       "Expected the number of the class: save labels.argmax(-1)."
     )
+  if not labels.size:
+    raise LtddError(f"{text}: no numbers; expected the classes of {n} images.")
+  if labels.size == n:  # a column, or a list that is wrapped
+    labels = labels.reshape(n)
+  if labels.dtype.kind == "f" and np.all(labels == np.floor(labels)):
+    few = ", ".join(f"{x:g}" for x in labels.reshape(-1)[:4])
+    raise LtddError(
+      f"{text}: {labels.dtype} ({few}, ...); expected integers. They are whole numbers: save "
+      "labels.astype(int)."
+    )
+  if labels.dtype.kind in "iu" and (labels.min(), labels.max()) == (1, k):
+    raise LtddError(
+      f"{text}: labels start at 1 and end at {k}; expected classes from 0 to {k - 1}. Save "
+      "labels - 1, and check that the counts begin with the same class."
+    )
+  with base.named(text):
+    Rows(source, labels)
+  return labels
 
 
 # ---- counts and priors ----
 
 
-def check_counts(text: str, counts: np.ndarray, k: int, labels_size: int) -> np.ndarray:
+def check_counts(
+  text: str, counts: np.ndarray, k: int, labels_size: int, smoothing: float
+) -> np.ndarray:
   """Returns the training images of each class (k,) as float64, or numbers proportional to them.
 
+  Args:
+    text: what messages call them.
+    counts: one for each class.
+    k: classes of the logits.
+    labels_size: of the labels, which are easily given in the place of counts.
+    smoothing: added to every count.
+
   Raises:
-    LtddError: another number of classes, a class without an image, negative or other numbers.
+    LtddError: another number of classes, negative or other numbers, a class without an image.
   """
-  if counts.shape != (k,):
-    advice = (
-      " Are these the labels? counts = np.bincount(train_labels, minlength=k)."
-      if counts.shape == (labels_size,)
-      else ""
-    )
-    raise LtddError(
-      f"{text}: shape {counts.shape}; logits of {k} classes need ({k},), the number of training "
-      f"images of each class.{advice}"
-    )
+  base.check_number("calibrate_logits", "smoothing", smoothing)
   if counts.dtype.kind not in "iuf":
     raise LtddError(f"{text}: {counts.dtype}; expected numbers of training images.")
-  counts = counts.astype(np.float64)
-  bad = ~((counts >= 0) & (counts < np.inf))
-  if bad.any():
-    c = int(np.argmax(bad))
-    raise LtddError(f"{text}: class {c} has {counts[c]:g}; expected a number of training images.")
-  return counts
-
-
-def smooth(text: str, counts: np.ndarray, smoothing: float) -> np.ndarray:
-  """Adds `smoothing` to every count; raises LtddError if a class has no training image even so."""
-  if not 0 <= smoothing < math.inf:
-    raise LtddError(f"smoothing is {smoothing}; expected a number of images, 0 or more.")
+  if counts.size != k:
+    raise LtddError(
+      f"{text}: shape {counts.shape}; logits of {k} classes need ({k},), the number of training "
+      f"images of each class. {_advice_on_counts(counts, k, labels_size)}".rstrip()
+    )
+  counts = counts.astype(np.float64).reshape(k)  # maybe a column, or a list that is wrapped
+  bad = np.flatnonzero(~((counts >= 0) & (counts < np.inf)))
+  if bad.size:
+    raise LtddError(
+      f"{text}: class {bad[0]} has {counts[bad[0]]:g}; expected a number of training images."
+    )
   counts = counts + smoothing
   empty = np.flatnonzero(counts == 0)
   if empty.size:
@@ -228,6 +144,16 @@ def smooth(text: str, counts: np.ndarray, smoothing: float) -> np.ndarray:
   return counts
 
 
+def _advice_on_counts(counts: np.ndarray, k: int, labels_size: int) -> str:
+  if counts.shape == (labels_size,):
+    return "Are these the labels? counts = np.bincount(train_labels, minlength=k)."
+  if counts.shape == (k + 1,) and counts[0] == 0:
+    return "They begin with 0, as np.bincount of labels that start at 1 does: save counts[1:]."
+  if counts.ndim == 2 and k in counts.shape:
+    return "This is a table: keep the column (or line) with the counts."
+  return ""
+
+
 def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
   """Returns class frequencies (k,) of a test set as float64.
 
@@ -235,22 +161,18 @@ def check_prior(text: str, prior: np.ndarray, k: int) -> np.ndarray:
     LtddError: another number of classes, a frequency that is not positive, a sum that is not 1
       within 1e-4, or 1e-3 in float16, which is as close as it can get.
   """
-  if prior.shape != (k,) or prior.dtype.kind not in "iuf":
+  if prior.size != k or prior.dtype.kind not in "iuf":
     raise LtddError(
       f"{text}: {prior.dtype} of shape {prior.shape}; logits of {k} classes need frequencies of "
       f"shape ({k},)."
     )
   near = 1e-3 if prior.dtype == np.float16 else 1e-4
-  prior = prior.astype(np.float64)
-  bad = ~((prior > 0) & (prior < np.inf))
-  if bad.any():
-    c = int(np.argmax(bad))
+  prior = prior.astype(np.float64).reshape(k)
+  total, c = prior.sum(), int(np.argmin(prior))
+  if not (prior[c] > 0 and abs(total - 1) <= near):
     raise LtddError(
-      f"{text}: class {c} has {prior[c]:g}; expected a frequency above 0. For a class that never "
-      "occurs, give a small number."
+      f"{text}: class {c} has {prior[c]:g}, and the sum is {total:.6g}; expected frequencies above "
+      f"0 (a small number for a class that never occurs) with a sum of 1 within {near:g}. Save "
+      "prior / prior.sum()."
     )
-  if abs(prior.sum() - 1) > near:
-    raise LtddError(
-      f"{text}: sums to {prior.sum():.6g}; expected 1 within {near:g}. Save prior / prior.sum()."
-    )
-  return prior / prior.sum()
+  return prior / total

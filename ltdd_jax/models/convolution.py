@@ -2,7 +2,8 @@
 
 XLA's CPU compiler makes slow loops of depth-wise convolutions, and more of 1x1 ones than of a
 matrix product. Put as sums of shifted images and as a product, MobileNetV2 and ShuffleNetV2 take a
-tenth of the time, gradients included (docs/performance.md). Accelerators keep the convolution.
+tenth of the time, gradients included (docs/results/performance.md). Accelerators keep the
+convolution.
 """
 
 import functools

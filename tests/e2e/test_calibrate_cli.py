@@ -32,6 +32,21 @@ def folder(tmp_path_factory):
   return folder
 
 
+def test_help_does_not_wait_for_jax():
+  """And is there at once."""
+  code = """
+import runpy, sys
+sys.argv = ["calibrate", "--help"]
+try:
+  runpy.run_module("launch.calibrate", run_name="__main__")
+finally:
+  print({"jax", "numpy"} & set(sys.modules))
+"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert "--logits: (n, k) or (epochs, n, k) floats" in done.stdout
+  assert done.stdout.endswith("set()\n")
+
+
 def run(folder, *flags, inputs=("z.npy", "y.npy", "n.npy")):
   files = [
     f"--{k}={folder / v}" for k, v in zip(("logits", "labels", "counts"), inputs, strict=True)
@@ -67,6 +82,17 @@ def test_it_writes_prints_and_draws(folder, tmp_path):
     assert len(picture.getcolors(maxcolors=1 << 20)) > 2
 
 
+def test_a_tilde_is_the_home_folder(folder, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(folder.parent))
+  done = run(
+    pathlib.Path("~") / folder.name, f"--out=~/{folder.name}/o.npy", f"--plot=~/{folder.name}/o.png"
+  )
+  assert done.returncode == 0, done.stderr
+  assert f"wrote {folder / 'o.npy'}: " in done.stdout
+  assert (folder / "o.png").exists()
+  assert not (ROOT / "~").exists()
+
+
 def test_a_dry_run_only_checks(folder, tmp_path):
   done = run(folder, f"--out={tmp_path / 'o.npy'}", "--dry_run", "--calibrator=fixed")
   assert done.returncode == 0, done.stderr
@@ -100,7 +126,7 @@ def test_an_error_in_a_file_too(folder, tmp_path):
   np.save(folder / "short.npy", np.arange(7))
   done = run(folder, f"--out={tmp_path / 'o.npz'}", inputs=("z.npy", "short.npy", "n.npy"))
   assert done.returncode == 2
-  assert re.fullmatch(r"error: labels .*short\.npy: shape \(7,\); .*\n", done.stderr)
+  assert re.fullmatch(r"error: labels .*short\.npy: labels have shape \(7,\); .*\n", done.stderr)
 
 
 # ---- memory ----
@@ -137,33 +163,18 @@ def write_large(path, n, k):
   """Writes float16 logits (n, k); all but the first k rows are zeros, which take no time."""
   z = np.lib.format.open_memmap(path.with_suffix(".npy"), "w+", np.float16, (n, k))
   z[:k] = np.random.default_rng(0).standard_normal((k, k)) + 3 * np.eye(k)
-  if path.suffix == ".npz":
-    np.savez_compressed(path, logits=z)
-  elif path.suffix == ".safetensors":
+  if path.suffix == ".safetensors":
     entry = {"dtype": "F16", "shape": [n, k], "data_offsets": [0, z.nbytes]}
     header = json.dumps({"logits": entry}).encode()
     with open(path, "wb") as file:
       file.write(struct.pack("<Q", len(header)) + header)
       z.tofile(file)
-  elif path.suffix == ".parquet":
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    schema = pa.schema([("logits", pa.list_(pa.float16(), k))])
-    with pq.ParquetWriter(path, schema) as writer:
-      for block in np.split(z, 10):  # row groups
-        column = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), k)
-        writer.write_table(pa.table([column], schema=schema))
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux")
-@pytest.mark.parametrize(
-  ("suffix", "bound"),
-  [(".npy", 150e6), (".safetensors", 150e6), (".npz", 200e6), (".parquet", 280e6)],
-)
-def test_memory_does_not_grow_with_the_file(suffix, bound, tmp_path):
-  """400 MB of logits in, 400 MB of labels out, and little memory that is no page cache.
-
-  Of Parquet, one row group is held, here of 40 MB, encoded and decoded.
-  """
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_memory_does_not_grow_with_the_file(suffix, tmp_path):
+  """400 MB of logits in, 400 MB of labels out, and little memory that is no page cache."""
   n, k = 400_000, 500
   path, out = tmp_path / f"z{suffix}", tmp_path / "o.npy"
   write_large(path, n, k)
@@ -172,7 +183,7 @@ def test_memory_does_not_grow_with_the_file(suffix, bound, tmp_path):
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env)
   assert done.returncode == 0, done.stderr
   assert out.stat().st_size >= 400e6
-  assert int(done.stdout) < bound
+  assert int(done.stdout) < 150e6
 
 
 def test_a_stop_leaves_nothing(tmp_path):

@@ -21,6 +21,7 @@ from ltdd_jax.core.types import ArrayData  # noqa: E402
 from ltdd_jax.data import feed  # noqa: E402
 from ltdd_jax.distil.run import run_method  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
+from ltdd_jax.labels import sources as label_sources  # noqa: E402
 from ltdd_jax.students import train as student_training  # noqa: E402
 from ltdd_jax.teachers import statistics_pass  # noqa: E402
 from ltdd_jax.teachers import train as teacher_training  # noqa: E402
@@ -136,14 +137,14 @@ def store(session):
   return labelled.logits, labelled.clean_logits
 
 
-def students(parallel, num_seeds):
+def students(parallel, num_seeds, supervision=label_sources.Supervision()):
   def train(session):
     n = 16
     result = student_training.train_students(
       "student/a",
       small.images(n),
       np.arange(n, dtype=np.int32) % 3,
-      student_training.Supervision(),
+      supervision,
       small.held_out(7),
       small.SPEC,
       model=small.NET | {"norm": "batch"},
@@ -215,6 +216,8 @@ def main():
   compare("distil", distilled, 2)
   compare("label", store, 1)
   compare("students, one by one", students("loop", 2), 1)
+  online = label_sources.Supervision("online", teachers=(small.teacher(),))
+  compare("students of labels made on line", students("loop", 1, online), 1)
   compare("three students at once", students("vmap", 3), 1)
   compare("eight students at once", students("vmap", 8), 5)
   save_on_eight_restore_on_one()

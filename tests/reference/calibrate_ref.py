@@ -1,4 +1,5 @@
-"""Calibrators in float64 NumPy with loops and SciPy, from the formulas of docs/calibrators.md.
+"""Calibrators in float64 NumPy with loops and SciPy, from the formulas of
+docs/reference/calibrators.md.
 
 Independent of the package: nothing is streamed, gradients are SciPy's differences, and minima are
 found by Nelder-Mead or fixed-point iterations.

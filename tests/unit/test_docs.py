@@ -1,16 +1,27 @@
-"""Links between the pages of the docs."""
+"""The docs: links lead somewhere, pages stay short, and every command of the README is tested."""
 
 import pathlib
 import re
 
 import pytest
 
+from tests import readme_commands
+
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = sorted(p.relative_to(ROOT) for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+DOCS = sorted(p.relative_to(ROOT) for p in (ROOT / "docs").rglob("*.md"))
+PAGES = [*(p.relative_to(ROOT) for p in ROOT.glob("*.md")), pathlib.Path("benchmarks/README.md")]
+PAGES = sorted({*PAGES, *DOCS})
+KINDS = ("tutorials", "how-to", "reference", "explanation", "results")
 
 
 def without_code(text):
   return re.sub(r"^ *```.*?^ *```", "", text, flags=re.S | re.M)
+
+
+def links(page):
+  """What a page links to, outside its code."""
+  text = re.sub(r"`[^`]*`", "", without_code((ROOT / page).read_text()))
+  return re.findall(r"\]\(([^)\s]+)\)", text)
 
 
 def anchors(path):
@@ -21,8 +32,7 @@ def anchors(path):
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_lead_somewhere(page):
-  links = re.findall(r"\]\(([^)\s]+)\)", without_code((ROOT / page).read_text()))
-  for link in links:
+  for link in links(page):
     if "://" in link:
       continue
     name, _, anchor = link.partition("#")
@@ -36,3 +46,49 @@ def test_a_heading_is_found_once():
   for page in PAGES:
     found = anchors(ROOT / page)
     assert len(found) == len(set(found)) or page.name == "CHANGELOG.md", page
+
+
+def test_every_page_is_in_the_index():
+  index = {link.partition("#")[0] for link in links("docs/README.md")}
+  results = {f"results/{link.partition('#')[0]}" for link in links("docs/results/README.md")}
+  pages = {str(p.relative_to("docs")) for p in DOCS} - {"README.md"}
+  assert pages <= index | results
+  assert {pathlib.Path(p).parts[0] for p in pages} == set(KINDS)
+
+
+def test_the_front_door_is_short():
+  assert len(readme_commands.README.read_text().splitlines()) <= 150
+
+
+def test_the_docs_are_short():
+  words = sum(len((ROOT / page).read_text().split()) for page in DOCS)
+  assert words < 20_000
+
+
+def test_every_command_of_the_readme_is_run():
+  assert set(readme_commands.commands()) == set(readme_commands.COMMANDS)
+
+
+# Paths that docs and docstrings name, such as docs/how-to/add_a_method.md.
+NAMED = re.compile(r"\b((?:docs|configs|tests|ltdd_jax|launch|benchmarks)/[\w/.-]*\w\.(?:md|py))\b")
+
+
+def test_files_that_docs_name_are_there():
+  for page in PAGES:
+    if page.name == "CHANGELOG.md":
+      continue
+    for name in NAMED.findall((ROOT / page).read_text()):
+      assert (ROOT / name).exists(), f"{page} names {name}"
+
+
+def test_pages_that_the_code_names_are_there():
+  for folder in ("ltdd_jax", "configs", "launch", "benchmarks", "tests"):
+    for path in (ROOT / folder).rglob("*.py"):
+      for name in re.findall(r"\bdocs/[\w/-]*\w\.md\b", path.read_text()):
+        assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}"
+
+
+def test_python_snippets_compile():
+  for page in PAGES:
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M):
+      compile(block, str(page), "exec")

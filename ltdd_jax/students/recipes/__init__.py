@@ -5,8 +5,8 @@
   recipes.resolve("rded_kl", dataset="cifar10", ipc=10, model={"name": "convnet"})
 
 `config.student.recipe` records the name, and a run says what it changed. The values come from the
-published code of each method, listed with what we differ in docs/recipes.md. Where paper and
-released code differ the paper counts, and `:released` asks for the code's.
+published code of each method, listed with what we differ in docs/reference/recipes.md. Where paper
+and released code differ the paper counts, and `:released` asks for the code's.
 """
 
 import re

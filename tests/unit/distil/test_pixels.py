@@ -230,5 +230,5 @@ def test_no_teacher_is_refused(name):
 
 def test_statistics_of_each_teacher_are_asked_for():
   res = small.resources(teachers=2) | {"statistics": (small.teacher_statistics(),)}
-  with pytest.raises(LtddError, match="got 1 teachers' statistics for 2 teachers"):
+  with pytest.raises(LtddError, match="got statistics of 1 networks for 2 teachers"):
     distil.check_resources("edc", edc(), SLOTS, res, small.env(2))

@@ -1,7 +1,7 @@
 """Published settings of the methods, number by number, as their scripts and papers have them.
 
-Written from those (docs/methods.md names them), not from `configs/published.py`: a change of either
-has to be made twice. Where there is no released code the comment says whose value it is.
+Written from those (docs/reference/methods.md names them), not from `configs/methods.py`: a change
+of either has to be made twice. Where there is no released code the comment says whose value it is.
 """
 
 import pytest

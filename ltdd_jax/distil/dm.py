@@ -1,0 +1,219 @@
+"""DM: distribution matching in the features of networks that nobody trained.
+
+method = dm(env, network={"name": "convnet", "depth": 3, "width": 128, "norm": "instance"})
+x = method.inputs(rng, t, {"labels": labels})            # rows of real images, on the host
+state, metrics = method.step(key, state, {"images": images}, x)
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
+
+from ltdd_jax import models
+from ltdd_jax.core.registry import check_at_least, check_choice
+from ltdd_jax.core.types import LtddError, Slots
+from ltdd_jax.data import augment as augment_lib
+from ltdd_jax.data import dsa
+from ltdd_jax.distil import coreset, pixels
+from ltdd_jax.distil.base import Env, Method, Resources
+from ltdd_jax.models import taps
+
+VERSION = 1
+
+RealBatch = tuple[  # rows, and weights: 0 where the class has no further image
+  Int32[Array | np.ndarray, "k r"], Float32[Array | np.ndarray, "k r"]
+]
+Views = tuple[Int[Array, " k"], Float[Array, "k 3"]] | None  # of each class, see `dsa.apply_op`
+
+CONVNET = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
+
+
+def dm(
+  env: Env,
+  /,
+  *,
+  num_steps: int = 20_000,
+  lr: float = 1.0,
+  momentum: float = 0.5,
+  batch_real: int = 256,
+  network: Mapping[str, Any] = CONVNET,
+  augment: str | None = dsa.STRATEGY,
+  init: str = "real",
+) -> Method:
+  """DM (Zhao and Bilen, WACV 2023): images whose mean feature is that of real ones, class by class.
+
+      L = sum_c || mean_b g(A_c(x_cb)) - mean_j g(A_c(s_cj)) ||^2
+
+  Each step draws a new random network, whose classifier has the input g; up to `batch_real` images
+  x_c of each class without replacement; and a view A_c of DSA. Then SGD moves all images at once;
+  they are not clamped. Networks with batch norm run in train mode on all classes together, real
+  and distilled images apart.
+
+  In what we differ from the released code: classes may have unequal numbers of slots, and fewer
+  than `batch_real` images with batch norm too, whose moments leave out what is missing; A_c is
+  drawn anew for each class (the code seeds it by the clock: classes of one millisecond share it);
+  a class with fewer images than slots starts from each of them several times; the code makes one
+  step more.
+
+  Args:
+    env: static facts; teachers are not used.
+    num_steps: of SGD.
+    lr: in units of normalised pixels; 10 for 100 images per class and more.
+    momentum: of SGD.
+    batch_real: real images of each class in a step.
+    network: {name, **kwargs} of `models.make_model`.
+    augment: strategy of `dsa.dsa`, without "flip" for digits; None for no views.
+    init: "real" (training images, drawn without replacement) or "noise", N(0, 1).
+
+  Raises:
+    LtddError: an unknown network, operation or `init`, or a number out of range.
+  """
+  check_at_least("method 'dm': ", 1, num_steps=num_steps, batch_real=batch_real)
+  check_at_least("method 'dm': ", 0, lr=lr)
+  if not 0 <= momentum < 1:
+    raise LtddError(f"method 'dm': momentum is {momentum}; expected 0 or more and less than 1")
+  check_choice("method 'dm': init", init, ("real", "noise"))
+  if augment is not None:
+    dsa.check_strategy(augment)
+  model = models.make_model(
+    **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
+  )
+  tx = optax.sgd(lr, momentum)
+
+  def start(key: jax.Array, slots: Slots, res: Resources) -> pixels.PixelState:
+    if init == "real":
+      images = coreset.random(env).init(key, slots, res).images
+    else:
+      images = jax.random.normal(key, (len(slots.labels), *env.image_shape))
+    labels = jnp.asarray(slots.labels, jnp.int32)
+    return pixels.PixelState(jnp.zeros((), jnp.int32), images, labels, tx.init(images))
+
+  def step(
+    key: jax.Array, state: pixels.PixelState, res: Resources, x: RealBatch, *, turn: int = 0
+  ) -> tuple[pixels.PixelState, dict[str, jax.Array]]:
+    del turn
+    network_key, view_key = jax.random.split(key)
+    variables = models.init_variables(model, network_key, env.image_shape)
+    views = None if augment is None else draw_views(view_key, augment, env.num_classes)
+    wanted = jnp.bincount(state.labels, length=env.num_classes) > 0
+    targets = real_means(model, variables, views, env, res["images"], x, wanted)
+    loss_fn = lambda images: distance(model, variables, views, images, state.labels, targets)
+    loss, grads = jax.value_and_grad(loss_fn)(state.images)
+    updates, opt_state = tx.update(grads, state.opt_state)
+    images = optax.apply_updates(state.images, updates)
+    return pixels.PixelState(state.step + 1, images, state.labels, opt_state), {"loss": loss}
+
+  def inputs(rng: np.random.Generator, t: int, host: Mapping[str, np.ndarray]) -> RealBatch:
+    del t
+    return draw_rows(rng, np.asarray(host["labels"]), env.num_classes, batch_real)
+
+  return Method(
+    start,
+    step,
+    pixels.read,
+    needs=("images", "labels"),
+    num_steps=num_steps,
+    batching="joint",
+    inputs=inputs,
+    real_images=True,
+    dtype="float32",
+  )
+
+
+def draw_rows(
+  rng: np.random.Generator, labels: np.ndarray, num_classes: int, size: int
+) -> RealBatch:
+  """Draws `min(size, n_c)` rows of each class c without replacement; the rest has weight 0."""
+  by_class = np.lexsort((rng.random(len(labels)), labels))  # random order within each class
+  counts = np.bincount(labels, minlength=num_classes)
+  place = (np.cumsum(counts) - counts)[:, None] + np.arange(size)[None]
+  rows = by_class[np.minimum(place, len(labels) - 1)]
+  weights = np.arange(size)[None] < counts[:, None]
+  return rows.astype(np.int32), weights.astype(np.float32)
+
+
+def draw_views(key: Key[Array, ""], strategy: str, num_classes: int) -> Views:
+  """Draws an operation and its numbers for each class."""
+  draw = jax.vmap(lambda key: dsa.draw(key, strategy, 1))
+  op, numbers = draw(jax.random.split(key, num_classes))
+  return op, numbers[:, 0]
+
+
+def real_means(
+  model: nn.Module,
+  variables: Any,
+  views: Views,
+  env: Env,
+  images: Any,
+  x: RealBatch,
+  wanted: Bool[Array, " k"],
+) -> Float[Array, "k f"]:
+  """Computes the mean feature of the real images of each class that is wanted, 0 for the others.
+
+  One class at a time, and nothing for those not wanted; with batch norm all at once.
+  """
+  rows, weights = jnp.asarray(x[0]), jnp.asarray(x[1]) * wanted[:, None]
+
+  def means(classes: Int[Array, " m"]) -> Float[Array, "m f"]:
+    batch = augment_lib.normalize(jnp.asarray(images)[rows[classes].ravel()], env.mean, env.std)
+    batch = _look(batch, jnp.repeat(classes, rows.shape[1]), views)
+    weight = weights[classes]
+    features = embed(model, variables, batch, weight.ravel() > 0).reshape(*weight.shape, -1)
+    total = jnp.einsum("mrf,mr->mf", features, weight, precision="highest")
+    return total / jnp.maximum(weight.sum(1, keepdims=True), 1)
+
+  classes = jnp.arange(env.num_classes)
+  if variables["batch_stats"]:
+    return means(classes)
+  none = jnp.zeros(jax.eval_shape(means, classes[:1]).shape)
+  one = lambda c: jax.lax.cond(wanted[c], lambda: means(c[None]), lambda: none)
+  return jax.lax.map(one, classes)[:, 0]
+
+
+def distance(
+  model: nn.Module,
+  variables: Any,
+  views: Views,
+  images: Float[Array, "n h w c"],
+  labels: Int[Array, " n"],
+  targets: Float[Array, "k f"],
+) -> Float[Array, ""]:
+  """Computes L of `dm`, the sum over the classes that have images; `targets` are of real images."""
+  features = embed(model, variables, _look(images, labels, views), jnp.ones(labels.shape, bool))
+  member = jax.nn.one_hot(labels, len(targets))
+  counts = member.sum(0)[:, None]
+  means = jnp.einsum("nk,nf->kf", member, features, precision="highest") / jnp.maximum(counts, 1)
+  return jnp.sum(jnp.where(counts > 0, jnp.square(means - targets), 0))
+
+
+def embed(
+  model: nn.Module, variables: Any, images: Float[Array, "b h w c"], counted: Bool[Array, " b"]
+) -> Float[Array, "b f"]:
+  """Computes the input of the classifier; batch norms take the moments of the images `counted`."""
+  if not variables["batch_stats"]:
+    return taps.features(model, variables, images)[1]
+  found = []
+
+  def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    if isinstance(context.module, nn.BatchNorm):
+      kwargs = kwargs | {"mask": counted.reshape(-1, *[1] * (args[0].ndim - 1))}
+    if isinstance(context.module, nn.Dense):
+      found.append(args[0])
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(intercept):
+    model.apply(variables, images, train=True, mutable=["batch_stats"])
+  return found[-1]
+
+
+def _look(images: jax.Array, labels: jax.Array, views: Views) -> jax.Array:
+  """Shows each image as its class's view has it."""
+  if views is None:
+    return images
+  return jax.vmap(dsa.apply_op)(images, views[0][labels], views[1][labels])
