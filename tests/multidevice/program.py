@@ -137,7 +137,10 @@ def store(session):
   return labelled.logits, labelled.clean_logits
 
 
-def students(parallel, num_seeds, supervision=label_sources.Supervision()):
+HARD = label_sources.Supervision()
+
+
+def students(parallel, num_seeds, supervision=HARD):
   def train(session):
     n = 16
     result = student_training.train_students(

@@ -1,4 +1,4 @@
-"""The values of each recipe; see docs/reference/recipes.md for sources and for what we differ in."""
+"""The values of each recipe; docs/reference/recipes.md has sources and what we differ in."""
 
 import inspect
 from collections.abc import Callable, Mapping
