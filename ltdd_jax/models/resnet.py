@@ -12,7 +12,7 @@ default. The convolutions of the code bases differ in their initialisation, `ini
   and the student that G-VBSM calls ResNet18 on CIFAR-100.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -103,77 +103,42 @@ class ResNet(nn.Module):
     return x if small else nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
-def _resnet(
-  block: type[_Block],
-  depths: tuple[int, ...],
-  num_classes: int,
-  stem: str,
-  width: int,
-  norm: str,
-  init: str,
-  bn_momentum: float,
-) -> ResNet:
-  layers.check_choice("resnet", "stem", stem, STEMS)
-  layers.check_choice("resnet", "norm", norm, layers.NORMS)
-  layers.check_choice("resnet", "init", init, INITS)
-  layers.check_least("resnet", 1, width=width)
-  layers.check_momentum("resnet", bn_momentum)
-  return ResNet(num_classes, block, depths, stem, width, norm, init, bn_momentum)
+def _factory(name: str, block: type[_Block], depths: tuple[int, ...]) -> Callable[..., ResNet]:
+  def resnet(
+    *,
+    num_classes: int,
+    image_shape: Sequence[int],
+    stem: str = "cifar",
+    width: int = 64,
+    norm: str = "batch",
+    init: str = "torchvision",
+    bn_momentum: float = layers.BN_MOMENTUM,
+  ) -> ResNet:
+    """Makes the ResNet of that name.
+
+    Args:
+      num_classes: k.
+      image_shape: (h, w, c); every size will do, since the last map is averaged.
+      stem: "cifar" or "imagenet".
+      width: channels of the first stage.
+      norm: "batch", "instance" or "none".
+      init: "torchvision", "kaiming" or "default", see the module.
+      bn_momentum: of the running statistics of batch norm, in Flax's terms.
+
+    Raises:
+      LtddError: an argument is out of range.
+    """
+    del image_shape
+    layers.check_choice(name, "stem", stem, STEMS)
+    layers.check_choice(name, "norm", norm, layers.NORMS)
+    layers.check_choice(name, "init", init, INITS)
+    layers.check_least(name, 1, width=width)
+    layers.check_momentum(name, bn_momentum)
+    return ResNet(num_classes, block, depths, stem, width, norm, init, bn_momentum)
+
+  return resnet
 
 
-def resnet18(
-  *,
-  num_classes: int,
-  image_shape: Sequence[int],
-  stem: str = "cifar",
-  width: int = 64,
-  norm: str = "batch",
-  init: str = "torchvision",
-  bn_momentum: float = layers.BN_MOMENTUM,
-) -> ResNet:
-  """Makes a ResNet-18.
-
-  Args:
-    num_classes: k.
-    image_shape: (h, w, c); every size will do, since the last map is averaged.
-    stem: "cifar" or "imagenet".
-    width: channels of the first stage.
-    norm: "batch", "instance" or "none".
-    init: "torchvision", "kaiming" or "default", see the module.
-    bn_momentum: of the running statistics of batch norm, in Flax's terms.
-
-  Raises:
-    LtddError: an argument is out of range.
-  """
-  del image_shape
-  return _resnet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width, norm, init, bn_momentum)
-
-
-def resnet34(
-  *,
-  num_classes: int,
-  image_shape: Sequence[int],
-  stem: str = "cifar",
-  width: int = 64,
-  norm: str = "batch",
-  init: str = "torchvision",
-  bn_momentum: float = layers.BN_MOMENTUM,
-) -> ResNet:
-  """Makes a ResNet-34; arguments as for `resnet18`."""
-  del image_shape
-  return _resnet(BasicBlock, (3, 4, 6, 3), num_classes, stem, width, norm, init, bn_momentum)
-
-
-def resnet50(
-  *,
-  num_classes: int,
-  image_shape: Sequence[int],
-  stem: str = "cifar",
-  width: int = 64,
-  norm: str = "batch",
-  init: str = "torchvision",
-  bn_momentum: float = layers.BN_MOMENTUM,
-) -> ResNet:
-  """Makes a ResNet-50; arguments as for `resnet18`."""
-  del image_shape
-  return _resnet(Bottleneck, (3, 4, 6, 3), num_classes, stem, width, norm, init, bn_momentum)
+resnet18 = _factory("resnet18", BasicBlock, (2, 2, 2, 2))
+resnet34 = _factory("resnet34", BasicBlock, (3, 4, 6, 3))
+resnet50 = _factory("resnet50", Bottleneck, (3, 4, 6, 3))

@@ -1,18 +1,17 @@
-"""Several teachers: which of them observe, which label, and how their logits become one label.
+"""Several teachers: how their logits become one label, and choices among them.
 
 config.teacher.models = {"resnet": {...}, "convnet": {...}, "wrn": {...}}
 config.distil.teachers = ("resnet", "wrn")      # None, the default: all
-config.label.teachers = ("convnet",)
-config.label.aggregate = "norm_equalised"       # "mean" is the default
+config.label.sources.teacher = {"name": "teacher", "aggregate": "norm_equalised"}
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ltdd_jax.core.config import suggest
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 
 Logits = Float[Array, "t b k"]
@@ -48,24 +47,8 @@ BY_BATCH = ("norm_equalised",)  # a label depends on the batch that it was made 
 
 def aggregate_fn(name: str) -> Callable[[Logits], Float[Array, "b k"]]:
   """Finds an aggregate by its name; raises LtddError for an unknown one."""
-  if name not in AGGREGATES:
-    options = ", ".join(map(repr, AGGREGATES))
-    raise LtddError(f"config.label.aggregate is {name!r}; expected one of {options}")
+  check_choice("aggregate", name, AGGREGATES)
   return AGGREGATES[name]
-
-
-def distil_teachers(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Keys of the teachers that methods distil from, in the order in which they take turns."""
-  return members("config.distil.teachers", config["distil"]["teachers"], _models(config))
-
-
-def label_teachers(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Keys of the teachers that label."""
-  return members("config.label.teachers", config["label"]["teachers"], _models(config))
-
-
-def _models(config: Mapping[str, Any]) -> Mapping[str, Any]:
-  return config["teacher"]["models"]
 
 
 def members(where: str, chosen: Iterable[str] | None, known: Iterable[str]) -> tuple[str, ...]:

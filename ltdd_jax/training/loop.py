@@ -276,8 +276,3 @@ def _all_finite(arrays: list[jax.Array]) -> jax.Array:
 def stack(items: Sequence[Any]) -> Any:
   """Stacks trees of host arrays."""
   return jax.tree.map(lambda *x: np.stack(x), *items)
-
-
-def scalar_step(step: int = 0) -> jax.Array:
-  """A step counter that survives a checkpoint without a change of type."""
-  return jnp.asarray(step, jnp.int32)

@@ -50,11 +50,6 @@ def cross_entropy(logits: Logits, labels: Labels, *, label_smoothing: float = 0.
   return cross_entropy_rows(logits, labels, label_smoothing=label_smoothing).mean()
 
 
-def soft_cross_entropy(logits: Logits, probs: Logits) -> Scalar:
-  """Computes -(1/b) sum_bk probs log softmax(logits); both arguments (b, k)."""
-  return -(probs * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(1).mean()
-
-
 def balanced_softmax(
   logits: Logits, labels: Labels, log_prior: PerClass, *, label_smoothing: float = 0.0
 ) -> Scalar:

@@ -60,7 +60,8 @@ def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.
 
   def alone(*args: Any) -> Any:
     first = [a if axis is None else member(a, 0) for a, axis in zip(args, in_axes, strict=True)]
-    return jax.tree.map(lambda x: x[None], fn(*first, mesh=mesh))
+    found = jax.lax.optimization_barrier(fn(*jax.lax.optimization_barrier(first), mesh=mesh))
+    return jax.tree.map(lambda x: x[None], found)
 
   def in_turn(*args: Any) -> Any:
     own = [a for a, axis in zip(args, in_axes, strict=True) if axis == 0]

@@ -43,12 +43,6 @@ def test_cross_entropy(draws, smoothing):
   close(actual, ref.cross_entropy(logits, labels, smoothing))
 
 
-def test_soft_cross_entropy(draws):
-  logits, targets, _ = draws
-  probs = jax.nn.softmax(targets)
-  close(losses.soft_cross_entropy(logits, probs), ref.soft_cross_entropy(logits, probs))
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("name", "kwargs"), [
   ("balanced_softmax", {}), ("logit_adjusted", {"tau": 1.5})

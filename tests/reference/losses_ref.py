@@ -21,14 +21,6 @@ def cross_entropy(logits, labels, smoothing=0.0):
   return total / len(labels)
 
 
-def soft_cross_entropy(logits, probs):
-  """-(1/B) sum_b sum_k q_bk log p_bk."""
-  total = 0.0
-  for row, q in zip(logits, probs, strict=True):
-    total -= sum(qk * value for qk, value in zip(q, log_softmax(row), strict=True))
-  return total / len(logits)
-
-
 def logit_adjusted(logits, labels, counts, tau, smoothing=0.0):
   """Menon et al. 2021, eq. 10; tau = 1 is the balanced softmax, Ren et al. 2020, eq. 4:
   p_k = n_k exp(f_k) / sum_j n_j exp(f_j)."""

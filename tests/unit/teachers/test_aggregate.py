@@ -7,22 +7,14 @@ from ltdd_jax.labels import label as label_lib
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from tests import small
 
-
-def of(distil=None, label=None):
-  models = {"b": {}, "a": {}, "c": {}}
-  return {
-    "teacher": {"models": models},
-    "distil": {"teachers": distil},
-    "label": {"teachers": label},
-  }
+KNOWN = ("b", "a", "c")
 
 
 def test_none_is_all_and_a_choice_keeps_its_order():
-  assert (
-    aggregate_lib.distil_teachers(of()) == aggregate_lib.label_teachers(of()) == ("a", "b", "c")
-  )
-  assert aggregate_lib.distil_teachers(of(distil=["c", "a"])) == ("c", "a")
-  assert aggregate_lib.label_teachers(of(label=("b",))) == ("b",)
+  choose = lambda chosen: aggregate_lib.members("config.distil.teachers", chosen, KNOWN)
+  assert choose(None) == ("a", "b", "c")
+  assert choose(["c", "a"]) == ("c", "a")
+  assert choose(("b",)) == ("b",)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +27,7 @@ def test_none_is_all_and_a_choice_keeps_its_order():
 )
 def test_errors(chosen, message):
   with pytest.raises(LtddError, match=message):
-    aggregate_lib.distil_teachers(of(distil=chosen))
+    aggregate_lib.members("config.distil.teachers", chosen, KNOWN)
 
 
 def test_unknown_aggregate():
