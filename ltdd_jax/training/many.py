@@ -60,6 +60,7 @@ def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.
 
   def alone(*args: Any) -> Any:
     first = [a if axis is None else member(a, 0) for a, axis in zip(args, in_axes, strict=True)]
+    # Barriers: without them XLA fuses the slices into the step, and its rounding moves.
     found = jax.lax.optimization_barrier(fn(*jax.lax.optimization_barrier(first), mesh=mesh))
     return jax.tree.map(lambda x: x[None], found)
 

@@ -18,6 +18,7 @@ import optax
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import LtddError, TrainState
 from ltdd_jax.data import augment
 from ltdd_jax.data.specs import DatasetSpec
@@ -45,13 +46,14 @@ def make_tx(
   Raises:
     LtddError: an unknown or missing name or argument, or `per_epoch` where epochs are not known.
   """
-  groups = {"optimizer": (dict(optimizer), ("name", "lr")), "schedule": (dict(schedule), ("name",))}
-  for group, (values, needed) in groups.items():
-    for key in needed:
-      if key not in values:
-        raise LtddError(f"{where}.{group}: missing key {key!r}")
-  optimizer, schedule = (values for values, _ in groups.values())
+  optimizer, schedule = dict(optimizer), dict(schedule)
+  for group, values, key in (
+    ("optimizer", optimizer, "name"), ("optimizer", optimizer, "lr"), ("schedule", schedule, "name")
+  ):  # fmt: skip
+    if key not in values:
+      raise LtddError(f"{where}.{group}: missing key {key!r}")
   lr = optimizer.pop("lr")
+  check_at_least(f"{where}.optimizer.", 0, lr=lr)
   if schedule.pop("per_epoch", False):
     if steps_per_epoch is None:
       raise LtddError("a schedule has per_epoch=True; only config.student.schedule can have it")

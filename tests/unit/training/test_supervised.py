@@ -130,7 +130,11 @@ def test_bad_decays_are_refused():
     ({"name": "sgd"}, {"name": "cosine"}, r"config\.teacher\.optimizer: missing key 'lr'"),
     ({"lr": 0.1}, {"name": "cosine"}, r"config\.teacher\.optimizer: missing key 'name'"),
     ({"name": "sgd", "lr": 0.1}, {}, r"config\.teacher\.schedule: missing key 'name'"),
-    ({"name": "sgd", "lr": -0.1}, {"name": "cosine"}, r"lr=-0\.1; expected 0 or more"),
+    (
+      {"name": "sgd", "lr": -0.1},
+      {"name": "cosine"},
+      r"config\.teacher\.optimizer\.lr is -0\.1; expected 0 or",
+    ),
   ],
 )
 def test_incomplete_optimizers_are_refused(optimizer, schedule, message):
