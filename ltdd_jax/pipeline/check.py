@@ -36,7 +36,7 @@ from ltdd_jax.training import losses, supervised
 _RUN = ("seed", "session")
 _MODELS = {k: Group((f,), hidden=("num_classes", "image_shape")) for k, f in models.MODELS.items()}
 
-SCHEMA = {
+SCHEMA: config_lib.Schema = {
   "data": Group(
     (sources.open_source, longtail.make_split),
     own={"name": REQUIRED, "num_test": None, "splits": {}},
@@ -69,7 +69,8 @@ SCHEMA = {
   "student.model": _MODELS,
   "report": Group(own={"groups": "thirds"}),
 }
-GROUPS = {name: target for name, target in SCHEMA.items() if "." not in name}
+GROUPS = {name: target for name, target in SCHEMA.items() if isinstance(target, Group)}
+GROUPS = {name: target for name, target in GROUPS.items() if "." not in name}
 
 
 def check(config: Any) -> dict[str, Any]:
@@ -204,8 +205,8 @@ def _check_students(ctx: Context) -> None:
   if optimizer.get("lr", 0) is None:  # the rate that a method learns
     optimizer["lr"] = 1.0
   supervised.make_tx(optimizer, config["schedule"], 10, 1.0)
-  row, logits = jax.ShapeDtypeStruct((2,), jnp.int32), (2, spec.num_classes)
-  logits = jax.ShapeDtypeStruct(logits, jnp.float32)
+  row = jax.ShapeDtypeStruct((2,), jnp.int32)
+  logits = jax.ShapeDtypeStruct((2, spec.num_classes), jnp.float32)
   jax.eval_shape(losses.make_soft_loss(**config["loss"]), logits, logits, row)
   views_of = label_lib.view_fn(spec, **ctx.config["label"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)

@@ -13,9 +13,11 @@ def write_grid(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> No
 
   Args:
     path: of the file.
-    images: (n,h,w,c) uint8, c = 1 or 3.
+    images: (n,h,w,c) uint8, or float pixels from 0 to 1, which are clipped; c = 1 or 3.
     labels: (n,).
   """
+  if images.dtype != np.uint8:
+    images = (255 * np.clip(images, 0, 1)).astype(np.uint8)
   _, h, w, c = images.shape
   classes = np.unique(labels)[:MAX_ROWS]
   columns = min(MAX_COLUMNS, max(int(np.sum(labels == k)) for k in classes))

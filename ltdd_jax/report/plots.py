@@ -38,10 +38,10 @@ class Bins(NamedTuple):
   names: tuple[str, ...]
   axis: str  # label of the axis
 
-  def means(self, values: Sequence[float | None]) -> np.ndarray:
-    """Averages over each bin the values that are there; NaN where none is."""
-    values = np.asarray(values, np.float64)  # None becomes NaN
-    parts = [values[m] for m in self.members]
+  def means(self, values: Any) -> np.ndarray:
+    """Averages over each bin the values that are there, None or NaN where not; NaN where none."""
+    numbers = np.asarray(values, np.float64)  # None becomes NaN
+    parts = [numbers[m] for m in self.members]
     return np.array([np.mean(p[np.isfinite(p)]) if np.isfinite(p).any() else np.nan for p in parts])
 
 
@@ -91,8 +91,8 @@ def accuracies(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
 
 def calibration(
   report: Mapping[str, Any],
-  class_counts: Sequence[float],
-  confidence: tuple[Sequence[float], Sequence[float]],
+  class_counts: Any,
+  confidence: tuple[Any, Any],
   path: str | pathlib.Path,
 ) -> None:
   """Draws what one calibration did, and writes a PNG.
@@ -160,16 +160,16 @@ def accuracies_figure(results: Mapping[str, Any]) -> Any:
 
 def calibration_figure(
   report: Mapping[str, Any],
-  class_counts: Sequence[float],
-  confidence: tuple[Sequence[float], Sequence[float]],
+  class_counts: Any,
+  confidence: tuple[Any, Any],
 ) -> Any:
   """Makes the figure of `calibration`, a `matplotlib.figure.Figure`."""
   counts = [int(c) if float(c).is_integer() else round(float(c), 3) for c in class_counts]
   names = [str(c) for c in range(len(counts))]
   groups = bins({"split": {"counts": counts}, "class_names": names})
-  names = ("before", f"after, tau = {report['tau']:.2f}")
+  when = ("before", f"after, tau = {report['tau']:.2f}")
   colours = (_COLOURS["none"], _COLOURS["adsa"])
-  series = [Series(*x) for x in zip(names, colours, confidence, strict=True)]
+  series = [Series(*x) for x in zip(when, colours, confidence, strict=True)]
   figure = bars({"distilled": series}, groups, "mean confidence", top=1.0)
   curve = report.get("curve")
   if not curve:
