@@ -117,8 +117,10 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "batch_size": 128,
     "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
     "schedule": {"name": "cosine"},
-    "loss": {"name": "cross_entropy", "label_smoothing": 0.0},
+    "objective": {"name": "cross_entropy", "label_smoothing": 0.0},
     "augment": ({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
+    "views": 1,
+    "derive": (),
     "parallel": "auto",
     "splits": {},  # {teacher: split of config.data.splits}
   }
@@ -165,7 +167,6 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "hard_weight": 0.0,
     "ema": placeholder(float),
     "recipe": placeholder(str),
-    "bn_updates": 1,
     "num_seeds": 3,
     "evaluations": 5,
     "eval_batch_size": 500,

@@ -1,7 +1,7 @@
 """Run a method over the slots, batch by batch, and store its images."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -100,6 +100,7 @@ def run_method(
       _spread(state, len(chunk.labels), session),
       {"key": keys("step"), "res": device},
       session,
+      len(chunk.labels),
       inputs=functools.partial(_inputs, method, seed, f"distil/{name}/{number}", host),
       first_turn=number * method.num_steps % method.turns,
       compiled=compiled.setdefault(len(chunk.labels), {}),
@@ -139,12 +140,16 @@ def _stored(found: Distilled, env: Env, dtype: str) -> Distilled:
   return jax.tree.map(np.asarray, mesh_lib.get(found._replace(images=images)))
 
 
+def _rows(fn: Callable[[Any], Any], state: Any, size: int) -> Any:
+  """Maps a function over the leaves that have one entry for each image."""
+  return jax.tree.map(lambda x: fn(x) if x.ndim and x.shape[0] == size else x, state)
+
+
 def _spread(state: Any, size: int, session: loop.Session) -> Any:
   """Splits what has one entry for each image over the devices, and copies the rest to each."""
-  split, whole = mesh_lib.batch_sharding(session.mesh, size), mesh_lib.replicated(session.mesh)
-  return jax.tree.map(
-    lambda x: mesh_lib.put(x, split if x.ndim and x.shape[0] == size else whole), state
-  )
+  state = mesh_lib.put(state, mesh_lib.replicated(session.mesh))
+  split = mesh_lib.at_rest(session.mesh, size)
+  return _rows(functools.partial(mesh_lib.put, sharding=split), state, size)
 
 
 def _inputs(
@@ -162,6 +167,7 @@ def _optimise(
   state: Any,
   consts: Any,
   session: loop.Session,
+  size: int,
   **kwargs: Any,
 ) -> Any:
   """Runs the steps of one batch of images; returns the last state."""
@@ -170,6 +176,7 @@ def _optimise(
 
   def step_fn(state, consts, inputs, turn):
     t, x = inputs
+    state = _rows(functools.partial(mesh_lib.split_batch, session.mesh), state, size)
     key = jax.random.fold_in(consts["key"], t)
     return method.step(key, state, consts["res"], x, turn=turn)
 

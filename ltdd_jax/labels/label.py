@@ -29,7 +29,7 @@ from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels import encoding as encoding_lib
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.teachers import aggregate as aggregate_lib
-from ltdd_jax.training import loop
+from ltdd_jax.training import forward, loop
 
 
 class Views(NamedTuple):
@@ -276,7 +276,7 @@ def label_images(
     batch_size,
     session,
   )
-  clean = clean_logits(consts, label_fn, spec, min(batch_size, len(labels)))
+  clean = clean_logits(consts, label_fn, spec, batch_size, session.mesh)
   return Labelled(store, clean)
 
 
@@ -417,6 +417,7 @@ def clean_logits(
   label_fn: Callable[[Any, jax.Array], jax.Array],
   spec: DatasetSpec,
   size: int,
+  mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
   """Logits (n, k) of plain images, in batches of one size.
 
@@ -424,16 +425,14 @@ def clean_logits(
     consts: `images` (n, h, w, c) uint8 and `variables`, on the mesh.
     label_fn: variables, normalised images (b, h, w, c) -> logits (b, k).
     spec: facts of the data set.
-    size: images in a batch, n at most.
+    size: images in a batch.
+    mesh: devices to split a batch over.
   """
 
   @jax.jit
-  def label(consts, rows):
+  def label(consts, rows, counts):
+    del counts
     images = augment.normalize(consts["images"][rows], spec.mean, spec.std)
-    return label_fn(consts["variables"], images)
+    return label_fn(consts["variables"], mesh_lib.split_batch(mesh, images))
 
-  n = len(consts["images"])
-  parts = [
-    label(consts, (start + np.arange(size, dtype=np.int32)) % n) for start in range(0, n, size)
-  ]
-  return np.concatenate(mesh_lib.get(parts))[:n]
+  return forward.outputs(label, consts, len(consts["images"]), size)

@@ -159,7 +159,7 @@ class _Steps:
       self.compiled[slot] = compile_step(step_fn, state, count)
     if count == 1:
       return self.compiled[slot](state, consts, self.inputs(t))
-    x = _stack([self.inputs(t + i) for i in range(count)])
+    x = stack([self.inputs(t + i) for i in range(count)])
     if several:
       x = (x, np.array([self._turn(t + i) for i in range(count)], np.int32))
     return self.compiled[slot](state, consts, x)
@@ -273,10 +273,6 @@ def _all_finite(arrays: list[jax.Array]) -> jax.Array:
   return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays]))
 
 
-def _stack(items: list[Any]) -> Any:
+def stack(items: Sequence[Any]) -> Any:
+  """Stacks trees of host arrays."""
   return jax.tree.map(lambda *x: np.stack(x), *items)
-
-
-def scalar_step(step: int = 0) -> jax.Array:
-  """A step counter that survives a checkpoint without a change of type."""
-  return jnp.asarray(step, jnp.int32)

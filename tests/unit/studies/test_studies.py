@@ -153,8 +153,8 @@ def test_what_studies_refuse(tmp_path):
   with pytest.raises(LtddError, match="what such a teacher says of an image depends on the batch"):
     studies.run(bound, tmp_path)
   bound = bound_config.get_config("preset=smoke")
-  bound.label.aggregate = "norm_equalised_batch"
-  with pytest.raises(LtddError, match="aggregate is 'norm_equalised_batch': a label then depends"):
+  bound.label.aggregate = "norm_equalised"
+  with pytest.raises(LtddError, match="aggregate is 'norm_equalised': a label then depends"):
     studies.run(bound, tmp_path)
   plain, _ = plain_config()
   plain["distil"]["methods"]["random"] = {"name": "random"}

@@ -23,7 +23,7 @@ def walk(state, consts, x):
 
 
 def start():
-  return {"step": loop.scalar_step(), "position": jnp.zeros(3)}
+  return {"step": jnp.zeros((), jnp.int32), "position": jnp.zeros(3)}
 
 
 def run(session, num_steps=20, step_fn=walk, **kwargs):
