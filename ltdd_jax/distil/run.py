@@ -70,11 +70,13 @@ def run_method(
   feed = Feed(*(_place(getattr(feed, f), f in method.needs, session) for f in Feed._fields))
   total = len(slots.labels)
   size = min(batch_size or total, total) if method.num_steps else total
-  starts = range(0, total, size)
+  parts = _finished(name, session)
+  if method.carry and parts:  # the state of the last one comes from its checkpoint
+    parts.pop()
   compiled: dict[int, loop.Compiled] = {}
-  parts, last = [], None
-  for number, start in enumerate(starts):
-    chunk = Slots(*(x[start : start + size] for x in slots))
+  last = None
+  for number in range(len(parts), -(-total // size)):
+    chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
     part = f"distil/{name}/{number}"
     state = jax.jit(method.init)(rng.key_for(seed, f"recover/{name}/{number}", "init"), chunk, feed)
     if method.carry and last is not None:
@@ -90,10 +92,20 @@ def run_method(
     )
     images = augment.denormalize(method.read(last).images, env.mean, env.std)
     parts.append(np.asarray(mesh_lib.get(images)))
+    session.keep(part, {"images": parts[-1]})
+    session.discard(f"distil/{name}/{number - 1}")
   stored = np.concatenate(parts)
   if jpeg_quality is not None:
     stored = images_lib.through_jpeg(stored, jpeg_quality)
   return Distilled(stored, np.asarray(slots.labels, np.int32), notes)
+
+
+def _finished(name: str, session: loop.Session) -> list[np.ndarray]:
+  """Images of the batches that a run that was stopped has finished."""
+  parts: list[np.ndarray] = []
+  while (found := session.kept(f"distil/{name}/{len(parts)}")) is not None:
+    parts.append(found["images"])
+  return parts
 
 
 def check_jpeg_quality(quality: int | None) -> None:
