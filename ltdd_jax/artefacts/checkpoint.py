@@ -17,6 +17,7 @@ does not fit.
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import signal
@@ -29,12 +30,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging as absl_logging
+from etils import epath
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 
+_SIZES = "sizes.json"
 # What reading a damaged checkpoint raises, depending on the file that is damaged.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 class Interrupted(Exception):
@@ -92,6 +95,9 @@ class Progress:
       args = _orbax().args.StandardSave(_written(state))
       with files.explained(what, folder=self.folder, need=need), _full_disk_is_oserror():
         self._manager.save(step, args=args, custom_metadata={"state": describe(state)}, force=True)
+        if jax.process_index() == 0:
+          sizes = json.dumps(_sizes(self.folder / str(step)))
+          files.write_text(self.folder / str(step) / _SIZES, sizes)
     self._last = time.monotonic()
 
   def restore(self, template: Any) -> tuple[int, Any] | None:
@@ -128,6 +134,7 @@ class Progress:
     return None
 
   def _read(self, step: int, template: Any) -> Any:
+    _check_sizes(self.folder / str(step))
     about = self._manager.metadata(step).custom_metadata["state"]
     if differences := _differences(about, describe(template)):
       raise LtddError(
@@ -148,6 +155,22 @@ def discard(folder: files.Pathlike) -> None:
   """Removes the checkpoints of a loop of which the result is kept elsewhere."""
   if jax.process_index() == 0:
     files.remove(files.path(folder))
+
+
+def _sizes(folder: epath.Path) -> dict[str, int]:
+  return {str(p.relative_to(folder)): files.num_bytes(p) for p in files.below(folder)}
+
+
+def _check_sizes(folder: epath.Path) -> None:
+  """Raises ValueError if a file is missing or short, before Orbax starts to read them all at once.
+
+  A run that was killed right after Orbax was done has noted no sizes; then Orbax judges alone.
+  """
+  if (folder / _SIZES).exists():
+    found = _sizes(folder)
+    for name, size in json.loads((folder / _SIZES).read_text()).items():
+      if found.get(name) != size:
+        raise ValueError(f"{name} has {found.get(name, 0)} bytes, expected {size}")
 
 
 def describe(tree: Any) -> dict[str, list[Any]]:

@@ -159,12 +159,13 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
   return meta
 
 
-def open_artefact(folder: epath.Path) -> Artefact:
+def open_artefact(folder: files.Pathlike) -> Artefact:
   """Opens an artefact after checking every file.
 
   Raises:
     LtddError: a file is missing, truncated or altered.
   """
+  folder = files.path(folder)
   meta = read_meta(folder)
   for name, about in meta["files"].items():
     path = folder / name

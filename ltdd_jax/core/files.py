@@ -50,9 +50,9 @@ def absolute(name: Pathlike) -> epath.Path:
 # ---- files ----
 
 
-def write_text(name: Pathlike, text: str) -> None:
+def write_text(name: Pathlike, text: str, what: str = "file") -> None:
   """Writes a text file; see `write_bytes`."""
-  write_bytes(name, text.encode("utf-8"))
+  write_bytes(name, text.encode("utf-8"), what)
 
 
 def write_bytes(name: Pathlike, content: bytes, what: str = "file") -> None:

@@ -6,7 +6,6 @@ computes is in `stages.py`.
 """
 
 import datetime
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from absl import logging
 
 from ltdd_jax.artefacts import checkpoint
 from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core import files
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import progress as progress_lib
 from ltdd_jax.core.types import LtddError
@@ -28,9 +28,9 @@ KINDS = ("data", "teacher", "statistics", "distil", "label", "calibrate", "stude
 
 def run(
   config: Any,
-  workdir: str | pathlib.Path,
+  workdir: files.Pathlike,
   *,
-  cache: str | pathlib.Path | None = None,
+  cache: files.Pathlike | None = None,
   stage: str | None = None,
   dry_run: bool = False,
   checkpoint_seconds: float = 30.0,
@@ -169,8 +169,8 @@ def plan(
   ctx: stages_lib.Context,
   stages: list[stages_lib.Stage],
   prints: Mapping[str, str],
-  workdir: str | pathlib.Path,
-  cache: str | pathlib.Path | None,
+  workdir: files.Pathlike,
+  cache: files.Pathlike | None,
   kinds: tuple[str, ...],
 ) -> None:
   """Prints what a run would do, without taking the lock or writing anything."""

@@ -5,13 +5,12 @@ the evaluations is shown beside it and called so. Standard deviations are over s
 """
 
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import files
 from ltdd_jax.data import longtail
 from ltdd_jax.pipeline import stages as stages_lib
@@ -29,6 +28,8 @@ def write_report(
 ) -> dict[str, Any]:
   """Reads all artefacts of a run, writes `workdir/report/` and prints the table.
 
+  Of a pod, the first process writes and prints.
+
   Args:
     ctx: the run.
     stages: its stages.
@@ -38,15 +39,16 @@ def write_report(
     The contents of `results.json`.
   """
   results = collect(ctx, stages, skipped)
+  if jax.process_index() != 0:
+    return results
   folder = ctx.workdir.path / "report"
-  folder.mkdir(exist_ok=True)
   text = render(results)
   for source in stages_lib.image_sources(ctx.config):
     pictures, labels = ctx.images(source)
     images.write_grid(folder / f"images-{source}.png", pictures, labels)
   plots.write_plots(results, folder)
-  workdir_lib.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
-  workdir_lib.write_text(folder / "report.md", text)
+  files.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+  files.write_text(folder / "report.md", text)
   print(text)
   return results
 
@@ -314,6 +316,6 @@ def or_dash(value: float | None, form: str) -> str:
   return "-" if value is None else format(value, form)
 
 
-def read_results(workdir: str | pathlib.Path) -> dict[str, Any]:
+def read_results(workdir: files.Pathlike) -> dict[str, Any]:
   """Reads `report/results.json` of a work directory."""
-  return json.loads((pathlib.Path(workdir) / "report" / "results.json").read_text())
+  return json.loads((files.path(workdir) / "report" / "results.json").read_text())

@@ -1,6 +1,5 @@
 """The report of the study of the bound: tables and a figure, from `report/bound.json` alone."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,7 +94,7 @@ def _marginal(term: Mapping[str, Any]) -> str:
 # ---- figures ----
 
 
-def write_plots(results: Mapping[str, Any], folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+def write_plots(results: Mapping[str, Any], folder: epath.Path) -> tuple[epath.Path, ...]:
   """Writes `bound.png` and `bound_calibrators.png`; nothing if matplotlib is not installed."""
   if not plots.available():
     return ()

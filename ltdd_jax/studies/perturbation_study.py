@@ -8,11 +8,11 @@ source see the same views whoever labels them. The noise that images start from 
 sources, so that these are independent samples.
 """
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
@@ -91,7 +91,7 @@ def balanced_data(config: Mapping[str, Any], matched: bool) -> dict[str, Any]:
   return {**config["data"], **part}
 
 
-def crossed(config: Mapping[str, Any], side: str, workdir: pathlib.Path) -> dict[str, Any]:
+def crossed(config: Mapping[str, Any], side: str, workdir: epath.Path) -> dict[str, Any]:
   """The config of a run with the other's images beside its own."""
   (other,) = set(SIDES) - {side}
   there = {"name": distilled_sets.NAME, "path": str(workdir / other / "distil" / other)}

@@ -183,8 +183,6 @@ def halve_description(folder):
   path.write_text(path.read_text()[:10])
 
 
-# Other reads of tensorstore may end after Orbax has given up on the first error.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
   "harm",
   [damage, remove_data, remove_manifest, remove_description, halve_description],
@@ -201,7 +199,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(progress, harm, caplo
   assert progress.restore({"x": jnp.zeros(1000)})[0] == 8
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_only_damaged_checkpoints_are_an_error(progress):
   progress.save(4, {"x": jnp.arange(1000.0)})
   damage(pathlib.Path(progress.folder) / "4")
