@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from ltdd_jax.report import plots, tables
 
 _MARGINALS = ("gaussian_images", "gaussian_views", "knn_images", "knn_views")
