@@ -138,7 +138,6 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "num_epochs": 400,
     "dtype": "float16",
     "top_k": placeholder(int),
-    "rest": "spread",
     "batch_size": 500,
     "teachers": placeholder(tuple),
     "aggregate": "mean",

@@ -17,7 +17,6 @@ from ltdd_jax.core import config
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
 from ltdd_jax.interop import inputs, names, streaming, writing
-from ltdd_jax.labels import store as label_store
 
 KINDS = ("probabilities", "logits")
 DTYPES = ("float16", "float32")
@@ -157,8 +156,6 @@ def prepare(
     args["target_prior"] = _target_argument(calibrator, prior)
   made = calibrate.make_calibrator(calibrator, **args)
   calibrate.check_classes(made, shape[-1])
-  if isinstance(source, label_store.LabelStore):
-    calibrate.check_encoding(f"calibrator {calibrator!r}", made, source.encoding, shape[-1])
   job = Job(
     text=text,
     source=source,

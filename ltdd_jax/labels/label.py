@@ -198,7 +198,6 @@ def label_images(
   views: dict[str, Any],
   dtype: str = "float16",
   top_k: int | None = None,
-  rest: str = "spread",
   batch_size: int = 500,
   aggregate: str = "mean",
   teacher_bn: str = "eval",
@@ -219,9 +218,8 @@ def label_images(
     spec: facts of the data set.
     num_epochs: label epochs, the labels of each image; a student of more epochs goes round again.
     views: keyword arguments of `view_fn`.
-    dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next two are an `Encoding`.
+    dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next are an `Encoding`.
     top_k: classes kept of each label, or None for all.
-    rest: "spread" or "kept": what becomes of the mass of the others.
     batch_size: views in one pass.
     aggregate: a key of `ensemble.AGGREGATES`: how the logits of the teachers become one label.
     teacher_bn: "eval", or "train" for batch norms that use the statistics of a pass: labels then
@@ -236,7 +234,7 @@ def label_images(
     LtddError: a bad encoding, fewer than one epoch, a folder with other labels, or logits that are
       not finite in the dtype.
   """
-  encoding = label_store.Encoding(dtype, top_k, rest)
+  encoding = label_store.Encoding(dtype, top_k)
   encoding.check(spec.num_classes)
   if num_epochs < 1:
     raise LtddError(f"config.label.num_epochs is {num_epochs}; expected 1 or more")

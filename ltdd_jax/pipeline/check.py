@@ -77,7 +77,6 @@ def label_options(
   views: Mapping[str, Any],
   dtype: str = "float16",
   top_k: int | None = None,
-  rest: str = "spread",
   batch_size: int = 500,
   online: bool = False,
   teachers: Sequence[str] | None = None,
@@ -245,17 +244,13 @@ def check_with_data(ctx: stages_lib.Context) -> None:
   _check_loss(losses.make_soft_loss(**trained["loss"]), spec.num_classes)
   for specs in (teacher["augment"], config["statistics"]["augment"] or ()):
     augment.compose(specs)
-  stored = encoding.from_config(config["label"])
-  stored.check(spec.num_classes)
-  _check_raw_logits(stored, spec.num_classes, config)
+  encoding.from_config(config["label"]).check(spec.num_classes)
   views_of = label_lib.view_fn(spec, **config["label"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
-  if config["calibrate"]["fit_on"] == "clean":  # logits that no store has encoded
-    stored = encoding.Encoding()
   for name, calibrator in config["calibrate"]["calibrators"].items():
-    _check_calibrator(name, calibrator, counts, stored)
+    _check_calibrator(name, calibrator, counts)
   for source in config["distil"]["methods"]:
     if source not in ctx.imported:
       _check_method(ctx, source)
@@ -270,28 +265,13 @@ def _check_loss(loss_fn: losses.SoftLoss, k: int) -> None:
   jax.eval_shape(loss_fn, row, row, jax.ShapeDtypeStruct((2,), jnp.int32))
 
 
-def _check_raw_logits(stored: encoding.Encoding, k: int, config: Mapping[str, Any]) -> None:
-  """Refuses a loss of raw logits where stored labels have classes with a logit of nothing."""
-  raw = config["student"]["loss"]["name"] == "mse_ce"
-  if raw and stored.leaves_out(k) and not config["label"]["online"]:
-    raise LtddError(
-      "config.label.rest is 'kept', which gives classes outside the top "
-      f"{stored.top_k} a logit of nothing, and config.student.loss compares raw logits "
-      "('mse_ce'). Use rest='spread', or the loss 'kl'"
-    )
-
-
-def _check_calibrator(
-  key: str, config: Mapping[str, Any], counts: np.ndarray, stored: encoding.Encoding
-) -> None:
+def _check_calibrator(key: str, config: Mapping[str, Any], counts: np.ndarray) -> None:
   """Makes a calibrator and its parameters for k classes, which may refuse that number of them."""
   calibrator = calibrate.make_calibrator(**config)
   try:
     calibrate.check_classes(calibrator, len(counts))
   except LtddError as error:
     raise LtddError(f"config.calibrate.calibrators.{key}: {error}") from error
-  where = f"config.calibrate.calibrators.{key}, {dict(config)},"
-  calibrate.check_encoding(where, calibrator, stored, len(counts))
   if config["name"] not in calibrate.WITHOUT_PRIOR and (counts == 0).any():
     raise LtddError(
       f"calibrator {key!r} needs the log frequency of every class, but classes "

@@ -386,12 +386,3 @@ def test_a_label_store_stands_for_logits(tmp_path):
   found = interop.calibrate_logits(store, LABELS, COUNTS)
   expected = interop.calibrate_logits(LOGITS, LABELS, COUNTS)
   np.testing.assert_array_equal(found.soft_labels, expected.soft_labels)
-
-
-def test_a_label_store_that_leaves_classes_out_is_no_place_for_a_log_loss(tmp_path):
-  kept = label_store.Encoding(top_k=3, rest="kept")
-  store = label_store.create(tmp_path / "s", LOGITS.shape, kept, class_names=list("abcde"))
-  store.write({e: jax.device_get(kept.encode(z)) for e, z in enumerate(LOGITS)})
-  assert 0 <= interop.calibrate_logits(store, LABELS, COUNTS).tau < 3
-  with pytest.raises(LtddError, match=r"'temperature' is fitted by a log-loss, .*rest='kept'"):
-    interop.prepare(store, LABELS, COUNTS, calibrator="temperature")

@@ -27,7 +27,7 @@ ENCODINGS = [
   Encoding("bfloat16", top_k=2),
   Encoding("uint8"),
   Encoding("uint8", top_k=2),
-  Encoding("uint8", top_k=3, rest="kept"),
+  Encoding("uint8", top_k=3),
 ]
 
 
@@ -255,9 +255,9 @@ def test_a_store_of_other_labels_is_not_gone_on_with(tmp_path):
   [
     ("shape", None), ("shape", [3, 4]), ("shape", [3, 4, "5"]), ("encoding", None),
     ("shape", [3, 0, 5]), ("encoding", {"dtype": "float16"}),
-    ("encoding", {"dtype": "float99", "top_k": None, "rest": "spread"}),
-    ("encoding", {"dtype": "float16", "top_k": "x", "rest": "spread"}),
-    ("encoding", {"dtype": "float16", "top_k": 9, "rest": "spread"}), ("class_names", None),
+    ("encoding", {"dtype": "float99", "top_k": None}),
+    ("encoding", {"dtype": "float16", "top_k": "x"}),
+    ("encoding", {"dtype": "float16", "top_k": 9}), ("class_names", None),
     ("class_names", ["a"]), ("class_names", [1, 2, 3, 4]), ("facts", None), ("facts", [1]),
   ],
 )  # fmt: skip
@@ -376,7 +376,6 @@ def test_logits_too_large_for_float16_become_infinite_and_are_refused(tmp_path, 
   ("kwargs", "message"),
   [
     ({"dtype": "int8"}, "dtype is 'int8'; expected one of 'float32', 'float16', 'bfloat16'"),
-    ({"rest": "lost"}, "rest is 'lost'; expected one of 'spread', 'kept'"),
     ({"top_k": 0}, "top_k is 0; expected 1 or more"),
     ({"top_k": 2.5}, "top_k is 2.5; expected 1 or more classes, a whole number"),
     ({"top_k": True}, "top_k is True; expected 1 or more"),
@@ -394,5 +393,5 @@ def test_bytes_of_a_label():
   assert bytes_of(10) == 20
   assert bytes_of(10, "uint8") == 10 + 4  # levels, scale and offset
   assert bytes_of(100, "uint8", top_k=5) == 5 + 5 + 6  # and classes, and the rest
-  assert bytes_of(1000, "float16", top_k=10, rest="kept") == 20 + 20  # classes in two bytes
+  assert bytes_of(1000, "float16", top_k=10) == 20 + 20 + 2  # classes in two bytes
   assert bytes_of(10, "float32", top_k=10) == 40  # nothing is left out
