@@ -122,7 +122,7 @@ def adsa(
     found["message"] += " The step to target_prior comes after that, and is not in these numbers."
     return found | {"target_prior": base.plain(target_prior)}
 
-  return Calibrator(init, fit, apply, report, log_loss=criterion == "nll")
+  return Calibrator(init, fit, apply, report)
 
 
 def _init(k: int, points: int) -> AdsaParams:

@@ -28,8 +28,6 @@ class Calibrator(NamedTuple):
   # (params, a student's logits (m, k) of training images that it has not seen, labels (m,),
   # log_prior) -> params, for calibrators that look at a student of the labels that `fit` makes
   refine: Callable[..., Any] | None = None
-  # whether `fit` minimises a log-loss, to which a true class without a logit is all that counts
-  log_loss: bool = False
 
 
 # ---- checks ----

@@ -106,7 +106,7 @@ def adsa_vector(
     return bias_report(params, what, _NAMES[criterion]) | extra
 
   init = init_of("adsa_vector", groups)
-  return Calibrator(init, fit, apply, report, log_loss=criterion != "confidence")
+  return Calibrator(init, fit, apply, report)
 
 
 def init_of(name: str, groups: base.Groups = None) -> Callable[[Any], BiasParams]:

@@ -85,7 +85,7 @@ def em(
     return class_bias.bias_report(params, text, "the spread of predicted masses") | {"known": known}
 
   init = class_bias.init_of("em")
-  return Calibrator(init, fit, class_bias.apply, report, log_loss=known is not None)
+  return Calibrator(init, fit, class_bias.apply, report)
 
 
 def _expectation(
@@ -168,7 +168,7 @@ def ltkd(
     }
 
   init = class_bias.init_of("ltkd", groups)
-  return Calibrator(init, fit, class_bias.apply, report, log_loss=True)
+  return Calibrator(init, fit, class_bias.apply, report)
 
 
 def _target(index: np.ndarray, keep: np.ndarray, mass: str) -> np.ndarray:

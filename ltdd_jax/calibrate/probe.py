@@ -116,7 +116,7 @@ def adsa_probe(
       )
     return found | {"tau": found["tau"] + left["tau"]} | extra
 
-  return Calibrator(init, fit, apply, report, refine, first.log_loss)
+  return Calibrator(init, fit, apply, report, refine)
 
 
 def enough(labels: Any, log_prior: Any) -> bool:

@@ -66,7 +66,7 @@ def temperature(*, chunk_size: int | None = None, max_iterations: int = 100) -> 
     return _report(params, f"T = {t:.3f}") | {"temperature": t}
 
   fit = _make_fit("temperature", search, chunk_size)
-  return Calibrator(_init, fit, _apply, report, log_loss=True)
+  return Calibrator(_init, fit, _apply, report)
 
 
 def vector_scaling(
@@ -112,7 +112,7 @@ def vector_scaling(
     return _report(params, text) | extra
 
   fit = _make_fit("vector_scaling", search, chunk_size)
-  return Calibrator(_init, fit, _apply, report, log_loss=True)
+  return Calibrator(_init, fit, _apply, report)
 
 
 def _init(log_prior: Any) -> ScalingParams:
