@@ -234,7 +234,7 @@ def label_images(
     LtddError: a bad encoding, fewer than one epoch, a folder with other labels, or logits that are
       not finite in the dtype.
   """
-  encoding = label_store.Encoding(dtype, top_k)
+  encoding = encoding_lib.Encoding(dtype, top_k)
   encoding.check(spec.num_classes)
   if num_epochs < 1:
     raise LtddError(f"config.label.num_epochs is {num_epochs}; expected 1 or more")
@@ -287,7 +287,7 @@ def _make_store(
   folder: str | os.PathLike[str] | None,
   session: loop.Session,
   shape: tuple[int, int, int],
-  encoding: label_store.Encoding,
+  encoding: encoding_lib.Encoding,
   class_names: Sequence[str],
   facts: dict[str, Any],
 ) -> label_store.LabelStore:

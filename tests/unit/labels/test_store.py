@@ -13,9 +13,10 @@ import pytest
 import tensorstore
 
 from ltdd_jax import adsa
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import store as label_store
-from ltdd_jax.labels import store_attributes
+from ltdd_jax.labels import zarr_files
 from ltdd_jax.labels.encoding import Encoding
 
 E, N, K = 3, 5, 4
@@ -102,7 +103,7 @@ def test_a_label_epoch_is_one_file_an_array(tmp_path):
 
 
 def test_large_epochs_are_shards(tmp_path, monkeypatch):
-  monkeypatch.setattr(label_store, "_CHUNK_BYTES", 16)  # two rows of float16
+  monkeypatch.setattr(zarr_files, "_CHUNK_BYTES", 16)  # two rows of float16
   store = filled(tmp_path / "s")
   meta = json.loads((tmp_path / "s" / "values" / "zarr.json").read_text())
   assert meta["codecs"][0]["name"] == "sharding_indexed"
@@ -237,7 +238,7 @@ def test_another_format_is_refused_and_both_are_shown(tmp_path, number):
   path = tmp_path / "s" / "zarr.json"
   path.write_text(path.read_text().replace('"format": 1', f'"format": {json.dumps(number)}'))
   for reopen in (label_store.open_store, make):
-    with pytest.raises(LtddError, match=rf"has format {number!r}, .*reads format 1"):
+    with pytest.raises(LtddError, match=rf"damaged: format is {number!r}; expected 1, "):
       reopen(tmp_path / "s")
 
 
@@ -265,7 +266,7 @@ def test_damaged_attributes_are_named(tmp_path, key, value):
   filled(tmp_path / "s")
   path = tmp_path / "s" / "zarr.json"
   group = json.loads(path.read_text())
-  about = group["attributes"][store_attributes.KEY]
+  about = group["attributes"][label_store.KEY]
   del about[key]
   if value is not None:
     about[key] = value
@@ -273,6 +274,22 @@ def test_damaged_attributes_are_named(tmp_path, key, value):
   for reopen in (label_store.open_store, make):
     with pytest.raises(LtddError, match=rf"s is damaged: {key} is .*; expected .* Delete .* anew"):
       reopen(tmp_path / "s")
+
+
+def test_a_store_may_be_in_an_object_store():
+  spec = zarr_files.spec(files.path("gs://bucket/s/values"), E, N, K, np.dtype(np.float16))
+  assert tensorstore.KvStore.Spec(spec["kvstore"]).to_json() == {
+    "driver": "gcs",
+    "bucket": "bucket",
+    "path": "s/values/",
+  }
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  filled("~/s")
+  assert label_store.open_store("~/s").present() == {0, 1, 2}
+  assert (tmp_path / "s" / "values").is_dir()
 
 
 def test_what_is_no_store_is_refused(tmp_path):
@@ -317,7 +334,7 @@ def test_attributes_of_another_store_are_refused_and_both_shapes_are_shown(tmp_p
   filled(tmp_path / "s")
   make(tmp_path / "t", shape=(2, N, K))
   (tmp_path / "t" / "zarr.json").replace(tmp_path / "s" / "zarr.json")
-  with pytest.raises(LtddError, match=r"Expected .shape. of \[2,5,4\] but .*\[3,5,4\]\. If"):
+  with pytest.raises(LtddError, match=r"label_epoch.: \[0, 2\).*label_epoch.: \[0, 3\*\).*\. If"):
     label_store.open_store(tmp_path / "s")
 
 
