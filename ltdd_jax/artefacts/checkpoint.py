@@ -5,9 +5,9 @@
   with interruptible():
     for t in range(first, num_steps):
       state = step(state)
-      progress.maybe_save(t + 1, state)
-      if stop_requested():
+      if progress.due() or stop_requested():
         progress.save(t + 1, state)
+      if stop_requested():
         raise Interrupted(f"stopped after step {t + 1}")
   discard(folder)                        # once the result is taken
 
@@ -16,7 +16,6 @@ does not fit.
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -49,7 +48,7 @@ class Progress:
 
   Args:
     folder: theirs alone; made if it is not there.
-    every_seconds: least time between two checkpoints by `maybe_save`.
+    every_seconds: least time between two checkpoints, for `due`.
     keep: how many to keep, the newest.
   """
 
@@ -71,13 +70,6 @@ class Progress:
     """Whether `every_seconds` have passed since the last checkpoint."""
     return time.monotonic() - self._last >= self.every_seconds
 
-  def maybe_save(self, step: int, state: Any) -> bool:
-    """Saves if it is time to; returns whether it did."""
-    if not self.due():
-      return False
-    self.save(step, state)
-    return True
-
   def save(self, step: int, state: Any) -> None:
     """Saves a state; returns once it is on disk.
 
@@ -93,7 +85,7 @@ class Progress:
     if step not in self._manager.all_steps():  # else it holds this very state
       files.check_space(what, self.folder, need)
       args = _orbax().args.StandardSave(_written(state))
-      with files.explained(what, folder=self.folder, need=need), _full_disk_is_oserror():
+      with files.explained(what, folder=self.folder, need=need, errors=files.TENSORSTORE):
         self._manager.save(step, args=args, custom_metadata={"state": describe(state)}, force=True)
         if jax.process_index() == 0:
           sizes = json.dumps(_sizes(self.folder / str(step)))
@@ -224,7 +216,7 @@ def _like(template: Any, value: Any) -> Any:
 
 def save_tree(folder: files.Pathlike, tree: Any) -> None:
   """Writes a tree of host arrays, made of dicts and lists, as an Orbax checkpoint."""
-  with _full_disk_is_oserror(), _checkpointer() as checkpointer:
+  with _checkpointer() as checkpointer:
     checkpointer.save(files.absolute(folder), tree)
 
 
@@ -266,17 +258,6 @@ def _orbax() -> Any:
 
 def _not_orbax(record: logging.LogRecord) -> bool:
   return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-@contextlib.contextmanager
-def _full_disk_is_oserror() -> Iterator[None]:
-  """Makes an OSError of what TensorStore raises when the disk is full."""
-  try:
-    yield
-  except (ValueError, RuntimeError) as error:
-    if "ENOSPC" not in str(error) and "No space left" not in str(error):
-      raise
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 # ---- signals ----

@@ -290,7 +290,7 @@ class Workdir:
     need = sum(x.nbytes for x in jax.tree.leaves((dict(arrays), dict(trees)))) + 4096
     files.check_space(f"stage {stage}", self.path, need)
     with (
-      files.explained(f"stage {stage}", folder=self.path, need=need),
+      files.explained(f"stage {stage}", folder=self.path, need=need, errors=files.TENSORSTORE),
       files.appearing(self.folder(stage), self.path) as folder,
     ):
       manifest.write_content(folder, arrays, trees, folders)

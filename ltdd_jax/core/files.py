@@ -28,6 +28,7 @@ from ltdd_jax.core.types import LtddError
 TEMPORARY = ".ltdd-tmp-"  # how names of unfinished files and folders begin
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 _BLOCK = 1 << 20
+TENSORSTORE = (OSError, ValueError, RuntimeError, MemoryError)  # what it raises on a full disk
 
 Pathlike = str | os.PathLike[str]
 
@@ -198,19 +199,29 @@ def check_space(what: str, folder: os.PathLike[str], need: int) -> None:
 
 
 @contextlib.contextmanager
-def explained(what: str, *, folder: os.PathLike[str], need: int | None = None) -> Iterator[None]:
+def explained(
+  what: str,
+  *,
+  folder: os.PathLike[str],
+  need: int | None = None,
+  errors: tuple[type[Exception], ...] = (OSError,),
+) -> Iterator[None]:
   """Turns an OSError of the block into an LtddError.
 
   Args:
     what: the thing that is written, for the message: "stage teacher".
     folder: where it is written.
     need: bytes that it needs, if known.
+    errors: what to turn into one; `TENSORSTORE` where tensorstore or Orbax write.
   """
   try:
     yield
-  except OSError as error:
-    short = need is not None and _free(folder) < need
-    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):  # NumPy's error has no number
+  except LtddError:
+    raise
+  except errors as error:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    full = full or "ENOSPC" in str(error) or "No space left" in str(error)
+    if full or (need is not None and _free(folder) < need):  # NumPy's error has no number
       raise LtddError(_full(what, folder, need)) from error
     raise LtddError(
       f"{what}: could not be written in {folder}: {error}. Artefacts that were finished before "

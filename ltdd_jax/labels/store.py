@@ -141,7 +141,7 @@ class LabelStore:
     what = f"label epochs {min(plain)} to {max(plain)}"
     need = disk_bytes((len(plain), *self.shape[1:]), self.encoding)
     files.check_space(what, self.path, need)
-    with files.explained(what, folder=self.path, need=need), zarr_files.writable(self.path):
+    with files.explained(what, folder=self.path, need=need, errors=files.TENSORSTORE):
       for name in sorted(layout, key="values".__eq__):  # values come last: they say it is whole
         dtype = zarr_files.stored(layout[name][1])
         target = self._arrays[name]

@@ -102,12 +102,3 @@ def readable(path: epath.Path) -> Iterator[None]:
       f"label store {path} cannot be read: {why}. If labelling stopped before its end, give the "
       f"same command again; if that fails too, delete {path} and label the images anew."
     ) from error
-
-
-@contextlib.contextmanager
-def writable(path: epath.Path) -> Iterator[None]:
-  """Turns tensorstore's errors, which are of several kinds, into an OSError."""
-  try:
-    yield
-  except (ValueError, RuntimeError, MemoryError) as error:
-    raise OSError(f"label store {path}: {error}") from error

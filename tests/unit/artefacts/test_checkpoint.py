@@ -138,7 +138,8 @@ def test_saves_by_time(tmp_path, monkeypatch):
   saved = []
   for step in range(1, 100):
     now[0] += 1.0
-    if progress.maybe_save(step, {"x": jnp.zeros(1)}):
+    if progress.due():
+      progress.save(step, {"x": jnp.zeros(1)})
       saved.append(step)
   progress.close()
   assert saved == [30, 60, 90]
