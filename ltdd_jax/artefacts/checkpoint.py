@@ -87,7 +87,7 @@ class Progress:
       args = _orbax().args.StandardSave(_written(state))
       with files.explained(what, folder=self.folder, need=need, errors=files.TENSORSTORE):
         self._manager.save(step, args=args, custom_metadata={"state": describe(state)}, force=True)
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and files.is_local(self.folder):
           sizes = json.dumps(_sizes(self.folder / str(step)))
           files.write_text(self.folder / str(step) / _SIZES, sizes)
     self._last = time.monotonic()
@@ -156,7 +156,8 @@ def _sizes(folder: epath.Path) -> dict[str, int]:
 def _check_sizes(folder: epath.Path) -> None:
   """Raises ValueError if a file is missing or short, before Orbax starts to read them all at once.
 
-  A run that was killed right after Orbax was done has noted no sizes; then Orbax judges alone.
+  A run that was killed right after Orbax was done has noted no sizes, and an object store has no
+  half files; then Orbax judges alone.
   """
   if (folder / _SIZES).exists():
     found = _sizes(folder)

@@ -166,8 +166,9 @@ def remove(name: epath.Path) -> None:
     name.rmtree(missing_ok=True)
 
 
-def link_tree(source: epath.Path, target: epath.Path, last: str = "") -> None:
+def link_tree(source: Pathlike, target: epath.Path, last: str = "") -> None:
   """Copies a folder by hard links, or file by file where there are none; file `last` comes last."""
+  source = path(source)
   for file in sorted(below(source), key=lambda p: p.name == last):
     to = target / file.relative_to(source)
     to.parent.mkdir(parents=True, exist_ok=True)

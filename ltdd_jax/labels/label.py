@@ -364,8 +364,7 @@ def _label_epochs(
     if jax.process_index() == 0:
       rows = {key: x.reshape(group, n, -1) for key, x in jax.device_get(state).items()}
       store.write({i: {key: x[i - first] for key, x in rows.items()} for i in missing})
-      if session.scratch is not None:
-        shutil.rmtree(session.scratch / part, ignore_errors=True)
+      session.discard(part)
   mesh_lib.barrier("label epochs written")
 
 
