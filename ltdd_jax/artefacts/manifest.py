@@ -6,7 +6,6 @@ itself, and `meta.json` with the size and SHA-256 of every file, and of itself.
 """
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -57,11 +56,11 @@ class Arrays(Mapping[str, np.ndarray]):
   def __getitem__(self, name: str) -> np.ndarray:
     about = self._about[name]
     path = self._path / f"{name}.npy"
-    if files.is_local(path):
-      mode = "r" if files.num_bytes(path) > _MMAP_BYTES else None
-      array = np.load(path, mmap_mode=mode, allow_pickle=False)
+    if files.is_local(path) and files.num_bytes(path) > _MMAP_BYTES:
+      array = np.load(path, mmap_mode="r", allow_pickle=False)
     else:
-      array = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+      with path.open("rb") as file:
+        array = np.load(file, allow_pickle=False)
     return array.view(np.dtype(about["dtype"]))
 
   def __iter__(self) -> Iterator[str]:

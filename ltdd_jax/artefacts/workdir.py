@@ -116,8 +116,8 @@ class Workdir:
       return
     for path in [*self.path.glob(f"{files.TEMPORARY}*"), *self.path.glob(f"*/{files.TEMPORARY}*")]:
       files.remove(path)
-    shared = self.cache is not None and files.is_local(self.cache)
-    for path in self.cache.glob(f"{files.TEMPORARY}*") if shared else ():
+    cache = self.cache if self.cache is not None and files.is_local(self.cache) else None
+    for path in cache.glob(f"{files.TEMPORARY}*") if cache is not None else ():
       with contextlib.suppress(FileNotFoundError):  # another run was faster
         if time.time() - os.path.getmtime(path) > _STALE_SECONDS:
           files.remove(path)
@@ -252,7 +252,7 @@ class Workdir:
     for kind, names in (("tree", trees), ("folder", folders)):
       for name in names:
         manifest.check_name(kind, name)
-    meta = {
+    meta: dict[str, Any] = {
       "stage": stage,
       "config": config,
       "inputs": inputs,
@@ -300,7 +300,7 @@ class Workdir:
 
   def _fetch(self, stage: str, mark: str) -> None:
     """Brings an artefact from the cache, if it is there."""
-    if not self._cached(stage, mark):
+    if self.cache is None or not self._cached(stage, mark):
       return
     source = self.cache / stage / mark
     manifest.open_artefact(source)

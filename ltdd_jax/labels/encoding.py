@@ -161,9 +161,9 @@ def _fill(others: Any, indices: Any, values: Any, k: int) -> Any:
   """Rows (..., k) of `others` (..., 1) with `values` at `indices` (..., m)."""
   shape = (*values.shape[:-1], k)
   if isinstance(values, np.ndarray):
-    full = np.broadcast_to(others, shape).copy()
-    np.put_along_axis(full, indices, values, axis=-1)
-    return full
+    rows = np.broadcast_to(others, shape).copy()
+    np.put_along_axis(rows, indices, values, axis=-1)
+    return rows
   full = jnp.broadcast_to(others, shape)
   return jnp.put_along_axis(full, indices, values, axis=-1, inplace=False)
 

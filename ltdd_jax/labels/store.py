@@ -191,7 +191,7 @@ def create(
     LtddError: a size below 1, not a name for each class, top_k above k, another store or other
       files are there, or a damaged store.
   """
-  path = files.absolute(files.path(path))
+  folder = files.absolute(files.path(path))
   encoding.check(shape[2])
   about = config_lib.canonical(
     {
@@ -205,14 +205,14 @@ def create(
     "label store",
   )
   if wrong := _wrong_field(about):
-    raise LtddError(f"label store {path} cannot be made: {wrong}")
-  if (path / _GROUP).exists():
-    _check_same(path, about, _read_about(path))
+    raise LtddError(f"label store {folder} cannot be made: {wrong}")
+  if (folder / _GROUP).exists():
+    _check_same(folder, about, _read_about(folder))
   else:
-    _check_free(path)
+    _check_free(folder)
     group = {"zarr_format": 3, "node_type": "group", "attributes": {KEY: about}}
-    files.write_text(path / _GROUP, json.dumps(group, indent=1, allow_nan=False) + "\n")
-  return LabelStore(path, about, zarr_files.open_arrays(path, shape, encoding, create=True))
+    files.write_text(folder / _GROUP, json.dumps(group, indent=1, allow_nan=False) + "\n")
+  return LabelStore(folder, about, zarr_files.open_arrays(folder, shape, encoding, create=True))
 
 
 def open_store(path: files.Pathlike, *, class_names: Sequence[str] | None = None) -> LabelStore:
@@ -225,13 +225,13 @@ def open_store(path: files.Pathlike, *, class_names: Sequence[str] | None = None
   Raises:
     LtddError: no store, a damaged one, or one of another class map.
   """
-  path = files.absolute(files.path(path))
-  about = _read_about(path)
+  folder = files.absolute(files.path(path))
+  about = _read_about(folder)
   if class_names is not None:
-    _check_classes(path, class_names, about["class_names"])
+    _check_classes(folder, class_names, about["class_names"])
   encoding = Encoding(**about["encoding"])
-  arrays = zarr_files.open_arrays(path, about["shape"], encoding, create=False)
-  return LabelStore(path, about, arrays)
+  arrays = zarr_files.open_arrays(folder, about["shape"], encoding, create=False)
+  return LabelStore(folder, about, arrays)
 
 
 def disk_bytes(shape: Sequence[int], encoding: Encoding) -> int:
@@ -273,7 +273,7 @@ def _read_about(path: epath.Path) -> dict[str, Any]:
 
 def _wrong_field(about: Mapping[str, Any]) -> str | None:
   """Says what is wrong with the attributes of a store: "shape is [0, 2, 3]; expected ..."."""
-  shape, names = about.get("shape"), about.get("class_names")
+  shape, names = about.get("shape", ()), about.get("class_names", ())
   sizes = isinstance(shape, list) and [type(x) for x in shape] == [int] * 3 and min(shape) > 0
   k = shape[2] if sizes else 0
   strings = isinstance(names, list) and all(isinstance(name, str) for name in names)

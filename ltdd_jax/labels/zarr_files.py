@@ -25,7 +25,7 @@ def open_arrays(
 ) -> dict[str, Any]:
   import tensorstore  # brings a thread pool: late
 
-  how = {"open": True, "create": create, "read": True, "write": create}
+  how: dict[str, Any] = {"open": True, "create": create, "read": True, "write": create}
   layout = encoding.layout(shape[2])
   with readable(path):
     waiting = {

@@ -60,7 +60,7 @@ class Session:
     """Steps in one dispatch: 1 on CPU, `log_every` elsewhere."""
     return 1 if self.mesh.devices.flat[0].platform == "cpu" else self.log_every
 
-  def keep(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+  def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
     """Stores the result of a finished part of a stage, whole or not at all.
 
     Then `discard(name)` may remove the checkpoints of its loop, which are many times as large.
@@ -68,18 +68,19 @@ class Session:
     if self.scratch is not None and jax.process_index() == 0:
       content = io.BytesIO()
       np.savez(content, **arrays)
-      files.write_bytes(self._part(name), content.getvalue(), what="finished part")
+      files.write_bytes(_part(self.scratch, name), content.getvalue(), what="finished part")
     mesh_lib.barrier("part kept")
 
   def kept(self, name: str) -> dict[str, np.ndarray] | None:
     """What `keep` stored, so that a resumed run does not make that part again; None if nothing."""
-    if self.scratch is None or not self._part(name).exists():
+    if self.scratch is None or not _part(self.scratch, name).exists():
       return None
+    path = _part(self.scratch, name)
     try:
-      with np.load(io.BytesIO(self._part(name).read_bytes()), allow_pickle=False) as found:
+      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
         return dict(found)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-      logging.warning("%s is damaged (%s); it is made anew", self._part(name), error)
+      logging.warning("%s is damaged (%s); it is made anew", path, error)
       return None
 
   def discard(self, name: str) -> None:
@@ -87,8 +88,9 @@ class Session:
     if self.scratch is not None:
       checkpoint.discard(self.scratch / name)
 
-  def _part(self, name: str) -> epath.Path:
-    return files.path(self.scratch) / "finished" / f"{name}.npz"
+
+def _part(scratch: files.Pathlike, name: str) -> epath.Path:
+  return files.path(scratch) / "finished" / f"{name}.npz"
 
 
 class _Monitor:
@@ -261,7 +263,7 @@ def run(
       state, metrics = steps(t, count, state, consts)
       t += count
       monitor.add(t, metrics)
-      if t in hooks:
+      if hook and t in hooks:
         state = hook(t, state)
       stopping, overdue = _wishes(progress, t == stop_at)
       if stopping or t == stop_at or time.monotonic() > due:
@@ -289,7 +291,8 @@ def _wishes(progress: checkpoint.Progress | None, agree: bool) -> tuple[bool, bo
   if jax.process_count() > 1 and not agree:
     return False, False
   due = progress is not None and progress.due()
-  return mesh_lib.any_process(checkpoint.stop_requested(), due)
+  stopping, overdue = mesh_lib.any_process(checkpoint.stop_requested(), due)
+  return stopping, overdue
 
 
 def _check_finite(name: str, step: int, state: Any, advice: str) -> None:
