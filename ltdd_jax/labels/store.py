@@ -8,9 +8,9 @@
 
 The folder, which may be in an object store (`gs://...`), is a Zarr v3 group, written and read by
 tensorstore: arrays `values`, and where the encoding needs them `indices` and `rows`. Each label
-epoch is one file of an array, a shard of chunks of about a megabyte. What the labels are is in the
-group's attributes; docs/labels.md says how other programs read them. A store is a row source for
-`adsa.Rows`: calibrators stream it.
+epoch is one file of an array, a shard of chunks of about a megabyte if it is large. What the labels
+are is in the group's attributes; docs/labels.md says how other programs read them. A store is a row
+source for `adsa.Rows`: calibrators stream it.
 """
 
 import dataclasses

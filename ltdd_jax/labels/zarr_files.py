@@ -36,11 +36,13 @@ def open_arrays(
 
 
 def spec(path: epath.Path, e: int, n: int, count: int, dtype: np.dtype) -> dict[str, Any]:
-  """An array (e, n, count) with a file, which is a shard, for each of the first axis."""
+  """An array (e, n, count) with a file for each of the first axis."""
   kept = stored(dtype)
   size, chunks = _chunks(n, count, kept)
   folder = os.fspath(path) + "/"
-  inner = {"codecs": [_LITTLE, {"name": "crc32c"}]}
+  codecs: list[dict[str, Any]] = [_LITTLE, {"name": "crc32c"}]
+  if chunks > 1:
+    codecs = [{"name": "sharding_indexed", "configuration": {"codecs": codecs}}]
   return {
     "driver": "zarr3",
     "kvstore": {"driver": "file", "path": folder} if files.is_local(path) else folder,
@@ -52,14 +54,12 @@ def spec(path: epath.Path, e: int, n: int, count: int, dtype: np.dtype) -> dict[
         "write_chunk": {"shape": [1, size * chunks, count]},
         "read_chunk": {"shape": [1, size, count]},
       },
-      "codec": {
-        "driver": "zarr3", "codecs": [{"name": "sharding_indexed", "configuration": inner}]
-      },
+      "codec": {"driver": "zarr3", "codecs": codecs},
     },
     "metadata": {"chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}}},
     "store_data_equal_to_fill_value": True,  # else an epoch of zeros would not be there
     "fill_missing_data_reads": False,
-  }  # fmt: skip
+  }
 
 
 def stored(dtype: np.dtype) -> np.dtype:
@@ -77,7 +77,8 @@ def _chunks(n: int, count: int, dtype: np.dtype) -> tuple[int, int]:
 def file_bytes(n: int, count: int, dtype: np.dtype) -> int:
   """Bytes of the file of a label epoch."""
   size, chunks = _chunks(n, count, dtype)
-  return chunks * (size * count * dtype.itemsize + _CRC_BYTES + _INDEX_BYTES) + _CRC_BYTES
+  content = chunks * (size * count * dtype.itemsize + _CRC_BYTES)
+  return content if chunks == 1 else content + chunks * _INDEX_BYTES + _CRC_BYTES
 
 
 def epochs(array: Any) -> set[int]:

@@ -88,7 +88,7 @@ def test_labels_in_few_bytes(tmp_path, capsys):
   pipeline.run(config, tmp_path, dry_run=True)
   out = capsys.readouterr().out
   recipe = "rd3@1, changed: hard_weight 0.0 -> 0.25, label_epochs 400 -> 2, num_epochs 400 -> 3"
-  assert "as uint8 top-3 spread, 12 bytes a label, 504 bytes" in out
+  assert "as uint8 top-3, 12 bytes a label, 504 bytes" in out
   assert recipe in out
   results = pipeline.run(config, tmp_path, show_progress=False)
   assert results["recipe"] == recipe
