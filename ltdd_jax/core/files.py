@@ -14,6 +14,7 @@ renaming of folders: there the last file of a folder says that it is finished.
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import io
 import os
 import shutil
@@ -27,6 +28,7 @@ from ltdd_jax.core.types import LtddError
 
 TEMPORARY = ".ltdd-tmp-"  # how names of unfinished files and folders begin
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # by which epath reads and writes there
 _BLOCK = 1 << 20
 TENSORSTORE = (OSError, ValueError, RuntimeError, MemoryError)  # what it raises on a full disk
 
@@ -34,8 +36,22 @@ Pathlike = str | os.PathLike[str]
 
 
 def path(name: Pathlike) -> epath.Path:
-  """The path that a user means: `~` is expanded, `gs://...` stays."""
-  return epath.Path(os.path.expanduser(os.fspath(name)))
+  """The path that a user means: `~` is expanded, `gs://...` stays.
+
+  Raises:
+    LtddError: an object store that is not known, or whose package is not installed.
+  """
+  text = os.path.expanduser(os.fspath(name))
+  scheme, colon, _ = text.partition("://")
+  if colon and scheme not in _PACKAGES:
+    known = " or ".join(f"{scheme}://" for scheme in _PACKAGES)
+    raise LtddError(
+      f"path {text}: expected a path on this machine, or one that begins with {known}"
+    )
+  if colon and importlib.util.find_spec(_PACKAGES[scheme]) is None:
+    package = _PACKAGES[scheme]
+    raise LtddError(f"path {text} needs the package {package}; install it: pip install {package}")
+  return epath.Path(text)
 
 
 def is_local(name: Pathlike) -> bool:

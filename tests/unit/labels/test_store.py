@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 import tensorstore
+from etils import epath
 
 from ltdd_jax import adsa
-from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.labels import zarr_files
@@ -277,7 +277,7 @@ def test_damaged_attributes_are_named(tmp_path, key, value):
 
 
 def test_a_store_may_be_in_an_object_store():
-  spec = zarr_files.spec(files.path("gs://bucket/s/values"), E, N, K, np.dtype(np.float16))
+  spec = zarr_files.spec(epath.Path("gs://bucket/s/values"), E, N, K, np.dtype(np.float16))
   assert tensorstore.KvStore.Spec(spec["kvstore"]).to_json() == {
     "driver": "gcs",
     "bucket": "bucket",
