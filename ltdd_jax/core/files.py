@@ -45,11 +45,8 @@ def path(name: Pathlike) -> epath.Path:
   scheme, colon, _ = text.partition("://")
   if colon and scheme not in _PACKAGES:
     known = " or ".join(f"{scheme}://" for scheme in _PACKAGES)
-    raise LtddError(
-      f"path {text}: expected a path on this machine, or one that begins with {known}"
-    )
-  if colon and importlib.util.find_spec(_PACKAGES[scheme]) is None:
-    package = _PACKAGES[scheme]
+    raise LtddError(f"path {text}: expected a local path, or one that begins with {known}")
+  if colon and importlib.util.find_spec(package := _PACKAGES[scheme]) is None:
     raise LtddError(f"path {text} needs the package {package}; install it: pip install {package}")
   return epath.Path(text)
 
