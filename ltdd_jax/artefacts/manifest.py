@@ -8,7 +8,7 @@ itself, and `meta.json` with the size and SHA-256 of every file, and of itself.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 
 META = "meta.json"
-_MMAP_BYTES = 1 << 28  # larger arrays are mapped, not read
+_MMAP_BYTES = 1 << 24  # larger arrays are mapped, not read
 _PART = re.compile(r"[A-Za-z0-9_+=@-][A-Za-z0-9_+=@.-]*")
 
 
@@ -46,32 +46,8 @@ def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str], code_versi
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Arrays(Mapping[str, np.ndarray]):
-  """The arrays of an artefact, read when asked for; large ones are mapped and read-only."""
-
-  def __init__(self, path: epath.Path, about: Mapping[str, Mapping[str, Any]]):
-    self._path = path
-    self._about = about
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    about = self._about[name]
-    path = self._path / f"{name}.npy"
-    if files.is_local(path) and files.num_bytes(path) > _MMAP_BYTES:
-      array = np.load(path, mmap_mode="r", allow_pickle=False)
-    else:
-      with path.open("rb") as file:
-        array = np.load(file, allow_pickle=False)
-    return array.view(np.dtype(about["dtype"]))
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._about)
-
-  def __len__(self) -> int:
-    return len(self._about)
-
-
 class Artefact(NamedTuple):
-  """A finished stage.
+  """A finished stage; its large arrays are mapped, not read.
 
   `meta` has the keys stage, config, inputs {stage: fingerprint}, code_version, fingerprint,
   split_sha256, class_names, versions, code {revision, dirty}, seconds, peak_bytes, arrays
@@ -174,7 +150,18 @@ def open_artefact(folder: files.Pathlike) -> Artefact:
       raise LtddError(_damaged(path, f"it has {size} bytes, expected {about['bytes']}", folder))
     if files.sha256(path) != about["sha256"]:
       raise LtddError(_damaged(path, "its content was altered (SHA-256 differs)", folder))
-  return Artefact(meta, Arrays(folder, meta["arrays"]), folder)
+  arrays = {name: _array(folder / f"{name}.npy", about) for name, about in meta["arrays"].items()}
+  return Artefact(meta, arrays, folder)
+
+
+def _array(path: epath.Path, about: Mapping[str, Any]) -> np.ndarray:
+  if files.is_local(path) and files.num_bytes(path) > _MMAP_BYTES:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+  else:
+    with path.open("rb") as file:
+      array = np.load(file, allow_pickle=False)
+    array.flags.writeable = False  # as those that are mapped
+  return array.view(np.dtype(about["dtype"]))
 
 
 def check_name(kind: str, name: str) -> None:
