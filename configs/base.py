@@ -141,7 +141,6 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "num_epochs": 400,
     "dtype": "float16",
     "top_k": placeholder(int),
-    "rest": "spread",
     "batch_size": 500,
     "sources": {"teacher": with_defaults(label_sources.teacher, {"name": "teacher"})},
     "views": {  # labels.view_fn

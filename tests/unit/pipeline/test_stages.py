@@ -3,7 +3,6 @@
 import copy
 import types
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,6 @@ from ltdd_jax import calibrate
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
-from ltdd_jax.labels import encoding
 from ltdd_jax.pipeline import check, stages
 from ltdd_jax.pipeline.run import fingerprints, run_stage
 from tests import small
@@ -119,7 +117,6 @@ def test_later_arguments_leave_fingerprints_alone(config):
     ("label.teacher_bn", "no", r"label\.teacher_bn is 'no'"),
     ("label.dtype", "int8", r"label\.dtype is 'int8'"),
     ("label.top_k", 0, r"label\.top_k is 0"),
-    ("label.rest", "gone", r"label\.rest is 'gone'"),
     ("label.teachers", ("techer",), r"label\.teachers has 'techer'.*Did you mean 'teacher'"),
     ("label.aggregate", "max", r"label\.aggregate is 'max'; expected one of 'mean', 'norm_e"),
     ("distil.teachers", (), r"distil\.teachers is empty; expected .*teacher\.models"),
@@ -141,66 +138,6 @@ def test_configs_that_are_wrong_by_themselves(path, value, message):
   inner[key] = value
   with pytest.raises(LtddError, match=message):
     check.check(plain)
-
-
-def test_labels_that_keep_all_the_mass_are_refused_for_raw_logits(config):
-  config["label"] |= {"top_k": 3, "rest": "kept"}
-  assert config["student"]["loss"]["name"] == "mse_ce"
-  with pytest.raises(LtddError, match=r"rest is 'kept'.*'mse_ce'.*rest='spread', or the loss 'kl'"):
-    check.check_with_data(stages.Context(config))
-  all_classes = {"label": config["label"] | {"top_k": 10}}  # nothing is left out
-  online = {"label": config["label"] | {"online": True}}
-  for fine in (all_classes, online, {"student": config["student"] | {"loss": {"name": "kl"}}}):
-    check.check_with_data(stages.Context(check.check(config | fine)))
-
-
-@pytest.mark.parametrize(
-  ("name", "kwargs", "refused"),
-  [
-    ("adsa", {"criterion": "nll"}, True),
-    ("adsa", {}, False),
-    ("adsa", {"criterion": "marginal"}, False),
-    ("adsa_matrix", {}, False),
-    ("adsa_vector", {}, False),
-    ("adsa_vector", {"criterion": "marginal"}, True),
-    ("adsa_vector", {"criterion": "nll"}, True),
-    ("adsa_probe", {}, False),
-    ("adsa_probe", {"criterion": "nll"}, True),
-    ("em", {}, False),
-    ("em", {"known": "uniform"}, True),
-    ("ltkd", {}, True),
-    ("temperature", {}, True),
-    ("vector_scaling", {}, True),
-  ],
-)
-def test_a_log_loss_needs_a_logit_of_every_class(name, kwargs, refused):
-  """A true class outside the top k would cost 10,000, and a few such rows would decide the fit."""
-  calibrator, counts = {"name": name} | kwargs, np.arange(5, 0, -1)
-  kept = encoding.Encoding(top_k=3, rest="kept")
-  for fine in (encoding.Encoding(top_k=3), encoding.Encoding(top_k=5, rest="kept")):
-    check._check_calibrator("mine", calibrator, counts, fine)
-  if refused:
-    with pytest.raises(LtddError, match=rf"calibrators\.mine, .*'{name}'.*rest='kept'.*top 3"):
-      check._check_calibrator("mine", calibrator, counts, kept)
-    return
-  check._check_calibrator("mine", calibrator, counts, kept)
-  random, labels = np.random.default_rng(0), np.arange(100) % 5
-  log_prior = np.log(counts / counts.sum())
-  logits = random.standard_normal((100, 5)) + 2 * np.eye(5)[labels] + 0.8 * log_prior
-  stored = kept.decode(jax.device_get(kept.encode(logits)), 5)
-  made = calibrate.make_calibrator(**calibrator)
-  whole, part = (made.report(made.fit(z, labels, log_prior))["tau"] for z in (logits, stored))
-  assert part == pytest.approx(whole, abs=0.7 if name == "em" else 0.3)  # 0.6, and 0.1 to 0.2
-
-
-def test_a_store_without_a_logit_of_every_class_is_refused_before_training(config):
-  config["label"] |= {"top_k": 3, "rest": "kept"}
-  config["student"]["loss"] = {"name": "kl"}
-  config["calibrate"]["calibrators"] = {"mine": {"name": "ltkd"}}
-  with pytest.raises(LtddError, match=r"calibrators\.mine, .*Use rest='spread'"):
-    check.check_with_data(stages.Context(config))
-  config["calibrate"]["fit_on"] = "clean"  # logits that the store has not encoded
-  check.check_with_data(stages.Context(config))
 
 
 @pytest.mark.parametrize(
