@@ -13,7 +13,6 @@ import numpy as np
 from ltdd_jax import adsa as adsa_lib
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
-from ltdd_jax.labels.encoding import NOTHING, Encoding
 
 UNIFORM = 1e-5  # span of a log prior that counts as none, as in `ltdd_jax.adsa`
 Groups = Sequence[Sequence[int]] | str | None
@@ -101,25 +100,6 @@ def check_chunk(name: str, chunk_size: int | None) -> None:
 def check_classes(calibrator: Calibrator, k: int) -> None:
   """Raises LtddError for options that do not go with k classes: lists of them, a target prior."""
   jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct((k,), jnp.float32))
-
-
-def check_encoding(where: str, calibrator: Calibrator, encoding: Encoding, k: int) -> None:
-  """Raises LtddError for a fit by log-loss to labels that leave classes out.
-
-  Args:
-    where: what a message calls the calibrator and its options.
-    calibrator: that would be fitted.
-    encoding: of the label store.
-    k: classes.
-  """
-  if calibrator.log_loss and encoding.leaves_out(k):
-    raise LtddError(
-      f"{where} is fitted by a log-loss, and the label store has config.label.rest='kept': "
-      f"outside the top {encoding.top_k} (config.label.top_k) classes have a logit of nothing, "
-      f"so that a true class among them costs {NOTHING:,.0f} and decides the fit. Use "
-      "rest='spread', a calibrator that averages probabilities, such as 'adsa' with criterion "
-      "'confidence', or in a run config.calibrate.fit_on='clean', which reads no store"
-    )
 
 
 def open_rows(logits: Any, labels: Any, log_prior: Any, chunk_size: int | None) -> adsa_lib.Rows:

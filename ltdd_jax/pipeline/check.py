@@ -5,7 +5,7 @@ makes every part of the run once, on shapes alone, which finds the rest.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from ltdd_jax.labels import encoding
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.pipeline import graph
-from ltdd_jax.pipeline.context import HARD, Context
+from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.pipeline.resources import RESOURCES
 from ltdd_jax.students import recipes
 from ltdd_jax.students import train as student_training
@@ -175,8 +175,9 @@ def check_with_data(ctx: Context) -> None:
   sources.test_indices(ctx.source, config["data"]["num_test"])
   longtail.groups(ctx.counts, config["report"]["groups"])
   kinds = {stage.kind for stage in graph.make_stages(ctx)}
-  for images in config["distil"]["methods"]:
-    _check_method(ctx, images)
+  learned = {images: _check_method(ctx, images) for images in config["distil"]["methods"]}
+  for row in graph.rows(config):
+    _check_learned(ctx, row, learned[row.images])
   if kinds & {"teacher"}:
     _check_teacher(ctx)
   if kinds & {"label"}:
@@ -215,7 +216,7 @@ def _check_students(ctx: Context) -> None:
     changes.sentence_of(ctx.config, len(ctx.slots().labels), spec.num_classes)
 
 
-def _check_calibrator(ctx: Context, row: graph.Row) -> None:
+def _check_calibrator(ctx: Context, row: Row) -> None:
   """Makes a calibrator and its parameters for k classes, which may refuse that number of them."""
   calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][row.calibrator])
   log_prior = ctx.log_prior(row)
@@ -232,15 +233,33 @@ def _check_calibrator(ctx: Context, row: graph.Row) -> None:
     )
 
 
-def _check_method(ctx: Context, images: str) -> None:
-  """Traces a method's `init` and each turn of its `step` on shapes, with one slot a class."""
+def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
+  """The method of a row's images learns the labels and the rate that the config takes from it."""
+  name = ctx.config["distil"]["methods"][row.images]["name"]
+  where = f"image source {row.images!r} (method {name!r})"
+  if ctx.config["student"]["optimizer"].get("lr", 0) is None and "student_lr" not in learned:
+    raise LtddError(
+      f"config.student.optimizer.lr is None, which takes the rate that was learned with the "
+      f"images, but {where} learns no rate. Give a number, or leave the image source out"
+    )
+  if row.labels == HARD:
+    return
+  if ctx.label_source(row.labels).kind == "learned" and "soft_labels" not in learned:
+    raise LtddError(
+      f"label source {row.labels!r} is 'learned', but {where} has no learned labels. Use a method "
+      "that learns labels, or a label source 'teacher'"
+    )
+
+
+def _check_method(ctx: Context, images: str) -> Collection[str]:
+  """Traces a method on shapes, with one slot a class; returns names of what it gives."""
   method, env, slots = ctx.method(images), ctx.env(images), ctx.slots(images)
   options = ("batch_size", "jpeg_quality", "dtype")
   check_options(method, **{k: ctx.config["distil"][k] for k in options})
   res = {need: RESOURCES[need].shapes(ctx, images) for need in method.needs}
   distil.check_resources(images, method, slots, res, env)
   if "file" in method.needs:
-    return
+    return res["file"].keys()
   few = Slots(*(x[: env.num_classes] for x in slots))
   key, x = jax.random.key(0), None
   if method.inputs is not None:
@@ -248,3 +267,5 @@ def _check_method(ctx: Context, images: str) -> None:
   state = jax.eval_shape(method.init, key, few, res)
   for turn in range(method.turns):
     jax.eval_shape(functools.partial(method.step, turn=turn), key, state, res, x)
+  given = jax.eval_shape(method.read, state)._asdict()
+  return [k for k, v in given.items() if v is not None]

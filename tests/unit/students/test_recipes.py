@@ -10,7 +10,8 @@ import pytest
 from configs import cifar10_lt, digits_lt
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import label as label_lib
-from ltdd_jax.pipeline import check, stages
+from ltdd_jax.pipeline import check, graph
+from ltdd_jax.pipeline.context import Context
 from ltdd_jax.students import recipes
 from ltdd_jax.students.recipes import changes
 from ltdd_jax.training import losses, supervised
@@ -176,7 +177,7 @@ def test_a_run_says_what_it_changed():
     "edc_mse_gt@1/cifar10, changed: ema 0.99 -> 0.999, loss.name mse_ce -> kl, "
     "views.crop_scale [0.08, 1.0] -> [0.5, 1]"
   )
-  config.label.online, config.student.hard_labels = True, False
+  config.label.sources.teacher.online, config.student.hard_labels = True, False
   assert "label_epochs" not in changes.sentence_of(check.check(config), 100, 10)
 
 
@@ -190,7 +191,7 @@ def test_another_data_set_can_lend_its_values():
 def test_names_do_not_enter_fingerprints_and_values_do():
   config = check.check(digits_lt.get_config("preset=smoke"))
   named = config | {"student": config["student"] | {"recipe": "rd3"}}
-  configs = [[s.config for s in stages.make_stages(c)] for c in (config, named)]
+  configs = [[s.config for s in graph.make_stages(Context(c))] for c in (config, named)]
   assert configs[0] == configs[1]
   assert "ltdd" not in changes.sentence_of(named, 20, 10)
 
@@ -199,8 +200,8 @@ def test_hard_labels_need_no_soft_ones():
   config = digits_lt.get_config("preset=smoke")
   recipes.apply(config, "hard")
   plain = check.check(config)
-  kinds = {s.kind for s in stages.make_stages(plain)}
-  assert kinds == {"data", "teacher", "distil", "student"}
+  kinds = {s.kind for s in graph.make_stages(Context(plain))}
+  assert kinds == {"data", "teacher", "distil", "student"}  # sre2l needs teachers
   assert changes.sentence_of(plain, 20, 10) == "hard@1"
   config.student.hard_labels = False
   with pytest.raises(LtddError, match="no student has labels"):
