@@ -44,7 +44,7 @@ def rand_augment(
 
   Args:
     key: a typed key.
-    image: levels 0 to 255, or pixels from 0 to 1, which are rounded to levels; one channel or three.
+    image: levels 0 to 255, or pixels in [0, 1], which are rounded to levels; one channel or three.
     num_ops: how many, one after another.
     magnitude: bin of 31; 9 gives shear 0.09, translation by 0.136 of the side, 9 degrees, factors
       1 +- 0.27, 7 bits and the threshold 178.5.
