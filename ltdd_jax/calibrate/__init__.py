@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ltdd_jax.calibrate.adsa import adsa
-from ltdd_jax.calibrate.base import Calibrator, check_classes, check_encoding, check_prior, shift
+from ltdd_jax.calibrate.base import Calibrator, check_classes, check_prior, shift
 from ltdd_jax.calibrate.class_bias import adsa_vector
 from ltdd_jax.calibrate.matrix import adsa_matrix
 from ltdd_jax.calibrate.priors import em, ltkd
@@ -36,7 +36,7 @@ from ltdd_jax.core import registry
 
 __all__ = [
   "CALIBRATORS", "VERSIONS", "WITHOUT_PRIOR", "WITH_STUDENT", "Calibrator", "adsa", "adsa_matrix",
-  "adsa_probe", "adsa_vector", "check_classes", "check_encoding", "check_prior", "em", "fixed",
+  "adsa_probe", "adsa_vector", "check_classes", "check_prior", "em", "fixed",
   "ltkd", "make_calibrator", "none", "shift", "temperature", "vector_scaling",
 ]  # fmt: skip
 
