@@ -12,7 +12,6 @@ from ltdd_jax.labels import label as labels_lib
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.studies import perturbation
 
-
 ADSA = {"name": "adsa", "tau_range": (0.0, 1.0)}
 
 
