@@ -20,6 +20,7 @@ from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment, longtail, sources
 from ltdd_jax.distil.run import check_options, run_method
+from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import encoding
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
@@ -244,7 +245,12 @@ def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
     )
   if row.labels == HARD:
     return
-  if ctx.label_source(row.labels).kind == "learned" and "soft_labels" not in learned:
+  made = ctx.label_source(row.labels)
+  if made.path is not None:
+    shape = (len(ctx.slots(row.images).labels), ctx.source.spec.num_classes)
+    logits = distilled_sets.read_logits(f"config.label.sources.{row.labels}", made.path)
+    label_lib.check_logits(f"label source {row.labels!r}: logits for {where}", logits, shape)
+  if made.kind == "learned" and "soft_labels" not in learned:
     raise LtddError(
       f"label source {row.labels!r} is 'learned', but {where} has no learned labels. Use a method "
       "that learns labels, or a label source 'teacher'"
