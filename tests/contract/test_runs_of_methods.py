@@ -31,12 +31,10 @@ def learner(env, /, *, num_steps=3):
     return Distilled(images, jnp.asarray(slots.labels), logits, jnp.float32(0.4))
 
   def step(key, state, res, x, *, turn=0):
-    moved = state._replace(
-      images=0.9 * state.images,
-      soft_labels=1.1 * state.soft_labels,
-      student_lr=0.5 * state.student_lr,
-    )
-    return moved, {"rate": moved.student_lr}
+    rate = 0.5 * state.student_lr
+    images, labels = 0.9 * state.images, 1.1 * state.soft_labels
+    moved = Distilled(images, state.labels, labels, rate)
+    return moved, {"rate": rate}
 
   return distil.Method(
     init, step, lambda state: state, ("labels",), num_steps, batching="joint", dtype="float32"
@@ -119,8 +117,13 @@ def test_images_stay_float_to_the_end(tmp_path, monkeypatch):
     return train(name, images, *args, **kwargs)
 
   monkeypatch.setattr(student_training, "train_students", recorded)
-  for name, dtype, kept in (("learner", None, "float32"), ("learner", "uint8", "uint8"),
-                            ("random", None, "uint8"), ("random", "float32", "float32")):  # fmt: skip
+  cases = (
+    ("learner", None, "float32"),
+    ("learner", "uint8", "uint8"),
+    ("random", None, "uint8"),
+    ("random", "float32", "float32"),
+  )
+  for name, dtype, kept in cases:
     config = small.run_config(tmp_path, {"mine": {"name": name}})
     config["distil"]["dtype"] = dtype
     workdir = tmp_path / f"{name}-{dtype}"

@@ -177,7 +177,7 @@ def test_what_studies_refuse(tmp_path):
     studies.run(bound, tmp_path)
   config = perturbation_config.get_config("preset=smoke")
   config.distil.methods = {"sre2l": {"name": "sre2l"}, "random": {"name": "random"}}
-  with pytest.raises(LtddError, match="has sre2l, random; the perturbation study crosses"):
+  with pytest.raises(LtddError, match="has random, sre2l; the perturbation study crosses"):
     studies.run(config, tmp_path)
   config = perturbation_config.get_config("preset=smoke")
   config.label.sources = {"teacher": {"name": "teacher"}}
@@ -259,6 +259,7 @@ def student(images, labels, calibrator, k):
   score = {"mean": 50.0, "std": 1.0}
   return {
     "images": images, "teacher": labels, "labels": labels, "calibrator": calibrator,
+    "calibrator_name": calibrator and {"plain": "none"}.get(calibrator, "adsa"),
     "tau": None if calibrator is None else 0.5, "top1": score, "groups": {"head": score},
     "worst_class": score | {"class": 0}, "per_class": [50.0] * k,
     "image_bytes": 2_000, "label_bytes": None if calibrator else 0,
