@@ -257,6 +257,11 @@ def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
     )
 
 
+def _blank(x: Any) -> Any:
+  """Zeros in place of an array that is not there yet; the host gives them pages when touched."""
+  return np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+
+
 def _check_method(ctx: Context, images: str) -> Collection[str]:
   """Traces a method on shapes, with one slot a class; returns names of what it gives."""
   method, env, slots = ctx.method(images), ctx.env(images), ctx.slots(images)
@@ -269,7 +274,7 @@ def _check_method(ctx: Context, images: str) -> Collection[str]:
   few = Slots(*(x[: env.num_classes] for x in slots))
   key, x = jax.random.key(0), None
   if method.inputs is not None:
-    x = method.inputs(np.random.default_rng(0), 0, res)
+    x = method.inputs(np.random.default_rng(0), 0, jax.tree.map(_blank, res))
   state = jax.eval_shape(method.init, key, few, res)
   for turn in range(method.turns):
     jax.eval_shape(functools.partial(method.step, turn=turn), key, state, res, x)

@@ -27,7 +27,7 @@ def learner(env, /, *, num_steps=3):
   def init(key, slots, res):
     images = 3 * jax.random.normal(key, (len(slots.labels), *env.image_shape))
     tilt = jnp.log(1 + jnp.bincount(res["labels"], length=env.num_classes))
-    logits = 2 * jax.nn.one_hot(slots.labels, env.num_classes) + tilt
+    logits = 2 * jax.nn.one_hot(slots.labels, env.num_classes) + tilt[None]
     return Distilled(images, jnp.asarray(slots.labels), logits, jnp.float32(0.4))
 
   def step(key, state, res, x, *, turn=0):
@@ -52,7 +52,7 @@ def averager(env, /, *, num_steps=3):
     return {"image": host["images"][row].astype(np.float32) / 255, "step": np.float32(t)}
 
   def step(key, state, res, x, *, turn=0):
-    return state._replace(images=state.images + x["image"] / num_steps), {"step": x["step"]}
+    return state._replace(images=state.images + x["image"][None] / num_steps), {"step": x["step"]}
 
   return distil.Method(
     init, step, lambda state: state, ("images",), num_steps, batching="joint", inputs=inputs,
