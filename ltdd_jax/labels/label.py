@@ -298,13 +298,8 @@ def store_logits(
   Raises:
     LtddError: logits of another shape, or that are not finite.
   """
-  shape = (len(images), len(class_names))
-  logits = np.asarray(logits, np.float32)
-  if logits.shape != shape or not np.isfinite(logits).all():
-    raise LtddError(
-      f"soft labels of image source {name!r} are {logits.dtype} of shape {logits.shape}; expected "
-      f"finite logits of shape {shape}, one row for each distilled image"
-    )
+  logits, shape = np.asarray(logits, np.float32), (len(images), len(class_names))
+  check_logits(f"soft labels of image source {name!r}", logits, shape)
   encoding = label_store.Encoding("float32")
   facts = {"source": name, "images": _digest(images)}
   store = _make_store(None, session, (1, *shape), encoding, class_names, facts)
@@ -312,6 +307,15 @@ def store_logits(
     store.write({0: encoding.encode(logits)})
   mesh_lib.barrier("label epochs written")
   return Labelled(store, logits)
+
+
+def check_logits(where: str, logits: np.ndarray, shape: tuple[int, int]) -> None:
+  """Raises LtddError unless there are finite logits of this shape (n, k)."""
+  if logits.shape != shape or not np.isfinite(logits).all():
+    raise LtddError(
+      f"{where} are {logits.dtype} of shape {logits.shape}; expected finite logits of shape "
+      f"{shape}, one row for each distilled image"
+    )
 
 
 def _digest(tree: Any) -> str:

@@ -16,8 +16,10 @@ from ltdd_jax.report import images, plots
 ROOT = pathlib.Path(__file__).parents[3]
 
 
-def row(images, labels, calibrator, per_class, **calibration):
-  out = {"images": images, "labels": labels, "calibrator": calibrator, "per_class": per_class}
+def row(images, calibrator, name, per_class, **calibration):
+  labels = "hard" if calibrator is None else "teacher"
+  out = {"images": images, "labels": labels, "calibrator": calibrator, "calibrator_name": name}
+  out["per_class"] = per_class
   return out | ({"calibration": calibration} if calibration else {})
 
 
@@ -26,7 +28,7 @@ def results_of(k=3, counts=(2, 50, 9), sources=("sre2l", "random")):
   rows = []
   for source in sources:
     rows += [
-      row(source, "hard", None, per_class),
+      row(source, None, None, per_class),
       row(source, "plain", "none", per_class, tau=0.0),
       row(source, "tau1", "fixed", per_class, tau=1.0),
       row(
@@ -76,9 +78,16 @@ def test_accuracies_show_every_kind_of_label_in_its_own_colour():
 
 def test_two_calibrations_of_one_kind_differ_in_colour():
   results = results_of(sources=("random",))
-  results["rows"].append(results["rows"][-1] | {"labels": "adsa_wide"})
+  results["rows"].append(results["rows"][-1] | {"calibrator": "adsa_wide"})
   axis = plots.accuracies_figure(results).axes[0]
   assert len({c.patches[0].get_facecolor() for c in axis.containers}) == 5
+
+
+def test_a_label_source_is_named_where_it_is_not_the_teacher():
+  results = results_of(sources=("random",))
+  results["rows"] += [r | {"labels": "learned"} for r in results["rows"][-1:]]
+  axis = plots.accuracies_figure(results).axes[0]
+  assert list(heights(axis)) == ["hard", "plain", "tau1", "adsa", "learned adsa"]
 
 
 def test_many_classes_are_averaged_in_bins():
@@ -102,7 +111,7 @@ def test_files_are_written_and_are_pictures(tmp_path):
 
 def test_results_without_confidences(tmp_path):
   results = results_of()
-  results["rows"] = [r for r in results["rows"] if r["labels"] != "adsa"]
+  results["rows"] = [r for r in results["rows"] if r["calibrator"] != "adsa"]
   with pytest.raises(LtddError, match=r"no row .* add \{'name': 'adsa'\}"):
     plots.confidences(results, tmp_path / "c.png")
   assert [p.name for p in plots.write_plots(results, tmp_path)] == ["accuracies.png"]
@@ -158,7 +167,8 @@ def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot():
     "from ltdd_jax.report import images, plots\n"
     "assert 'matplotlib' not in sys.modules\n"
     "plots.accuracies_figure({'class_names': ['a'], 'split': {'counts': [1]}, 'rows': [\n"
-    "  {'images': 'x', 'labels': 'hard', 'calibrator': None, 'per_class': [50.0]}]})\n"
+    "  {'images': 'x', 'labels': 'hard', 'calibrator': None, 'calibrator_name': None,\n"
+    "   'per_class': [50.0]}]})\n"
     "assert 'matplotlib.figure' in sys.modules\n"
     "assert 'matplotlib.pyplot' not in sys.modules\n"
   )
