@@ -36,12 +36,9 @@ MORE_CALIBRATORS: dict[str, dict[str, Any]] = {
   "adsa_marginal": {"name": "adsa", "criterion": "marginal"},
   "adsa_head10": {"name": "adsa", "max_head_drop": 0.1},
   "adsa_nll_head10": {"name": "adsa", "criterion": "nll", "max_head_drop": 0.1},
-  "matrix": {"name": "adsa_matrix"},
   "vector_marginal": {"name": "adsa_vector", "criterion": "marginal"},
-  "vector_groups": {"name": "adsa_vector", "groups": "thirds"},
   "em": {"name": "em"},
   "matching": {"name": "em", "known": "uniform"},
-  "ltkd": {"name": "ltkd"},
   "temperature": {"name": "temperature"},
   "vector_scaling": {"name": "vector_scaling"},
 }
@@ -144,7 +141,6 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "num_epochs": 400,
     "dtype": "float16",
     "top_k": placeholder(int),
-    "rest": "spread",
     "batch_size": 500,
     "sources": {"teacher": with_defaults(label_sources.teacher, {"name": "teacher"})},
     "views": {  # labels.view_fn

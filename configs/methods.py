@@ -20,7 +20,7 @@ from ltdd_jax.students.recipes.values import MIRRORED
 
 W128 = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
 # G-VBSM's five networks, and EDC's eight, in the order of their turns.
-FIVE = {
+FIVE: dict[str, dict[str, Any]] = {
   "resnet18": {"name": "resnet18", "stem": "cifar", "init": "kaiming"},
   "convnet_w128": W128,
   "mobilenet_v2": {"name": "mobilenet_v2", "layout": "cifar", "width": 0.5},
@@ -63,7 +63,7 @@ GVBSM = {
     {"name": "random_roll", "low": 0, "high": 32, "shared": True},
   ),
 }
-MANY = {  # teacher of G-VBSM and EDC: SGD 0.05 at a constant rate, no weight decay
+MANY: dict[str, Any] = {  # teacher of G-VBSM and EDC: SGD 0.05 at a constant rate, no weight decay
   "models": FIVE,
   "batch_size": 64,
   "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0},

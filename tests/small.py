@@ -1,6 +1,8 @@
 """Small data, networks and recipes that many tests share."""
 
 import functools
+import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -88,3 +90,31 @@ def resources(counts=COUNTS, teachers: int = 1) -> dict:
 def slots(*per_class: int, order: str = "interleaved") -> Slots:
   """So many slots of each class."""
   return distil.make_slots(len(per_class), slots_per_class=per_class, order=order)
+
+
+def run_config(
+  folder: pathlib.Path,
+  methods: dict[str, Any],
+  calibrators: dict[str, Any] | None = None,
+  counts=COUNTS,
+) -> dict[str, Any]:
+  """The config of a run on `train_data` and `held_out`, from a file in `folder`; two slots a class.
+
+  Views are the images as they are. `pipeline.check.check` fills in what is left out.
+  """
+  train, test, file = train_data(counts), held_out(), folder / "small.npz"
+  folder.mkdir(parents=True, exist_ok=True)
+  np.savez(file, x_train=train.images, y_train=train.labels, x_test=test.images, y_test=test.labels)
+  training = {"num_epochs": 2, "batch_size": 4, "schedule": {"name": "constant"}}
+  training["optimizer"] = {"name": "sgd", "lr": 0.05}
+  return {
+    "seed": 0,
+    "data": {"name": f"npz:{file}", "rule": "as_is", "mean": SPEC.mean, "std": SPEC.std},
+    "teacher": training
+    | {"models": {"a": NET | {"norm": "batch"}}, "loss": {"name": "cross_entropy"}},
+    "distil": {"methods": methods, "images_per_class": 2},
+    "label": {"num_epochs": 2, "views": {"crop_scale": None, "flip": False, "mix": None}},
+    "calibrate": {"calibrators": calibrators or {}},
+    "student": training
+    | {"model": NET | {"norm": "batch"}, "loss": {"name": "kl"}, "num_seeds": 1, "evaluations": 1},
+  }

@@ -60,9 +60,10 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 
 
 def to_pixels(images: Num[Array | np.ndarray, "*n h w c"]) -> Float[Array, "*n h w c"]:
-  """Returns stored images as float32 pixels: uint8 in [0, 1], floats as they are."""
+  """Returns stored images as float32 pixels: whole levels in [0, 1], floats as they are."""
   images = jnp.asarray(images)
-  return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+  whole = jnp.issubdtype(images.dtype, jnp.integer)
+  return images.astype(jnp.float32) / 255 if whole else images
 
 
 def normalize(

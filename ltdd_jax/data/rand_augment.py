@@ -14,7 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Integer, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
 from ltdd_jax.core.types import LtddError
 
@@ -33,7 +33,7 @@ Table = Int[Array, "256 c"]  # new level of each level, by channel
 
 def rand_augment(
   key: Key[Array, ""],
-  image: Integer[Array | np.ndarray, "h w c"],
+  image: Num[Array | np.ndarray, "h w c"],
   *,
   num_ops: int = 2,
   magnitude: int = MAGNITUDE,
@@ -44,7 +44,7 @@ def rand_augment(
 
   Args:
     key: a typed key.
-    image: levels 0 to 255; one channel or three.
+    image: levels 0 to 255, or pixels in [0, 1], which are rounded to levels; one channel or three.
     num_ops: how many, one after another.
     magnitude: bin of 31; 9 gives shear 0.09, translation by 0.136 of the side, 9 degrees, factors
       1 +- 0.27, 7 bits and the threshold 178.5.
@@ -53,7 +53,10 @@ def rand_augment(
     LtddError: a bin that does not exist.
   """
   check_magnitude(magnitude)
-  image = jnp.asarray(image).astype(jnp.int32)
+  image = jnp.asarray(image)
+  if jnp.issubdtype(image.dtype, jnp.floating):
+    image = jnp.rint(255 * jnp.clip(image, 0, 1))
+  image = image.astype(jnp.int32)
   for op_key in jax.random.split(key, num_ops):
     choice_key, sign_key = jax.random.split(op_key)
     op = jax.random.randint(choice_key, (), 0, len(OPS))

@@ -9,6 +9,7 @@ whose gradient is that of the newest statistic alone (straight through). Targets
 training set; with `alpha` below 1 also those of the classes in the batch.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -178,6 +179,7 @@ def _match_layer(
     category = any_class * distances(mix, shown).sum()
     return distance + (1 - rule.alpha) * category, LayerRunning(batch, None)
   each = statistics_lib.per_class(mine, var=rule.class_var)
+  assert running.classes is not None  # the rule has groups
   shown, classes = follow(rule, running.classes, each, kept & (found > 0))
   category = (share * distances(of_class, shown)).sum()
   return distance + (1 - rule.alpha) * category, LayerRunning(batch, classes)
@@ -213,7 +215,8 @@ def follow(
 def distances(target: Target, stats: Target) -> Float[Array, "g"]:
   """Sums ||T - s||_2 over the statistics, for each of g groups."""
   parts = zip(target, stats, strict=True)
-  return sum(objectives.safe_norm(t - s) for t, s in parts if s is not None)
+  norms = [objectives.safe_norm(t - s) for t, s in parts if s is not None]
+  return functools.reduce(jnp.add, norms)
 
 
 def _overall(rule: Rule, layer: LayerStatistics, counts: jax.Array, variables: Any) -> Target:

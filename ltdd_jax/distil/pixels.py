@@ -6,6 +6,7 @@ alone, new for each batch of images, `lr_t = lr/2 (1 + cos(pi t / T))`, and afte
 pixel is clamped to its valid range.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -100,8 +101,8 @@ def pixel_method(
     updates, opt_state = tx.update(grads, state.opt_state, state.images)
     images = optax.apply_updates(state.images, updates)
     images = augment.clip_to_pixels(images, env.mean, env.std)
-    new = state.replace(
-      step=state.step + 1, images=images, opt_state=opt_state, running=running, slow=slow
+    new = dataclasses.replace(
+      state, step=state.step + 1, images=images, opt_state=opt_state, running=running, slow=slow
     )
     return new, metrics
 
@@ -125,4 +126,4 @@ def read(state: PixelState) -> Distilled:
 
 def carry(fresh: PixelState, last: PixelState) -> PixelState:
   """New images and a new optimiser, with the running statistics that the last batch left."""
-  return fresh.replace(running=last.running)
+  return dataclasses.replace(fresh, running=last.running)

@@ -87,9 +87,9 @@ def run_method(
   total = len(slots.labels)
   size = min(batch_size or total, total) if method.batching == "batches" else total
   compiled: dict[int, loop.Compiled] = {}
-  parts, last = [], None
-  for number, start in enumerate(range(0, total, size)):
-    chunk = Slots(*(x[start : start + size] for x in slots))
+  parts, last = _finished(name, method, session), None
+  for number in range(len(parts), -(-total // size)):
+    chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
     keys = functools.partial(rng.key_for, seed, f"recover/{name}/{number}")
     state = jax.jit(method.init)(keys("init"), chunk, device)
     if method.carry and last is not None:
@@ -106,6 +106,8 @@ def run_method(
       compiled=compiled.setdefault(len(chunk.labels), {}),
     )
     parts.append(_stored(method.read(last), env, dtype or method.dtype))
+    session.keep(f"distil/{name}/{number}", _arrays(parts[-1]))
+    session.discard(f"distil/{name}/{number - 1}")
   together = jax.tree.map(lambda *x: np.concatenate(x) if x[0].ndim else x[-1], *parts)
   images = together.images
   if jpeg_quality is not None:
@@ -129,6 +131,18 @@ def check_options(
       f"config.distil.jpeg_quality is {jpeg_quality}, but images are stored as float32; expected "
       "None, or config.distil.dtype='uint8'"
     )
+
+
+def _finished(name: str, method: Method, session: loop.Session) -> list[Distilled]:
+  """The batches of images that a run that was stopped has finished."""
+  parts: list[Distilled] = []
+  while (found := session.kept(f"distil/{name}/{len(parts)}")) is not None:
+    parts.append(Distilled(**found))
+  return parts[:-1] if method.carry else parts  # what goes on is in the last one's checkpoint
+
+
+def _arrays(found: Distilled) -> dict[str, np.ndarray]:
+  return {k: v for k, v in found._asdict().items() if v is not None}
 
 
 def _stored(found: Distilled, env: Env, dtype: str) -> Distilled:

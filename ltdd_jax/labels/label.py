@@ -195,7 +195,6 @@ def label_images(
   views: dict[str, Any],
   dtype: str = "float16",
   top_k: int | None = None,
-  rest: str = "spread",
   batch_size: int = 500,
   aggregate: str = "mean",
   batch_norm: str = "eval",
@@ -217,9 +216,8 @@ def label_images(
     spec: facts of the data set.
     num_epochs: label epochs, the labels of each image; a student of more epochs goes round again.
     views: keyword arguments of `view_fn`.
-    dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next two are an `Encoding`.
+    dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next are an `Encoding`.
     top_k: classes kept of each label, or None for all.
-    rest: "spread" or "kept": what becomes of the mass of the others.
     batch_size: views in one pass.
     aggregate: how the logits of the teachers become one, of `teachers.aggregate.AGGREGATES`.
     batch_norm: "eval", or "train" for batch norms that use the statistics of a pass: labels then
@@ -235,7 +233,7 @@ def label_images(
     LtddError: a bad encoding, fewer than one epoch, a folder with other labels, or logits that are
       not finite in the dtype.
   """
-  encoding = label_store.Encoding(dtype, top_k, rest)
+  encoding = encoding_lib.Encoding(dtype, top_k)
   encoding.check(spec.num_classes)
   if num_epochs < 1:
     raise LtddError(f"config.label.num_epochs is {num_epochs}; expected 1 or more")
@@ -300,13 +298,8 @@ def store_logits(
   Raises:
     LtddError: logits of another shape, or that are not finite.
   """
-  shape = (len(images), len(class_names))
-  logits = np.asarray(logits, np.float32)
-  if logits.shape != shape or not np.isfinite(logits).all():
-    raise LtddError(
-      f"soft labels of image source {name!r} are {logits.dtype} of shape {logits.shape}; expected "
-      f"finite logits of shape {shape}, one row for each distilled image"
-    )
+  logits, shape = np.asarray(logits, np.float32), (len(images), len(class_names))
+  check_logits(f"soft labels of image source {name!r}", logits, shape)
   encoding = label_store.Encoding("float32")
   facts = {"source": name, "images": _digest(images)}
   store = _make_store(None, session, (1, *shape), encoding, class_names, facts)
@@ -314,6 +307,15 @@ def store_logits(
     store.write({0: encoding.encode(logits)})
   mesh_lib.barrier("label epochs written")
   return Labelled(store, logits)
+
+
+def check_logits(where: str, logits: np.ndarray, shape: tuple[int, int]) -> None:
+  """Raises LtddError unless there are finite logits of this shape (n, k)."""
+  if logits.shape != shape or not np.isfinite(logits).all():
+    raise LtddError(
+      f"{where} are {logits.dtype} of shape {logits.shape}; expected finite logits of shape "
+      f"{shape}, one row for each distilled image"
+    )
 
 
 def _digest(tree: Any) -> str:
@@ -330,7 +332,7 @@ def _make_store(
   folder: str | os.PathLike[str] | None,
   session: loop.Session,
   shape: tuple[int, int, int],
-  encoding: label_store.Encoding,
+  encoding: encoding_lib.Encoding,
   class_names: Sequence[str],
   facts: dict[str, Any],
 ) -> label_store.LabelStore:
@@ -407,8 +409,7 @@ def _label_epochs(
     if jax.process_index() == 0:
       rows = {key: x.reshape(group, n, -1) for key, x in jax.device_get(state).items()}
       store.write({i: {key: x[i - first] for key, x in rows.items()} for i in missing})
-      if session.scratch is not None:
-        shutil.rmtree(session.scratch / part, ignore_errors=True)
+      session.discard(part)
   mesh_lib.barrier("label epochs written")
 
 

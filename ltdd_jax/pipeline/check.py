@@ -5,7 +5,7 @@ makes every part of the run once, on shapes alone, which finds the rest.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -20,11 +20,12 @@ from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment, longtail, sources
 from ltdd_jax.distil.run import check_options, run_method
+from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import encoding
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.pipeline import graph
-from ltdd_jax.pipeline.context import HARD, Context
+from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.pipeline.resources import RESOURCES
 from ltdd_jax.students import recipes
 from ltdd_jax.students import train as student_training
@@ -36,7 +37,7 @@ from ltdd_jax.training import losses, many, supervised
 _RUN = ("seed", "session")
 _MODELS = {k: Group((f,), hidden=("num_classes", "image_shape")) for k, f in models.MODELS.items()}
 
-SCHEMA = {
+SCHEMA: config_lib.Schema = {
   "data": Group(
     (sources.open_source, longtail.make_split),
     own={"name": REQUIRED, "num_test": None, "splits": {}},
@@ -71,7 +72,8 @@ SCHEMA = {
   "student.model": _MODELS,
   "report": Group(own={"groups": "thirds"}),
 }
-GROUPS = {name: target for name, target in SCHEMA.items() if "." not in name}
+GROUPS = {name: target for name, target in SCHEMA.items() if isinstance(target, Group)}
+GROUPS = {name: target for name, target in GROUPS.items() if "." not in name}
 
 
 def check(config: Any) -> dict[str, Any]:
@@ -176,8 +178,9 @@ def check_with_data(ctx: Context) -> None:
   sources.test_indices(ctx.source, config["data"]["num_test"])
   longtail.groups(ctx.counts, config["report"]["groups"])
   kinds = {stage.kind for stage in graph.make_stages(ctx)}
-  for images in config["distil"]["methods"]:
-    _check_method(ctx, images)
+  learned = {images: _check_method(ctx, images) for images in config["distil"]["methods"]}
+  for row in graph.rows(config):
+    _check_learned(ctx, row, learned[row.images])
   if kinds & {"teacher"}:
     _check_teacher(ctx)
   if kinds & {"label"}:
@@ -208,8 +211,8 @@ def _check_students(ctx: Context) -> None:
   if optimizer.get("lr", 0) is None:  # the rate that a method learns
     optimizer["lr"] = 1.0
   supervised.make_tx(optimizer, config["schedule"], 10, 1.0, where="config.student")
-  row, logits = jax.ShapeDtypeStruct((2,), jnp.int32), (2, spec.num_classes)
-  logits = jax.ShapeDtypeStruct(logits, jnp.float32)
+  row = jax.ShapeDtypeStruct((2,), jnp.int32)
+  logits = jax.ShapeDtypeStruct((2, spec.num_classes), jnp.float32)
   jax.eval_shape(losses.make_soft_loss(**config["loss"]), logits, logits, row)
   views_of = label_lib.view_fn(spec, **ctx.config["label"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
@@ -218,7 +221,7 @@ def _check_students(ctx: Context) -> None:
     changes.sentence_of(ctx.config, len(ctx.slots().labels), spec.num_classes)
 
 
-def _check_calibrator(ctx: Context, row: graph.Row) -> None:
+def _check_calibrator(ctx: Context, row: Row) -> None:
   """Makes a calibrator and its parameters for k classes, which may refuse that number of them."""
   calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][row.calibrator])
   log_prior = ctx.log_prior(row)
@@ -235,19 +238,49 @@ def _check_calibrator(ctx: Context, row: graph.Row) -> None:
     )
 
 
-def _check_method(ctx: Context, images: str) -> None:
-  """Traces a method's `init` and each turn of its `step` on shapes, with one slot a class."""
+def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
+  """The method of a row's images learns the labels and the rate that the config takes from it."""
+  name = ctx.config["distil"]["methods"][row.images]["name"]
+  where = f"image source {row.images!r} (method {name!r})"
+  if ctx.config["student"]["optimizer"].get("lr", 0) is None and "student_lr" not in learned:
+    raise LtddError(
+      f"config.student.optimizer.lr is None, which takes the rate that was learned with the "
+      f"images, but {where} learns no rate. Give a number, or leave the image source out"
+    )
+  if row.labels == HARD:
+    return
+  made = ctx.label_source(row.labels)
+  if made.path is not None:
+    shape = (len(ctx.slots(row.images).labels), ctx.source.spec.num_classes)
+    logits = distilled_sets.read_logits(f"config.label.sources.{row.labels}", made.path)
+    label_lib.check_logits(f"label source {row.labels!r}: logits for {where}", logits, shape)
+  if made.kind == "learned" and "soft_labels" not in learned:
+    raise LtddError(
+      f"label source {row.labels!r} is 'learned', but {where} has no learned labels. Use a method "
+      "that learns labels, or a label source 'teacher'"
+    )
+
+
+def _blank(x: Any) -> Any:
+  """Zeros in place of an array that is not there yet; the host gives them pages when touched."""
+  return np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+
+
+def _check_method(ctx: Context, images: str) -> Collection[str]:
+  """Traces a method on shapes, with one slot a class; returns names of what it gives."""
   method, env, slots = ctx.method(images), ctx.env(images), ctx.slots(images)
   options = ("batch_size", "jpeg_quality", "dtype")
   check_options(method, **{k: ctx.config["distil"][k] for k in options})
   res = {need: RESOURCES[need].shapes(ctx, images) for need in method.needs}
   distil.check_resources(images, method, slots, res, env)
   if "file" in method.needs:
-    return
+    return res["file"].keys()
   few = Slots(*(x[: env.num_classes] for x in slots))
   key, x = jax.random.key(0), None
   if method.inputs is not None:
-    x = method.inputs(np.random.default_rng(0), 0, res)
+    x = method.inputs(np.random.default_rng(0), 0, jax.tree.map(_blank, res))
   state = jax.eval_shape(method.init, key, few, res)
   for turn in range(method.turns):
     jax.eval_shape(functools.partial(method.step, turn=turn), key, state, res, x)
+  given = jax.eval_shape(method.read, state)._asdict()
+  return [k for k, v in given.items() if v is not None]

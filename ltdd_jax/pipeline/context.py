@@ -42,7 +42,7 @@ class Context:
   """The config of a run and its artefacts, loaded when first asked for."""
 
   config: dict[str, Any]
-  workdir: workdir_lib.Workdir | None = None
+  workdir: workdir_lib.Workdir = None  # type: ignore[assignment] # before a run opens it
 
   # ---- data ----
 
@@ -194,7 +194,7 @@ class Context:
     where, entry = f"config.distil.methods.{images}", self.config["distil"]["methods"][images]
     return distilled_sets.read(where, entry["path"], self.source.spec, self.source.class_names)
 
-  def distilled(self, images: str) -> dict[str, np.ndarray]:
+  def distilled(self, images: str) -> Mapping[str, np.ndarray]:
     """The arrays of a distilled set: images, labels, and what its method has learned."""
     artefact = self.workdir.load(f"distil/{images}")
     workdir_lib.check_same_classes(artefact, self.workdir.load("data"))

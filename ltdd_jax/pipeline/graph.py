@@ -58,8 +58,13 @@ class Builder:
       kind = name.split("/")[0]
       versions = {"version": {kind: VERSIONS[kind]} | dict(code or {})}
       inputs = {stage: self.found[stage].fingerprint for stage in dict.fromkeys(reads)}
-      functions = (functools.partial(f, **bound) for f in (build, described))
-      self.found[name] = Stage(name, config | versions, inputs, *functions)
+      self.found[name] = Stage(
+        name,
+        config | versions,
+        inputs,
+        functools.partial(build, **bound),
+        functools.partial(described, **bound),
+      )
     return name
 
   def data(self) -> str:
@@ -111,7 +116,7 @@ class Builder:
     if made.kind == "teacher":
       reads.append(self.teacher())
       group |= self.seed | {"label": part}
-    if made.kind == "imported":
+    if made.path is not None:
       logits = distilled_sets.read_logits(f"config.label.sources.{row.labels}", made.path)
       group["source"] |= {"path": distilled_sets.content_sha256(logits, np.zeros(0))}
     code = {"source": label_sources.VERSION}

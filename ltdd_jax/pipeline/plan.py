@@ -75,7 +75,7 @@ def label(ctx: Context, *, row: Row) -> str:
     return f"{made.kind} logits {shape[1:]}, one for each image"
   stored = encoding.from_config(config)
   where = "students label on line; stored for calibration: " if made.online else ""
-  of = f" of {made.aggregate}({', '.join(made.teachers)})" if len(ctx.networks) > 1 else ""
+  of = f" of {made.aggregate}({', '.join(made.teachers or ())})" if len(ctx.networks) > 1 else ""
   return (
     f"{where}logits {shape}{of} as {stored}, {stored.row_bytes(shape[-1]):,} bytes a label, "
     f"{label_store.disk_bytes(shape, stored):,} bytes"

@@ -17,7 +17,7 @@ import numpy as np
 
 from ltdd_jax import calibrate
 from ltdd_jax.artefacts import workdir as workdir_lib
-from ltdd_jax.core.types import LtddError
+from ltdd_jax.core.types import Teacher
 from ltdd_jax.distil.run import run_method
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import label as label_lib
@@ -91,7 +91,7 @@ def data_stage(ctx: Context, session: loop.Session) -> Product:
 
 def teacher_stage(ctx: Context, session: loop.Session) -> Product:
   config = {k: v for k, v in ctx.config["teacher"].items() if k not in ("models", "splits")}
-  teachers = []
+  teachers: list[Teacher] = []
   for split in sorted({ctx.teacher_split(name) for name in ctx.networks}, key=str):
     models = ctx.config["teacher"]["models"]
     teachers += teacher_training.train_teachers(
@@ -192,15 +192,8 @@ def _learned_logits(
   ctx: Context, row: Row, distilled: Mapping[str, np.ndarray], made: label_sources.LabelSource
 ) -> np.ndarray:
   """Logits of images (n, k) that a method learned, or that are in a file."""
-  if made.kind == "imported":
+  if made.path is not None:
     return distilled_sets.read_logits(f"config.label.sources.{row.labels}", made.path)
-  if "soft_labels" not in distilled:
-    name = ctx.config["distil"]["methods"][row.images]["name"]
-    raise LtddError(
-      f"label source {row.labels!r} is 'learned', but image source {row.images!r} (method "
-      f"{name!r}) has no learned labels. Use a method that learns labels, or a label source "
-      "'teacher'"
-    )
   return distilled["soft_labels"]
 
 
@@ -210,7 +203,7 @@ def _fitted(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
   calibrator = calibrate.make_calibrator(**config["calibrators"][row.calibrator])
   artefact = ctx.workdir.load(row.stage("label"))
   if config["fit_on"] == "views":  # streamed from the store
-    logits = open_store(ctx, row).first(config["max_epochs"])
+    logits: Any = open_store(ctx, row).first(config["max_epochs"])
   else:
     logits = artefact.arrays["clean_logits"]
   return calibrator, calibrator.fit(logits, artefact.arrays["labels"], ctx.log_prior(row))
@@ -218,7 +211,8 @@ def _fitted(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
 
 def probe_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
   distilled, seed = ctx.distilled(row.images), ctx.config["seed"]
-  config = {k: v for k, v in student_numbers(ctx, row).items() if k not in SCORING}
+  config = student_numbers(ctx, row, distilled.get("student_lr"))
+  config = {k: v for k, v in config.items() if k not in SCORING}
   logits, labels = probe.unseen_logits(
     row.stage("probe"),
     distilled["images"],

@@ -12,11 +12,12 @@ global state are not used.
 
 import importlib.util
 import io
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from etils import epath
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
@@ -38,10 +39,10 @@ class Bins(NamedTuple):
   names: tuple[str, ...]
   axis: str  # label of the axis
 
-  def means(self, values: Sequence[float | None]) -> np.ndarray:
-    """Averages over each bin the values that are there; NaN where none is."""
-    values = np.asarray(values, np.float64)  # None becomes NaN
-    parts = [values[m] for m in self.members]
+  def means(self, values: Any) -> np.ndarray:
+    """Averages over each bin the values that are there, None or NaN where not; NaN where none."""
+    numbers = np.asarray(values, np.float64)  # None becomes NaN
+    parts = [numbers[m] for m in self.members]
     return np.array([np.mean(p[np.isfinite(p)]) if np.isfinite(p).any() else np.nan for p in parts])
 
 
@@ -60,7 +61,7 @@ def available() -> bool:
   return importlib.util.find_spec("matplotlib") is not None
 
 
-def confidences(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
+def confidences(results: Mapping[str, Any], path: files.Pathlike) -> None:
   """Draws the class confidences of plain and of calibrated soft labels, and writes a PNG.
 
   The confidence of a class is the mean probability that the labels of its distilled images give to
@@ -76,7 +77,7 @@ def confidences(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
   save(confidences_figure(results), path)
 
 
-def accuracies(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
+def accuracies(results: Mapping[str, Any], path: files.Pathlike) -> None:
   """Draws the accuracy of each class (mean over seeds) for each kind of label, and writes a PNG.
 
   Args:
@@ -91,9 +92,9 @@ def accuracies(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
 
 def calibration(
   report: Mapping[str, Any],
-  class_counts: Sequence[float],
-  confidence: tuple[Sequence[float], Sequence[float]],
-  path: str | pathlib.Path,
+  class_counts: Any,
+  confidence: tuple[Any, Any],
+  path: files.Pathlike,
 ) -> None:
   """Draws what one calibration did, and writes a PNG.
 
@@ -110,7 +111,7 @@ def calibration(
   save(calibration_figure(report, class_counts, confidence), path)
 
 
-def write_plots(results: Mapping[str, Any], folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+def write_plots(results: Mapping[str, Any], folder: epath.Path) -> tuple[epath.Path, ...]:
   """Writes the plots that a run has the numbers for; none if matplotlib is not installed.
 
   Returns:
@@ -160,16 +161,16 @@ def accuracies_figure(results: Mapping[str, Any]) -> Any:
 
 def calibration_figure(
   report: Mapping[str, Any],
-  class_counts: Sequence[float],
-  confidence: tuple[Sequence[float], Sequence[float]],
+  class_counts: Any,
+  confidence: tuple[Any, Any],
 ) -> Any:
   """Makes the figure of `calibration`, a `matplotlib.figure.Figure`."""
   counts = [int(c) if float(c).is_integer() else round(float(c), 3) for c in class_counts]
   names = [str(c) for c in range(len(counts))]
   groups = bins({"split": {"counts": counts}, "class_names": names})
-  names = ("before", f"after, tau = {report['tau']:.2f}")
+  when = ("before", f"after, tau = {report['tau']:.2f}")
   colours = (_COLOURS["none"], _COLOURS["adsa"])
-  series = [Series(*x) for x in zip(names, colours, confidence, strict=True)]
+  series = [Series(*x) for x in zip(when, colours, confidence, strict=True)]
   figure = bars({"distilled": series}, groups, "mean confidence", top=1.0)
   curve = report.get("curve")
   if not curve:
@@ -302,11 +303,9 @@ def new_figure(width: float, height: float) -> Any:
   return figure
 
 
-def save(figure: Any, path: str | pathlib.Path) -> None:
-  """Writes a figure as PNG; raises LtddError if that is not possible."""
-  path, png = pathlib.Path(path), io.BytesIO()
-  figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-  with files.explained(f"plot {path}", folder=path.parent, need=png.tell()):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as file:
-      file.write(png.getvalue())
+def save(figure: Any, path: files.Pathlike) -> None:
+  """Writes a figure as PNG, on the first process of a pod; LtddError if that is not possible."""
+  if jax.process_index() == 0:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    files.write_bytes(path, png.getvalue(), what="plot")

@@ -65,6 +65,8 @@ def unseen_logits(
 
 def unseen(data: ArrayData, images: np.ndarray) -> ArrayData:
   """The training images that are not among the distilled images (n, h, w, c) as they are."""
+  if images.dtype != np.uint8:  # stored as floats: an image as it is has whole levels
+    images = np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
   seen = {image.tobytes() for image in images}
   keep = np.array([image.tobytes() not in seen for image in data.images])
   return ArrayData(data.images[keep], data.labels[keep])

@@ -291,7 +291,7 @@ def baseline(
     found["knn_images"].append(
       bound.knn_marginal(there.test_points, points[rows], neighbours=study["neighbours"]).value
     )
-  return {k: {"mean": np.mean(v), "std": np.std(v, ddof=1)} for k, v in found.items()}
+  return {k: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1))} for k, v in found.items()}
 
 
 def _counts(targets: np.ndarray) -> list[tuple[int, int]]:

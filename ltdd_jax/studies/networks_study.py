@@ -64,7 +64,7 @@ def with_network(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
 
 
 def _recipe(config: Mapping[str, Any], model: Mapping[str, Any]) -> recipes.Settings:
-  ctx = Context(config)
+  ctx = Context(dict(config))
   return recipes.resolve(
     config["student"]["recipe"],
     dataset=config["data"]["name"],

@@ -86,7 +86,7 @@ def mean_soft_labels(chunks: Iterable[np.ndarray]) -> np.ndarray:
   Returns:
     (n, k) float64.
   """
-  total, epochs = np.float64(0), 0
+  total, epochs = np.zeros(()), 0
   for logits in chunks:
     logits = np.asarray(logits, np.float64)
     exp = np.exp(logits - logits.max(-1, keepdims=True))

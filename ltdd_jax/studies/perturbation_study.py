@@ -60,7 +60,7 @@ def collect(ctx: Context, study: Mapping[str, Any]) -> dict[str, Any]:
   """Gathers the analysis and the students' scores into plain values."""
   rule, rows = ctx.config["report"]["groups"], graph.rows(ctx.config)
   groups = longtail.groups(ctx.counts, rule)
-  own = [r.calibrator for r in rows if r[:2] == ("imbalanced", "imbalanced")]
+  own = [str(r.calibrator) for r in rows if r[:2] == ("imbalanced", "imbalanced")]
   splits = {"balanced": "balanced", "imbalanced": None}
   results = {
     "schema": SCHEMA,

@@ -11,7 +11,8 @@ from configs import methods
 from ltdd_jax import pipeline
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources, specs
-from ltdd_jax.pipeline import check, plan, stages
+from ltdd_jax.pipeline import check, graph, plan
+from ltdd_jax.pipeline.context import Context
 
 NAMES = ("digits_lt", "cifar10_lt", "cifar100_lt", "fashion_mnist_lt", "folder_lt")
 
@@ -68,7 +69,7 @@ def real_size_source(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_part_of_every_config_can_be_made(name, preset, real_size_source):
   config = check.check(get_config(name, f"preset={preset}"))
-  ctx = stages.Context(config)
+  ctx = Context(config)
   check.check_with_data(ctx)
   for model in ctx.networks.values():
     image = jax.ShapeDtypeStruct((2, *ctx.source.spec.image_shape), np.float32)
@@ -77,13 +78,13 @@ def test_every_part_of_every_config_can_be_made(name, preset, real_size_source):
     )
     logits = jax.eval_shape(lambda v, x, m=model: m.apply(v, x, train=False), variables, image)
     assert logits.shape == (2, ctx.source.spec.num_classes)
-  for stage in stages.make_stages(config):
+  for stage in graph.make_stages(ctx):
     assert stage.plan(ctx)
 
 
 def test_presets_keep_the_split(real_size_source):
   counts = {
-    preset: stages.Context(check.check(get_config("cifar10_lt", f"preset={preset}"))).counts
+    preset: Context(check.check(get_config("cifar10_lt", f"preset={preset}"))).counts
     for preset in ("smoke", "cpu", "full")
   }
   assert sum(counts["full"]) == 12406
@@ -98,7 +99,7 @@ def test_every_method_has_its_settings(method, real_size_source):
     assert config["distil"]["methods"][method]["name"] == method
     assert config["student"]["recipe"]
   small = check.check(get_config("digits_lt", f"method={method},recipe=rd3"))
-  check.check_with_data(stages.Context(small))
+  check.check_with_data(Context(small))
 
 
 def test_edc_has_eight_networks_and_all_images_in_a_batch():
@@ -132,7 +133,7 @@ def test_gvbsm_goes_as_far_in_few_steps_as_sre2l():
 def test_a_recipe_stays_when_the_data_set_is_changed(real_size_source):
   config = get_config("cifar10_lt", "method=sre2l")
   config.data.name = "fashion_mnist"  # by hand: it has no values of its own
-  check.check_with_data(stages.Context(check.check(config)))
+  check.check_with_data(Context(check.check(config)))
   assert config.student.recipe == "sre2l_kl/cifar10"
   named = get_config("folder_lt", "recipe=edc_mse_gt/cifar100,preset=full").student
   assert (named.recipe, named.batch_size) == ("edc_mse_gt/cifar100", 50)
@@ -152,7 +153,7 @@ def test_smoke_runs(name, arg, small_source, tmp_path):
 
 
 def test_folder_with_everything_unequal(tmp_path):
-  """Real files, unequal classes, three teachers of which one observes and two label on line, slots
+  """Real files, unequal classes, three teachers: images of one, labels of two on line, slots
   by hand, a class untested."""
   rng = np.random.RandomState(0)
   for split, counts in (("train", (120, 30, 1)), ("test", (4, 2, 0))):
@@ -170,10 +171,9 @@ def test_folder_with_everything_unequal(tmp_path):
   for key in ("second", "third"):
     config.teacher.models[key] = dict(config.teacher.models.teacher)
   config.distil.teachers = ("second",)
-  config.label.teachers = ("third", "teacher")
-  config.label.aggregate = "norm_equalised"
+  source = config.label.sources.teacher
+  source.update(teachers=("third", "teacher"), aggregate="norm_equalised", online=True)
   config.distil.slots_per_class = (3, 2, 2)
-  config.label.online = True
   config.report.groups = "counts(100,20)"
   results = pipeline.run(config, tmp_path / "run", show_progress=False)
   assert results["split"]["counts"] == [120, 30, 1]
@@ -211,6 +211,6 @@ def test_folder_config_wants_a_path():
 
 def test_plan_says_steps_and_parameters(real_size_source):
   config = check.check(get_config("cifar10_lt", "preset=full"))
-  ctx = stages.Context(config)
+  ctx = Context(config)
   assert "11,173,962 parameters" in plan.teacher(ctx)
   assert "12,406 of 50,000" in plan.data(ctx)

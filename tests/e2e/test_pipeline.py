@@ -17,13 +17,15 @@ import pytest
 from configs import digits_lt
 from ltdd_jax import pipeline
 from ltdd_jax.artefacts import manifest
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.report import tables
 from ltdd_jax.students import recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
-LABELS = ("hard", "plain", "tau1", "adsa", "vector", "probe")
+CALIBRATORS = ("plain", "tau1", "adsa", "vector", "probe")
+LABELS = [("hard", None), *(("teacher", name) for name in CALIBRATORS)]
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +41,20 @@ def test_results_have_the_documented_shape(finished):
   assert results == tables.read_results(workdir)
   assert set(results) >= {"schema", "dataset", "split", "rows", "stages", "versions"}
   assert set(results["split"]) == {"rule", "imbalance_factor", "counts", "sha256"}
-  regimes = [(r["images"], r["labels"]) for r in results["rows"]]
-  assert regimes == [(s, r) for s in ("sre2l", "random") for r in LABELS]
+  rows = [(r["images"], r["labels"], r["calibrator"]) for r in results["rows"]]
+  assert rows == [(images, *labels) for images in ("sre2l", "random") for labels in LABELS]
+  names = {r["calibrator"]: r["calibrator_name"] for r in results["rows"]}
+  assert names == dict(
+    zip(
+      (None, *CALIBRATORS),
+      (None, "none", "fixed", "adsa", "adsa_vector", "adsa_probe"),
+      strict=True,
+    )
+  )
   for row in results["rows"]:
     assert set(row) >= {
-      "images", "labels", "calibrator", "tau", "seeds", "top1", "best_top1", "groups", "per_class"
+      "images", "labels", "calibrator", "calibrator_name", "tau", "seeds", "top1", "best_top1",
+      "groups", "per_class",
     }  # fmt: skip
     assert set(row["groups"]) == {"head", "mid", "tail"}
     assert set(row["groups"]["tail"]) == {"mean", "std", "classes"}
@@ -93,9 +104,9 @@ def test_labels_in_few_bytes(tmp_path, capsys):
   assert results["recipe"] == recipe
   assert f"recipe {recipe}" in (tmp_path / "report" / "report.md").read_text()
   rows = results["rows"]
-  assert [(r["labels"], r["label_bytes"]) for r in rows] == [("plain", 504), ("adsa", 504)]
+  assert [(r["calibrator"], r["label_bytes"]) for r in rows] == [("plain", 504), ("adsa", 504)]
   assert rows[1]["tau"] > 0
-  path = tmp_path / "label" / "random" / "labels.zarr" / "values" / "c.1.0.0"
+  path = tmp_path / "label" / "random" / "teacher" / "labels.zarr" / "values" / "c.1.0.0"
   path.write_bytes(path.read_bytes()[::-1])
   with pytest.raises(LtddError, match=r"values/c\.1\.0\.0 is damaged"):
     pipeline.run(config, tmp_path, stage="only:report", show_progress=False)
@@ -120,7 +131,13 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
   workdir = tmp_path / "new"
   assert pipeline.run(digits_lt.get_config("preset=smoke"), workdir, dry_run=True) is None
   out = capsys.readouterr().out
-  for name in ("data", "teacher", "distil/sre2l", "calibrate/random/adsa", "student/sre2l/hard"):
+  for name in (
+    "data",
+    "teacher",
+    "distil/sre2l",
+    "calibrate/random/teacher/adsa",
+    "student/sre2l/hard",
+  ):
     assert name in out
   assert "parameters" in out
   assert not workdir.exists()
@@ -129,7 +146,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 def test_dry_run_says_what_would_be_skipped(finished, capsys):
   workdir, _ = finished
   pipeline.run(digits_lt.get_config("preset=smoke"), workdir, dry_run=True)
-  assert capsys.readouterr().out.count(" ready ") == 28
+  assert capsys.readouterr().out.count(" ready ") == 30
 
 
 def test_stage_runs_up_to_it_and_only_it(tmp_path):
@@ -137,7 +154,9 @@ def test_stage_runs_up_to_it_and_only_it(tmp_path):
   assert pipeline.run(config, tmp_path, stage="teacher", show_progress=False) is None
   assert (tmp_path / "teacher").exists()
   assert not (tmp_path / "distil").exists()
-  with pytest.raises(LtddError, match=r"label/random reads distil/random, which is missing"):
+  with pytest.raises(
+    LtddError, match=r"label/random/teacher reads distil/random, which is missing"
+  ):
     pipeline.run(config, tmp_path, stage="only:label", show_progress=False)
   pipeline.run(config, tmp_path, stage="only:distil", show_progress=False)
   assert (tmp_path / "distil" / "random").exists()
@@ -217,7 +236,7 @@ def contents(workdir):
     artefact = manifest.open_artefact(path.parent)
     found |= {(str(path.parent.name), str(path.parent), k): v for k, v in artefact.arrays.items()}
     for name in artefact.meta["folders"]:
-      for file in sorted(p for p in artefact.folder(name).rglob("*") if p.is_file()):
+      for file in sorted(files.below(artefact.folder(name))):
         found[name, str(file)] = np.frombuffer(file.read_bytes(), np.uint8)
     for name in artefact.meta["trees"]:
       for where, leaf in jax.tree.leaves_with_path(artefact.tree(name)):
@@ -231,7 +250,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
   rng = random.Random(int.from_bytes(os.urandom(4), "little"))
   cache = tmp_path / "xla"
   straight, killed = tmp_path / "straight", tmp_path / "killed"
-  stages = ("teacher", "distil/sre2l", "label/sre2l", "student/sre2l")
+  stages = ("teacher", "distil/sre2l", "label/sre2l", "probe/sre2l", "student/sre2l")
   with concurrent.futures.ThreadPoolExecutor(1) as beside:
     whole = beside.submit(finish, straight, cache)
     for stage in sorted(rng.sample(stages, 2), key=stages.index):  # others another time

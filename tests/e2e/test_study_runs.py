@@ -12,40 +12,46 @@ from ltdd_jax.labels import label as labels_lib
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.studies import perturbation
 
+ADSA = {"name": "adsa", "tau_range": (0.0, 1.0)}
 
-def small(config):
+
+def small(config, calibrators=None):
   """One student a cell, plain labels and ADSA, and little to compile."""
   config.teacher.models.teacher.update(depth=1, width=4)
   config.student.model.update(depth=1, width=4)
   config.label.views = {"crop_scale": None, "padding": 1, "flip": False, "mix": None}
   config.student.update(num_seeds=1, evaluations=1, num_epochs=2, hard_labels=False)
-  config.calibrate.calibrators = {"adsa": {"name": "adsa", "tau_range": (0.0, 1.0)}}
+  config.calibrate.calibrators = calibrators or {"adsa": ADSA}
   return config
 
 
 def test_perturbation(tmp_path, capsys):
-  config = small(perturbation_config.get_config("preset=smoke,method=random,ipc=2"))
+  config = perturbation_config.get_config("preset=smoke,method=random,ipc=2,calibrators=plain+adsa")
+  for teacher in config.teacher.models.values():
+    teacher.update(depth=1, width=4)
+  small(config, calibrators={"plain": {"name": "none"}, "adsa": ADSA})
   config.study.num_bootstrap = 100
   results = studies.run(config, tmp_path, show_progress=False)
-  load = lambda side, stage: manifest.open_artefact(tmp_path / side / stage).arrays
-  for source in ("balanced", "imbalanced"):
-    one, two = (load(side, f"distil/{source}") for side in ("balanced", "imbalanced"))
-    np.testing.assert_array_equal(one["images"], two["images"])
+  load = lambda stage: manifest.open_artefact(tmp_path / stage).arrays
+  for source in ("balanced", "imbalanced"):  # both teachers label the same images
+    labels = [load(f"label/{source}/{side}")["labels"] for side in ("balanced", "imbalanced")]
+    np.testing.assert_array_equal(*labels)
+    np.testing.assert_array_equal(labels[0], load(f"distil/{source}")["labels"])
+  assert results["counts"]["balanced"] == [31] * 10
   np.testing.assert_array_equal(
-    np.bincount(load("balanced", "data")["labels"]), results["counts"]["balanced"]
+    np.bincount(load("data")["labels"]), results["counts"]["imbalanced"]
   )
   # A cell of the analysis, by hand: imbalanced images, imbalanced teacher, calibrated.
-  labels = load("imbalanced", "distil/imbalanced")["labels"]
-  counts = load("imbalanced", "data")["counts"]
+  labels, counts = load("distil/imbalanced")["labels"], load("data")["counts"]
   tau = results["labels"]["adsa"]["tau"]["imbalanced"]
-  artefact = manifest.open_artefact(tmp_path / "imbalanced" / "label" / "imbalanced")
+  artefact = manifest.open_artefact(tmp_path / "label" / "imbalanced" / "imbalanced")
   chunks = [label_store.open_store(artefact.folder(labels_lib.STORE)).logits()]
   shifted = [x - tau * longtail.log_prior(counts) for x in chunks]
   want = perturbation.class_means(perturbation.mean_soft_labels(shifted), labels, 10)
   np.testing.assert_allclose(
     results["labels"]["adsa"]["matrices"]["ii"], want, atol=1e-5
   )  # float32
-  cells = [(r["images"], r["teacher"], r["labels"]) for r in results["students"]]
+  cells = [(r["images"], r["teacher"], r["calibrator"]) for r in results["students"]]
   assert cells == [
     (images, *rest)
     for images in ("balanced", "imbalanced")

@@ -59,6 +59,10 @@ def test_rand_augment_comes_before_the_crop(key):
   got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
   levels = np.asarray((got * 0.3 + 0.4) * 255)
   np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+  assert -1e-3 <= levels.min() < levels.max() <= 255 + 1e-3
+  floats = IMAGES.astype(np.float32) / 255  # a set that is stored as floats has the same views
+  again = views(key, floats, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
+  np.testing.assert_allclose(got, again, atol=1e-5)
   assert (np.abs(levels - IMAGES).max((1, 2, 3)) > 0.5).sum() >= 2
   with pytest.raises(LtddError, match="magnitude 40"):
     make(rand_augment=40)
@@ -223,7 +227,7 @@ def test_logits_too_large_for_the_dtype_are_an_error():
     )
 
 
-@pytest.mark.parametrize("how", [{"aggregate": "norm_equalised"}, {"teacher_bn": "train"}], ids=str)
+@pytest.mark.parametrize("how", [{"aggregate": "norm_equalised"}, {"batch_norm": "train"}], ids=str)
 def test_labels_that_depend_on_their_batch_are_not_those_of_another_size(tmp_path, how):
   label = lambda size: label_lib.label_images(
     "a", IMAGES, LABELS, (small.teacher(), small.teacher(1)), small.SPEC, num_epochs=1, views={},
@@ -234,12 +238,12 @@ def test_labels_that_depend_on_their_batch_are_not_those_of_another_size(tmp_pat
     label(3)
 
 
-def test_labelers_may_use_the_statistics_of_the_batch():
+def test_teachers_may_use_the_statistics_of_the_batch():
   """The same batch normalised by hand: its logits do not depend on the running statistics."""
   teacher = small.teacher()
   images = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
   label = lambda variables, bn: label_lib.teacher_logits(
-    (teacher.model,), (variables,), images, teacher_bn=bn
+    (teacher.model,), (variables,), images, batch_norm=bn
   )
   other = jax.tree.map(lambda x: 2 * x + 1, teacher.variables["batch_stats"])
   both = (teacher.variables, teacher.variables | {"batch_stats": other})

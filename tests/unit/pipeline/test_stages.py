@@ -1,20 +1,20 @@
 """Stages: their names, what changes a fingerprint, and data that is not what it was."""
 
 import copy
-import types
+import sys
 
-import jax
 import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import calibrate
+from ltdd_jax import calibrate, distil
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
-from ltdd_jax.labels import encoding
-from ltdd_jax.pipeline import check, stages
-from ltdd_jax.pipeline.run import fingerprints, run_stage
+from ltdd_jax.labels import sources as label_sources
+from ltdd_jax.pipeline import check, graph, stages
+from ltdd_jax.pipeline.context import Context, Row
+from ltdd_jax.pipeline.run import run_stage
 from tests import small
 
 
@@ -23,90 +23,184 @@ def config():
   return check.check(digits_lt.get_config("preset=smoke"))
 
 
-def changed(config, path, value):
-  """Names of the stages whose fingerprint a change of one value changes."""
+def prints(config):
+  """{stage: fingerprint} of a run."""
+  return {s.name: s.fingerprint for s in graph.make_stages(Context(config))}
+
+
+def differing(before, after):
+  """Names of stages that two runs have with different fingerprints."""
+  return {name for name in before if before[name] != after[name]}
+
+
+def with_value(config, path, value):
+  """A copy of a config with one other value."""
   other = copy.deepcopy(config)
   *groups, key = path.split(".")
   inner = other
   for group in groups:
     inner = inner[group]
-  assert inner[key] != value
+  assert key not in inner or inner[key] != value
   inner[key] = value
-  before, after = (fingerprints(stages.make_stages(c)) for c in (config, other))
-  return {name for name in before if before[name] != after[name]}
+  return other
+
+
+def changed(config, path, value):
+  """Names of the stages whose fingerprint a change of one value changes."""
+  return differing(prints(config), prints(with_value(config, path, value)))
+
+
+def two_teachers(config):
+  return with_value(config, "teacher.models.other", dict(config["teacher"]["models"]["teacher"]))
 
 
 def test_order_puts_simple_labels_and_the_control_where_tables_want_them(config):
-  assert stages.regimes(config) == ("hard", "plain", "tau1", "adsa", "vector", "probe")
-  assert stages.image_sources(config) == ("sre2l", "random")
+  rows = graph.rows(config)
+  soft = [Row("sre2l", "teacher", c) for c in ("plain", "tau1", "adsa", "vector", "probe")]
+  assert rows[:6] == (Row("sre2l"), *soft)
+  assert [row.images for row in rows] == ["sre2l"] * 6 + ["random"] * 6
+  assert graph.image_sources(config) == ("sre2l", "random")
+  assert graph.rows(config, "random") == rows[6:]
+
+
+def test_a_label_source_has_its_calibrators(config):
+  config["label"]["sources"]["mine"] = {"name": "learned", "calibrators": ("plain", "tau1")}
+  assert [row for row in graph.rows(config, "sre2l") if row.labels == "mine"] == [
+    Row("sre2l", "mine", "plain"), Row("sre2l", "mine", "tau1")
+  ]  # fmt: skip
+
+
+def test_folders_of_rows():
+  row = Row("sre2l", "teacher", "adsa")
+  assert {kind: row.stage(kind) for kind in ("distil", "label", "probe", "calibrate")} == {
+    "distil": "distil/sre2l",
+    "label": "label/sre2l/teacher",
+    "probe": "probe/sre2l/teacher/adsa",
+    "calibrate": "calibrate/sre2l/teacher/adsa",
+  }
+  assert row.stage("student") == "student/sre2l/teacher/adsa"
+  assert Row("sre2l").stage("student") == "student/sre2l/hard"
 
 
 def test_every_stage_reads_what_runs_before_it(config):
-  seen = set()
-  for stage in stages.make_stages(config):
-    assert set(stage.inputs) <= seen
-    seen.add(stage.name)
+  seen = {}
+  for stage in graph.make_stages(Context(config)):
+    assert {name: seen[name] for name in stage.inputs} == stage.inputs
+    seen[stage.name] = stage.fingerprint
+
+
+def test_a_run_has_the_stages_that_something_in_it_needs(config):
+  config["distil"]["methods"] = {"random": {"name": "random"}}
+  kinds = lambda: [s.kind for s in graph.make_stages(Context(config))]
+  soft = ["calibrate"] * 5 + ["student"] * 6
+  assert kinds() == ["data", "teacher", "distil", "label", "probe", *soft]
+  config["calibrate"]["calibrators"] = {}  # hard labels alone: nothing asks a teacher
+  assert kinds() == ["data", "distil", "student"]
+  config["label"]["sources"] = {"mine": {"name": "learned"}}
+  config["calibrate"]["calibrators"] = {"plain": {"name": "none"}}
+  assert kinds() == ["data", "distil", "label", "calibrate", "student", "student"]
 
 
 def test_a_change_reaches_what_depends_on_it_and_no_more(config):
   del config["calibrate"]["calibrators"]["probe"]  # see test_probe.py
   assert changed(config, "calibrate.calibrators.tau1.tau", 2.0) == {
-    "calibrate/sre2l/tau1", "calibrate/random/tau1", "student/sre2l/tau1", "student/random/tau1"
+    f"{stage}/{source}/teacher/tau1"
+    for stage in ("calibrate", "student") for source in ("sre2l", "random")
   }  # fmt: skip
   students = changed(config, "student.num_epochs", 99)
   assert {name.split("/")[0] for name in students} == {"student"}
   assert "distil/random" not in changed(config, "distil.methods.sre2l.lr", 0.5)
   for key, value in (("loss", {"name": "kl"}), ("hard_weight", 0.5)):
     soft = changed(config, f"student.{key}", value)
-    assert "student/sre2l/plain" in soft
+    assert "student/sre2l/teacher/plain" in soft
     assert "student/sre2l/hard" not in soft
-  for key, value in (("ema", 0.99),):
-    assert "student/sre2l/hard" in changed(config, f"student.{key}", value)
-  assert changed(config, "distil.teachers", ("teacher",)) >= {"distil/sre2l", "label/sre2l"}
+  assert "student/sre2l/hard" in changed(config, "student.ema", 0.99)
+  both = two_teachers(config)
+  assert changed(both, "distil.teachers", ("teacher",)) >= {"distil/sre2l", "label/sre2l/teacher"}
   for key, value in (("teachers", ("teacher",)), ("aggregate", "norm_equalised")):
-    assert "student/sre2l/plain" in changed(config, f"label.{key}", value)
-    assert "distil/sre2l" not in changed(config, f"label.{key}", value)
+    reached = changed(both, f"label.sources.teacher.{key}", value)
+    assert "student/sre2l/teacher/plain" in reached
+    assert "distil/sre2l" not in reached
   labels = {name.split("/")[0] for name in changed(config, "label.top_k", 5)}
   assert labels == {"label", "calibrate", "student"}
-  assert len(changed(config, "seed", 7)) == len(stages.make_stages(config)) - 1  # all but data
+  assert len(changed(config, "seed", 7)) == len(prints(config)) - 1  # all but data
+  online = changed(config, "label.sources.teacher.online", True)  # stored labels stay as they are
+  assert {name.split("/")[0] for name in online} == {"student"}
+  assert not changed(config, "distil.teachers", ("teacher",))  # by name what None stands for
 
 
 def test_the_control_is_the_same_beside_every_method(config):
   """Its images, and what students learn from their hard labels."""
+  config = two_teachers(config)
   for path, value in (("batch_size", 7), ("order", "class_major"), ("teachers", ("teacher",))):
     reached = changed(config, f"distil.{path}", value)
     assert "distil/sre2l" in reached
     assert not [name for name in reached if "/random" in name]
   teachers = changed(config, "teacher.num_epochs", 99)
   assert not {"distil/random", "student/random/hard"} & teachers
-  assert {"distil/sre2l", "label/random", "student/random/plain"} <= teachers
-  slots = stages.Context(config).slots
+  assert {"distil/sre2l", "label/random/teacher", "student/random/teacher/plain"} <= teachers
+  slots = Context(config).slots
   assert list(slots("random").labels) == list(slots("sre2l").labels)
   config["distil"]["order"] = "class_major"
   assert list(slots("random").labels) != list(slots("sre2l").labels)
 
 
+# ---- versions of the code ----
+
+
+def readers(config, names):
+  """These stages, and those that read them, directly or through others."""
+  found = set(names)
+  for stage in graph.make_stages(Context(config)):
+    if found & set(stage.inputs):
+      found.add(stage.name)
+  return found
+
+
+@pytest.mark.parametrize("kind", stages.VERSIONS)
+def test_another_version_of_a_stage_reaches_it_and_what_reads_it(config, kind, monkeypatch):
+  config["distil"]["methods"]["gvbsm"] = {"name": "gvbsm"}  # which needs statistics
+  before = prints(config)
+  own = {name for name in before if name.split("/")[0] == kind}
+  assert own
+  monkeypatch.setitem(stages.VERSIONS, kind, stages.VERSIONS[kind] + 1)
+  assert differing(before, prints(config)) == readers(config, own)
+
+
+def test_another_version_of_a_method_reaches_its_images_and_what_reads_them(config, monkeypatch):
+  before = prints(config)
+  for name in ("sre2l", "random"):
+    with monkeypatch.context() as patch:
+      module = sys.modules[distil.METHODS[name].__module__]
+      patch.setattr(module, "VERSION", distil.version(name) + 1)
+      assert differing(before, prints(config)) == readers(config, {f"distil/{name}"})
+
+
+def test_another_version_of_label_sources_reaches_labels_and_what_reads_them(config, monkeypatch):
+  before = prints(config)
+  monkeypatch.setattr(label_sources, "VERSION", label_sources.VERSION + 1)
+  own = {name for name in before if name.startswith("label/")}
+  assert differing(before, prints(config)) == readers(config, own)
+
+
 def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeypatch, tmp_path):
-  prints = lambda: fingerprints(stages.make_stages(config))
-  before = prints()
+  before = prints(config)
+  (old,) = (s for s in graph.make_stages(Context(config)) if s.name.endswith("sre2l/teacher/tau1")
+            and s.kind == "calibrate")  # fmt: skip
   monkeypatch.setattr(calibrate, "VERSIONS", {**calibrate.VERSIONS, "fixed": 2})
-  after = prints()
-  assert {name for name in before if before[name] != after[name]} == {
-    f"{stage}/{source}/tau1" for stage in ("calibrate", "student") for source in ("sre2l", "random")
-  }
-  found = types.SimpleNamespace(path="calibrate/x/tau1", arrays={"param0": np.zeros(3)})
-  ctx = types.SimpleNamespace(
-    config=config, counts=np.array([5, 2]), workdir=types.SimpleNamespace(load=lambda name: found)
-  )
-  with pytest.raises(LtddError, match=r"x/tau1 was fitted by another version .* Delete the folder"):
-    stages.load_params(ctx, "x", "tau1")
-
-
-def test_later_arguments_leave_fingerprints_alone(config):
-  for group, later in stages.LATER.items():
-    parts = [s.config[group] for s in stages.make_stages(config) if group in s.config]
-    assert parts
-    assert not [key for part in parts for key in later if key in part]
+  assert differing(before, prints(config)) == {
+    f"{stage}/{source}/teacher/tau1"
+    for stage in ("calibrate", "student") for source in ("sre2l", "random")
+  }  # fmt: skip
+  (new,) = (s for s in graph.make_stages(Context(config)) if s.name == old.name)
+  with Workdir(tmp_path) as work:
+    work.scratch(old.name, old.config, old.inputs)
+    work.commit(
+      old.name, config=old.config, inputs=old.inputs, arrays={"param0": np.zeros(3)}, trees={},
+      folders={}, extra={}, class_names=[], split_sha256="", seconds=0.0, peak_bytes=0,
+    )  # fmt: skip
+    with pytest.raises(LtddError, match=r"version\.fixed: 1 -> 2"):
+      work.status(new.name, new.config, new.inputs)
 
 
 @pytest.mark.parametrize(
@@ -115,14 +209,15 @@ def test_later_arguments_leave_fingerprints_alone(config):
     ("distil.images_per_class", 0, r"distil\.images_per_class is 0"),
     ("teacher.num_epochs", 0, r"teacher\.num_epochs is 0"),
     ("calibrate.fit_on", "test", "fit_on is 'test'"),
-    ("calibrate.calibrators.hard", {"name": "none"}, "'hard'"),
-    ("label.teacher_bn", "no", r"label\.teacher_bn is 'no'"),
+    ("label.sources.hard", {"name": "learned"}, "has a key 'hard'"),
+    (
+      "label.sources.teacher.calibrators",
+      ("asda",),
+      r"is 'asda'; expected one of 'adsa'",
+    ),
+    ("label.sources.teacher", {"name": "techer"}, "'techer'.*Did you mean 'teacher'"),
     ("label.dtype", "int8", r"label\.dtype is 'int8'"),
     ("label.top_k", 0, r"label\.top_k is 0"),
-    ("label.rest", "gone", r"label\.rest is 'gone'"),
-    ("label.teachers", ("techer",), r"label\.teachers has 'techer'.*Did you mean 'teacher'"),
-    ("label.aggregate", "max", r"label\.aggregate is 'max'; expected one of 'mean', 'norm_e"),
-    ("distil.teachers", (), r"distil\.teachers is empty; expected .*teacher\.models"),
     ("student.hard_weight", 1.5, r"student\.hard_weight is 1\.5"),
     ("student.parallel", "pmap", r"student\.parallel is 'pmap'"),
     ("teacher.parallel", "pmap", r"teacher\.parallel is 'pmap'"),
@@ -143,66 +238,6 @@ def test_configs_that_are_wrong_by_themselves(path, value, message):
     check.check(plain)
 
 
-def test_labels_that_keep_all_the_mass_are_refused_for_raw_logits(config):
-  config["label"] |= {"top_k": 3, "rest": "kept"}
-  assert config["student"]["loss"]["name"] == "mse_ce"
-  with pytest.raises(LtddError, match=r"rest is 'kept'.*'mse_ce'.*rest='spread', or the loss 'kl'"):
-    check.check_with_data(stages.Context(config))
-  all_classes = {"label": config["label"] | {"top_k": 10}}  # nothing is left out
-  online = {"label": config["label"] | {"online": True}}
-  for fine in (all_classes, online, {"student": config["student"] | {"loss": {"name": "kl"}}}):
-    check.check_with_data(stages.Context(check.check(config | fine)))
-
-
-@pytest.mark.parametrize(
-  ("name", "kwargs", "refused"),
-  [
-    ("adsa", {"criterion": "nll"}, True),
-    ("adsa", {}, False),
-    ("adsa", {"criterion": "marginal"}, False),
-    ("adsa_matrix", {}, False),
-    ("adsa_vector", {}, False),
-    ("adsa_vector", {"criterion": "marginal"}, True),
-    ("adsa_vector", {"criterion": "nll"}, True),
-    ("adsa_probe", {}, False),
-    ("adsa_probe", {"criterion": "nll"}, True),
-    ("em", {}, False),
-    ("em", {"known": "uniform"}, True),
-    ("ltkd", {}, True),
-    ("temperature", {}, True),
-    ("vector_scaling", {}, True),
-  ],
-)
-def test_a_log_loss_needs_a_logit_of_every_class(name, kwargs, refused):
-  """A true class outside the top k would cost 10,000, and a few such rows would decide the fit."""
-  calibrator, counts = {"name": name} | kwargs, np.arange(5, 0, -1)
-  kept = encoding.Encoding(top_k=3, rest="kept")
-  for fine in (encoding.Encoding(top_k=3), encoding.Encoding(top_k=5, rest="kept")):
-    check._check_calibrator("mine", calibrator, counts, fine)
-  if refused:
-    with pytest.raises(LtddError, match=rf"calibrators\.mine, .*'{name}'.*rest='kept'.*top 3"):
-      check._check_calibrator("mine", calibrator, counts, kept)
-    return
-  check._check_calibrator("mine", calibrator, counts, kept)
-  random, labels = np.random.default_rng(0), np.arange(100) % 5
-  log_prior = np.log(counts / counts.sum())
-  logits = random.standard_normal((100, 5)) + 2 * np.eye(5)[labels] + 0.8 * log_prior
-  stored = kept.decode(jax.device_get(kept.encode(logits)), 5)
-  made = calibrate.make_calibrator(**calibrator)
-  whole, part = (made.report(made.fit(z, labels, log_prior))["tau"] for z in (logits, stored))
-  assert part == pytest.approx(whole, abs=0.7 if name == "em" else 0.3)  # 0.6, and 0.1 to 0.2
-
-
-def test_a_store_without_a_logit_of_every_class_is_refused_before_training(config):
-  config["label"] |= {"top_k": 3, "rest": "kept"}
-  config["student"]["loss"] = {"name": "kl"}
-  config["calibrate"]["calibrators"] = {"mine": {"name": "ltkd"}}
-  with pytest.raises(LtddError, match=r"calibrators\.mine, .*Use rest='spread'"):
-    check.check_with_data(stages.Context(config))
-  config["calibrate"]["fit_on"] = "clean"  # logits that the store has not encoded
-  check.check_with_data(stages.Context(config))
-
-
 @pytest.mark.parametrize(
   ("path", "value", "message"),
   [
@@ -212,7 +247,7 @@ def test_a_store_without_a_logit_of_every_class_is_refused_before_training(confi
     ("label.views.mix", "cutmx", "mix is 'cutmx'"),
     ("label.top_k", 11, "top_k is 11; expected 1 to 10"),
     ("distil.methods.sre2l.r_bm", 1.0, "Did you mean 'r_bn'"),
-    ("distil.slots_per_class", [1, 2], "slots_per_class has 2 entries for 10 classes"),
+    ("distil.slots_per_class", [1, 2], r"slots_per_class is \[1, 2\]; expected 10 counts"),
     ("data.imbalance_factor", 0.5, "imbalance_factor"),
     ("data.num_test", 3, "num_test is 3"),
     ("teacher.models.teacher.norm", "instance", "'teacher' has no batch norm"),
@@ -220,7 +255,12 @@ def test_a_store_without_a_logit_of_every_class_is_refused_before_training(confi
     ("report.groups", "halves", "halves"),
     ("calibrate.calibrators.adsa.tau_rang", [0, 1], "Did you mean 'tau_range'"),
     ("calibrate.calibrators.adsa.target_prior", [0.5, 0.5], "adsa: .* 2 entries; there are 10"),
-    ("student.loss", {"name": "ltkd", "groups": [[0], [1, 2]]}, "hold 3 classes, but .* have 10"),
+    ("label.sources.teacher.batch_norm", "no", "batch_norm is 'no'"),
+    ("label.sources.teacher.teachers", ("techer",), r"teachers has 'techer'.*Did you mean 'teache"),
+    ("label.sources.teacher.aggregate", "max", "aggregate is 'max'; expected one of 'mean', 'nor"),
+    ("distil.teachers", (), r"distil\.teachers is empty; expected .*teacher\.models"),
+    ("student.optimizer.lr", None, "optimizer.lr is None.*'sre2l'.* learns no rate"),
+    ("label.sources.mine", {"name": "learned"}, "'mine' is 'learned', .*'sre2l'.* no learned"),
   ],
 )
 def test_parts_that_cannot_be_made(config, path, value, message):
@@ -232,7 +272,7 @@ def test_parts_that_cannot_be_made(config, path, value, message):
   if path == "data.counts":
     config["data"] |= {"rule": "counts", "imbalance_factor": 1.0}
   with pytest.raises(LtddError, match=message):
-    check.check_with_data(stages.Context(config))
+    check.check_with_data(Context(config))
 
 
 def source(names=("a", "b", "c"), seed=0, pixels=0):
@@ -260,17 +300,15 @@ def test_artefacts_of_another_class_map_or_other_data_are_refused(config, tmp_pa
     (source(seed=1), r"identity\.split"),
     (source(pixels=1), r"identity\.train_pixels"),
   )
-  monkeypatch.setattr(sources, "open_source", lambda **kw: here)
-  ctx = stages.Context(config)
-  (data, *_) = stages.make_stages(config, ctx.identity)
+  monkeypatch.setattr(sources, "open_source", lambda *_, **kw: here)
+  ctx = Context(config)
+  data, *_ = graph.make_stages(ctx)
   with Workdir(tmp_path) as work:
     ctx.workdir = work
-    prints = fingerprints([data])
-    run_stage(data, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
+    run_stage(data, ctx, checkpoint_seconds=30.0, show_progress=False)
     for other, message in others:
-      monkeypatch.setattr(sources, "open_source", lambda other=other, **kw: other)
-      moved = stages.Context(config)
-      (data, *_) = stages.make_stages(config, moved.identity)
+      monkeypatch.setattr(sources, "open_source", lambda *_, other=other, **kw: other)
+      data, *_ = graph.make_stages(Context(config))
       with pytest.raises(LtddError, match=message):
         work.status("data", data.config, {})
 

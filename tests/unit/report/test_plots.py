@@ -1,21 +1,25 @@
 """Plots: what is drawn is what the results say, from head to tail; matplotlib may be missing."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.report import plots
+from ltdd_jax.report import images, plots
 
 ROOT = pathlib.Path(__file__).parents[3]
 
 
-def row(images, labels, calibrator, per_class, **calibration):
-  out = {"images": images, "labels": labels, "calibrator": calibrator, "per_class": per_class}
+def row(images, calibrator, name, per_class, **calibration):
+  labels = "hard" if calibrator is None else "teacher"
+  out = {"images": images, "labels": labels, "calibrator": calibrator, "calibrator_name": name}
+  out["per_class"] = per_class
   return out | ({"calibration": calibration} if calibration else {})
 
 
@@ -24,7 +28,7 @@ def results_of(k=3, counts=(2, 50, 9), sources=("sre2l", "random")):
   rows = []
   for source in sources:
     rows += [
-      row(source, "hard", None, per_class),
+      row(source, None, None, per_class),
       row(source, "plain", "none", per_class, tau=0.0),
       row(source, "tau1", "fixed", per_class, tau=1.0),
       row(
@@ -74,9 +78,16 @@ def test_accuracies_show_every_kind_of_label_in_its_own_colour():
 
 def test_two_calibrations_of_one_kind_differ_in_colour():
   results = results_of(sources=("random",))
-  results["rows"].append(results["rows"][-1] | {"labels": "adsa_wide"})
+  results["rows"].append(results["rows"][-1] | {"calibrator": "adsa_wide"})
   axis = plots.accuracies_figure(results).axes[0]
   assert len({c.patches[0].get_facecolor() for c in axis.containers}) == 5
+
+
+def test_a_label_source_is_named_where_it_is_not_the_teacher():
+  results = results_of(sources=("random",))
+  results["rows"] += [r | {"labels": "learned"} for r in results["rows"][-1:]]
+  axis = plots.accuracies_figure(results).axes[0]
+  assert list(heights(axis)) == ["hard", "plain", "tau1", "adsa", "learned adsa"]
 
 
 def test_many_classes_are_averaged_in_bins():
@@ -100,7 +111,7 @@ def test_files_are_written_and_are_pictures(tmp_path):
 
 def test_results_without_confidences(tmp_path):
   results = results_of()
-  results["rows"] = [r for r in results["rows"] if r["labels"] != "adsa"]
+  results["rows"] = [r for r in results["rows"] if r["calibrator"] != "adsa"]
   with pytest.raises(LtddError, match=r"no row .* add \{'name': 'adsa'\}"):
     plots.confidences(results, tmp_path / "c.png")
   assert [p.name for p in plots.write_plots(results, tmp_path)] == ["accuracies.png"]
@@ -110,6 +121,35 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(LtddError, match=r"plot .*accuracies\.png: could not be written"):
     plots.accuracies(results_of(), tmp_path / "file" / "accuracies.png")
+
+
+def test_pictures_are_whole_or_not_there(monkeypatch, tmp_path):
+  def killed(*args):
+    raise KeyboardInterrupt
+
+  path, grid = tmp_path / "accuracies.png", np.zeros((2, 4, 4, 3), np.uint8)
+  path.write_bytes(b"old")
+  monkeypatch.setattr(os, "replace", killed)
+  for draw in (
+    lambda: plots.accuracies(results_of(), path),
+    lambda: images.write_grid(path, grid, np.array([0, 1])),
+  ):
+    with pytest.raises(KeyboardInterrupt):
+      draw()
+  assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_only_the_first_process_writes_pictures(monkeypatch, tmp_path):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  plots.write_plots(results_of(), tmp_path)
+  images.write_grid(tmp_path / "x.png", np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]))
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plot_in_the_home_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  plots.accuracies(results_of(), "~/new/accuracies.png")
+  assert (tmp_path / "new" / "accuracies.png").exists()
 
 
 def test_without_matplotlib(monkeypatch, tmp_path):
@@ -124,10 +164,11 @@ def test_without_matplotlib(monkeypatch, tmp_path):
 def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot():
   code = (
     "import sys\n"
-    "from ltdd_jax.report import plots\n"
+    "from ltdd_jax.report import images, plots\n"
     "assert 'matplotlib' not in sys.modules\n"
     "plots.accuracies_figure({'class_names': ['a'], 'split': {'counts': [1]}, 'rows': [\n"
-    "  {'images': 'x', 'labels': 'hard', 'calibrator': None, 'per_class': [50.0]}]})\n"
+    "  {'images': 'x', 'labels': 'hard', 'calibrator': None, 'calibrator_name': None,\n"
+    "   'per_class': [50.0]}]})\n"
     "assert 'matplotlib.figure' in sys.modules\n"
     "assert 'matplotlib.pyplot' not in sys.modules\n"
   )

@@ -10,7 +10,7 @@ import pytest
 from ltdd_jax import calibrate
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import label as label_lib
-from ltdd_jax.labels import sources
+from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.students import train as student_training
 from ltdd_jax.training import loop, losses
 from tests import small
@@ -56,7 +56,7 @@ def adsa_like(tau):
 
 
 def test_all_test_images_are_counted_once():
-  result = train(sources.Supervision())
+  result = train(label_sources.Supervision())
   assert result.correct.shape == (2, 2, 3)
   assert result.total.tolist() == [3, 3, 3]
   assert result.steps.tolist() == [3, 6]
@@ -64,9 +64,9 @@ def test_all_test_images_are_counted_once():
 
 
 def test_vmap_equals_one_by_one(store):
-  """With averaged parameters, which are what is scored and kept."""
-  supervision = sources.Supervision("stored", logits=store.logits)
-  one, many = (train(supervision, parallel=p, ema=0.5) for p in ("loop", "vmap"))
+  """With averaged parameters, which are what is scored and kept, and two updates of statistics."""
+  supervision = label_sources.Supervision("stored", logits=store.logits)
+  one, many = (train(supervision, parallel=p, ema=0.5, bn_updates=2) for p in ("loop", "vmap"))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.variables, many.variables
   )
@@ -78,8 +78,8 @@ def test_an_encoded_store_teaches_what_its_decoded_logits_do():
     "a", IMAGES, LABELS, (small.teacher(),), small.SPEC, num_epochs=3, views=VIEWS,
     dtype="uint8", top_k=2, session=QUIET,
   )  # fmt: skip
-  one = train(sources.stored(encoded.store, **adsa_like(0.7)), parallel="vmap")
-  two = train(sources.Supervision("stored", logits=encoded.logits, **adsa_like(0.7)))
+  one = train(label_sources.stored(encoded.store, **adsa_like(0.7)), parallel="vmap")
+  two = train(label_sources.Supervision("stored", logits=encoded.logits, **adsa_like(0.7)))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.variables, two.variables
   )
@@ -99,8 +99,8 @@ def test_hard_weight_mixes_soft_and_hard_loss(key):
 
 
 def test_labels_on_line_equal_those_of_the_store(store):
-  stored = train(sources.Supervision("stored", logits=store.logits, **adsa_like(0.7)))
-  online = train(sources.Supervision("online", teachers=(small.teacher(),), **adsa_like(0.7)))
+  stored = train(label_sources.Supervision("stored", logits=store.logits, **adsa_like(0.7)))
+  online = train(label_sources.Supervision("online", teachers=(small.teacher(),), **adsa_like(0.7)))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), stored.variables, online.variables
   )
@@ -108,7 +108,7 @@ def test_labels_on_line_equal_those_of_the_store(store):
 
 def test_calibration_changes_what_students_learn(store):
   plain, adjusted = (
-    train(sources.Supervision("stored", logits=store.logits, **adsa_like(tau)), num_seeds=1)
+    train(label_sources.Supervision("stored", logits=store.logits, **adsa_like(tau)), num_seeds=1)
     for tau in (0.0, 3.0)
   )
   one, two = (jax.tree.leaves(r.variables["params"])[0] for r in (plain, adjusted))
@@ -150,4 +150,4 @@ def test_students_of_another_name_share_no_draws():
 )
 def test_bad_arguments_are_refused(kwargs, message):
   with pytest.raises(LtddError, match=message):
-    train(sources.Supervision("stored", logits=np.zeros((1, 6, 3))), **kwargs)
+    train(label_sources.Supervision("stored", logits=np.zeros((1, 6, 3))), **kwargs)

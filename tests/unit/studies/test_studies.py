@@ -1,7 +1,6 @@
 """Studies: the configs of their runs, what they refuse, and their reports from plain results."""
 
 import json
-import pathlib
 import re
 import types
 
@@ -14,7 +13,8 @@ from configs import perturbation as perturbation_config
 from ltdd_jax import studies
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources, specs
-from ltdd_jax.pipeline import check, stages
+from ltdd_jax.pipeline import check, graph
+from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.studies import (
   bound_report,
   bound_study,
@@ -24,7 +24,7 @@ from ltdd_jax.studies import (
   runs,
 )
 
-WORKDIR = pathlib.Path("somewhere")
+SIDES = perturbation_study.SIDES
 
 
 def plain_config(arg="preset=smoke", module=perturbation_config):
@@ -50,46 +50,57 @@ def real_size_source(monkeypatch):
 
 @pytest.mark.parametrize("preset", ["smoke", "cpu", "full"])
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
-def test_every_run_of_the_perturbation_study_can_be_made(dataset, preset, real_size_source):
-  config, study = plain_config(f"dataset={dataset},preset={preset}")
-  for side in perturbation_study.SIDES:
-    part = perturbation_study.side_config(config, side, study["matched"])
-    check.check_with_data(stages.Context(check.check(part)))
+def test_the_run_of_the_perturbation_study_can_be_made(dataset, preset, real_size_source):
+  config, _ = plain_config(f"dataset={dataset},preset={preset}")
+  check.check_with_data(Context(config))
 
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10"])
 def test_every_run_of_the_bound_can_be_made(dataset, real_size_source):
   config, study = plain_config(f"dataset={dataset},preset=cpu", bound_config)
   for factor in study["imbalance_factors"]:
-    ctx = stages.Context(bound_study.at_factor(runs.with_plain(config), factor))
+    ctx = Context(bound_study.at_factor(runs.with_plain(config), factor))
     check.check_with_data(ctx)
     assert ctx.counts[0] // ctx.counts[-1] == pytest.approx(factor, rel=0.6)  # whole images
 
 
 def test_matched_sets_have_equal_numbers():
   config, _ = plain_config()
-  counts = {
-    side: stages.Context(perturbation_study.side_config(config, side, True)).counts
-    for side in perturbation_study.SIDES
-  }
-  assert counts["imbalanced"].sum() == 314
-  assert counts["balanced"].tolist() == [31] * 10
-  all_of_it = perturbation_study.side_config(config, "balanced", False)
-  assert stages.Context(all_of_it).counts.tolist() == [114] * 10
+  ctx = Context(config)
+  assert ctx.counts.sum() == 314
+  assert list(ctx.split("balanced").counts) == [31] * 10
+  config, _ = plain_config("preset=smoke,matched=False")
+  assert list(Context(config).split("balanced").counts) == [114] * 10
 
 
-def test_each_run_has_its_own_images_and_imports_the_others():
+def test_images_of_both_splits_are_crossed_with_teachers_of_both():
   config, _ = plain_config()
-  both = {}
-  for side, other in (("balanced", "imbalanced"), ("imbalanced", "balanced")):
-    alone = perturbation_study.side_config(config, side, True)
-    assert list(alone["distil"]["methods"]) == [side]
-    both[side] = perturbation_study.crossed(alone, side, WORKDIR)
-    methods = both[side]["distil"]["methods"]
-    assert methods[side]["name"] == "sre2l"
-    assert methods[other] == {"name": "imported", "path": f"somewhere/{other}/distil/{other}"}
-  assert stages.regimes(both["balanced"]) == ("hard", "plain")  # a uniform prior, once
-  assert stages.regimes(both["imbalanced"])[:3] == ("plain", "tau1", "adsa")
+  ctx = Context(config)
+  teachers = {"balanced": ("teacher_balanced",), "imbalanced": ("teacher",)}
+  splits = {"balanced": "balanced", "imbalanced": None}
+  for side in SIDES:
+    assert config["distil"]["methods"][side]["name"] == "sre2l"
+    assert ctx.split_name(side) == splits[side]
+    assert ctx.teacher_names(side) == teachers[side]
+    assert ctx.label_source(side).teachers == teachers[side]
+    for images in SIDES:
+      assert ctx.label_split(Row(images, side, "plain")) == splits[side]
+  assert {name: ctx.teacher_split(name) for name in ctx.networks} == {
+    "teacher": None, "teacher_balanced": "balanced"
+  }  # fmt: skip
+  own = lambda labels: [r.calibrator for r in graph.rows(config, "balanced") if r.labels == labels]
+  assert own("hard") == [None]
+  assert own("balanced") == ["plain"]  # a uniform prior
+  assert own("imbalanced")[:3] == ["plain", "tau1", "adsa"]
+
+
+def test_the_study_is_one_run_that_makes_each_thing_once():
+  config, _ = plain_config("preset=smoke,calibrators=plain+adsa")
+  stages = {s.name: s for s in graph.make_stages(Context(config))}
+  cells = [f"{images}/{labels}" for images in SIDES for labels in SIDES]
+  assert [n for n in stages if n.split("/")[0] in ("teacher", "distil", "label")] == [
+    "teacher", *(f"distil/{side}" for side in SIDES), *(f"label/{cell}" for cell in cells)
+  ]  # fmt: skip
 
 
 def test_plain_labels_are_added_and_keep_their_name():
@@ -99,10 +110,17 @@ def test_plain_labels_are_added_and_keep_their_name():
   config["calibrate"]["calibrators"] = {"adsa": {"name": "adsa"}, "none": {"name": "none"}}
   assert runs.plain_name(config) == "none"
   assert set(runs.with_plain(config)["calibrate"]["calibrators"]) == {"none", "adsa"}
-  assert runs.without_prior(config)["calibrate"]["calibrators"] == {"none": {"name": "none"}}
-  more = {"t": {"name": "temperature"}, "q": {"name": "adsa", "target_prior": (0.5, 0.5)}}
-  config["calibrate"]["calibrators"].update(more)
-  assert list(runs.without_prior(config)["calibrate"]["calibrators"]) == ["none", "t", "q"]
+
+
+def test_balanced_teachers_have_the_calibrators_that_look_at_no_prior():
+  arg = "preset=smoke,calibrators=adsa+temperature+vector_scaling"
+  config, _ = plain_config(arg)  # plain labels are added, and keep their name
+  assert set(config["calibrate"]["calibrators"]) == {
+    "plain", "adsa", "temperature", "vector_scaling"
+  }  # fmt: skip
+  own = {k: v["calibrators"] for k, v in config["label"]["sources"].items()}
+  assert set(own["imbalanced"]) == set(config["calibrate"]["calibrators"])
+  assert set(own["balanced"]) == {"plain", "temperature", "vector_scaling"}
 
 
 @pytest.mark.parametrize("arg", ["", "dataset=digits,preset=smoke"])
@@ -110,7 +128,7 @@ def test_every_run_of_the_networks_can_be_made(arg, real_size_source):
   config, study = plain_config(arg, networks_config)
   for model in study["networks"].values():
     part = networks_study.with_network(config, model)
-    check.check_with_data(stages.Context(check.check(part)))
+    check.check_with_data(Context(check.check(part)))
     assert part["student"]["model"] == model
 
 
@@ -126,11 +144,8 @@ def test_networks_get_what_the_recipe_gives_them_and_keep_changes(real_size_sour
 
 
 def test_overrides_reach_every_run():
-  config, _ = plain_config()
+  config, _ = plain_config(module=bound_config)
   config["student"]["num_epochs"] = 7
-  for side in perturbation_study.SIDES:
-    part = perturbation_study.side_config(config, side, True)
-    assert part["student"]["num_epochs"] == 7
   assert bound_study.at_factor(config, 10.0)["student"]["num_epochs"] == 7
 
 
@@ -143,23 +158,32 @@ def test_what_studies_refuse(tmp_path):
     studies.run(config, tmp_path)
   config = perturbation_config.get_config("preset=smoke")
   with config.unlocked():
-    config.study.match = True
-  with pytest.raises(LtddError, match=r"config\.study: unexpected key 'match'.*'matched'"):
+    config.study.num_bootstraps = 9
+  with pytest.raises(LtddError, match=r"config\.study: unexpected key .*Did you mean 'num_bootst"):
     studies.run(config, tmp_path)
   some, _ = plain_config("preset=smoke,calibrators=adsa+probe", bound_config)
   assert [*runs.without_probes(some)["calibrate"]["calibrators"]] == ["adsa"]
   bound = bound_config.get_config("preset=smoke")
-  bound.label.teacher_bn = "train"
-  with pytest.raises(LtddError, match="what such a teacher says of an image depends on the batch"):
+  bound.label.sources.teacher.batch_norm = "train"
+  with pytest.raises(LtddError, match="what such teachers say of an image depends on the batch"):
     studies.run(bound, tmp_path)
   bound = bound_config.get_config("preset=smoke")
-  bound.label.aggregate = "norm_equalised"
-  with pytest.raises(LtddError, match="aggregate is 'norm_equalised': a label then depends"):
+  bound.label.sources.teacher.aggregate = "norm_equalised"
+  with pytest.raises(LtddError, match="aggregate='norm_equalised': what such teachers say"):
     studies.run(bound, tmp_path)
+  bound = bound_config.get_config("preset=smoke")
+  bound.label.sources = {"mine": {"name": "learned"}}
+  with pytest.raises(LtddError, match="has mine; the bound study needs one label source, of the"):
+    studies.run(bound, tmp_path)
+  config = perturbation_config.get_config("preset=smoke")
+  config.distil.methods = {"sre2l": {"name": "sre2l"}, "random": {"name": "random"}}
+  with pytest.raises(LtddError, match="has random, sre2l; the perturbation study crosses"):
+    studies.run(config, tmp_path)
+  config = perturbation_config.get_config("preset=smoke")
+  config.label.sources = {"teacher": {"name": "teacher"}}
+  with pytest.raises(LtddError, match=r"label\.sources has teacher; the perturbation study"):
+    studies.run(config, tmp_path)
   plain, _ = plain_config()
-  plain["distil"]["methods"]["random"] = {"name": "random"}
-  with pytest.raises(LtddError, match="has sre2l, random; the perturbation study crosses"):
-    perturbation_study.side_config(plain, "balanced", True)
   plain["data"]["rule"] = "as_is"
   with pytest.raises(LtddError, match=r"rule is 'as_is'; .* needs 'ltdd' or"):
     bound_study.at_factor(plain, 10.0)
@@ -203,7 +227,8 @@ def test_views_of_the_bound_are_those_that_students_see():
   config["label"]["num_epochs"] = 2
   images, targets = np.zeros((3, 8, 8, 1), np.uint8), np.arange(3, dtype=np.int32)
   source = types.SimpleNamespace(spec=specs.SPECS["digits"])
-  ctx = types.SimpleNamespace(config=config, source=source, images=lambda _: (images, targets))
+  distilled = lambda _: {"images": images, "labels": targets}
+  ctx = types.SimpleNamespace(config=config, source=source, distilled=distilled)
   assert [len(bound_study.make_views(ctx, "sre2l", e)) for e in (1, 2, 20)] == [1, 2, 2]
 
 
@@ -211,9 +236,10 @@ def test_a_dry_run_of_a_study_plans_its_runs_and_writes_nothing(tmp_path, capsys
   config = perturbation_config.get_config("preset=smoke")
   assert studies.run(config, tmp_path / "w", dry_run=True) is None
   out = capsys.readouterr().out
-  assert out.index("---- balanced") < out.index("distil/balanced") < out.index("---- imbalanced")
+  assert out.index("distil/balanced") < out.index("label/balanced/imbalanced")
   assert "distil/imbalanced" in out
-  assert "310 of 1,140" in out
+  assert "314 of 1,140" in out
+  assert "other splits: balanced" in out
   assert not (tmp_path / "w").exists()
 
 
@@ -229,10 +255,11 @@ def estimate(shape):
   return {"value": np.full(shape, 0.2), "low": np.full(shape, 0.1), "high": np.full(shape, 0.3)}
 
 
-def student(images, teacher, labels, calibrator, k):
+def student(images, labels, calibrator, k):
   score = {"mean": 50.0, "std": 1.0}
   return {
-    "images": images, "teacher": teacher, "labels": labels, "calibrator": calibrator,
+    "images": images, "teacher": labels, "labels": labels, "calibrator": calibrator,
+    "calibrator_name": calibrator and {"plain": "none"}.get(calibrator, "adsa"),
     "tau": None if calibrator is None else 0.5, "top1": score, "groups": {"head": score},
     "worst_class": score | {"class": 0}, "per_class": [50.0] * k,
     "image_bytes": 2_000, "label_bytes": None if calibrator else 0,
@@ -250,25 +277,21 @@ def perturbation_results(k=3, p_value=0.25):
     "additivity": {"statistic": 0.5, "p_value": p_value, "classes": list(range(k))},
     "tau": {"balanced": 0.5, "imbalanced": 0.75},
   }
-  rows = [
-    ("balanced", "hard", None),
-    ("balanced", "plain", "none"),
-    ("imbalanced", "plain", "none"),
-  ]
-  rows += [("imbalanced", name, "adsa") for name in ("adsa", "a1", "a2", "a3", "a4", "a5")]
+  rows = [("hard", None), ("balanced", "plain"), ("imbalanced", "plain")]
+  rows += [("imbalanced", name) for name in ("adsa", "a1", "a2", "a3", "a4", "a5")]
   score = {"top1": {"mean": 60.0, "std": None}, "groups": {}}
   return runs.jsonable(
     {
       "dataset": "small", "class_names": [f"c{i}" for i in range(k)], "plain": "plain",
       "counts": {"balanced": [4] * k, "imbalanced": list(range(k, 0, -1))},
       "method": {"name": "sre2l"}, "images": {"balanced": 9, "imbalanced": 9}, "label_epochs": 30,
-      "study": {"num_bootstrap": 2000, "matched": True}, "group_rule": "thirds", "seconds": 3.0,
+      "study": {"num_bootstrap": 2000}, "group_rule": "thirds", "seconds": 3.0,
       "labels": dict.fromkeys(("plain", "adsa", "a1", "a2", "a3", "a4", "a5"), found),
       "teachers": [score | {"name": side} for side in ("balanced", "imbalanced")],
       "students": [
-        student(images, teacher, labels, calibrator, k)
+        student(images, labels, calibrator, k)
         for images in ("balanced", "imbalanced")
-        for teacher, labels, calibrator in rows
+        for labels, calibrator in rows
       ],
     }
   )  # fmt: skip
