@@ -49,7 +49,7 @@ def train_teachers(net: str) -> Any:
     batch_size=case["batch"],
     optimizer=case["optimizer"],
     schedule={"name": "cosine"},
-    loss={"name": "cross_entropy"},
+    objective={"name": "cross_entropy"},
     augment=case["augment"],
     session=session,
   )

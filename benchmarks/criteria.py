@@ -29,7 +29,6 @@ from ltdd_jax.pipeline import check, stages  # noqa: E402
 
 RULES: dict[str, dict[str, Any]] = {
   **{criterion: {"name": "adsa", "criterion": criterion} for criterion in adsa.CRITERIA},
-  "matrix": {"name": "adsa_matrix"},
 }
 GRID = np.arange(0, 3.0001, 0.05)
 EPOCHS, BATCH = 20, 500

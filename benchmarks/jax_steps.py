@@ -29,7 +29,7 @@ from ltdd_jax.core.types import ArrayData  # noqa: E402
 from ltdd_jax.data import augment, feed, specs  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.students import train as student_training  # noqa: E402
-from ltdd_jax.teachers import train as teacher_training  # noqa: E402
+from ltdd_jax.teachers import objectives  # noqa: E402
 from ltdd_jax.training import loop, losses, supervised  # noqa: E402
 
 SPEC = specs.SPECS["cifar10"]
@@ -52,10 +52,10 @@ def make_model(case: dict[str, Any]) -> Any:
   )
 
 
-def supervised(
+def supervised_job(
   case: dict[str, Any],
   batch_fn: supervised.BatchFn,
-  loss_fn: supervised.LossFn,
+  objective: supervised.Objective,
   session: loop.Session,
 ) -> tuple[loop.StepFn, Any, int]:
   """The step of a teacher or student, its state and the number of parameters."""
@@ -69,7 +69,8 @@ def supervised(
     apply_fn=model.apply,
     tx=tx,
     batch_fn=batch_fn,
-    loss_fn=loss_fn,
+    objective=objective,
+    num_steps=FOREVER,
     mesh=session.mesh,
   )
   state = mesh_lib.put(state, mesh_lib.replicated(session.mesh))
@@ -78,10 +79,10 @@ def supervised(
 
 def teacher_job(case: dict[str, Any], session: loop.Session) -> Job:
   batch_fn = functools.partial(
-    teacher_training.image_batch, spec=SPEC, augment_fn=augment.compose(case["augment"])
+    supervised.image_batch, spec=SPEC, augment_fn=augment.compose(case["augment"])
   )
-  loss_fn = losses.make_supervised_loss("cross_entropy", class_counts=recipes.long_tail())
-  step_fn, state, params = supervised(case, batch_fn, loss_fn, session)
+  objective = objectives.make_objective(recipes.long_tail(), name="cross_entropy")
+  step_fn, state, params = supervised_job(case, batch_fn, objective, session)
   data = mesh_lib.put(
     ArrayData(*recipes.random_images(case["images"])), mesh_lib.replicated(session.mesh)
   )
@@ -100,7 +101,8 @@ def student_job(case: dict[str, Any], session: loop.Session) -> Job:
   loss_fn = functools.partial(
     student_training.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"])
   )
-  step_fn, state, params = supervised(case, batch_fn, loss_fn, session)
+  objective = supervised.of_logits(loss_fn)
+  step_fn, state, params = supervised_job(case, batch_fn, objective, session)
   images, targets = recipes.random_images(n)
   consts = {
     "images": images,
@@ -126,7 +128,7 @@ def recover_job(case: dict[str, Any], session: loop.Session) -> Job:
   slots = distil.make_slots(SPEC.num_classes, images_per_class=size // SPEC.num_classes)
   fed = {"teachers": mesh_lib.put((variables,), mesh_lib.replicated(session.mesh))}
   state = jax.jit(method.init)(rng.key_for(1), slots, fed)
-  whole, split = mesh_lib.replicated(session.mesh), mesh_lib.batch_sharding(session.mesh, size)
+  whole, split = mesh_lib.replicated(session.mesh), mesh_lib.at_rest(session.mesh, size)
   state = jax.tree.map(lambda x: mesh_lib.put(x, split if x.ndim else whole), state)
 
   def step_fn(state, consts, t):

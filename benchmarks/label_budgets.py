@@ -33,17 +33,15 @@ BUDGETS: dict[str, dict[str, Any]] = {
   "1 epoch, float16": {"num_epochs": 1},
   "10 epochs, uint8, top 3 spread": {"num_epochs": 10, "dtype": "uint8", "top_k": 3},
 }
-KEPT = {"all epochs, uint8, top 3 kept": {"dtype": "uint8", "top_k": 3, "rest": "kept"}}
 MIXES = {"all epochs, float16, 0.25 hard": 0.25}
 
 
 def variants(config: Any) -> dict[str, Any]:
-  """The config of each budget; `rest="kept"` is for losses of probabilities."""
-  budgets = BUDGETS | (KEPT if config.student.loss.name == "kl" else {})
+  """The config of each budget."""
   out = {}
-  for name in (*budgets, *MIXES):
+  for name in (*BUDGETS, *MIXES):
     out[name] = copy.deepcopy(config)
-    out[name].relabel.update(budgets.get(name, {}))
+    out[name].label.update(BUDGETS.get(name, {}))
     out[name].student.hard_weight = MIXES.get(name, 0.0)
     out[name].student.hard_labels = False
   return out

@@ -46,7 +46,7 @@ def supervisions() -> dict[str, Any]:
 
   from ltdd_jax import calibrate
   from ltdd_jax.data import longtail
-  from ltdd_jax.students import train as student_training
+  from ltdd_jax.labels import sources
 
   case = recipes.CASES["student/convnet"]
   logits = recipes.random_logits(case["label_epochs"], case["images"])
@@ -57,7 +57,7 @@ def supervisions() -> dict[str, Any]:
     calibrator = calibrate.make_calibrator(name)
     params = calibrator.fit(logits, labels, log_prior)
     calibration[name] = {"calibrator": calibrator, "params": params, "log_prior": log_prior}
-  out = {DECODED: student_training.Supervision("stored", logits=logits.astype("float32"))}
+  out = {DECODED: sources.Supervision("stored", logits=logits.astype("float32"))}
   out["the same again"] = out[DECODED]
   out["decoded float32, adsa"] = out[DECODED]._replace(**calibration["adsa"])
   for encoding in encodings(top_k=3):
@@ -67,7 +67,7 @@ def supervisions() -> dict[str, Any]:
     arrays = {key: x.reshape(*logits.shape[:2], -1) for key, x in arrays.items()}
     decode = functools.partial(encoding.decode, k=k)
     for name in ("none", "adsa") if str(encoding) == "uint8" else ("adsa",):
-      out[f"{encoding}, {name}"] = student_training.Supervision(
+      out[f"{encoding}, {name}"] = sources.Supervision(
         "stored", logits=arrays, decode=decode, **calibration[name]
       )
   return out
@@ -89,7 +89,6 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
   from ltdd_jax.core import rng
   from ltdd_jax.data import feed, specs
   from ltdd_jax.labels import label as label_lib
-  from ltdd_jax.students import train as student_training
   from ltdd_jax.training import loop, losses, supervised
 
   case, spec = recipes.CASES["student/convnet"], specs.SPECS["cifar10"]
@@ -107,9 +106,10 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
       views_of=label_lib.view_fn(spec, **case["views"]),
       supervision=supervision,
     ),
-    loss_fn=functools.partial(
-      student_training.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"])
+    objective=supervised.of_logits(
+      functools.partial(student_training.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"]))
     ),
+    num_steps=1_000_000,
     mesh=session.mesh,
   )
   state = jax.jit(lambda key: supervised.init_state(model, tx, key, spec.image_shape))(

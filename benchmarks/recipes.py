@@ -57,12 +57,12 @@ def stored_labels(epochs: int, n: int) -> Any:
   """Stored soft labels, adjusted by tau = 1, as `student.train_students` takes them."""
   from ltdd_jax import calibrate
   from ltdd_jax.data import longtail
-  from ltdd_jax.students import train as student_training
+  from ltdd_jax.labels import sources
 
   logits, log_prior = random_logits(epochs, n), longtail.log_prior(long_tail())
   calibrator = calibrate.make_calibrator("fixed", tau=1.0)
   labels = np.arange(n, dtype=np.int32) % CLASSES
   params = calibrator.fit(logits, labels, log_prior)
-  return student_training.Supervision(
+  return sources.Supervision(
     "stored", logits=logits, calibrator=calibrator, params=params, log_prior=log_prior
   )

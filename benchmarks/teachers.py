@@ -55,7 +55,7 @@ def make_training(args: argparse.Namespace) -> tuple[Callable[[str], Any], int]:
       batch_size=BATCH,
       optimizer={"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
       schedule={"name": "cosine"},
-      loss={"name": "cross_entropy"},
+      objective={"name": "cross_entropy"},
       augment=({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
       parallel=way,
       session=session,

@@ -36,12 +36,9 @@ MORE_CALIBRATORS: dict[str, dict[str, Any]] = {
   "adsa_marginal": {"name": "adsa", "criterion": "marginal"},
   "adsa_head10": {"name": "adsa", "max_head_drop": 0.1},
   "adsa_nll_head10": {"name": "adsa", "criterion": "nll", "max_head_drop": 0.1},
-  "matrix": {"name": "adsa_matrix"},
   "vector_marginal": {"name": "adsa_vector", "criterion": "marginal"},
-  "vector_groups": {"name": "adsa_vector", "groups": "thirds"},
   "em": {"name": "em"},
   "matching": {"name": "em", "known": "uniform"},
-  "ltkd": {"name": "ltkd"},
   "temperature": {"name": "temperature"},
   "vector_scaling": {"name": "vector_scaling"},
 }
@@ -120,8 +117,10 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "batch_size": 128,
     "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
     "schedule": {"name": "cosine"},
-    "loss": {"name": "cross_entropy", "label_smoothing": 0.0},
+    "objective": {"name": "cross_entropy", "label_smoothing": 0.0},
     "augment": ({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
+    "views": 1,
+    "derive": (),
     "parallel": "auto",
     "splits": {},  # {teacher: split of config.data.splits}
   }
@@ -142,7 +141,6 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "num_epochs": 400,
     "dtype": "float16",
     "top_k": placeholder(int),
-    "rest": "spread",
     "batch_size": 500,
     "sources": {"teacher": with_defaults(label_sources.teacher, {"name": "teacher"})},
     "views": {  # labels.view_fn
@@ -168,7 +166,6 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "hard_weight": 0.0,
     "ema": placeholder(float),
     "recipe": placeholder(str),
-    "bn_updates": 1,
     "num_seeds": 3,
     "evaluations": 5,
     "eval_batch_size": 500,

@@ -5,22 +5,20 @@
   with interruptible():
     for t in range(first, num_steps):
       state = step(state)
-      progress.maybe_save(t + 1, state)
-      if stop_requested():
+      if progress.due() or stop_requested():
         progress.save(t + 1, state)
+      if stop_requested():
         raise Interrupted(f"stopped after step {t + 1}")
+  discard(folder)                        # once the result is taken
 
-Orbax does the writing. A checkpoint holds the leaves of the state in order and a description of
-them; their places in the tree come from the template, so that empty dicts, None and the states of
-optimisers come back as they were.
+Orbax does the writing; a description of the state goes along, for the message where a checkpoint
+does not fit.
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -31,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging as absl_logging
+from etils import epath
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
@@ -49,13 +48,13 @@ class Progress:
 
   Args:
     folder: theirs alone; made if it is not there.
-    every_seconds: least time between two checkpoints by `maybe_save`.
+    every_seconds: least time between two checkpoints, for `due`.
     keep: how many to keep, the newest.
   """
 
-  def __init__(self, folder: str | os.PathLike[str], *, every_seconds: float = 30.0, keep: int = 2):
+  def __init__(self, folder: files.Pathlike, *, every_seconds: float = 30.0, keep: int = 2):
     ocp = _orbax()
-    self.folder = pathlib.Path(folder).absolute()
+    self.folder = files.absolute(files.path(folder))
     self.every_seconds = every_seconds
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
@@ -71,13 +70,6 @@ class Progress:
     """Whether `every_seconds` have passed since the last checkpoint."""
     return time.monotonic() - self._last >= self.every_seconds
 
-  def maybe_save(self, step: int, state: Any) -> bool:
-    """Saves if it is time to; returns whether it did."""
-    if not self.due():
-      return False
-    self.save(step, state)
-    return True
-
   def save(self, step: int, state: Any) -> None:
     """Saves a state; returns once it is on disk.
 
@@ -88,19 +80,16 @@ class Progress:
     Raises:
       LtddError: the disk is full; checkpoints that were there stay.
     """
-    ocp = _orbax()
-    leaves = jax.tree.leaves(state)
-    need = sum(np.size(x) * _dtype(x).itemsize for x in leaves)
+    need = sum(np.size(x) * _dtype(x).itemsize for x in jax.tree.leaves(state))
     what = f"checkpoint of step {step}"
     if step not in self._manager.all_steps():  # else it holds this very state
       files.check_space(what, self.folder, need)
-      args = ocp.args.Composite(
-        state=ocp.args.StandardSave(_stored(leaves)), about=ocp.args.JsonSave(describe(state))
-      )
-      with files.explained(what, folder=self.folder, need=need), _full_disk_is_oserror():
-        self._manager.save(step, args=args, force=True)
-        if jax.process_index() == 0:
-          _note_sizes(self.folder / str(step))
+      args = _orbax().args.StandardSave(_written(state))
+      with files.explained(what, folder=self.folder, need=need, errors=files.TENSORSTORE):
+        self._manager.save(step, args=args, custom_metadata={"state": describe(state)}, force=True)
+        if jax.process_index() == 0 and files.is_local(self.folder):
+          sizes = json.dumps(_sizes(self.folder / str(step)))
+          files.write_text(self.folder / str(step) / _SIZES, sizes)
     self._last = time.monotonic()
 
   def restore(self, template: Any) -> tuple[int, Any] | None:
@@ -138,47 +127,43 @@ class Progress:
 
   def _read(self, step: int, template: Any) -> Any:
     _check_sizes(self.folder / str(step))
-    ocp = _orbax()
-    restore = lambda **args: self._manager.restore(step, args=ocp.args.Composite(**args))
-    about = restore(about=ocp.args.JsonRestore())["about"]
+    about = self._manager.metadata(step).custom_metadata["state"]
     if differences := _differences(about, describe(template)):
       raise LtddError(
         f"the checkpoint of step {step} in {self.folder} does not fit the state: it was saved by "
         "another version of the code or of the config.\n" + "\n".join(differences[:10]) + "\n"
         f"Delete {self.folder} to start this loop anew."
       )
-    leaves, treedef = jax.tree.flatten(template)
-    wanted = {k: _abstract(x) for k, x in _stored(leaves).items()}
-    stored = restore(state=ocp.args.StandardRestore(wanted))["state"]
-    return treedef.unflatten([_like(stored.get(_key(i)), x) for i, x in enumerate(leaves)])
+    wanted = jax.tree.map(_abstract, _written(template))
+    stored = self._manager.restore(step, args=_orbax().args.StandardRestore(wanted))
+    return jax.tree.map(_like, template, stored["state"])
 
   def close(self) -> None:
     """Releases the folder."""
     self._manager.close()
 
 
-def _sizes(folder: pathlib.Path) -> dict[str, int]:
-  paths = (p for p in folder.rglob("*") if p.is_file() and p.name != _SIZES)
-  return {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}
+def discard(folder: files.Pathlike) -> None:
+  """Removes the checkpoints of a loop of which the result is kept elsewhere."""
+  if jax.process_index() == 0:
+    files.remove(files.path(folder))
 
 
-def _note_sizes(folder: pathlib.Path) -> None:
-  """Writes down the size of each file, beside the description, which Orbax leaves alone."""
-  files.write_text(folder / "about" / _SIZES, json.dumps(_sizes(folder)))
+def _sizes(folder: epath.Path) -> dict[str, int]:
+  return {str(p.relative_to(folder)): files.num_bytes(p) for p in files.below(folder)}
 
 
-def _check_sizes(folder: pathlib.Path) -> None:
-  """Raises ValueError if a file is missing or short; Orbax would say so less clearly.
+def _check_sizes(folder: epath.Path) -> None:
+  """Raises ValueError if a file is missing or short, before Orbax starts to read them all at once.
 
-  A run that was killed right after Orbax was done has noted no sizes; then Orbax judges alone.
+  A run that was killed right after Orbax was done has noted no sizes, and an object store has no
+  half files; then Orbax judges alone.
   """
-  path = folder / "about" / _SIZES
-  if not path.exists():
-    return
-  found = _sizes(folder)
-  for name, size in json.loads(path.read_text()).items():
-    if found.get(name) != size:
-      raise ValueError(f"{name} has {found.get(name, 0)} bytes, expected {size}")
+  if (folder / _SIZES).exists():
+    found = _sizes(folder)
+    for name, size in json.loads((folder / _SIZES).read_text()).items():
+      if found.get(name) != size:
+        raise ValueError(f"{name} has {found.get(name, 0)} bytes, expected {size}")
 
 
 def describe(tree: Any) -> dict[str, list[Any]]:
@@ -200,30 +185,23 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   ]
 
 
-def _key(index: int) -> str:
-  return f"leaf_{index:05d}"
-
-
-def _stored(leaves: list[Any]) -> dict[str, Any]:
-  """The leaves that are written: those with elements, as Orbax demands, and one more."""
-  kept = {_key(i): x for i, x in enumerate(leaves) if np.size(x)}
-  return {"nothing": np.zeros(1, np.uint8)} | {
-    k: x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else np.asarray(x)
-    for k, x in kept.items()
-  }
+def _written(state: Any) -> dict[str, Any]:
+  """The state as Orbax takes it: no tree without leaves, no array without elements."""
+  full = lambda x: x if np.size(x) else np.zeros(1, np.uint8)
+  return {"state": jax.tree.map(full, state), "some": np.zeros(1, np.uint8)}
 
 
 def _abstract(x: Any) -> Any:
   """What Orbax restores into: a host array, or a device array with the template's sharding."""
-  if isinstance(x, np.ndarray) or not getattr(x, "committed", True):
-    return np.empty(x.shape, x.dtype)
+  if not isinstance(x, jax.Array | jax.ShapeDtypeStruct) or not getattr(x, "committed", True):
+    return np.empty(np.shape(x), _dtype(x))
   sharding = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _like(value: Any, template: Any) -> Any:
+def _like(template: Any, value: Any) -> Any:
   """Gives a restored leaf the template's kind: a device array, a host array, a Python number."""
-  if value is None:
+  if not np.size(template):
     value = np.zeros(template.shape, template.dtype)
   if isinstance(template, jax.Array | jax.ShapeDtypeStruct):
     if isinstance(value, jax.Array):
@@ -237,16 +215,16 @@ def _like(value: Any, template: Any) -> Any:
 # ---- trees of artefacts ----
 
 
-def save_tree(folder: pathlib.Path, tree: Any) -> None:
+def save_tree(folder: files.Pathlike, tree: Any) -> None:
   """Writes a tree of host arrays, made of dicts and lists, as an Orbax checkpoint."""
-  with _full_disk_is_oserror(), _checkpointer() as checkpointer:
-    checkpointer.save(folder.absolute(), tree)
+  with _checkpointer() as checkpointer:
+    checkpointer.save(files.absolute(folder), tree)
 
 
-def load_tree(folder: pathlib.Path) -> Any:
+def load_tree(folder: files.Pathlike) -> Any:
   """Reads what `save_tree` wrote, as host arrays, on any number of devices."""
   with _checkpointer() as checkpointer:
-    return checkpointer.restore(folder.absolute())
+    return checkpointer.restore(files.absolute(folder))
 
 
 @contextlib.contextmanager
@@ -281,17 +259,6 @@ def _orbax() -> Any:
 
 def _not_orbax(record: logging.LogRecord) -> bool:
   return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-@contextlib.contextmanager
-def _full_disk_is_oserror() -> Iterator[None]:
-  """Makes an OSError of what TensorStore raises when the disk is full."""
-  try:
-    yield
-  except (ValueError, RuntimeError) as error:
-    if "ENOSPC" not in str(error) and "No space left" not in str(error):
-      raise
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 # ---- signals ----

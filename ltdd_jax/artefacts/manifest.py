@@ -1,27 +1,26 @@
 """The folder of one artefact: its arrays, its trees and the manifest that vouches for them.
 
-`artefacts.py` is what to use; this file holds the format. A folder has one `.npy` file for each
+`workdir.py` is what to use; this file holds the format. A folder has one `.npy` file for each
 array, one Orbax folder `trees/<name>` for each tree, folders `<name>` that the stage wrote by
 itself, and `meta.json` with the size and SHA-256 of every file, and of itself.
 """
 
 import hashlib
 import json
-import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from ltdd_jax.artefacts import checkpoint
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 
-FORMAT = 1  # of meta.json and of the layout of a stage's folder
 META = "meta.json"
-_MMAP_BYTES = 1 << 28  # larger arrays are mapped, not read
+_MMAP_BYTES = 1 << 24  # larger arrays are mapped, not read
 _PART = re.compile(r"[A-Za-z0-9_+=@-][A-Za-z0-9_+=@.-]*")
 
 
@@ -31,53 +30,34 @@ def canonical_json(value: Any) -> str:
   return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str], code_version: int = 1) -> str:
   """Identifies the result of a stage.
 
   Args:
     config: the part of the config that the stage depends on.
     inputs: {stage: fingerprint} of what it reads.
+    code_version: of the code that makes it, raised when a change of code changes results.
 
   Returns:
     A SHA-256 in hexadecimal. It depends on nothing but the values: not on the order of keys, on
     tuples or lists, or on versions of packages.
   """
-  text = canonical_json({"config": config, "inputs": inputs})
+  text = canonical_json({"config": config, "inputs": inputs, "code_version": code_version})
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Arrays(Mapping[str, np.ndarray]):
-  """The arrays of an artefact, read when asked for; large ones are mapped and read-only."""
-
-  def __init__(self, path: pathlib.Path, about: Mapping[str, Mapping[str, Any]]):
-    self._path = path
-    self._about = about
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    about = self._about[name]
-    path = self._path / f"{name}.npy"
-    mode = "r" if path.stat().st_size > _MMAP_BYTES else None
-    return np.load(path, mmap_mode=mode, allow_pickle=False).view(np.dtype(about["dtype"]))
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._about)
-
-  def __len__(self) -> int:
-    return len(self._about)
-
-
 class Artefact(NamedTuple):
-  """A finished stage.
+  """A finished stage; its large arrays are mapped, not read.
 
-  `meta` has the keys stage, config, inputs {stage: fingerprint}, fingerprint, split_sha256,
-  class_names, versions, seconds, peak_bytes, arrays {name: {dtype, shape}}, trees [name],
-  folders [name] (absent in artefacts of older versions, which have none),
-  files {path: {bytes, sha256}}, extra, format and meta_sha256.
+  `meta` has the keys stage, config, inputs {stage: fingerprint}, code_version, fingerprint,
+  split_sha256, class_names, versions, code {revision, dirty}, seconds, peak_bytes, arrays
+  {name: {dtype, shape}}, trees [name], folders [name], files {path: {bytes, sha256}}, extra and
+  meta_sha256.
   """
 
   meta: dict[str, Any]
   arrays: Mapping[str, np.ndarray]
-  path: pathlib.Path
+  path: epath.Path
 
   def tree(self, name: str) -> Any:
     """Reads a tree of NumPy arrays: dicts as they were, tuples as lists."""
@@ -85,9 +65,9 @@ class Artefact(NamedTuple):
       raise LtddError(f"{self.path} has no tree {name!r}; it has {self.meta['trees']}")
     return checkpoint.load_tree(self.path / "trees" / name)
 
-  def folder(self, name: str) -> pathlib.Path:
+  def folder(self, name: str) -> epath.Path:
     """A folder that the stage wrote by itself."""
-    if name not in (found := self.meta.get("folders", [])):
+    if name not in (found := self.meta["folders"]):
       raise LtddError(f"{self.path} has no folder {name!r}; it has {found}")
     return self.path / name
 
@@ -110,71 +90,78 @@ def _is_extension(dtype: np.dtype) -> bool:
 
 
 def write_content(
-  folder: pathlib.Path,
+  folder: epath.Path,
   arrays: Mapping[str, np.ndarray],
   trees: Mapping[str, Any],
-  folders: Mapping[str, pathlib.Path],
+  folders: Mapping[str, epath.Path],
 ) -> None:
   """Writes arrays and trees into a new folder, and links the folders that are there into it."""
-  folder.mkdir(parents=True)
+  folder.mkdir(parents=True, exist_ok=True)
   for name, array in arrays.items():
     plain = array.view(f"u{array.dtype.itemsize}") if _is_extension(array.dtype) else array
-    np.save(folder / f"{name}.npy", plain, allow_pickle=False)
+    with (folder / f"{name}.npy").open("wb") as file:
+      np.save(file, plain, allow_pickle=False)
   for name, tree in trees.items():
     checkpoint.save_tree(folder / "trees" / name, tree)
   for name, source in folders.items():
     files.link_tree(source, folder / name)
 
 
-def seal(folder: pathlib.Path, meta: dict[str, Any]) -> None:
+def seal(folder: epath.Path, meta: dict[str, Any]) -> None:
   """Writes the manifest, with size and hash of every file and of itself."""
-  paths = sorted(p for p in folder.rglob("*") if p.is_file())
   meta["files"] = {
-    p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": files.sha256(p)}
-    for p in paths
+    p.relative_to(folder).as_posix(): {"bytes": files.num_bytes(p), "sha256": files.sha256(p)}
+    for p in sorted(files.below(folder))
   }
   meta["meta_sha256"] = _meta_hash(meta)
   files.write_text(folder / META, json.dumps(meta, indent=1, allow_nan=False) + "\n")
 
 
-def read_meta(folder: pathlib.Path) -> dict[str, Any]:
+def read_meta(folder: epath.Path) -> dict[str, Any]:
   """Reads and checks a manifest.
 
   Raises:
-    LtddError: it is damaged or of another format.
+    LtddError: it is damaged.
   """
   path = folder / META
   try:
-    meta = json.loads(path.read_text(encoding="utf-8"))
+    meta = json.loads(path.read_text())
     intact = meta["meta_sha256"] == _meta_hash(meta)
   except (OSError, ValueError, KeyError, TypeError):
     intact, meta = False, {}
   if not intact:
     raise LtddError(_damaged(path, "it was truncated or altered", folder))
-  if meta["format"] != FORMAT:
-    raise LtddError(
-      f"{path} has format {meta['format']}, and this version of ltdd_jax reads {FORMAT}. Use "
-      f"another --workdir, or delete {folder} to make it again."
-    )
   return meta
 
 
-def open_artefact(folder: pathlib.Path) -> Artefact:
+def open_artefact(folder: files.Pathlike) -> Artefact:
   """Opens an artefact after checking every file.
 
   Raises:
     LtddError: a file is missing, truncated or altered.
   """
+  folder = files.path(folder)
   meta = read_meta(folder)
   for name, about in meta["files"].items():
     path = folder / name
-    if not path.is_file():
+    if not path.exists():
       raise LtddError(_damaged(path, "it is missing", folder))
-    if (size := path.stat().st_size) != about["bytes"]:
+    if (size := files.num_bytes(path)) != about["bytes"]:
       raise LtddError(_damaged(path, f"it has {size} bytes, expected {about['bytes']}", folder))
     if files.sha256(path) != about["sha256"]:
       raise LtddError(_damaged(path, "its content was altered (SHA-256 differs)", folder))
-  return Artefact(meta, Arrays(folder, meta["arrays"]), folder)
+  arrays = {name: _array(folder / f"{name}.npy", about) for name, about in meta["arrays"].items()}
+  return Artefact(meta, arrays, folder)
+
+
+def _array(path: epath.Path, about: Mapping[str, Any]) -> np.ndarray:
+  if files.is_local(path) and files.num_bytes(path) > _MMAP_BYTES:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+  else:
+    with path.open("rb") as file:
+      array = np.load(file, allow_pickle=False)
+    array.flags.writeable = False  # as those that are mapped
+  return array.view(np.dtype(about["dtype"]))
 
 
 def check_name(kind: str, name: str) -> None:
@@ -185,7 +172,7 @@ def check_name(kind: str, name: str) -> None:
     )
 
 
-def _damaged(path: pathlib.Path, what: str, folder: pathlib.Path) -> str:
+def _damaged(path: epath.Path, what: str, folder: epath.Path) -> str:
   return (
     f"{path} is damaged: {what}. Delete {folder} and give the same command again to make it anew."
   )

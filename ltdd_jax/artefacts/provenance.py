@@ -1,6 +1,7 @@
 """Where results come from: versions of packages, revision of the code, devices, process."""
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -43,7 +44,7 @@ def this_process() -> dict[str, Any]:
 
 
 def run_info() -> dict[str, Any]:
-  """Facts about this start of a run, for `run.json`."""
+  """Facts about this start of a run, a line of `runs.jsonl`."""
   return {
     **this_process(),
     "versions": versions(),
@@ -53,6 +54,7 @@ def run_info() -> dict[str, Any]:
   }
 
 
+@functools.cache
 def code_revision() -> dict[str, Any] | None:
   """Revision of the source tree and whether it has changes; None outside a git checkout."""
   folder = pathlib.Path(__file__).parent

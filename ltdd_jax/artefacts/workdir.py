@@ -8,17 +8,18 @@
 
 `workdir/<stage>/` holds `meta.json`, one `.npy` file for each array, one Orbax folder for each
 tree, and folders that a stage wrote by itself, such as a label store. A stage is identified by its
-fingerprint, a hash of the part of the config that it depends on and of the fingerprints of the
-stages that it read. Versions of packages are recorded, but are no part of the fingerprint. A cache
-folder, if there is one, holds artefacts of many work directories
-under `cache/<stage>/<fingerprint>/`.
+fingerprint, a hash of the part of the config that it depends on, of the version of its code and of
+the fingerprints of the stages that it read. Versions of packages and the git revision are recorded,
+but are no part of the fingerprint. A cache folder, if there is one, holds artefacts of many work
+directories under `cache/<stage>/<fingerprint>/`.
+
+Both may be in an object store (`gs://...`), which has no locks: there it is for the user to start
+one run at a time in a work directory.
 """
 
 import contextlib
 import json
 import os
-import pathlib
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -27,12 +28,12 @@ import filelock
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
-from ltdd_jax.artefacts import manifest, provenance
+from ltdd_jax.artefacts import manifest, mismatch, provenance
 from ltdd_jax.artefacts.manifest import META, Artefact, fingerprint
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import files
-from ltdd_jax.core.files import write_text as write_text
 from ltdd_jax.core.mesh import barrier
 from ltdd_jax.core.types import LtddError
 
@@ -68,19 +69,22 @@ class Workdir:
     cache: folder of artefacts shared by several work directories, or None.
   """
 
-  def __init__(self, path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None):
-    self.path = pathlib.Path(path)
-    self.cache = None if cache is None else pathlib.Path(cache)
+  def __init__(self, path: files.Pathlike, cache: files.Pathlike | None = None):
+    self.path = files.path(path)
+    self.cache = None if cache is None else files.path(cache)
+    self._writes = False  # process 0 of an open one; the others of a pod share it and only read
     self._lock: filelock.BaseFileLock | None = None
     self._checked: dict[str, Artefact] = {}
 
   # ---- the lock ----
 
   def __enter__(self) -> "Workdir":
-    if jax.process_index() == 0:  # the others of a pod share the folder and only read
+    if jax.process_index() == 0:
       with files.explained(f"work directory {self.path}", folder=self.path):
         self.path.mkdir(parents=True, exist_ok=True)
-        self._acquire()
+        if files.is_local(self.path):
+          self._acquire()
+      self._writes = True
       self._sweep()
     barrier("workdir opened")
     return self
@@ -96,10 +100,11 @@ class Workdir:
         "stop it, or use another --workdir."
       ) from error
     self._lock = lock
-    write_text(holder, json.dumps(provenance.this_process()))
+    files.write_text(holder, json.dumps(provenance.this_process()))
 
   def __exit__(self, *unused: Any) -> None:
     self._checked.clear()
+    self._writes = False
     if self._lock is not None:
       (self.path / ".lock.json").unlink(missing_ok=True)
       self._lock.release()
@@ -107,16 +112,19 @@ class Workdir:
 
   def _sweep(self) -> None:
     """Removes what killed runs left behind; this process holds the lock, so it has no owner."""
+    if not files.is_local(self.path):
+      return
     for path in [*self.path.glob(f"{files.TEMPORARY}*"), *self.path.glob(f"*/{files.TEMPORARY}*")]:
-      _remove(path)
-    for path in self.cache.glob(f"{files.TEMPORARY}*") if self.cache else ():
+      files.remove(path)
+    cache = self.cache if self.cache is not None and files.is_local(self.cache) else None
+    for path in cache.glob(f"{files.TEMPORARY}*") if cache is not None else ():
       with contextlib.suppress(FileNotFoundError):  # another run was faster
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-          _remove(path)
+        if time.time() - os.path.getmtime(path) > _STALE_SECONDS:
+          files.remove(path)
 
   # ---- what is there ----
 
-  def folder(self, stage: str) -> pathlib.Path:
+  def folder(self, stage: str) -> epath.Path:
     """The folder of a stage's artefact."""
     for part in stage.split("/"):
       manifest.check_name("stage", part)
@@ -126,73 +134,51 @@ class Workdir:
     """Whether a stage has an artefact, whatever its config."""
     return (self.folder(stage) / META).exists()
 
-  def status(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+  def status(
+    self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], code_version: int = 1
+  ) -> str:
     """Says whether a stage has to run.
 
     Args:
       stage: its name, "teacher" or "distil/sre2l".
       config: the part of the config that it depends on.
       inputs: {stage: fingerprint} of what it reads.
+      code_version: of the code of the stage and of its method.
 
     Returns:
       "ready" if its artefact is there (or was brought from the cache), else "missing".
 
     Raises:
-      LtddError: an artefact of another config or other inputs is there, or a damaged one.
+      LtddError: an artefact of another config, inputs or code is there, or a damaged one.
     """
-    mark = fingerprint(config, inputs)
-    folder = self.folder(stage)
-    if not self.exists(stage) and folder.exists() and any(p.is_file() for p in folder.iterdir()):
-      raise LtddError(f"{folder} has files but no {META}: it is no artefact. Delete {folder}")
-    if self._lock is not None and not self.exists(stage):
-      self._fetch(stage, mark)
+    mark = fingerprint(config, inputs, code_version)
+    if not self.exists(stage):
+      self._check_free(self.folder(stage))
+      if self._writes:
+        self._fetch(stage, mark)
     barrier("artefact fetched")
     if not self.exists(stage):
-      return "ready" if self._lock is None and self._cached(stage, mark) else "missing"
-    meta = self._check(stage, config, inputs)
+      return "ready" if not self._writes and self._cached(stage, mark) else "missing"
+    meta = self._check(stage, config, inputs, code_version)
     if note := provenance.difference(meta["versions"]):
       logging.info("%s: made with %s; results may differ by rounding", stage, note)
     return "ready"
 
-  def _check(self, stage: str, config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
+  def _check_free(self, folder: epath.Path) -> None:
+    """Raises LtddError if other files are there; an object store may have unfinished ones."""
+    if files.is_local(folder) and folder.exists() and any(p.is_file() for p in folder.iterdir()):
+      raise LtddError(f"{folder} has files but no {META}: it is no artefact. Delete {folder}")
+
+  def _check(
+    self, stage: str, config: Any, inputs: Mapping[str, str], code_version: int
+  ) -> dict[str, Any]:
     meta = manifest.read_meta(self.folder(stage))
-    if meta["fingerprint"] != fingerprint(config, inputs):
-      raise LtddError(self._explain(meta, config, inputs))
+    if meta["fingerprint"] != fingerprint(config, inputs, code_version):
+      raise LtddError(mismatch.explain(self.path, meta, config, inputs, code_version))
     return meta
 
   def _cached(self, stage: str, mark: str) -> bool:
     return self.cache is not None and (self.cache / stage / mark / META).exists()
-
-  def _explain(self, meta: Mapping[str, Any], config: Any, inputs: Mapping[str, str]) -> str:
-    folder = self.path / meta["stage"]
-    advice = f"Use another --workdir, or delete {folder}"
-    if later := self._after(meta["stage"]):
-      advice += f" and what was made from it: {' '.join(str(self.path / x) for x in later)}"
-    if changes := config_lib.diff(meta["config"], config):
-      what = "was made with another config"
-      lines = [f"  {k}: {_show(old)} -> {_show(new)}" for k, (old, new) in changes.items()]
-    else:
-      what = "has this config, but was made from other inputs (fingerprints)"
-      old = dict(meta["inputs"])
-      lines = [
-        f"  {k}: {old.get(k, config_lib.ABSENT)[:12]} -> {inputs.get(k, config_lib.ABSENT)[:12]}"
-        for k in sorted({*old, *inputs})
-        if old.get(k) != inputs.get(k)
-      ]
-    return "\n".join([f"{folder} {what}:", *lines, advice])
-
-  def _after(self, stage: str) -> list[str]:
-    """Folders made from `stage`, directly or not; `student` alone stands for all below it."""
-    reads = {}
-    for path in self.path.glob(f"[!.]*/**/{META}"):
-      name = path.parent.relative_to(self.path).as_posix()
-      reads[name] = set(manifest.read_meta(path.parent)["inputs"])
-    found: set[str] = set()
-    while more := {s for s in reads if s not in found and reads[s] & {stage, *found}}:
-      found |= more
-    kind = lambda name: name.split("/")[0]
-    partly = {kind(s) for s in reads if s not in found}
-    return sorted({s if kind(s) in partly else kind(s) for s in found})
 
   def load(self, stage: str) -> Artefact:
     """Opens an artefact after checking every file of it.
@@ -209,14 +195,14 @@ class Workdir:
   # ---- writing ----
 
   def scratch(
-    self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
-  ) -> pathlib.Path:
+    self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], code_version: int = 1
+  ) -> epath.Path:
     """A folder for work in progress on a stage; other configs have others; gone after commit."""
-    folder = self._scratch(stage) / fingerprint(config, inputs)[:16]
+    folder = self._scratch(stage) / fingerprint(config, inputs, code_version)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
-  def _scratch(self, stage: str) -> pathlib.Path:
+  def _scratch(self, stage: str) -> epath.Path:
     self.folder(stage)
     return self.path / ".scratch" / stage.replace("/", "+")
 
@@ -226,9 +212,10 @@ class Workdir:
     *,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
+    code_version: int = 1,
     arrays: Mapping[str, Any],
     trees: Mapping[str, Any] | None = None,
-    folders: Mapping[str, pathlib.Path] | None = None,
+    folders: Mapping[str, epath.Path] | None = None,
     extra: Mapping[str, Any] | None = None,
     class_names: tuple[str, ...] | list[str] = (),
     split_sha256: str = "",
@@ -241,6 +228,7 @@ class Workdir:
       stage: its name.
       config: the part of the config that it depends on.
       inputs: {stage: fingerprint} of what it read.
+      code_version: of the code of the stage and of its method.
       arrays: name -> array.
       trees: name -> pytree of arrays made of dicts and lists, such as variables of a network.
       folders: name -> folder that the stage wrote, in its scratch; it becomes part of the artefact.
@@ -256,7 +244,7 @@ class Workdir:
     Raises:
       LtddError: another artefact is there, or the disk is full. Nothing is left half written.
     """
-    if self._lock is None and jax.process_index() == 0:
+    if not self._writes and jax.process_index() == 0:
       raise LtddError(f"work directory {self.path} is not open; use 'with Workdir(...) as work:'")
     arrays = {k: np.asarray(jax.device_get(v)) for k, v in arrays.items()}
     trees = {k: jax.tree.map(np.asarray, jax.device_get(v)) for k, v in (trees or {}).items()}
@@ -264,15 +252,16 @@ class Workdir:
     for kind, names in (("tree", trees), ("folder", folders)):
       for name in names:
         manifest.check_name(kind, name)
-    meta = {
-      "format": manifest.FORMAT,
+    meta: dict[str, Any] = {
       "stage": stage,
       "config": config,
       "inputs": inputs,
-      "fingerprint": fingerprint(config, inputs),
+      "code_version": code_version,
+      "fingerprint": fingerprint(config, inputs, code_version),
       "split_sha256": split_sha256,
       "class_names": list(class_names),
       "versions": provenance.versions(),
+      "code": provenance.code_revision(),
       "seconds": float(seconds),
       "peak_bytes": int(peak_bytes),
       "arrays": {k: manifest.about_array(k, v) for k, v in arrays.items()},
@@ -280,13 +269,13 @@ class Workdir:
       "folders": sorted(folders),
       "extra": extra or {},
     }
-    if self._lock is not None:
+    if self._writes:
       if self.exists(stage):
-        self._check(stage, config, inputs)
+        self._check(stage, config, inputs, code_version)
       else:
         self._write(stage, config_lib.canonical(meta, "meta"), arrays, trees, folders)
         self._offer(stage, meta["fingerprint"])
-      shutil.rmtree(self._scratch(stage), ignore_errors=True)
+      files.remove(self._scratch(stage))
     barrier("artefact committed")
     return self.load(stage)
 
@@ -296,77 +285,61 @@ class Workdir:
     meta: dict[str, Any],
     arrays: Mapping[str, np.ndarray],
     trees: Mapping[str, Any],
-    folders: Mapping[str, pathlib.Path],
+    folders: Mapping[str, epath.Path],
   ) -> None:
     need = sum(x.nbytes for x in jax.tree.leaves((dict(arrays), dict(trees)))) + 4096
     files.check_space(f"stage {stage}", self.path, need)
-    temporary = self._temporary(self.path)
-    try:
-      with files.explained(f"stage {stage}", folder=self.path, need=need):
-        manifest.write_content(temporary, arrays, trees, folders)
-        manifest.seal(temporary, meta)
-        files.move_into_place(temporary, self.folder(stage))
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
-
-  def _temporary(self, root: pathlib.Path) -> pathlib.Path:
-    return root / f"{files.TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}"
+    with (
+      files.explained(f"stage {stage}", folder=self.path, need=need, errors=files.TENSORSTORE),
+      files.appearing(self.folder(stage), self.path) as folder,
+    ):
+      manifest.write_content(folder, arrays, trees, folders)
+      manifest.seal(folder, meta)
 
   # ---- the cache ----
 
   def _fetch(self, stage: str, mark: str) -> None:
     """Brings an artefact from the cache, if it is there."""
-    if not self._cached(stage, mark):
+    if self.cache is None or not self._cached(stage, mark):
       return
     source = self.cache / stage / mark
     manifest.open_artefact(source)
-    temporary = self._temporary(self.path)
-    try:
-      with files.explained(f"stage {stage}", folder=self.path):
-        files.link_tree(source, temporary)
-        files.move_into_place(temporary, self.folder(stage))
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
+    with (
+      files.explained(f"stage {stage}", folder=self.path),
+      files.appearing(self.folder(stage), self.path) as folder,
+    ):
+      files.link_tree(source, folder, last=META)
     logging.info("%s: taken from the cache %s", stage, source)
 
   def _offer(self, stage: str, mark: str) -> None:
     """Puts an artefact into the cache, unless another run was faster; a full cache is no error."""
-    if self.cache is None or (self.cache / stage / mark).exists():
+    if self.cache is None or self._cached(stage, mark):
       return
-    temporary = self._temporary(self.cache)
     try:
-      files.link_tree(self.folder(stage), temporary)
-      files.move_into_place(temporary, self.cache / stage / mark)
+      with files.appearing(self.cache / stage / mark, self.cache) as folder:
+        files.link_tree(self.folder(stage), folder, last=META)
     except OSError as error:
-      if not (self.cache / stage / mark / META).exists():
+      if not self._cached(stage, mark):
         logging.warning("%s: not put into the cache %s: %s", stage, self.cache, error)
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
 
   # ---- facts about the run ----
 
   def write_run_info(self, config: Any) -> None:
-    """Writes `config.json` and `run.json`: versions, code revision and devices of this start."""
+    """Writes `config.json`, and a line of `runs.jsonl` for this start.
+
+    A line has versions of packages, the revision of the code, devices, process and time.
+    """
     if jax.process_index() == 0:
-      dump = lambda x: json.dumps(x, indent=1, allow_nan=False) + "\n"
-      write_text(self.path / "config.json", dump(config_lib.canonical(config)))
-      write_text(self.path / "run.json", dump(provenance.run_info()))
+      text = json.dumps(config_lib.canonical(config), indent=1, allow_nan=False) + "\n"
+      files.write_text(self.path / "config.json", text)
+      runs = self.path / "runs.jsonl"
+      before = runs.read_text() if runs.exists() else ""
+      files.write_text(runs, before + json.dumps(provenance.run_info(), allow_nan=False) + "\n")
 
 
-def _describe_holder(path: pathlib.Path) -> str:
+def _describe_holder(path: epath.Path) -> str:
   try:
     holder = json.loads(path.read_text())
     return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
   except (OSError, ValueError, KeyError):
     return "another process"
-
-
-def _remove(path: pathlib.Path) -> None:
-  if path.is_dir():
-    shutil.rmtree(path, ignore_errors=True)
-  else:
-    path.unlink(missing_ok=True)
-
-
-def _show(value: Any) -> str:
-  return value if value == config_lib.ABSENT else json.dumps(value)

@@ -12,7 +12,10 @@ from ltdd_jax import adsa as adsa_lib
 from ltdd_jax.calibrate import base, head_bound, streaming
 from ltdd_jax.calibrate import bootstrap as bootstrap_lib
 from ltdd_jax.calibrate.base import Calibrator
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import Leaf, LtddError
+
+VERSION = 1
 
 CURVE = 128  # points of a stored curve; finer searches are interpolated
 
@@ -69,7 +72,7 @@ def adsa(
     LtddError: bad options; from `init` and `fit`, a target prior of another length; from `fit`,
       whatever `ltdd_jax.adsa.fit` refuses.
   """
-  base.check_choice("adsa", "criterion", criterion, adsa_lib.CRITERIA)
+  check_choice("adsa: criterion", criterion, adsa_lib.CRITERIA)
   target = base.target_shift("adsa", target_prior)
   if bootstrap != 0 and not bootstrap_lib.LEAST <= bootstrap < math.inf:
     raise LtddError(
@@ -122,7 +125,7 @@ def adsa(
     found["message"] += " The step to target_prior comes after that, and is not in these numbers."
     return found | {"target_prior": base.plain(target_prior)}
 
-  return Calibrator(init, fit, apply, report, log_loss=criterion == "nll")
+  return Calibrator(init, fit, apply, report)
 
 
 def _init(k: int, points: int) -> AdsaParams:

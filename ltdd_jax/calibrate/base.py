@@ -12,10 +12,8 @@ import numpy as np
 
 from ltdd_jax import adsa as adsa_lib
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import longtail
 
 UNIFORM = 1e-5  # span of a log prior that counts as none, as in `ltdd_jax.adsa`
-Groups = Sequence[Sequence[int]] | str | None
 
 
 class Calibrator(NamedTuple):
@@ -28,8 +26,7 @@ class Calibrator(NamedTuple):
   # (params, a student's logits (m, k) of training images that it has not seen, labels (m,),
   # log_prior) -> params, for calibrators that look at a student of the labels that `fit` makes
   refine: Callable[..., Any] | None = None
-  # whether `fit` minimises a log-loss, to which a true class without a logit is all that counts
-  log_loss: bool = False
+  # "prior": the log frequency of every class, so that each has a training image; "probe": a student
   needs: tuple[str, ...] = ("prior",)
 
 
@@ -66,13 +63,6 @@ def check_prior(log_prior: Any) -> None:
     )
 
 
-def check_choice(name: str, key: str, value: Any, options: Sequence[str]) -> None:
-  """Raises LtddError unless the value is one of the options."""
-  if value not in options:
-    known = ", ".join(map(repr, options))
-    raise LtddError(f"{name}: {key} is {value!r}; expected one of {known}.")
-
-
 def check_number(
   name: str, key: str, value: float, *, least: float = 0.0, above: bool = False
 ) -> None:
@@ -98,7 +88,7 @@ def check_chunk(name: str, chunk_size: int | None) -> None:
 
 
 def check_classes(calibrator: Calibrator, k: int) -> None:
-  """Raises LtddError for options that do not go with k classes: lists of them, a target prior."""
+  """Raises LtddError for options that do not go with k classes: a target prior."""
   jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct((k,), jnp.float32))
 
 
@@ -137,40 +127,6 @@ def check_target(name: str, target: np.ndarray | None, k: int) -> None:
   """Raises LtddError if a target prior is not one of k classes."""
   if target is not None and len(target) != k:
     raise LtddError(f"{name}: target_prior has {len(target)} entries; there are {k} classes.")
-
-
-def check_groups(name: str, groups: Groups) -> None:
-  """Raises LtddError unless groups are None, "thirds" or lists that cover 0, 1, ... once."""
-  if groups is None or (isinstance(groups, str) and groups == "thirds"):
-    return
-  if isinstance(groups, str):
-    raise LtddError(f"{name}: groups is {groups!r}; expected 'thirds' or lists of classes.")
-  lists = all(isinstance(group, Sequence | np.ndarray) and len(group) for group in groups)
-  classes = [c for group in groups for c in group] if lists else [None]
-  whole = all(isinstance(c, int | np.integer) for c in classes)
-  if not whole or sorted(classes) != list(range(len(classes))):
-    raise LtddError(
-      f"{name}: groups is {groups}; expected lists that hold each class 0, 1, ... exactly once."
-    )
-
-
-def group_index(name: str, groups: Groups, log_prior: np.ndarray) -> np.ndarray:
-  """The number of each class's group, (k,) int; with None every class is a group of its own.
-
-  Raises:
-    LtddError: lists of another number of classes.
-  """
-  k = len(log_prior)
-  if groups is None:
-    return np.arange(k)
-  if isinstance(groups, str):
-    groups = [g for g in longtail.groups(log_prior, groups).values() if g]
-  if sum(map(len, groups)) != k:
-    raise LtddError(f"{name}: groups hold {sum(map(len, groups))} classes; there are {k}.")
-  index = np.empty(k, int)
-  for i, members in enumerate(groups):
-    index[list(members)] = i
-  return index
 
 
 # ---- formulas ----

@@ -1,7 +1,5 @@
-"""A bias for each class or group instead of one tau, and the record that such fits leave."""
+"""A bias for each class instead of one tau, and the record that such fits leave."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +9,10 @@ import numpy as np
 from ltdd_jax import adsa as adsa_lib
 from ltdd_jax.calibrate import base, lbfgs, streaming
 from ltdd_jax.calibrate.base import Calibrator
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import Leaf
+
+VERSION = 1
 
 _NAMES = {
   "confidence": "the spread of class confidences",
@@ -29,7 +30,7 @@ class BiasParams(NamedTuple):
   objective: Leaf  # (2,) float32, before and after, as `adsa.fit` defines the criterion
   confidence: Leaf  # (2, k) float32, before and after, NaN for classes without an image
   mass: Leaf  # (2, k) float32, mean predicted probability of each class, before and after
-  reason: Leaf  # [] int32, number in fitting.REASONS
+  reason: Leaf  # [] int32, number in `lbfgs.REASONS`
   iterations: Leaf  # [] int32
 
 
@@ -37,7 +38,6 @@ def adsa_vector(
   *,
   criterion: str = "confidence",
   strength: float = 0.03,
-  groups: base.Groups = None,
   tau_range: tuple[float, float] = (0.0, 3.0),
   allow_negative: bool = False,
   chunk_size: int | None = None,
@@ -62,25 +62,21 @@ def adsa_vector(
     criterion: one of `adsa.CRITERIA`.
     strength: of the pull towards scalar ADSA; 0.03 lets through about half of what "confidence"
       asks for beyond scalar ADSA, and nine tenths of what the others do.
-    groups: None for a bias of each class; "thirds" (`longtail.groups`) or lists of classes for
-      `b = tau log pi + offset of the group`.
     tau_range: as for `adsa.fit`; so are allow_negative and chunk_size.
     max_iterations: of L-BFGS; each reads the logits once or twice, "confidence" twice as often.
 
   Raises:
     LtddError: bad options; from `fit`, whatever `adsa.fit` refuses.
   """
-  base.check_choice("adsa_vector", "criterion", criterion, adsa_lib.CRITERIA)
+  check_choice("adsa_vector: criterion", criterion, adsa_lib.CRITERIA)
   base.check_number("adsa_vector", "strength", strength)
   base.check_number("adsa_vector", "max_iterations", max_iterations, least=1)
-  base.check_groups("adsa_vector", groups)
   base.check_range("adsa_vector", tau_range, allow_negative)
   base.check_chunk("adsa_vector", chunk_size)
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> BiasParams:
     base.check_prior(log_prior)
     lp = np.asarray(log_prior, np.float64)
-    index = base.group_index("adsa_vector", groups, lp)
     with base.named("adsa_vector"):
       rows = base.open_rows(logits, labels, lp, chunk_size)
       scalar = adsa_lib.fit(
@@ -91,9 +87,7 @@ def adsa_vector(
       return to_params(rows, lp, np.zeros(rows.k), "uniform", 0, criterion, 0.0)
     anchor = scalar.tau * base.centered(lp)
     make = streaming.confidence_variance if criterion == "confidence" else streaming.log_loss
-    bias, found = fit_bias(
-      make(rows), anchor, index, streaming.present(rows), strength, max_iterations
-    )
+    bias, found = fit_bias(make(rows), anchor, streaming.present(rows), strength, max_iterations)
     reason = scalar.status if scalar.status in ("flat", "edge") else found.reason
     return to_params(rows, lp, bias, reason, found.iterations, criterion, scalar.tau)
 
@@ -105,56 +99,47 @@ def adsa_vector(
     extra = {"criterion": criterion, "anchor": base.plain(params.anchor)}
     return bias_report(params, what, _NAMES[criterion]) | extra
 
-  init = init_of("adsa_vector", groups)
-  return Calibrator(init, fit, apply, report, log_loss=criterion != "confidence")
+  return Calibrator(init, fit, apply, report)
 
 
-def init_of(name: str, groups: base.Groups = None) -> Callable[[Any], BiasParams]:
-  """Makes the `init` of a calibrator with a bias: nothing is changed."""
-
-  def init(log_prior: Any) -> BiasParams:
-    k = log_prior.shape[0]
-    if not isinstance(groups, str):
-      base.group_index(name, groups, np.zeros(k))  # as many classes as there are
-    number, many = jnp.float32(jnp.nan), jnp.full((2, k), jnp.nan, jnp.float32)
-    zeros, no = jnp.zeros(k, jnp.float32), jnp.int32(0)
-    return BiasParams(
-      zeros, jnp.float32(0), number, jnp.full(2, jnp.nan, jnp.float32), many, many, no, no
-    )
-
-  return init
+def init(log_prior: Any) -> BiasParams:
+  """The params of a calibrator with a bias that changes nothing."""
+  k = log_prior.shape[0]
+  number, many = jnp.float32(jnp.nan), jnp.full((2, k), jnp.nan, jnp.float32)
+  zeros, no = jnp.zeros(k, jnp.float32), jnp.int32(0)
+  return BiasParams(
+    zeros, jnp.float32(0), number, jnp.full(2, jnp.nan, jnp.float32), many, many, no, no
+  )
 
 
 def fit_bias(
   objective: streaming.Objective,
   anchor: np.ndarray,
-  index: np.ndarray,
   keep: np.ndarray,
   strength: float,
   max_iterations: int,
 ) -> tuple[np.ndarray, lbfgs.Outcome]:
-  """Minimises an objective over the biases `anchor + offset[index]`.
+  """Minimises an objective over the biases `anchor + offset`.
 
   Args:
-    objective: from `stream`.
+    objective: from `streaming`.
     anchor: (k,).
-    index: (k,) the number of each class's parameter.
-    keep: (k,) classes with an image; the rest keep the anchor, unless their group has one.
-    strength: of the penalty, times the mean over `keep` of offset[index]^2.
+    keep: (k,) classes with an image; the rest keep the anchor.
+    strength: of the penalty, times the mean over `keep` of offset^2.
     max_iterations: of L-BFGS.
 
   Returns:
     The bias (k,) and how the fit ended.
   """
-  size, share = int(index.max()) + 1, np.bincount(index, keep / keep.sum())
+  share = keep / keep.sum()
 
   def fn(x: np.ndarray) -> tuple[float, np.ndarray]:
-    value, _, gradient = objective(None, anchor + x[index])
+    value, _, gradient = objective(None, anchor + x)
     penalty = strength * float(share @ x**2)
-    return value + penalty, np.bincount(index, gradient, size) + 2 * strength * share * x
+    return value + penalty, gradient + 2 * strength * share * x
 
-  found = lbfgs.minimise(fn, np.zeros(size), max_iterations=max_iterations)
-  return anchor + found.x[index], found
+  found = lbfgs.minimise(fn, np.zeros(len(anchor)), max_iterations=max_iterations)
+  return anchor + found.x, found
 
 
 def to_params(
@@ -163,7 +148,7 @@ def to_params(
   bias: np.ndarray,
   reason: str,
   iterations: int,
-  criterion: str | Callable[[streaming.Summary], float],
+  criterion: str,
   anchor: float = np.nan,
   certain_is_flat: bool = True,
 ) -> BiasParams:
@@ -171,9 +156,6 @@ def to_params(
 
   Labels that are certain determine no bias, unless something else does: `certain_is_flat=False`.
   """
-  score = criterion
-  if isinstance(criterion, str):
-    score = functools.partial(streaming.spread_of, criterion=criterion)
   bias = base.centered(bias)
   ends = [streaming.describe(rows, None, b) for b in (np.zeros(rows.k), bias)]
   if certain_is_flat and reason != "uniform" and base.is_certain(ends[0].confidence):
@@ -183,7 +165,7 @@ def to_params(
     bias=single(bias),
     tau=single(base.slope(bias, log_prior)),
     anchor=single(anchor),
-    objective=single([score(e) for e in ends]),
+    objective=single([streaming.spread_of(e, criterion) for e in ends]),
     confidence=single([e.confidence for e in ends]),
     mass=single([e.mass for e in ends]),
     reason=jnp.int32(lbfgs.REASONS.index(reason)),

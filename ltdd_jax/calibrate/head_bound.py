@@ -13,8 +13,9 @@ import numpy as np
 
 from ltdd_jax import adsa
 from ltdd_jax.adsa import AdsaResult, Rows
-from ltdd_jax.calibrate import base, streaming
+from ltdd_jax.calibrate import streaming
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import longtail
 
 _PARTS = 33  # points of a refined cell; twice, so that an edge is known to a thousandth of a cell
 
@@ -34,12 +35,12 @@ def head_and_tail(head: tuple[int, ...] | None, log_prior: np.ndarray) -> tuple[
   """
   k = len(log_prior)
   if head is None:
-    index = base.group_index("adsa", "thirds", log_prior)
     if k < 3:
       raise LtddError(
         f"adsa: max_head_drop with {k} classes has no head third; name its classes: head=(0,)."
       )
-    return np.flatnonzero(index == 0), np.flatnonzero(index == index.max())
+    thirds = [members for members in longtail.groups(log_prior, "thirds").values() if members]
+    return np.sort(thirds[0]), np.sort(thirds[-1])
   chosen = np.isin(np.arange(k), head)
   if chosen.sum() != len(head) or not 0 < len(head) < k:
     raise LtddError(f"adsa: head is {head}; expected some, not all, of the classes 0 to {k - 1}.")

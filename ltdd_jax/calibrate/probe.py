@@ -12,6 +12,8 @@ from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.calibrate.class_bias import BiasParams
 from ltdd_jax.core.types import LtddError
 
+VERSION = 2
+
 RANGE = (-3.0, 3.0)  # of the slope that a student's bias may have; a student may overshoot
 REACH = 0.8  # of the classes, and of the range of log pi: what those with unseen images cover
 
@@ -116,7 +118,7 @@ def adsa_probe(
       )
     return found | {"tau": found["tau"] + left["tau"]} | extra
 
-  return Calibrator(init, fit, apply, report, refine, first.log_loss, ("prior", "probe"))
+  return Calibrator(init, fit, apply, report, refine, ("prior", "probe"))
 
 
 def enough(labels: Any, log_prior: Any) -> bool:

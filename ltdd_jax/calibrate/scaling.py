@@ -18,6 +18,8 @@ from ltdd_jax.calibrate import base, lbfgs, streaming
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.core.types import Leaf
 
+VERSION = 1
+
 _SPAN = float(np.log(100.0))  # temperatures between 1/100 and 100
 
 
@@ -66,7 +68,7 @@ def temperature(*, chunk_size: int | None = None, max_iterations: int = 100) -> 
     return _report(params, f"T = {t:.3f}") | {"temperature": t}
 
   fit = _make_fit("temperature", search, chunk_size)
-  return Calibrator(_init, fit, _apply, report, log_loss=True)
+  return Calibrator(_init, fit, _apply, report, needs=())
 
 
 def vector_scaling(
@@ -112,7 +114,7 @@ def vector_scaling(
     return _report(params, text) | extra
 
   fit = _make_fit("vector_scaling", search, chunk_size)
-  return Calibrator(_init, fit, _apply, report, log_loss=True)
+  return Calibrator(_init, fit, _apply, report, needs=())
 
 
 def _init(log_prior: Any) -> ScalingParams:

@@ -11,6 +11,8 @@ from ltdd_jax.calibrate import base
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.core.types import LtddError
 
+VERSION = 1
+
 
 def none() -> Calibrator:
   """Plain soft labels: changes nothing."""
@@ -19,6 +21,7 @@ def none() -> Calibrator:
     fit=lambda logits, labels, log_prior: (),
     apply=lambda params, logits, log_prior: logits.astype(jnp.float32),
     report=lambda params: {"tau": 0.0, "message": "labels as the teacher gives them."},
+    needs=(),
   )
 
 

@@ -1,57 +1,160 @@
-"""Files that are whole or not there at all, and disks that fill up with a clear message.
+"""Paths, files that are whole or not there at all, and full disks with a clear message.
 
+path("~/runs/a"), path("gs://bucket/a")      # what every path of a user goes through
 write_text(path, text)                       # the old file or the new one, never half of one
 with explained("stage teacher", need=size):  # OSError becomes an LtddError that says what to do
   ...
-move_into_place(temporary, folder)           # a finished folder appears in one step
+with appearing(folder, root) as unfinished:  # a finished folder appears in one step
+  ...
+
+An object store (`gs://`) writes single files as a whole and has no locks, links, free space or
+renaming of folders: there the last file of a folder says that it is finished.
 """
 
 import contextlib
 import errno
 import hashlib
+import importlib.util
+import io
 import os
-import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import IO
 
+from etils import epath
+
 from ltdd_jax.core.types import LtddError
 
 TEMPORARY = ".ltdd-tmp-"  # how names of unfinished files and folders begin
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # by which epath reads and writes there
+_BLOCK = 1 << 20
+TENSORSTORE = (OSError, ValueError, RuntimeError, MemoryError)  # what it raises on a full disk
+
+Pathlike = str | os.PathLike[str]
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a text file atomically, making its folder if need be.
+def path(name: Pathlike) -> epath.Path:
+  """The path that a user means: `~` is expanded, `gs://...` stays.
+
+  Raises:
+    LtddError: an object store that is not known, or whose package is not installed.
+  """
+  text = os.path.expanduser(os.fspath(name))
+  scheme, colon, _ = text.partition("://")
+  if colon and scheme not in _PACKAGES:
+    known = " or ".join(f"{scheme}://" for scheme in _PACKAGES)
+    raise LtddError(f"path {text}: expected a local path, or one that begins with {known}")
+  if colon and importlib.util.find_spec(package := _PACKAGES[scheme]) is None:
+    raise LtddError(f"path {text} needs the package {package}; install it: pip install {package}")
+  return epath.Path(text)
+
+
+def is_local(name: Pathlike) -> bool:
+  """Whether a path is in a file system and not in an object store."""
+  return "://" not in os.fspath(name)
+
+
+def absolute(name: Pathlike) -> epath.Path:
+  """The path from the root, as Orbax and tensorstore demand."""
+  return epath.Path(os.path.abspath(name)) if is_local(name) else epath.Path(name)
+
+
+# ---- files ----
+
+
+def write_text(name: Pathlike, text: str, what: str = "file") -> None:
+  """Writes a text file; see `write_bytes`."""
+  write_bytes(name, text.encode("utf-8"), what)
+
+
+def write_bytes(name: Pathlike, content: bytes, what: str = "file") -> None:
+  """Writes a file atomically, making its folder if need be.
 
   Raises:
     LtddError: the disk is full or the folder cannot be written.
   """
-  path = pathlib.Path(path)
-  with explained(f"file {path}", folder=path.parent, need=len(text)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-      file.write(text.encode("utf-8"))
-    sync_folder(path.parent)
+  file_path = path(name)
+  with explained(f"{what} {file_path}", folder=file_path.parent, need=len(content)):
+    file_path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file_path) as file:
+      file.write(content)
+    if is_local(file_path):
+      sync_folder(file_path.parent)
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+def replacing(file_path: os.PathLike[str]) -> Iterator[IO[bytes]]:
   """A temporary file in the same folder, which gets the name at the end, or is removed."""
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+  if not is_local(file_path):
+    buffer = io.BytesIO()
+    yield buffer
+    epath.Path(file_path).write_bytes(buffer.getvalue())
+    return
+  handle, name = tempfile.mkstemp(dir=epath.Path(file_path).parent, prefix=TEMPORARY)
   try:
     with os.fdopen(handle, "w+b") as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
     os.chmod(name, 0o644)
-    os.replace(name, path)
+    os.replace(name, file_path)
   except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
+    epath.Path(name).unlink(missing_ok=True)
     raise
 
 
-def sync_folder(folder: pathlib.Path) -> None:
+def below(folder: epath.Path) -> Iterator[epath.Path]:
+  """All files in a folder and its folders."""
+  for found in folder.iterdir():
+    yield from below(found) if found.is_dir() else (found,)
+
+
+def num_bytes(file_path: epath.Path) -> int:
+  """The size of a file; epath's own `stat` fails for users without a name, as in containers."""
+  return os.stat(file_path).st_size if is_local(file_path) else file_path.stat().length
+
+
+def sha256(file_path: epath.Path) -> str:
+  """The SHA-256 of a file, in hexadecimal."""
+  total = hashlib.sha256()
+  with file_path.open("rb") as file:
+    while block := file.read(_BLOCK):
+      total.update(block)
+  return total.hexdigest()
+
+
+# ---- folders ----
+
+
+@contextlib.contextmanager
+def appearing(folder: epath.Path, root: epath.Path) -> Iterator[epath.Path]:
+  """A folder to fill, which gets its name at the end; OSError if `folder` has content.
+
+  In an object store it is filled in place: write the file last that says that all are there.
+
+  Args:
+    folder: to appear.
+    root: folder above it, for the temporary one.
+  """
+  local = is_local(folder)
+  unfinished = root / f"{TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}" if local else folder
+  try:
+    if not local:
+      folder.rmtree(missing_ok=True)  # what a killed run left
+    yield unfinished
+    if local:
+      _sync_tree(unfinished)
+      folder.parent.mkdir(parents=True, exist_ok=True)
+      os.rename(unfinished, folder)
+      sync_folder(folder.parent)
+  except BaseException:
+    remove(unfinished)
+    raise
+
+
+def sync_folder(folder: os.PathLike[str]) -> None:
   """Makes the names in a folder survive a power cut."""
   handle = os.open(folder, os.O_RDONLY)
   try:
@@ -60,67 +163,79 @@ def sync_folder(folder: pathlib.Path) -> None:
     os.close(handle)
 
 
-def sync_tree(folder: pathlib.Path) -> None:
-  """Makes all files and folders below `folder` survive a power cut."""
-  for path in [folder, *folder.rglob("*")]:
-    sync_folder(path)  # opens files and folders alike
+def _sync_tree(folder: epath.Path) -> None:
+  for root, _, names in os.walk(folder):
+    for name in (".", *names):
+      sync_folder(os.path.join(root, name))  # opens files and folders alike
 
 
-def move_into_place(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-  """Renames a finished folder, and makes the rename durable; OSError if `folder` has content."""
-  sync_tree(temporary)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  os.rename(temporary, folder)
-  sync_folder(folder.parent)
+def remove(name: epath.Path) -> None:
+  """Removes a file or a folder, if it is there, as far as that is possible."""
+  if is_local(name) and not name.is_dir():
+    name.unlink(missing_ok=True)
+  elif is_local(name):
+    shutil.rmtree(name, ignore_errors=True)
+  else:
+    name.rmtree(missing_ok=True)
 
 
-def sha256(path: pathlib.Path) -> str:
-  """The SHA-256 of a file, in hexadecimal."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def link_tree(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies a folder by hard links, or file by file where the file system has none."""
-
-  def link(src: str, dst: str) -> None:
+def link_tree(source: Pathlike, target: epath.Path, last: str = "") -> None:
+  """Copies a folder by hard links, or file by file where there are none; file `last` comes last."""
+  source = path(source)
+  for file in sorted(below(source), key=lambda p: p.name == last):
+    to = target / file.relative_to(source)
+    to.parent.mkdir(parents=True, exist_ok=True)
     try:
-      os.link(src, dst)
+      if not (is_local(file) and is_local(to)):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+      os.link(file, to)
     except OSError as error:
-      if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+      if error.errno not in _NO_LINKS:
         raise
-      shutil.copyfile(src, dst)
-
-  shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+      file.copy(to)
 
 
-def existing_parent(path: pathlib.Path) -> pathlib.Path:
-  """The nearest folder at or above `path` that exists."""
-  path = path.absolute()
-  return next(p for p in (path, *path.parents) if p.exists())
+# ---- full disks ----
 
 
-def check_space(what: str, folder: pathlib.Path, need: int) -> None:
+def _free(folder: os.PathLike[str]) -> float:
+  """Free bytes at the nearest folder that exists; infinite in an object store."""
+  if not is_local(folder):
+    return float("inf")
+  full = absolute(folder)
+  return shutil.disk_usage(next(p for p in (full, *full.parents) if p.exists())).free
+
+
+def check_space(what: str, folder: os.PathLike[str], need: int) -> None:
   """Raises LtddError if `need` bytes do not fit, before anything is written."""
-  free = shutil.disk_usage(existing_parent(folder)).free
-  if free < need:
+  if _free(folder) < need:
     raise LtddError(_full(what, folder, need))
 
 
 @contextlib.contextmanager
-def explained(what: str, *, folder: pathlib.Path, need: int | None = None) -> Iterator[None]:
+def explained(
+  what: str,
+  *,
+  folder: os.PathLike[str],
+  need: int | None = None,
+  errors: tuple[type[Exception], ...] = (OSError,),
+) -> Iterator[None]:
   """Turns an OSError of the block into an LtddError.
 
   Args:
     what: the thing that is written, for the message: "stage teacher".
     folder: where it is written.
     need: bytes that it needs, if known.
+    errors: what to turn into one; `TENSORSTORE` where tensorstore or Orbax write.
   """
   try:
     yield
-  except OSError as error:
-    short = need is not None and shutil.disk_usage(existing_parent(folder)).free < need
-    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):  # NumPy's error has no number
+  except LtddError:
+    raise
+  except errors as error:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    full = full or "ENOSPC" in str(error) or "No space left" in str(error)
+    if full or (need is not None and _free(folder) < need):  # NumPy's error has no number
       raise LtddError(_full(what, folder, need)) from error
     raise LtddError(
       f"{what}: could not be written in {folder}: {error}. Artefacts that were finished before "
@@ -128,12 +243,11 @@ def explained(what: str, *, folder: pathlib.Path, need: int | None = None) -> It
     ) from error
 
 
-def _full(what: str, folder: pathlib.Path, need: int | None) -> str:
-  free = shutil.disk_usage(existing_parent(folder)).free
+def _full(what: str, folder: os.PathLike[str], need: int | None) -> str:
   needed = "" if need is None else f" needs {size(need)} and"
   return (
-    f"{what}{needed} cannot be written: the disk of {folder} has {size(free)} free. Artefacts "
-    "that were finished before stay valid; make room and give the same command again."
+    f"{what}{needed} cannot be written: the disk of {folder} has {size(_free(folder))} free. "
+    "Artefacts that were finished before stay valid; make room and give the same command again."
   )
 
 

@@ -2,7 +2,8 @@
 
 Every program of the library is one global-array program: parameters are replicated, batches are
 split along their first axis, and `jit` puts the collectives in. Batch-norm statistics are therefore
-those of the whole batch, whatever the number of devices.
+those of the whole batch, whatever the number of devices. A batch that does not divide by the
+devices is split too: inside `jit` XLA pads it to the next multiple and masks the padding in sums.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, batch_size: int, axis: int = 0) -> NamedSharding:
-  """The sharding of an array split along `axis`; whole on each device if that does not divide."""
-  if batch_size % mesh.size:
-    return replicated(mesh)
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """The sharding of an array that is split along `axis`."""
   return NamedSharding(mesh, PartitionSpec(*([None] * axis), AXIS))
+
+
+def at_rest(mesh: Mesh, size: int) -> NamedSharding:
+  """The sharding of stored arrays of `size` rows: only rows that divide can lie split.
+
+  Where they do not divide every device stores all rows; `split_batch` splits the work on them.
+  """
+  return replicated(mesh) if size % mesh.size else split(mesh)
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
@@ -75,10 +82,12 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(f"ltdd_jax: {name}")
 
 
-def split_batch(mesh: Mesh, tree: Any) -> Any:
-  """Inside `jit`: asks for arrays to be split along their first axis over the mesh."""
+def split_batch(mesh: Mesh | None, tree: Any, axis: int = 0) -> Any:
+  """Inside `jit`: splits arrays along an axis over the mesh, whatever their length.
 
-  def constrain(x: jax.Array) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh, x.shape[0]))
-
-  return jax.tree.map(constrain, tree)
+  The arrays must be computed, and not arguments of the compiled function, since those can only be
+  split evenly. Without a mesh they stay as they are.
+  """
+  if mesh is None:
+    return tree
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split(mesh, axis)), tree)

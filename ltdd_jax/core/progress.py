@@ -8,9 +8,9 @@ are the strings "nan", "inf" and "-inf", which `float` reads.
 """
 
 import contextlib
+import io
 import json
 import math
-import os
 import pathlib
 import resource
 import sys
@@ -20,6 +20,7 @@ from typing import Any, SupportsIndex
 
 import jax
 from absl import logging
+from etils import epath
 
 from ltdd_jax.core import files
 
@@ -28,6 +29,9 @@ LINE_SECONDS = 60.0  # between two lines of progress in a log
 
 class MetricWriter:
   """Appends metrics of one loop to `folder/metrics.jsonl` and to event files of TensorBoard.
+
+  Only the first process of a pod writes. In an object store, to which nothing can be appended, the
+  lines are written when the loop ends.
 
   Args:
     folder: of this loop; made if it is not there.
@@ -38,17 +42,15 @@ class MetricWriter:
     LtddError: the disk is full or the folder cannot be written.
   """
 
-  def __init__(
-    self, folder: str | os.PathLike[str], *, first_step: int = 0, tensorboard: bool = True
-  ):
-    self.path = pathlib.Path(folder) / "metrics.jsonl"
+  def __init__(self, folder: files.Pathlike, *, first_step: int = 0, tensorboard: bool = True):
+    self.path = files.path(folder) / "metrics.jsonl"
     self._file, self._events = None, None
     if jax.process_index() != 0:
       return
     with self._explained():
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      files.write_text(self.path, "".join(_lines_until(self.path, first_step)))
-      self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+      before = "".join(_lines_until(self.path, first_step))
+      files.write_text(self.path, before, what="metrics")
+      self._file = self.path.open("a") if files.is_local(self.path) else _Late(self.path, before)
       if tensorboard:
         self._events = _event_writer(self.path.parent, first_step)
 
@@ -77,12 +79,26 @@ class MetricWriter:
     return files.explained(f"metrics {self.path}", folder=self.path.parent)
 
 
-def _lines_until(path: pathlib.Path, last_step: int) -> list[str]:
+class _Late(io.StringIO):
+  """A text file that is written as a whole when it is closed."""
+
+  def __init__(self, path: epath.Path, text: str):
+    super().__init__()
+    self._path = path
+    self.write(text)
+
+  def close(self) -> None:
+    if not self.closed:
+      files.write_text(self._path, self.getvalue(), what="metrics")
+    super().close()
+
+
+def _lines_until(path: epath.Path, last_step: int) -> list[str]:
   """Lines about steps up to `last_step`; a line that a killed run left half written is none."""
   if not path.exists():
     return []
   kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+  for line in path.read_text().splitlines():
     try:
       step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -92,7 +108,7 @@ def _lines_until(path: pathlib.Path, last_step: int) -> list[str]:
   return kept
 
 
-def _event_writer(folder: pathlib.Path, first_step: int) -> Any:
+def _event_writer(folder: epath.Path, first_step: int) -> Any:
   import tensorboardX
 
   earlier = any(folder.glob("events.out.tfevents.*"))

@@ -9,7 +9,6 @@ This module imports neither JAX nor NumPy, so that `tune_host` can come first.
 
 import ctypes
 import os
-import pathlib
 import sys
 from typing import NamedTuple
 
@@ -108,16 +107,18 @@ def _set_cpu_devices(count: int | None) -> int | None:
 def _set_cache(cache_dir: str | os.PathLike[str] | None) -> str | None:
   import jax
 
+  from ltdd_jax.core import files  # which imports JAX
+
   if cache_dir is None:
     return None
   if str(cache_dir) == DEFAULT_CACHE:
     cache_dir = os.environ.get("JAX_COMPILATION_CACHE_DIR", cache_dir)
-  folder = pathlib.Path(cache_dir).expanduser()
+  folder = files.path(cache_dir)
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:
     return None
-  if not os.access(folder, os.W_OK):
+  if files.is_local(folder) and not os.access(folder, os.W_OK):
     return None
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # else small ones are not kept

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.arrays import check_labels, open_arrays, open_digits, open_npz
 from ltdd_jax.data.folders import open_folder
@@ -66,7 +67,7 @@ def open_source(
   elif kind == "folder":
     source = open_folder(path, image_size=image_size, on_unreadable=on_unreadable)
   else:
-    source = _open_tfds(name, data_dir, image_size)
+    source = _open_tfds(name, data_dir and str(files.path(data_dir)), image_size)
   return _with_constants(source, mean, std)
 
 

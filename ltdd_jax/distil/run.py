@@ -1,7 +1,7 @@
 """Run a method over the slots, batch by batch, and store its images."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -87,9 +87,9 @@ def run_method(
   total = len(slots.labels)
   size = min(batch_size or total, total) if method.batching == "batches" else total
   compiled: dict[int, loop.Compiled] = {}
-  parts, last = [], None
-  for number, start in enumerate(range(0, total, size)):
-    chunk = Slots(*(x[start : start + size] for x in slots))
+  parts, last = _finished(name, method, session), None
+  for number in range(len(parts), -(-total // size)):
+    chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
     keys = functools.partial(rng.key_for, seed, f"recover/{name}/{number}")
     state = jax.jit(method.init)(keys("init"), chunk, device)
     if method.carry and last is not None:
@@ -100,11 +100,14 @@ def run_method(
       _spread(state, len(chunk.labels), session),
       {"key": keys("step"), "res": device},
       session,
+      len(chunk.labels),
       inputs=functools.partial(_inputs, method, seed, f"distil/{name}/{number}", host),
       first_turn=number * method.num_steps % method.turns,
       compiled=compiled.setdefault(len(chunk.labels), {}),
     )
     parts.append(_stored(method.read(last), env, dtype or method.dtype))
+    session.keep(f"distil/{name}/{number}", _arrays(parts[-1]))
+    session.discard(f"distil/{name}/{number - 1}")
   together = jax.tree.map(lambda *x: np.concatenate(x) if x[0].ndim else x[-1], *parts)
   images = together.images
   if jpeg_quality is not None:
@@ -130,6 +133,18 @@ def check_options(
     )
 
 
+def _finished(name: str, method: Method, session: loop.Session) -> list[Distilled]:
+  """The batches of images that a run that was stopped has finished."""
+  parts: list[Distilled] = []
+  while (found := session.kept(f"distil/{name}/{len(parts)}")) is not None:
+    parts.append(Distilled(**found))
+  return parts[:-1] if method.carry else parts  # what goes on is in the last one's checkpoint
+
+
+def _arrays(found: Distilled) -> dict[str, np.ndarray]:
+  return {k: v for k, v in found._asdict().items() if v is not None}
+
+
 def _stored(found: Distilled, env: Env, dtype: str) -> Distilled:
   """The arrays of a batch on the host, with images as they are stored."""
   if dtype == "uint8":
@@ -139,12 +154,16 @@ def _stored(found: Distilled, env: Env, dtype: str) -> Distilled:
   return jax.tree.map(np.asarray, mesh_lib.get(found._replace(images=images)))
 
 
+def _rows(fn: Callable[[Any], Any], state: Any, size: int) -> Any:
+  """Maps a function over the leaves that have one entry for each image."""
+  return jax.tree.map(lambda x: fn(x) if x.ndim and x.shape[0] == size else x, state)
+
+
 def _spread(state: Any, size: int, session: loop.Session) -> Any:
   """Splits what has one entry for each image over the devices, and copies the rest to each."""
-  split, whole = mesh_lib.batch_sharding(session.mesh, size), mesh_lib.replicated(session.mesh)
-  return jax.tree.map(
-    lambda x: mesh_lib.put(x, split if x.ndim and x.shape[0] == size else whole), state
-  )
+  state = mesh_lib.put(state, mesh_lib.replicated(session.mesh))
+  split = mesh_lib.at_rest(session.mesh, size)
+  return _rows(functools.partial(mesh_lib.put, sharding=split), state, size)
 
 
 def _inputs(
@@ -162,6 +181,7 @@ def _optimise(
   state: Any,
   consts: Any,
   session: loop.Session,
+  size: int,
   **kwargs: Any,
 ) -> Any:
   """Runs the steps of one batch of images; returns the last state."""
@@ -170,6 +190,7 @@ def _optimise(
 
   def step_fn(state, consts, inputs, turn):
     t, x = inputs
+    state = _rows(functools.partial(mesh_lib.split_batch, session.mesh), state, size)
     key = jax.random.fold_in(consts["key"], t)
     return method.step(key, state, consts["res"], x, turn=turn)
 

@@ -91,7 +91,7 @@ def _beside(job: Job, found: Calibration) -> dict[str, np.ndarray]:
   """What an .npz file holds besides the labels; `report` is JSON in a string."""
   about = {
     "calibrator": job.name,
-    "calibrator_version": calibrate.VERSIONS.get(job.name, 1),
+    "calibrator_version": calibrate.version(job.name),
     "calibrator_args": job.args,
     "temperature": job.temperature,
     "kind": job.kind,

@@ -12,6 +12,7 @@ import numpy as np
 from ltdd_jax import calibrate
 from ltdd_jax.calibrate import base
 from ltdd_jax.core import config
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.interop import inputs, read, write
 
@@ -112,8 +113,8 @@ def prepare(
 
 def _check_options(temperature: float, kind: str, dtype: str) -> None:
   name = "calibrate_logits"
-  base.check_choice(name, "kind", kind, KINDS)
-  base.check_choice(name, "dtype", dtype, DTYPES)
+  check_choice(f"{name}: kind", kind, KINDS)
+  check_choice(f"{name}: dtype", dtype, DTYPES)
   base.check_number(name, "temperature", temperature, above=True)
   if kind == "logits" and temperature != 1:
     raise LtddError(
@@ -138,13 +139,13 @@ def _target_argument(name: str, args: Mapping[str, Any], target: Any, k: int) ->
 
 def _make(name: str, args: Mapping[str, Any], k: int) -> calibrate.Calibrator:
   """The calibrator, if it needs no student and goes with k classes."""
-  if name in calibrate.WITH_STUDENT:
+  made = calibrate.make_calibrator(name, **args)
+  if "probe" in made.needs:
     raise LtddError(
       f"calibrator {name!r} looks at a student, which files of labels do not have. Calibrate "
       "with 'adsa', train a student, and take off what it still has: "
       "docs/how-to/calibrate_logits.md"
     )
-  made = calibrate.make_calibrator(name, **args)
   calibrate.check_classes(made, k)
   return made
 

@@ -21,8 +21,6 @@ import numpy as np
 from ltdd_jax.core.types import LtddError
 
 DTYPES = ("float32", "float16", "bfloat16", "uint8")
-RESTS = ("spread", "kept")
-NOTHING = 1e4  # so far below a row's largest logit that exp is 0 in float32 up to temperature 90
 LEAST_SCALE = 2.0**-14  # the least normal float16
 
 
@@ -33,24 +31,21 @@ class Encoding:
   Attributes:
     dtype: "float32", "float16", "bfloat16", or "uint8": 256 levels between the least and the
       largest value of a row, with a scale and an offset a row in float16.
-    top_k: classes kept of each row, the likeliest ones; None for all.
-    rest: what becomes of the mass of the others. "spread": it is stored as one number a row, the
-      logit that each of them gets so that their probabilities sum to what they did. "kept": the top
-      k keep all the mass, the others get `NOTHING` less than the largest logit.
+    top_k: classes kept of each row, the likeliest ones; None for all. The mass of the others is
+      stored as one number a row: the logit that each of them gets, so that their probabilities sum
+      to what they did.
 
   Raises:
-    LtddError: an unknown dtype or rest, or a top_k that is no whole number of 1 or more.
+    LtddError: an unknown dtype, or a top_k that is no whole number of 1 or more.
   """
 
   dtype: str = "float16"
   top_k: int | None = None
-  rest: str = "spread"
 
   def __post_init__(self) -> None:
-    for name, value, options in (("dtype", self.dtype, DTYPES), ("rest", self.rest, RESTS)):
-      if value not in options:
-        known = ", ".join(map(repr, options))
-        raise LtddError(f"config.label.{name} is {value!r}; expected one of {known}")
+    if self.dtype not in DTYPES:
+      known = ", ".join(map(repr, DTYPES))
+      raise LtddError(f"config.label.dtype is {self.dtype!r}; expected one of {known}")
     m = self.top_k
     if m is not None and (isinstance(m, bool) or not isinstance(m, numbers.Integral) or m < 1):
       raise LtddError(
@@ -58,7 +53,7 @@ class Encoding:
       )
 
   def __str__(self) -> str:
-    return self.dtype if self.top_k is None else f"{self.dtype} top-{self.top_k} {self.rest}"
+    return self.dtype if self.top_k is None else f"{self.dtype} top-{self.top_k}"
 
   def check(self, k: int) -> None:
     """Raises LtddError if there are fewer than `top_k` classes."""
@@ -72,14 +67,9 @@ class Encoding:
     """Values stored of a row of k logits."""
     return k if self.top_k is None else min(self.top_k, k)
 
-  def leaves_out(self, k: int) -> bool:
-    """Whether decoded rows have classes with a logit of nothing."""
-    return self.rest == "kept" and self.width(k) < k
-
   def columns(self, k: int) -> tuple[str, ...]:
     """Numbers stored once a row."""
-    spread = self.width(k) < k and self.rest == "spread"
-    return ("scale", "offset") * (self.dtype == "uint8") + ("rest",) * spread
+    return ("scale", "offset") * (self.dtype == "uint8") + ("rest",) * (self.width(k) < k)
 
   def layout(self, k: int) -> dict[str, tuple[int, np.dtype]]:
     """The arrays of an encoded row: {name: (numbers, dtype)}.
@@ -143,13 +133,12 @@ class Encoding:
       values = numbers["offset"] + numbers["scale"] * values
     if self.width(k) == k:
       return values
-    low = values.max(-1, keepdims=True) - np.float32(NOTHING)
-    return _fill(numbers.get("rest", low), arrays["indices"].astype(np.int32), values, k)
+    return _fill(numbers["rest"], arrays["indices"].astype(np.int32), values, k)
 
 
 def from_config(label: Mapping[str, Any]) -> Encoding:
   """The encoding that `config.label` asks for."""
-  return Encoding(*(label[key] for key in ("dtype", "top_k", "rest")))
+  return Encoding(label["dtype"], label["top_k"])
 
 
 def _scale_and_offset(values: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -172,9 +161,9 @@ def _fill(others: Any, indices: Any, values: Any, k: int) -> Any:
   """Rows (..., k) of `others` (..., 1) with `values` at `indices` (..., m)."""
   shape = (*values.shape[:-1], k)
   if isinstance(values, np.ndarray):
-    full = np.broadcast_to(others, shape).copy()
-    np.put_along_axis(full, indices, values, axis=-1)
-    return full
+    rows = np.broadcast_to(others, shape).copy()
+    np.put_along_axis(rows, indices, values, axis=-1)
+    return rows
   full = jnp.broadcast_to(others, shape)
   return jnp.put_along_axis(full, indices, values, axis=-1, inplace=False)
 

@@ -29,7 +29,7 @@ from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels import encoding as encoding_lib
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.teachers import aggregate as aggregate_lib
-from ltdd_jax.training import loop
+from ltdd_jax.training import forward, loop
 
 
 class Views(NamedTuple):
@@ -195,7 +195,6 @@ def label_images(
   views: dict[str, Any],
   dtype: str = "float16",
   top_k: int | None = None,
-  rest: str = "spread",
   batch_size: int = 500,
   aggregate: str = "mean",
   batch_norm: str = "eval",
@@ -217,9 +216,8 @@ def label_images(
     spec: facts of the data set.
     num_epochs: label epochs, the labels of each image; a student of more epochs goes round again.
     views: keyword arguments of `view_fn`.
-    dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next two are an `Encoding`.
+    dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next are an `Encoding`.
     top_k: classes kept of each label, or None for all.
-    rest: "spread" or "kept": what becomes of the mass of the others.
     batch_size: views in one pass.
     aggregate: how the logits of the teachers become one, of `teachers.aggregate.AGGREGATES`.
     batch_norm: "eval", or "train" for batch norms that use the statistics of a pass: labels then
@@ -235,7 +233,7 @@ def label_images(
     LtddError: a bad encoding, fewer than one epoch, a folder with other labels, or logits that are
       not finite in the dtype.
   """
-  encoding = label_store.Encoding(dtype, top_k, rest)
+  encoding = encoding_lib.Encoding(dtype, top_k)
   encoding.check(spec.num_classes)
   if num_epochs < 1:
     raise LtddError(f"config.label.num_epochs is {num_epochs}; expected 1 or more")
@@ -276,7 +274,7 @@ def label_images(
     batch_size,
     session,
   )
-  clean = clean_logits(consts, label_fn, spec, min(batch_size, len(labels)))
+  clean = clean_logits(consts, label_fn, spec, batch_size, session.mesh)
   return Labelled(store, clean)
 
 
@@ -334,7 +332,7 @@ def _make_store(
   folder: str | os.PathLike[str] | None,
   session: loop.Session,
   shape: tuple[int, int, int],
-  encoding: label_store.Encoding,
+  encoding: encoding_lib.Encoding,
   class_names: Sequence[str],
   facts: dict[str, Any],
 ) -> label_store.LabelStore:
@@ -411,8 +409,7 @@ def _label_epochs(
     if jax.process_index() == 0:
       rows = {key: x.reshape(group, n, -1) for key, x in jax.device_get(state).items()}
       store.write({i: {key: x[i - first] for key, x in rows.items()} for i in missing})
-      if session.scratch is not None:
-        shutil.rmtree(session.scratch / part, ignore_errors=True)
+      session.discard(part)
   mesh_lib.barrier("label epochs written")
 
 
@@ -421,6 +418,7 @@ def clean_logits(
   label_fn: Callable[[Any, jax.Array], jax.Array],
   spec: DatasetSpec,
   size: int,
+  mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
   """Logits (n, k) of plain images, in batches of one size.
 
@@ -428,16 +426,14 @@ def clean_logits(
     consts: `images` (n, h, w, c) uint8 and `variables`, on the mesh.
     label_fn: variables, normalised images (b, h, w, c) -> logits (b, k).
     spec: facts of the data set.
-    size: images in a batch, n at most.
+    size: images in a batch.
+    mesh: devices to split a batch over.
   """
 
   @jax.jit
-  def label(consts, rows):
+  def label(consts, rows, counts):
+    del counts
     images = augment.normalize(consts["images"][rows], spec.mean, spec.std)
-    return label_fn(consts["variables"], images)
+    return label_fn(consts["variables"], mesh_lib.split_batch(mesh, images))
 
-  n = len(consts["images"])
-  parts = [
-    label(consts, (start + np.arange(size, dtype=np.int32)) % n) for start in range(0, n, size)
-  ]
-  return np.concatenate(mesh_lib.get(parts))[:n]
+  return forward.outputs(label, consts, len(consts["images"]), size)

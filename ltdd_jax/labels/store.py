@@ -12,24 +12,26 @@ if it is large) and so one file for each label epoch. docs/reference/formats.md 
 programs read it. A store is a row source for `adsa.Rows`: calibrators stream it.
 """
 
-import contextlib
+import dataclasses
+import itertools
+import json
 import math
-import os
-import pathlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.labels import store_attributes
-from ltdd_jax.labels.encoding import Encoding as Encoding
+from ltdd_jax.labels import zarr_files
+from ltdd_jax.labels.encoding import Encoding
 
-_CHUNK_BYTES = 1 << 20
-_EPOCH = re.compile(r"c\.(\d+)\.0\.0")
-_CRC_BYTES, _INDEX_BYTES = 4, 16  # a checksum; place and size of a chunk in a shard
+FORMAT = 1
+KEY = "ltdd_jax.labels"  # of the group's attributes
+_GROUP = "zarr.json"
 
 
 class LabelStore:
@@ -48,7 +50,7 @@ class LabelStore:
 
   def __init__(
     self,
-    path: pathlib.Path,
+    path: epath.Path,
     about: Mapping[str, Any],
     arrays: Mapping[str, Any],
     whole: "LabelStore | None" = None,
@@ -72,16 +74,11 @@ class LabelStore:
   @property
   def nbytes(self) -> int:
     """Bytes on disk of its label epochs that are there: values, indices, numbers of rows."""
-    return sum(x.stat().st_size for name in self._arrays for x in self._epochs(name).values())
+    return disk_bytes((len(self.present()), *self.shape[1:]), self.encoding)
 
   def present(self) -> set[int]:
     """Those of its label epochs that are there; `values` are written last."""
-    return set(self._epochs("values"))
-
-  def _epochs(self, name: str) -> dict[int, os.DirEntry]:
-    """Files of an array; what tensorstore leaves when it is killed (`c.0.0.0.__lock`) is none."""
-    found = ((_EPOCH.fullmatch(x.name), x) for x in os.scandir(self.path / name))
-    return {int(m[1]): x for m, x in found if m and int(m[1]) < self.shape[0]}
+    return zarr_files.epochs(self._arrays["values"]) & set(range(self.shape[0]))
 
   def read(self, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
     """Reads whole label epochs.
@@ -94,7 +91,7 @@ class LabelStore:
     """
     stop = self.shape[0] if stop is None else stop
     self._check_range("label epochs", start, stop, self.shape[0])
-    return self._read(np.s_[start:stop])
+    return self._read([np.s_[start:stop]])
 
   def rows(self, start: int, stop: int) -> np.ndarray:
     """Logits of rows e * n + i, decoded: (stop - start, k) float32; LtddError as of `read`."""
@@ -102,16 +99,9 @@ class LabelStore:
     self._check_range("rows", start, stop, e * n)
     if start == stop:
       return np.zeros((0, k), self.dtype)
-    first, last = start // n, (stop - 1) // n
-    ends = {first: start - first * n}, {last: stop - last * n}
-    parts, whole = [], [e for e in range(first, last + 1) if (e not in ends[0] | ends[1])]
-    parts.append(np.s_[first, ends[0][first] : ends[1].get(first, n)])
-    if whole:
-      parts.append(np.s_[whole[0] : whole[-1] + 1])
-    if last > first:
-      parts.append(np.s_[last, : ends[1][last]])
-    read = [self.encoding.decode(self._read(part), k).reshape(-1, k) for part in parts]
-    return read[0] if len(read) == 1 else np.concatenate(read)
+    epochs = range(start // n, math.ceil(stop / n))
+    parts = [np.s_[i, max(start - i * n, 0) : min(stop - i * n, n)] for i in epochs]
+    return self.encoding.decode(self._read(parts), k)
 
   def logits(self, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Logits of whole label epochs, decoded: (stop - start, n, k) float32."""
@@ -124,12 +114,15 @@ class LabelStore:
         f"{count}, the number of its {what}"
       )
 
-  def _read(self, part: Any) -> dict[str, np.ndarray]:
-    with _readable(self.path):
-      waiting = {name: array[part].read() for name, array in self._arrays.items()}
-      found = {name: future.result() for name, future in waiting.items()}
+  def _read(self, parts: list[Any]) -> dict[str, np.ndarray]:
+    with zarr_files.readable(self.path):
+      waiting = {
+        name: [array[part].read() for part in parts] for name, array in self._arrays.items()
+      }
+      found = {name: [future.result() for future in futures] for name, futures in waiting.items()}
     layout = self.encoding.layout(self.shape[2])
-    return {name: x.view(layout[name][1]) for name, x in found.items()}
+    whole = {name: x[0] if len(x) == 1 else np.concatenate(x) for name, x in found.items()}
+    return {name: x.view(layout[name][1]) for name, x in whole.items()}
 
   def write(self, epochs: Mapping[int, Mapping[str, Any]]) -> None:
     """Writes label epochs: {number: encoded arrays (n, numbers)}.
@@ -145,13 +138,13 @@ class LabelStore:
     for number, arrays in plain.items():
       self._check(number, arrays, layout)
     what = f"label epochs {min(plain)} to {max(plain)}"
-    need = sum(disk_bytes((1, *self.shape[1:]), self.encoding) for _ in plain)
+    need = disk_bytes((len(plain), *self.shape[1:]), self.encoding)
     files.check_space(what, self.path, need)
-    with files.explained(what, folder=self.path, need=need), _writable(self.path):
+    with files.explained(what, folder=self.path, need=need, errors=files.TENSORSTORE):
       for name in sorted(layout, key="values".__eq__):  # values come last: they say it is whole
-        stored = _stored(layout[name][1])
+        dtype = zarr_files.stored(layout[name][1])
         target = self._arrays[name]
-        waiting = [target[e].write(arrays[name].view(stored)) for e, arrays in plain.items()]
+        waiting = [target[e].write(arrays[name].view(dtype)) for e, arrays in plain.items()]
         for future in waiting:
           future.result()
 
@@ -177,7 +170,7 @@ class LabelStore:
 
 
 def create(
-  path: str | os.PathLike[str],
+  path: files.Pathlike,
   shape: Sequence[int],
   encoding: Encoding,
   *,
@@ -197,33 +190,31 @@ def create(
     LtddError: a size below 1, not a name for each class, top_k above k, another store or other
       files are there, or a damaged store.
   """
-  path = pathlib.Path(path).absolute()
+  folder = files.absolute(files.path(path))
   encoding.check(shape[2])
-  about = store_attributes.make(shape, encoding, class_names, facts or {})
-  if wrong := store_attributes.wrong_field(about):
-    raise LtddError(f"label store {path} cannot be made: {wrong}")
-  if (path / store_attributes.NAME).exists():
-    store_attributes.check_same(path, about, store_attributes.read(path))
+  about = config_lib.canonical(
+    {
+      "format": FORMAT,
+      "shape": [int(x) for x in shape],
+      "encoding": dataclasses.asdict(encoding),
+      "columns": encoding.columns(shape[2]),
+      "class_names": list(class_names),
+      "facts": facts or {},
+    },
+    "label store",
+  )
+  if wrong := _wrong_field(about):
+    raise LtddError(f"label store {folder} cannot be made: {wrong}")
+  if (folder / _GROUP).exists():
+    _check_same(folder, about, _read_about(folder))
   else:
-    _check_free(path)
-    store_attributes.write(path, about)
-  return LabelStore(path, about, _open_arrays(path, shape, encoding, create=True))
+    _check_free(folder)
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {KEY: about}}
+    files.write_text(folder / _GROUP, json.dumps(group, indent=1, allow_nan=False) + "\n")
+  return LabelStore(folder, about, zarr_files.open_arrays(folder, shape, encoding, create=True))
 
 
-def _check_free(path: pathlib.Path) -> None:
-  """Raises LtddError if files are there; removes what a kill left of a first zarr.json."""
-  found = list(path.iterdir()) if path.is_dir() else []
-  left = [x for x in found if x.is_file() and x.name.startswith(files.TEMPORARY)]
-  if path.is_file() or len(found) > len(left):
-    what = "is a file" if path.is_file() else "has files"
-    raise LtddError(f"{path} {what}, but is no label store; use another folder, or delete it")
-  for file in left:
-    file.unlink()
-
-
-def open_store(
-  path: str | os.PathLike[str], *, class_names: Sequence[str] | None = None
-) -> LabelStore:
+def open_store(path: files.Pathlike, *, class_names: Sequence[str] | None = None) -> LabelStore:
   """Opens a store for reading.
 
   Args:
@@ -231,109 +222,98 @@ def open_store(
     class_names: the class map that it must have, or None for any.
 
   Raises:
-    LtddError: no store, a damaged one, or one of another format or class map.
+    LtddError: no store, a damaged one, or one of another class map.
   """
-  path = pathlib.Path(path).absolute()
-  about = store_attributes.read(path)
+  folder = files.absolute(files.path(path))
+  about = _read_about(folder)
   if class_names is not None:
-    store_attributes.check_classes(path, class_names, about["class_names"])
+    _check_classes(folder, class_names, about["class_names"])
   encoding = Encoding(**about["encoding"])
-  return LabelStore(path, about, _open_arrays(path, about["shape"], encoding, create=False))
+  arrays = zarr_files.open_arrays(folder, about["shape"], encoding, create=False)
+  return LabelStore(folder, about, arrays)
 
 
 def disk_bytes(shape: Sequence[int], encoding: Encoding) -> int:
   """Bytes of a full store (e, n, k): `LabelStore.nbytes`, before there is one."""
   e, n, k = shape
-  return e * sum(_file_bytes(n, *numbers) for numbers in encoding.layout(k).values())
+  return e * sum(zarr_files.file_bytes(n, *numbers) for numbers in encoding.layout(k).values())
 
 
-# ---- tensorstore ----
+# ---- attributes ----
 
 
-def _open_arrays(
-  path: pathlib.Path, shape: Sequence[int], encoding: Encoding, *, create: bool
-) -> dict[str, Any]:
-  import tensorstore  # brings a thread pool: late
-
-  e, n, k = shape
-  specs = {
-    name: {
-      "driver": "zarr3",
-      "kvstore": {"driver": "file", "path": str(path / name)},
-      "metadata": _metadata(e, n, count, dtype),
-      "store_data_equal_to_fill_value": True,  # else an epoch of zeros would not be there
-      "fill_missing_data_reads": False,
-    }
-    for name, (count, dtype) in encoding.layout(k).items()
-  }
-  how = {"open": True, "create": create, "read": True, "write": create}
-  with _readable(path):
-    waiting = {name: tensorstore.open(spec, **how) for name, spec in specs.items()}
-    return {name: future.result() for name, future in waiting.items()}
+def _check_free(path: epath.Path) -> None:
+  """Raises LtddError if files are there; removes what a kill left of a first zarr.json."""
+  found = list(path.iterdir()) if path.is_dir() else []
+  left = [x for x in found if x.name.startswith(files.TEMPORARY)]
+  if path.is_file() or len(found) > len(left):
+    what = "is a file" if path.is_file() else "has files"
+    raise LtddError(f"{path} {what}, but is no label store; use another folder, or delete it")
+  for file in left:
+    file.unlink()
 
 
-def _metadata(e: int, n: int, count: int, dtype: np.dtype) -> dict[str, Any]:
-  """Zarr v3 metadata of an array (e, n, count) with a file for each of the first axis."""
-  stored = _stored(dtype)
-  size, chunks = _chunks(n, count, stored)
-  little = {"name": "bytes"} | (
-    {"configuration": {"endian": "little"}} if stored.itemsize > 1 else {}
-  )
-  codecs: list[dict[str, Any]] = [little, {"name": "crc32c"}]
-  if chunks > 1:
-    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    inner = {"chunk_shape": [1, size, count], "codecs": codecs, "index_codecs": index}
-    codecs = [{"name": "sharding_indexed", "configuration": inner}]
-  chunk = {"chunk_shape": [1, size * chunks, count]}
-  return {
-    "shape": [e, n, count],
-    "data_type": stored.name,
-    "chunk_grid": {"name": "regular", "configuration": chunk},
-    "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-    "codecs": codecs,
-    "fill_value": 0,
-    "dimension_names": ["label_epoch", "image", "number"],
-  }
-
-
-def _stored(dtype: np.dtype) -> np.dtype:
-  """What is in the files: bfloat16, which few readers of Zarr know, as its bits."""
-  return np.dtype("uint16" if dtype.name == "bfloat16" else dtype.name)
-
-
-def _chunks(n: int, count: int, dtype: np.dtype) -> tuple[int, int]:
-  """Rows of a chunk, and chunks of a label epoch."""
-  chunks = math.ceil(n * count * dtype.itemsize / _CHUNK_BYTES)
-  size = math.ceil(n / chunks)
-  return size, math.ceil(n / size)
-
-
-def _file_bytes(n: int, count: int, dtype: np.dtype) -> int:
-  """Bytes of the file of a label epoch."""
-  size, chunks = _chunks(n, count, dtype)
-  content = chunks * (size * count * dtype.itemsize + _CRC_BYTES)
-  return content if chunks == 1 else content + chunks * _INDEX_BYTES + _CRC_BYTES
-
-
-@contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[None]:
-  """Turns tensorstore's errors into an LtddError; they name the file."""
+def _read_about(path: epath.Path) -> dict[str, Any]:
+  """The attributes of the store in folder `path`; LtddError if there is none, or a damaged one."""
   try:
-    yield
-  except (ValueError, OSError, IndexError) as error:
-    if isinstance(error, LtddError):
-      raise
-    why = re.split(r" \[[\w ]+=", str(error))[0][:400]  # without [tensorstore_spec='...
+    about = dict(json.loads((path / _GROUP).read_text())["attributes"][KEY])
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise LtddError(
-      f"label store {path} cannot be read: {why}. If labelling stopped before its end, give the "
-      f"same command again; if that fails too, delete {path} and label the images anew."
+      f"{path} is no label store of ltdd_jax: {_GROUP} is missing, damaged or another program's "
+      f"({type(error).__name__}: {error})"
     ) from error
+  if wrong := _wrong_field(about):
+    raise LtddError(
+      f"label store {path} is damaged: {wrong}, in the attributes of {_GROUP}. Delete {path} and "
+      "label the images anew."
+    )
+  return about
 
 
-@contextlib.contextmanager
-def _writable(path: pathlib.Path) -> Iterator[None]:
-  """Turns tensorstore's errors, which are of several kinds, into an OSError."""
+def _wrong_field(about: Mapping[str, Any]) -> str | None:
+  """Says what is wrong with the attributes of a store: "shape is [0, 2, 3]; expected ..."."""
+  shape, names = about.get("shape", ()), about.get("class_names", ())
+  sizes = isinstance(shape, list) and [type(x) for x in shape] == [int] * 3 and min(shape) > 0
+  k = shape[2] if sizes else 0
+  strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
+  good = {
+    "format": (about.get("format") == FORMAT, f"{FORMAT}, the one that this version reads"),
+    "shape": (sizes, "three sizes, 1 or more each"),
+    "encoding": (_is_encoding(about.get("encoding"), k), f"dtype and top_k for {k} classes"),
+    "class_names": (strings and len(names) == k, f"{k} names, one for each class"),
+    "facts": (isinstance(about.get("facts"), dict), "an object"),
+  }
+  for key, (fine, expected) in good.items():
+    if not fine:
+      return f"{key} is {reprlib.repr(about.get(key))}; expected {expected}"
+  return None
+
+
+def _is_encoding(value: Any, k: int) -> bool:
   try:
-    yield
-  except (ValueError, RuntimeError, MemoryError) as error:
-    raise OSError(f"label store {path}: {error}") from error
+    Encoding(**value).check(k)
+  except (LtddError, TypeError):
+    return False
+  return set(value) == {field.name for field in dataclasses.fields(Encoding)}
+
+
+def _check_same(path: epath.Path, want: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+  """Raises LtddError with what differs between the attributes that are wanted and found."""
+  _check_classes(path, want["class_names"], found["class_names"])
+  if changes := config_lib.diff(found, want):
+    lines = [f"  {k}: {json.dumps(a)} -> {json.dumps(b)}" for k, (a, b) in changes.items()]
+    raise LtddError(
+      "\n".join([f"label store {path} holds other labels:", *lines])
+      + f"\nUse another folder, or delete {path}"
+    )
+
+
+def _check_classes(path: epath.Path, want: Sequence[str], found: Sequence[str]) -> None:
+  """Raises LtddError with the first class that differs: there may be a thousand."""
+  for c, (there, here) in enumerate(itertools.zip_longest(found, want)):
+    if there != here:
+      raise LtddError(
+        f"label store {path} was made with another class map: class {c} is {there!r} there (of "
+        f"{len(found)}) and {here!r} here (of {len(want)}). Use labels of this data set, or label "
+        "its images anew."
+      )

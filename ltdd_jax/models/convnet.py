@@ -22,6 +22,7 @@ class ConvNet(nn.Module):
   width: int = 128
   norm: str = "instance"
   stem_padding: int = 1
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -29,7 +30,7 @@ class ConvNet(nn.Module):
     for i in range(self.depth):
       padding = self.stem_padding if i == 0 else 1
       x = layers.torch_conv(x, self.width, 3, padding=padding, name=f"conv{i}")
-      x = nn.relu(layers.make_norm(self.norm, train, f"norm{i}")(x))
+      x = nn.relu(layers.make_norm(self.norm, train, self.bn_momentum, f"norm{i}")(x))
       x = nn.avg_pool(x, (2, 2), (2, 2))
     x = x.reshape(x.shape[0], -1)
     return layers.torch_dense(x, self.num_classes, name="classifier").astype(jnp.float32)
@@ -43,6 +44,7 @@ def convnet(
   width: int = 128,
   norm: str = "instance",
   stem_padding: int = 1,
+  bn_momentum: float = layers.BN_MOMENTUM,
 ) -> ConvNet:
   """Makes a ConvNet.
 
@@ -54,6 +56,7 @@ def convnet(
     norm: "instance", "batch" or "none".
     stem_padding: of the first convolution. DC and its successors pad images of one channel by 3,
       which makes 28x28 into 32x32.
+    bn_momentum: of the running statistics of batch norm, in Flax's terms.
 
   Raises:
     LtddError: the image is too small for the depth, or an argument is out of range.
@@ -61,10 +64,11 @@ def convnet(
   layers.check_least("convnet", 1, depth=depth, width=width)
   layers.check_least("convnet", 0, stem_padding=stem_padding)
   layers.check_choice("convnet", "norm", norm, layers.NORMS)
+  layers.check_momentum("convnet", bn_momentum)
   side = min(image_shape[:2]) + 2 * (stem_padding - 1)
   if side < 2**depth:
     raise LtddError(
       f"convnet: depth={depth} halves an image of shape {tuple(image_shape)} to nothing; it takes "
       f"at most depth={max(side, 1).bit_length() - 1} (or larger images)."
     )
-  return ConvNet(num_classes, depth, width, norm, stem_padding)
+  return ConvNet(num_classes, depth, width, norm, stem_padding, bn_momentum)

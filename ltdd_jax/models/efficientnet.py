@@ -9,6 +9,7 @@ classifier (0.2). Neither matters to a network in eval mode.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -49,24 +50,18 @@ class MBConv(nn.Module):
   kernel: int
   stride: int
   expand: int
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     hidden, y = layers.divisible(x.shape[-1] * self.expand), x
+    layer = partial(layers.conv_norm, train=train, bn_momentum=self.bn_momentum)
     if self.expand > 1:
-      y = layers.conv_norm(y, hidden, 1, name="expand", train=train, act=nn.silu)
-    y = layers.conv_norm(
-      y,
-      hidden,
-      self.kernel,
-      self.stride,
-      groups=hidden,
-      name="depthwise",
-      train=train,
-      act=nn.silu,
-    )
+      y = layer(y, hidden, 1, name="expand", act=nn.silu)
+    kernel, stride = self.kernel, self.stride
+    y = layer(y, hidden, kernel, stride, groups=hidden, name="depthwise", act=nn.silu)
     y = SqueezeExcite(max(1, x.shape[-1] // 4), name="excite")(y)
-    y = layers.conv_norm(y, self.width, 1, name="project", train=train)
+    y = layer(y, self.width, 1, name="project")
     return x + y if self.stride == 1 and x.shape[-1] == self.width else y
 
 
@@ -75,26 +70,30 @@ class EfficientNet(nn.Module):
 
   num_classes: int
   width: float = 1.0
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps images (b, h, w, c) to logits (b, k), float32."""
     scaled = lambda width: layers.divisible(width * self.width)
-    x = layers.conv_norm(x, scaled(STEM), 3, 2, name="stem", train=train, act=nn.silu)
+    layer = partial(layers.conv_norm, train=train, bn_momentum=self.bn_momentum, act=nn.silu)
+    x = layer(x, scaled(STEM), 3, 2, name="stem")
     for i, (expand, kernel, stride, width, blocks) in enumerate(STAGES):
       for j in range(blocks):
-        block = MBConv(
-          scaled(width), kernel, stride if j == 0 else 1, expand, name=f"stage{i}_block{j}"
-        )
-        x = block(x, train=train)
-    x = layers.conv_norm(x, 4 * x.shape[-1], 1, name="last", train=train, act=nn.silu)
+        kinds = (kernel, stride if j == 0 else 1, expand, self.bn_momentum)
+        x = MBConv(scaled(width), *kinds, name=f"stage{i}_block{j}")(x, train=train)
+    x = layer(x, 4 * x.shape[-1], 1, name="last")
     init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
     x = nn.Dense(self.num_classes, kernel_init=init, name="classifier")(x.mean((1, 2)))
     return x.astype(jnp.float32)
 
 
 def efficientnet_b0(
-  *, num_classes: int, image_shape: Sequence[int], width: float = 1.0
+  *,
+  num_classes: int,
+  image_shape: Sequence[int],
+  width: float = 1.0,
+  bn_momentum: float = layers.BN_MOMENTUM,
 ) -> EfficientNet:
   """Makes an EfficientNet-B0.
 
@@ -102,10 +101,12 @@ def efficientnet_b0(
     num_classes: k.
     image_shape: (h, w, c); every size will do, though the maps shrink to a 32nd.
     width: multiplier of all widths.
+    bn_momentum: of the running statistics of batch norm, in Flax's terms.
 
   Raises:
     LtddError: an argument is out of range.
   """
   del image_shape
   layers.check_positive("efficientnet_b0", width=width)
-  return EfficientNet(num_classes, float(width))
+  layers.check_momentum("efficientnet_b0", bn_momentum)
+  return EfficientNet(num_classes, float(width), bn_momentum)

@@ -21,7 +21,7 @@ torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 kaiming_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """N(0, 2 / (kernel^2 c_out)), He's in fan-out mode; depth-wise kernels count all channels too."""
 
-BN_MOMENTUM = 0.9  # of every batch normalisation, in Flax's terms
+BN_MOMENTUM = 0.9  # the default of `bn_momentum`, in Flax's terms: 0.1 in PyTorch's
 NORMS = ("instance", "batch", "none")
 
 
@@ -56,15 +56,17 @@ class InstanceNorm(nn.Module):
     )
 
 
-def make_norm(kind: str, train: bool, name: str) -> Callable[[jax.Array], jax.Array]:
+def make_norm(
+  kind: str, train: bool, bn_momentum: float, name: str
+) -> Callable[[jax.Array], jax.Array]:
   """Makes a normalisation layer; `kind` is one of `NORMS`.
 
-  Batch normalisation: epsilon 1e-5 and momentum 0.9, which is 0.1 in PyTorch's terms. Its running
+  Batch normalisation: epsilon 1e-5; running = momentum running + (1 - momentum) batch. Its running
   variance is the biased one (PyTorch keeps the unbiased one).
   """
   if kind == "batch":
     return nn.BatchNorm(
-      use_running_average=not train, momentum=BN_MOMENTUM, epsilon=1e-5, name=name
+      use_running_average=not train, momentum=bn_momentum, epsilon=1e-5, name=name
     )
   return InstanceNorm(name=name) if kind == "instance" else lambda x: x
 
@@ -100,12 +102,13 @@ def conv_norm(
   *,
   name: str,
   train: bool,
+  bn_momentum: float,
   act: Callable[[jax.Array], jax.Array] | None = None,
   **kwargs: Any,
 ) -> jax.Array:
   """Applies `{name}_conv`, the batch norm `{name}_norm` and an activation, if any."""
   x = conv(width, kernel, stride, name=f"{name}_conv", **kwargs)(x)
-  x = make_norm("batch", train, f"{name}_norm")(x)
+  x = make_norm("batch", train, bn_momentum, f"{name}_norm")(x)
   return x if act is None else act(x)
 
 
@@ -179,6 +182,12 @@ def check_least(model: str, least: float, **values: float) -> None:
   for key, value in values.items():
     if value < least:
       raise LtddError(f"{model}: {key}={value}; expected {least} or more.")
+
+
+def check_momentum(model: str, bn_momentum: float) -> None:
+  """Raises LtddError for a share of the old running statistics outside [0, 1)."""
+  if not 0 <= bn_momentum < 1:
+    raise LtddError(f"{model}: bn_momentum={bn_momentum}; expected a number in [0, 1).")
 
 
 def check_positive(model: str, **values: float) -> None:

@@ -11,6 +11,7 @@ N(0, 0.01^2). In what we differ: torchvision's drop-out (0.2) before the classif
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -39,16 +40,16 @@ class InvertedResidual(nn.Module):
   stride: int
   expand: int
   layout: str = "cifar"
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     act, hidden, y = _activation(self.layout), x.shape[-1] * self.expand, x
+    layer = partial(layers.conv_norm, train=train, bn_momentum=self.bn_momentum)
     if self.expand > 1 or self.layout == "cifar":
-      y = layers.conv_norm(y, hidden, 1, name="expand", train=train, act=act)
-    y = layers.conv_norm(
-      y, hidden, 3, self.stride, groups=hidden, name="depthwise", train=train, act=act
-    )
-    y = layers.conv_norm(y, self.width, 1, name="project", train=train)
+      y = layer(y, hidden, 1, name="expand", act=act)
+    y = layer(y, hidden, 3, self.stride, groups=hidden, name="depthwise", act=act)
+    y = layer(y, self.width, 1, name="project")
     return x + y if self.stride == 1 and x.shape[-1] == self.width else y
 
 
@@ -62,21 +63,22 @@ class MobileNetV2(nn.Module):
   num_classes: int
   layout: str = "cifar"
   width: float = 0.5
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps images (b, h, w, c) to logits (b, k), float32."""
     act, variant = _activation(self.layout), LAYOUTS.index(self.layout)
-    x = layers.conv_norm(x, self._scaled(STEM), 3, 2, name="stem", train=train, act=act)
+    layer = partial(layers.conv_norm, train=train, bn_momentum=self.bn_momentum, act=act)
+    x = layer(x, self._scaled(STEM), 3, 2, name="stem")
     for i, (expand, width, blocks, strides) in enumerate(STAGES):
       for j in range(blocks):
         stride = strides[variant] if j == 0 else 1
-        block = InvertedResidual(
-          self._scaled(width), stride, expand, self.layout, name=f"stage{i}_block{j}"
-        )
+        kinds = (stride, expand, self.layout, self.bn_momentum)
+        block = InvertedResidual(self._scaled(width), *kinds, name=f"stage{i}_block{j}")
         x = block(x, train=train)
     last = self._scaled(LAST) if self.width > 1 else LAST
-    x = layers.conv_norm(x, last, 1, name="last", train=train, act=act)
+    x = layer(x, last, 1, name="last")
     x = layers.normal_dense(x.mean((1, 2)), self.num_classes, name="classifier")
     return x.astype(jnp.float32)
 
@@ -86,7 +88,12 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenet_v2(
-  *, num_classes: int, image_shape: Sequence[int], layout: str = "cifar", width: float = 0.5
+  *,
+  num_classes: int,
+  image_shape: Sequence[int],
+  layout: str = "cifar",
+  width: float = 0.5,
+  bn_momentum: float = layers.BN_MOMENTUM,
 ) -> MobileNetV2:
   """Makes a MobileNetV2; torchvision's is `layout="imagenet", width=1.0`.
 
@@ -95,6 +102,7 @@ def mobilenet_v2(
     image_shape: (h, w, c); every size will do.
     layout: "cifar" or "imagenet", see the module.
     width: multiplier of all widths but the last, which is 1280 or more.
+    bn_momentum: of the running statistics of batch norm, in Flax's terms.
 
   Raises:
     LtddError: an argument is out of range.
@@ -102,4 +110,5 @@ def mobilenet_v2(
   del image_shape
   layers.check_choice("mobilenet_v2", "layout", layout, LAYOUTS)
   layers.check_positive("mobilenet_v2", width=width)
-  return MobileNetV2(num_classes, layout, float(width))
+  layers.check_momentum("mobilenet_v2", bn_momentum)
+  return MobileNetV2(num_classes, layout, float(width), bn_momentum)

@@ -12,7 +12,7 @@ default. The convolutions of the code bases differ in their initialisation, `ini
   and the student that G-VBSM calls ResNet18 on CIFAR-100.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -32,6 +32,7 @@ class _Block(nn.Module):
   stride: int
   norm: str = "batch"
   init_name: str = "torchvision"
+  bn_momentum: float = layers.BN_MOMENTUM
 
   def conv(self, width: int, kernel: int, stride: int, name: str) -> nn.Conv:
     init = layers.torch_kernel_init if self.init_name == "default" else layers.kaiming_init
@@ -49,7 +50,7 @@ class BasicBlock(_Block):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    norm = partial(layers.make_norm, self.norm, train)
+    norm = partial(layers.make_norm, self.norm, train, self.bn_momentum)
     y = nn.relu(norm("norm1")(self.conv(self.width, 3, self.stride, "conv1")(x)))
     y = norm("norm2")(self.conv(self.width, 3, 1, "conv2")(y))
     return nn.relu(y + self.shortcut(x, self.width, norm))
@@ -60,7 +61,7 @@ class Bottleneck(_Block):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    norm = partial(layers.make_norm, self.norm, train)
+    norm = partial(layers.make_norm, self.norm, train, self.bn_momentum)
     y = nn.relu(norm("norm1")(self.conv(self.width, 1, 1, "conv1")(x)))
     y = nn.relu(norm("norm2")(self.conv(self.width, 3, self.stride, "conv2")(y)))
     y = norm("norm3")(self.conv(4 * self.width, 1, 1, "conv3")(y))
@@ -77,6 +78,7 @@ class ResNet(nn.Module):
   width: int = 64
   norm: str = "batch"
   init_name: str = "torchvision"
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -86,8 +88,8 @@ class ResNet(nn.Module):
       for j in range(depth):
         stride = 2 if i > 0 and j == 0 else 1
         name = f"stage{i}_block{j}"
-        block = self.block(self.width * 2**i, stride, self.norm, self.init_name, name=name)
-        x = block(x, train=train)
+        kinds = (self.norm, self.init_name, self.bn_momentum)
+        x = self.block(self.width * 2**i, stride, *kinds, name=name)(x, train=train)
     x = layers.torch_dense(x.mean((1, 2)), self.num_classes, name="classifier")
     return x.astype(jnp.float32)
 
@@ -97,75 +99,46 @@ class ResNet(nn.Module):
     init = layers.torch_kernel_init if plain else layers.kaiming_init
     kernel, stride = (3, 1) if small else (7, 2)
     x = layers.conv(self.width, kernel, stride, name="conv", init=init)(x)
-    x = nn.relu(layers.make_norm(self.norm, train, "norm")(x))
+    x = nn.relu(layers.make_norm(self.norm, train, self.bn_momentum, "norm")(x))
     return x if small else nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
-def _resnet(
-  block: type[_Block],
-  depths: tuple[int, ...],
-  num_classes: int,
-  stem: str,
-  width: int,
-  norm: str,
-  init: str,
-) -> ResNet:
-  layers.check_choice("resnet", "stem", stem, STEMS)
-  layers.check_choice("resnet", "norm", norm, layers.NORMS)
-  layers.check_choice("resnet", "init", init, INITS)
-  layers.check_least("resnet", 1, width=width)
-  return ResNet(num_classes, block, depths, stem, width, norm, init)
+def _factory(name: str, block: type[_Block], depths: tuple[int, ...]) -> Callable[..., ResNet]:
+  def resnet(
+    *,
+    num_classes: int,
+    image_shape: Sequence[int],
+    stem: str = "cifar",
+    width: int = 64,
+    norm: str = "batch",
+    init: str = "torchvision",
+    bn_momentum: float = layers.BN_MOMENTUM,
+  ) -> ResNet:
+    """Makes the ResNet of that name.
+
+    Args:
+      num_classes: k.
+      image_shape: (h, w, c); every size will do, since the last map is averaged.
+      stem: "cifar" or "imagenet".
+      width: channels of the first stage.
+      norm: "batch", "instance" or "none".
+      init: "torchvision", "kaiming" or "default", see the module.
+      bn_momentum: of the running statistics of batch norm, in Flax's terms.
+
+    Raises:
+      LtddError: an argument is out of range.
+    """
+    del image_shape
+    layers.check_choice(name, "stem", stem, STEMS)
+    layers.check_choice(name, "norm", norm, layers.NORMS)
+    layers.check_choice(name, "init", init, INITS)
+    layers.check_least(name, 1, width=width)
+    layers.check_momentum(name, bn_momentum)
+    return ResNet(num_classes, block, depths, stem, width, norm, init, bn_momentum)
+
+  return resnet
 
 
-def resnet18(
-  *,
-  num_classes: int,
-  image_shape: Sequence[int],
-  stem: str = "cifar",
-  width: int = 64,
-  norm: str = "batch",
-  init: str = "torchvision",
-) -> ResNet:
-  """Makes a ResNet-18.
-
-  Args:
-    num_classes: k.
-    image_shape: (h, w, c); every size will do, since the last map is averaged.
-    stem: "cifar" or "imagenet".
-    width: channels of the first stage.
-    norm: "batch", "instance" or "none".
-    init: "torchvision", "kaiming" or "default", see the module.
-
-  Raises:
-    LtddError: an argument is out of range.
-  """
-  del image_shape
-  return _resnet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width, norm, init)
-
-
-def resnet34(
-  *,
-  num_classes: int,
-  image_shape: Sequence[int],
-  stem: str = "cifar",
-  width: int = 64,
-  norm: str = "batch",
-  init: str = "torchvision",
-) -> ResNet:
-  """Makes a ResNet-34; arguments as for `resnet18`."""
-  del image_shape
-  return _resnet(BasicBlock, (3, 4, 6, 3), num_classes, stem, width, norm, init)
-
-
-def resnet50(
-  *,
-  num_classes: int,
-  image_shape: Sequence[int],
-  stem: str = "cifar",
-  width: int = 64,
-  norm: str = "batch",
-  init: str = "torchvision",
-) -> ResNet:
-  """Makes a ResNet-50; arguments as for `resnet18`."""
-  del image_shape
-  return _resnet(Bottleneck, (3, 4, 6, 3), num_classes, stem, width, norm, init)
+resnet18 = _factory("resnet18", BasicBlock, (2, 2, 2, 2))
+resnet34 = _factory("resnet34", BasicBlock, (3, 4, 6, 3))
+resnet50 = _factory("resnet50", Bottleneck, (3, 4, 6, 3))

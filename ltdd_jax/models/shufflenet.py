@@ -27,16 +27,19 @@ def channel_shuffle(x: jax.Array) -> jax.Array:
   return halves.swapaxes(-1, -2).reshape(x.shape)
 
 
-def _layer(train: bool) -> Callable[..., jax.Array]:
-  return partial(layers.conv_norm, train=train, init=layers.torch_kernel_init)
+def _layer(train: bool, bn_momentum: float) -> Callable[..., jax.Array]:
+  init = layers.torch_kernel_init
+  return partial(layers.conv_norm, train=train, bn_momentum=bn_momentum, init=init)
 
 
 class BasicBlock(nn.Module):
   """Half of the channels pass; the other half goes through 1x1, 3x3 depth-wise, 1x1."""
 
+  bn_momentum: float = layers.BN_MOMENTUM
+
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    layer = _layer(train)
+    layer = _layer(train, self.bn_momentum)
     left, right = jnp.split(x, 2, axis=-1)
     half = right.shape[-1]
     y = layer(right, half, 1, name="reduce", act=nn.relu)
@@ -49,10 +52,11 @@ class DownBlock(nn.Module):
   """Two branches of stride 2, each half of the new width."""
 
   width: int
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    layer, channels, half = _layer(train), x.shape[-1], self.width // 2
+    layer, channels, half = _layer(train, self.bn_momentum), x.shape[-1], self.width // 2
     left = layer(x, channels, 3, 2, groups=channels, name="left_depthwise")
     left = layer(left, half, 1, name="left", act=nn.relu)
     right = layer(x, half, 1, name="reduce", act=nn.relu)
@@ -67,26 +71,32 @@ class ShuffleNetV2(nn.Module):
   num_classes: int
   stem: str = "cifar"
   width: int = 48
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps images (b, h, w, c) to logits (b, k), float32."""
-    layer = partial(_layer(train), act=nn.relu)
+    layer, momentum = partial(_layer(train, self.bn_momentum), act=nn.relu), self.bn_momentum
     if self.stem == "cifar":
       x = layer(x, STEM, 1, name="stem")
     else:
       x = layer(x, STEM, 3, 2, name="stem")
       x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     for i, blocks in enumerate(BLOCKS):
-      x = DownBlock(self.width * 2**i, name=f"stage{i}_block0")(x, train=train)
+      x = DownBlock(self.width * 2**i, momentum, name=f"stage{i}_block0")(x, train=train)
       for j in range(1, blocks):
-        x = BasicBlock(name=f"stage{i}_block{j}")(x, train=train)
+        x = BasicBlock(momentum, name=f"stage{i}_block{j}")(x, train=train)
     x = layer(x, LAST, 1, name="last").mean((1, 2))
     return layers.torch_dense(x, self.num_classes, name="classifier").astype(jnp.float32)
 
 
 def shufflenet_v2(
-  *, num_classes: int, image_shape: Sequence[int], stem: str = "cifar", width: int = 48
+  *,
+  num_classes: int,
+  image_shape: Sequence[int],
+  stem: str = "cifar",
+  width: int = 48,
+  bn_momentum: float = layers.BN_MOMENTUM,
 ) -> ShuffleNetV2:
   """Makes a ShuffleNetV2.
 
@@ -95,6 +105,7 @@ def shufflenet_v2(
     image_shape: (h, w, c); every size will do.
     stem: "cifar" or "imagenet", see the module.
     width: channels of the first stage, even; 48 is "x0.5", and 116 is "x1.0".
+    bn_momentum: of the running statistics of batch norm, in Flax's terms.
 
   Raises:
     LtddError: an argument is out of range.
@@ -102,6 +113,7 @@ def shufflenet_v2(
   del image_shape
   layers.check_choice("shufflenet_v2", "stem", stem, STEMS)
   layers.check_least("shufflenet_v2", 2, width=width)
+  layers.check_momentum("shufflenet_v2", bn_momentum)
   if width % 2:
     raise LtddError(f"shufflenet_v2: width={width}; expected an even number.")
-  return ShuffleNetV2(num_classes, stem, width)
+  return ShuffleNetV2(num_classes, stem, width, bn_momentum)

@@ -27,6 +27,7 @@ class VGG(nn.Module):
   layout: str = "cifar"
   norm: str = "instance"
   stem_padding: int = 1
+  bn_momentum: float = layers.BN_MOMENTUM
   hidden: int = 4096
 
   @nn.compact
@@ -36,7 +37,7 @@ class VGG(nn.Module):
     for group in WIDTHS:
       for width in group:
         x = self._conv(x, width, number)
-        x = nn.relu(layers.make_norm(self.norm, train, f"norm{number}")(x))
+        x = nn.relu(layers.make_norm(self.norm, train, self.bn_momentum, f"norm{number}")(x))
         number += 1
       x = nn.max_pool(x, (2, 2), (2, 2))
     if self.layout == "cifar":
@@ -63,6 +64,7 @@ def vgg11(
   layout: str = "cifar",
   norm: str = "instance",
   stem_padding: int = 1,
+  bn_momentum: float = layers.BN_MOMENTUM,
 ) -> VGG:
   """Makes a VGG-11.
 
@@ -73,12 +75,14 @@ def vgg11(
     norm: "instance", "batch" or "none".
     stem_padding: of the first convolution. DC and its successors pad images of one channel by 3,
       which makes 28x28 into 32x32.
+    bn_momentum: of the running statistics of batch norm, in Flax's terms.
 
   Raises:
     LtddError: the image is too small, or an argument is out of range.
   """
   layers.check_choice("vgg11", "layout", layout, LAYOUTS)
   layers.check_choice("vgg11", "norm", norm, layers.NORMS)
+  layers.check_momentum("vgg11", bn_momentum)
   layers.check_least("vgg11", 0, stem_padding=stem_padding)
   layers.check_side("vgg11", image_shape, 32 - 2 * (stem_padding - 1))
-  return VGG(num_classes, layout, norm, stem_padding)
+  return VGG(num_classes, layout, norm, stem_padding, bn_momentum)

@@ -21,10 +21,11 @@ class PreActBlock(nn.Module):
 
   width: int
   stride: int
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    norm = partial(layers.make_norm, "batch", train)
+    norm = partial(layers.make_norm, "batch", train, self.bn_momentum)
     active = nn.relu(norm("norm1")(x))
     y = layers.conv(self.width, 3, self.stride, name="conv1")(active)
     y = layers.conv(self.width, 3, name="conv2")(nn.relu(norm("norm2")(y)))
@@ -40,6 +41,7 @@ class WideResNet(nn.Module):
   blocks: int  # of each of the three groups
   width: int  # of the first group
   stem_width: int = 16
+  bn_momentum: float = layers.BN_MOMENTUM
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -48,15 +50,22 @@ class WideResNet(nn.Module):
     for i in range(3):
       for j in range(self.blocks):
         stride = 2 if i > 0 and j == 0 else 1
-        x = PreActBlock(self.width * 2**i, stride, name=f"stage{i}_block{j}")(x, train=train)
-    x = nn.relu(layers.make_norm("batch", train, "norm")(x)).mean((1, 2))
+        name = f"stage{i}_block{j}"
+        block = PreActBlock(self.width * 2**i, stride, self.bn_momentum, name=name)
+        x = block(x, train=train)
+    x = nn.relu(layers.make_norm("batch", train, self.bn_momentum, "norm")(x)).mean((1, 2))
     init = layers.torch_kernel_init
     x = nn.Dense(self.num_classes, kernel_init=init, name="classifier")(x)
     return x.astype(jnp.float32)
 
 
 def wide_resnet(
-  *, num_classes: int, image_shape: Sequence[int], depth: int = 16, widen: int = 2
+  *,
+  num_classes: int,
+  image_shape: Sequence[int],
+  depth: int = 16,
+  widen: int = 2,
+  bn_momentum: float = layers.BN_MOMENTUM,
 ) -> WideResNet:
   """Makes a WRN; the default is WRN-16-2.
 
@@ -65,12 +74,14 @@ def wide_resnet(
     image_shape: (h, w, c); every size will do.
     depth: convolutions on the longest way and the linear layer, 6 n + 4 for n blocks a group.
     widen: the groups have 16, 32 and 64 times as many channels as this.
+    bn_momentum: of the running statistics of batch norm, in Flax's terms.
 
   Raises:
     LtddError: an argument is out of range.
   """
   del image_shape
   layers.check_least("wide_resnet", 1, widen=widen)
+  layers.check_momentum("wide_resnet", bn_momentum)
   if depth < 10 or (depth - 4) % 6:
     raise LtddError(f"wide_resnet: depth={depth}; expected 10, 16, 22, 28, ... (6 n + 4).")
-  return WideResNet(num_classes, (depth - 4) // 6, 16 * widen)
+  return WideResNet(num_classes, (depth - 4) // 6, 16 * widen, bn_momentum=bn_momentum)

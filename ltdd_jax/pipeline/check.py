@@ -30,9 +30,9 @@ from ltdd_jax.pipeline.resources import RESOURCES
 from ltdd_jax.students import recipes
 from ltdd_jax.students import train as student_training
 from ltdd_jax.students.recipes import changes
-from ltdd_jax.teachers import statistics_pass
+from ltdd_jax.teachers import objectives, recalibrate, statistics_pass
 from ltdd_jax.teachers import train as teacher_training
-from ltdd_jax.training import losses, supervised
+from ltdd_jax.training import losses, many, supervised
 
 _RUN = ("seed", "session")
 _MODELS = {k: Group((f,), hidden=("num_classes", "image_shape")) for k, f in models.MODELS.items()}
@@ -46,6 +46,8 @@ SCHEMA: config_lib.Schema = {
   "data.splits.*": Group((longtail.make_split,), hidden=("seed",)),
   "teacher": Group((teacher_training.train_teachers,), own={"splits": {}}, hidden=_RUN),
   "teacher.models.*": _MODELS,
+  "teacher.objective": objectives.OBJECTIVES,
+  "teacher.derive.*": recalibrate.DERIVE,
   "statistics": Group((statistics_pass.collect,), own={"augment": None}, hidden=_RUN),
   "distil": Group(
     (run_method, distil.make_slots),
@@ -98,7 +100,7 @@ def check(config: Any) -> dict[str, Any]:
     check_at_least(f"config.{group}.", 1, **numbers)
   check_choice("config.calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
   for group in ("teacher", "student"):
-    check_choice(f"config.{group}.parallel", plain[group]["parallel"], teacher_training.PARALLEL)
+    check_choice(f"config.{group}.parallel", plain[group]["parallel"], many.PARALLEL)
   for group in ("teacher", "statistics"):
     _check_unmixed(group, plain[group]["augment"] or ())
   encoding.from_config(plain["label"])
@@ -119,7 +121,7 @@ def _check_unmixed(group: str, augment_specs: Any) -> None:
 
 def _check_student(student: Mapping[str, Any]) -> None:
   student_training.check_hard_weight(student["hard_weight"])
-  supervised.check_averages(student["ema"], student["bn_updates"])
+  supervised.check_ema(student["ema"])
   if student["recipe"] is not None:
     recipes.parse(student["recipe"])
 
@@ -154,7 +156,7 @@ def _check_labels(config: Mapping[str, Any]) -> None:
 
 
 _POSITIVE = {
-  "teacher": ("num_epochs", "batch_size"),
+  "teacher": ("num_epochs", "batch_size", "views"),
   "statistics": ("tile", "batch_size"),
   "distil": ("images_per_class", "batch_size"),
   "label": ("num_epochs", "batch_size"),
@@ -193,8 +195,10 @@ def _check_teacher(ctx: Context) -> None:
   config = ctx.config["teacher"]
   for split in {ctx.teacher_split(name) for name in ctx.networks}:
     counts = np.asarray(ctx.split(split).counts)
-    losses.make_supervised_loss(class_counts=counts, **config["loss"])
-  supervised.make_tx(config["optimizer"], config["schedule"], 10, None)
+    objectives.make_objective(counts, **config["objective"])
+  for step in config["derive"]:
+    recalibrate.make_step(**step)
+  supervised.make_tx(config["optimizer"], config["schedule"], 10, where="config.teacher")
   for specs in (config["augment"], ctx.config["statistics"]["augment"] or ()):
     augment.compose(specs)
 
@@ -206,7 +210,7 @@ def _check_students(ctx: Context) -> None:
   optimizer = dict(config["optimizer"])
   if optimizer.get("lr", 0) is None:  # the rate that a method learns
     optimizer["lr"] = 1.0
-  supervised.make_tx(optimizer, config["schedule"], 10, 1.0)
+  supervised.make_tx(optimizer, config["schedule"], 10, 1.0, where="config.student")
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   logits = jax.ShapeDtypeStruct((2, spec.num_classes), jnp.float32)
   jax.eval_shape(losses.make_soft_loss(**config["loss"]), logits, logits, row)

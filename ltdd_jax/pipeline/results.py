@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core import files
 from ltdd_jax.data import longtail
 from ltdd_jax.pipeline import graph
 from ltdd_jax.pipeline import stages as stages_lib
@@ -23,6 +24,8 @@ def write_report(
 ) -> dict[str, Any]:
   """Reads all artefacts of a run, writes `workdir/report/` and prints the table.
 
+  Of a pod, the first process writes and prints.
+
   Args:
     ctx: the run.
     stages: its stages.
@@ -32,15 +35,16 @@ def write_report(
     The contents of `results.json`.
   """
   results = collect(ctx, stages, skipped)
+  if jax.process_index() != 0:
+    return results
   folder = ctx.workdir.path / "report"
-  folder.mkdir(exist_ok=True)
   text = tables.render(results)
   for source in graph.image_sources(ctx.config):
     distilled = ctx.distilled(source)
     images.write_grid(folder / f"images-{source}.png", distilled["images"], distilled["labels"])
   plots.write_plots(results, folder)
-  workdir_lib.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
-  workdir_lib.write_text(folder / "report.md", text)
+  files.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+  files.write_text(folder / "report.md", text)
   print(text)
   return results
 

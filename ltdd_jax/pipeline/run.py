@@ -6,7 +6,6 @@ artefact is there, made with the same config from the same inputs, is skipped.
 """
 
 import datetime
-import pathlib
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from absl import logging
 
 from ltdd_jax.artefacts import checkpoint
 from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core import files
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import progress as progress_lib
 from ltdd_jax.core.types import LtddError
@@ -25,9 +25,9 @@ from ltdd_jax.training import loop
 
 def run(
   config: Any,
-  workdir: str | pathlib.Path,
+  workdir: files.Pathlike,
   *,
-  cache: str | pathlib.Path | None = None,
+  cache: files.Pathlike | None = None,
   stage: str | None = None,
   dry_run: bool = False,
   checkpoint_seconds: float = 30.0,
@@ -145,8 +145,8 @@ def run_stage(
 def plan(
   ctx: Context,
   stages: list[Stage],
-  workdir: str | pathlib.Path,
-  cache: str | pathlib.Path | None,
+  workdir: files.Pathlike,
+  cache: files.Pathlike | None,
   kinds: tuple[str, ...],
 ) -> None:
   """Prints what a run would do, without taking the lock or writing anything."""

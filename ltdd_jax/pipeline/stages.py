@@ -224,7 +224,7 @@ def probe_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
     **config,
     views=ctx.config["label"]["views"],
     view_key=label_lib.view_key(seed, row.images),
-    seed=seed + 1,
+    seed=seed,
     session=session,
   )
   return Product({"logits": logits, "labels": labels})

@@ -12,11 +12,12 @@ global state are not used.
 
 import importlib.util
 import io
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from etils import epath
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
@@ -60,7 +61,7 @@ def available() -> bool:
   return importlib.util.find_spec("matplotlib") is not None
 
 
-def confidences(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
+def confidences(results: Mapping[str, Any], path: files.Pathlike) -> None:
   """Draws the class confidences of plain and of calibrated soft labels, and writes a PNG.
 
   The confidence of a class is the mean probability that the labels of its distilled images give to
@@ -76,7 +77,7 @@ def confidences(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
   save(confidences_figure(results), path)
 
 
-def accuracies(results: Mapping[str, Any], path: str | pathlib.Path) -> None:
+def accuracies(results: Mapping[str, Any], path: files.Pathlike) -> None:
   """Draws the accuracy of each class (mean over seeds) for each kind of label, and writes a PNG.
 
   Args:
@@ -93,7 +94,7 @@ def calibration(
   report: Mapping[str, Any],
   class_counts: Any,
   confidence: tuple[Any, Any],
-  path: str | pathlib.Path,
+  path: files.Pathlike,
 ) -> None:
   """Draws what one calibration did, and writes a PNG.
 
@@ -110,7 +111,7 @@ def calibration(
   save(calibration_figure(report, class_counts, confidence), path)
 
 
-def write_plots(results: Mapping[str, Any], folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+def write_plots(results: Mapping[str, Any], folder: epath.Path) -> tuple[epath.Path, ...]:
   """Writes the plots that a run has the numbers for; none if matplotlib is not installed.
 
   Returns:
@@ -302,11 +303,9 @@ def new_figure(width: float, height: float) -> Any:
   return figure
 
 
-def save(figure: Any, path: str | pathlib.Path) -> None:
-  """Writes a figure as PNG; raises LtddError if that is not possible."""
-  path, png = pathlib.Path(path), io.BytesIO()
-  figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-  with files.explained(f"plot {path}", folder=path.parent, need=png.tell()):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as file:
-      file.write(png.getvalue())
+def save(figure: Any, path: files.Pathlike) -> None:
+  """Writes a figure as PNG, on the first process of a pod; LtddError if that is not possible."""
+  if jax.process_index() == 0:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    files.write_bytes(path, png.getvalue(), what="plot")

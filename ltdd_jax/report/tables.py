@@ -5,7 +5,6 @@ the evaluations is shown beside it and called so. Standard deviations are over s
 """
 
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -234,6 +233,6 @@ def or_dash(value: float | None, form: str) -> str:
   return "-" if value is None else format(value, form)
 
 
-def read_results(workdir: str | pathlib.Path) -> dict[str, Any]:
+def read_results(workdir: files.Pathlike) -> dict[str, Any]:
   """Reads `report/results.json` of a work directory."""
-  return json.loads((pathlib.Path(workdir) / "report" / "results.json").read_text())
+  return json.loads((files.path(workdir) / "report" / "results.json").read_text())

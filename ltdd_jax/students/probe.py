@@ -55,7 +55,8 @@ def unseen_logits(
   if np.ptp(log_prior) == 0 or not probe.enough(shown.labels, log_prior):
     return np.zeros((0, spec.num_classes), np.float32), np.zeros(0, np.int32)
   found = student_training.train_students(
-    name, images, labels, supervision, data, spec, num_seeds=1, evaluations=1, session=session,
+    name, images, labels, supervision, data, spec, num_seeds=1, evaluations=1, key_name="probe",
+    session=session,
     **student,
   )  # fmt: skip
   first = jax.tree.map(lambda x: x[0], found.variables)
@@ -83,4 +84,4 @@ def logits_of(
   consts = {"images": images, "variables": variables}
   consts = mesh_lib.put(consts, mesh_lib.replicated(session.mesh))
   apply = lambda variables, pixels: network.apply(variables, pixels, train=False)
-  return label_lib.clean_logits(consts, apply, spec, min(_BATCH, len(images)))
+  return label_lib.clean_logits(consts, apply, spec, _BATCH, session.mesh)

@@ -14,12 +14,14 @@ import numpy as np
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core import rng
+from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import ArrayData, Leaf, LtddError
 from ltdd_jax.data import feed
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels import label as labels_lib
 from ltdd_jax.labels.sources import Supervision
-from ltdd_jax.training import loop, losses, many, supervised
+from ltdd_jax.training import loop, losses, many, metrics, supervised
 
 
 class Target(NamedTuple):
@@ -107,12 +109,12 @@ def train_students(
   view_key: jax.Array,
   hard_weight: float = 0.0,
   ema: float | None = None,
-  bn_updates: int = 1,
   num_seeds: int = 3,
   evaluations: int = 5,
   eval_batch_size: int = 500,
   parallel: str = "auto",
   seed: int = 0,
+  key_name: str = "student",
   session: loop.Session | None = None,
 ) -> StudentResult:
   """Trains `num_seeds` students and scores them.
@@ -138,28 +140,37 @@ def train_students(
     view_key: from `labels.view_key`.
     ema: decay of an average of the parameters that is scored in their place, or None; see
       `train.train_step`.
-    bn_updates: 1, or 2 to update batch statistics twice a step; see there.
     num_seeds: students.
     evaluations: how often a student is scored, evenly spaced; the last is at the end.
     eval_batch_size: test images in one pass.
-    parallel: "vmap" (all seeds in one program), "loop" (one after another) or "auto": vmap on
-      accelerators; loop on CPU, whose compiler is slow on the grouped convolutions that vmap makes.
+    parallel: how seeds are trained; see `many.train`.
     seed: the run's seed.
+    key_name: first part of the paths of all keys; other students than those of the student stage
+      have another, so that they share no draws with them.
     session: devices, checkpoints, progress.
 
   Raises:
     LtddError: bad numbers, or training that diverged.
   """
   session = session or loop.Session()
-  _check_numbers(num_seeds=num_seeds, evaluations=evaluations, num_epochs=num_epochs)
-  if parallel not in ("auto", "vmap", "loop"):
-    raise LtddError(f"config.student.parallel is {parallel!r}; expected 'auto', 'vmap' or 'loop'")
+  check_at_least(
+    "config.student.",
+    1,
+    num_seeds=num_seeds,
+    evaluations=evaluations,
+    num_epochs=num_epochs,
+    batch_size=batch_size,
+    eval_batch_size=eval_batch_size,
+  )
+  check_choice("config.student.parallel", parallel, many.PARALLEL)
   check_hard_weight(hard_weight)
-  supervised.check_averages(ema, bn_updates)
+  supervised.check_ema(ema)
   n = len(labels)
   num_steps = feed.num_steps(n, min(batch_size, n), num_epochs=num_epochs)
   network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
-  tx = supervised.make_tx(optimizer, schedule, num_steps, n / min(batch_size, n))
+  tx = supervised.make_tx(
+    optimizer, schedule, num_steps, n / min(batch_size, n), where="config.student"
+  )
   step = functools.partial(
     supervised.train_step,
     apply_fn=network.apply,
@@ -167,45 +178,57 @@ def train_students(
     batch_fn=functools.partial(
       make_batch, views_of=labels_lib.view_fn(spec, **views), supervision=supervision
     ),
-    loss_fn=_loss_fn(supervision, loss, hard_weight),
-    mesh=session.mesh,
+    objective=supervised.of_logits(_loss_fn(supervision, loss, hard_weight)),
+    num_steps=num_steps,
     ema=ema,
-    bn_updates=bn_updates,
   )
-  run = many.Run(
-    name=name,
-    step=step,
-    init=functools.partial(
+  scoring = many.Scoring(
+    tuple(sorted({max(1, round(num_steps * (i + 1) / evaluations)) for i in range(evaluations)})),
+    spec.num_classes,
+    _scorer(network.apply, test, spec, eval_batch_size, session),
+  )
+  trained = many.train(
+    [_network(name, key_name, i, n, batch_size, seed) for i in range(num_seeds)],
+    functools.partial(
       supervised.init_state, network, tx, image_shape=spec.image_shape, ema=ema is not None
     ),
-    apply_fn=network.apply,
-    consts=_consts(images, labels, supervision, view_key, session),
-    test=mesh_lib.put(test, mesh_lib.replicated(session.mesh)),
-    spec=spec,
+    step,
+    _consts(images, labels, supervision, view_key, session),
     num_steps=num_steps,
-    eval_steps=tuple(
-      sorted({max(1, round(num_steps * (i + 1) / evaluations)) for i in range(evaluations)})
-    ),
-    eval_batch_size=eval_batch_size,
-    samplers=tuple(
-      feed.BatchSampler(seed, f"student/{i}", n, batch_size) for i in range(num_seeds)
-    ),
-    seed=seed,
     session=session,
+    parallel=parallel,
+    scoring=scoring,
   )
-  if parallel == "auto":
-    on_cpu = session.mesh.devices.flat[0].platform == "cpu"
-    parallel = "loop" if on_cpu else "vmap"
-  run_seeds = many.run_vmap if parallel == "vmap" else many.run_loop
-  correct, variables = run_seeds(run)
   total = np.bincount(np.asarray(test.labels), minlength=spec.num_classes).astype(np.int32)
-  return StudentResult(correct, total, np.asarray(run.eval_steps, np.int32), variables)
+  steps = np.asarray(scoring.steps, np.int32)
+  return StudentResult(trained.correct, total, steps, trained.state.scored)
 
 
-def _check_numbers(**numbers: int) -> None:
-  for key, value in numbers.items():
-    if value < 1:
-      raise LtddError(f"config.student.{key} is {value}; expected 1 or more")
+def _network(
+  name: str, key_name: str, i: int, num_images: int, batch_size: int, seed: int
+) -> many.Network:
+  """Student i; the kind of label does not enter."""
+  sampler = feed.BatchSampler(seed, f"{key_name}/{i}", num_images, batch_size)
+  return many.Network(
+    f"{name}/seed{i}",
+    rng.key_for(seed, key_name, "init", i),
+    rng.key_for(seed, key_name, "step", i),
+    lambda t: {"indices": sampler(t), "epochs": sampler.epoch(t)},
+  )
+
+
+def _scorer(
+  apply_fn: Callable[..., jax.Array],
+  test: ArrayData,
+  spec: DatasetSpec,
+  batch_size: int,
+  session: loop.Session,
+) -> Callable[[Any], jax.Array]:
+  test = mesh_lib.put(test, mesh_lib.replicated(session.mesh))
+  evaluate = metrics.make_evaluate(
+    apply_fn, spec.mean, spec.std, spec.num_classes, networks=True, mesh=session.mesh
+  )
+  return lambda variables: evaluate(variables, test.images, test.labels, batch_size).correct
 
 
 def check_hard_weight(hard_weight: float) -> None:
@@ -219,7 +242,7 @@ def check_hard_weight(hard_weight: float) -> None:
 
 def _loss_fn(
   supervision: Supervision, loss: Mapping[str, Any], hard_weight: float
-) -> supervised.LossFn:
+) -> Callable[[jax.Array, Target], jax.Array]:
   if supervision.kind == "hard":
     return hard_loss
   return functools.partial(

@@ -8,10 +8,10 @@ line is changed in all of them. It can be stopped and started again as a run can
 of runs and of an analysis that takes seconds.
 """
 
-import pathlib
 from typing import Any
 
 from ltdd_jax.core import config as config_lib
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.studies import bound_study, networks_study, perturbation_study
 from ltdd_jax.studies.runs import Runner
@@ -25,9 +25,9 @@ STUDIES = {
 
 def run(
   config: Any,
-  workdir: str | pathlib.Path,
+  workdir: files.Pathlike,
   *,
-  cache: str | pathlib.Path | None = None,
+  cache: files.Pathlike | None = None,
   stage: str | None = None,
   dry_run: bool = False,
   checkpoint_seconds: float = 30.0,
@@ -60,8 +60,8 @@ def run(
   if stage is not None:
     raise LtddError(f"--stage={stage} is for runs; a study runs whole. Leave it out")
   runner = Runner(
-    pathlib.Path(workdir),
-    cache=cache or pathlib.Path(workdir) / "cache",
+    files.path(workdir),
+    cache=cache or files.path(workdir) / "cache",
     dry_run=dry_run,
     checkpoint_seconds=checkpoint_seconds,
     show_progress=show_progress,

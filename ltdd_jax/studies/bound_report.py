@@ -1,8 +1,9 @@
 """The report of the study of the bound: tables and a figure, from `report/bound.json` alone."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from etils import epath
 
 from ltdd_jax.report import plots, tables
 
@@ -95,7 +96,7 @@ def _marginal(term: Mapping[str, Any]) -> str:
 # ---- figures ----
 
 
-def write_plots(results: Mapping[str, Any], folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+def write_plots(results: Mapping[str, Any], folder: epath.Path) -> tuple[epath.Path, ...]:
   """Writes `bound.png` and `bound_calibrators.png`; nothing if matplotlib is not installed."""
   if not plots.available():
     return ()

@@ -22,6 +22,7 @@ from ltdd_jax.pipeline import check, graph, stages
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.studies import bound, bound_report, runs
 from ltdd_jax.teachers import aggregate as aggregate_lib
+from ltdd_jax.training import forward
 
 SCHEMA = 2  # 2: with image_bytes and label_bytes
 _BATCH = 500
@@ -195,15 +196,11 @@ def teacher_logits(ctx: Context) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
-  """Compiles a function of images once, for batches of one size; the last wraps round."""
-  compiled = jax.jit(fn)
-
-  def apply(images: np.ndarray) -> np.ndarray:
-    n = len(images)
-    rows = [(s + np.arange(_BATCH)) % n for s in range(0, n, _BATCH)]
-    return np.concatenate([np.asarray(compiled(images[r])) for r in rows])[:n]
-
-  return apply
+  """Compiles a function of images once, for batches of one size over all devices."""
+  mesh = mesh_lib.make_mesh()
+  compiled = jax.jit(lambda images: fn(mesh_lib.split_batch(mesh, 0.0 + images)))
+  step = lambda images, rows, counts: compiled(images[rows])
+  return lambda images: forward.outputs(step, images, len(images), _BATCH)
 
 
 def make_views(ctx: Context, source: str, num_epochs: int) -> np.ndarray:

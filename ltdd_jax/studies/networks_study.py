@@ -56,8 +56,10 @@ def with_network(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
   """
   trained = dict(config["student"])
   if trained["recipe"] is not None:
-    old, new = (_recipe(config, m)["student"] for m in (trained["model"], model))
-    trained |= {k: new[k] for k in new if old[k] != new[k] and trained[k] == old[k]}
+    both = trained["model"], dict(model)
+    old, new = ({"model": m} | _recipe(config, m)["student"] for m in both)
+    changed = {k: new[k] for k in new if old[k] != new[k] and trained[k] == old[k]}
+    return {**config, "student": trained | {"model": dict(model)} | changed}
   return {**config, "student": trained | {"model": dict(model)}}
 
 

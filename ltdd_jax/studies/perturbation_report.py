@@ -1,10 +1,10 @@
 """The report of the perturbation study, from `report/perturbation.json` alone."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from ltdd_jax.report import plots, tables
 
@@ -165,7 +165,7 @@ def _kind(row: Mapping[str, Any]) -> str:
 # ---- figures ----
 
 
-def write_plots(results: Mapping[str, Any], folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+def write_plots(results: Mapping[str, Any], folder: epath.Path) -> tuple[epath.Path, ...]:
   """Writes the figures; none if matplotlib is not installed.
 
   Returns:

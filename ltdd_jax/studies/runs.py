@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from ltdd_jax import calibrate, pipeline
 from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core import files
 from ltdd_jax.pipeline import check, graph, stages
 from ltdd_jax.pipeline.context import Context, Row
 
@@ -21,8 +22,8 @@ _CHUNK = 1 << 22  # logits that are calibrated at once
 class Runner:
   """Starts runs of the pipeline in folders of a study's work directory."""
 
-  workdir: pathlib.Path
-  cache: str | pathlib.Path
+  workdir: epath.Path
+  cache: files.Pathlike
   dry_run: bool = False
   checkpoint_seconds: float = 30.0
   show_progress: bool = True
@@ -45,13 +46,17 @@ class Runner:
     """A finished run, to read from."""
     return Context(check.check(config), workdir_lib.Workdir(self.workdir / name))
 
-  def write_report(self, name: str, results: Mapping[str, Any], text: str) -> pathlib.Path:
-    """Writes `report/NAME.json` and `report/NAME.md`, prints the latter; returns the folder."""
+  def write_report(self, name: str, results: Mapping[str, Any], text: str) -> epath.Path:
+    """Writes `report/NAME.json` and `report/NAME.md`, prints the latter; returns the folder.
+
+    Of a pod, the first process writes and prints.
+    """
     folder = self.workdir / "report"
-    content = json.dumps(results, indent=1, allow_nan=False)
-    workdir_lib.write_text(folder / f"{name}.json", content + "\n")
-    workdir_lib.write_text(folder / f"{name}.md", text)
-    print(text)
+    if jax.process_index() == 0:
+      content = json.dumps(results, indent=1, allow_nan=False)
+      files.write_text(folder / f"{name}.json", content + "\n")
+      files.write_text(folder / f"{name}.md", text)
+      print(text)
     return folder
 
 

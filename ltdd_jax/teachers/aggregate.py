@@ -1,18 +1,17 @@
-"""Several teachers: which of them observe, which label, and how their logits become one label.
+"""Several teachers: how their logits become one label, and choices among them.
 
 config.teacher.models = {"resnet": {...}, "convnet": {...}, "wrn": {...}}
 config.distil.teachers = ("resnet", "wrn")      # None, the default: all
-config.label.teachers = ("convnet",)
-config.label.aggregate = "norm_equalised"       # or "norm_equalised_batch"; "mean" is the default
+config.label.sources.teacher = {"name": "teacher", "aggregate": "norm_equalised"}
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ltdd_jax.core.config import suggest
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 
 Logits = Float[Array, "t b k"]
@@ -24,30 +23,15 @@ def mean(logits: Logits) -> Float[Array, "b k"]:
 
 
 def norm_equalised(logits: Logits) -> Float[Array, "b k"]:
-  """Averages logits after giving those of each teacher the same norm, so that none is louder.
-
-      z_b = (1/T) sum_t  z_tb  m_b / |z_tb|,     m_b = (1/T) sum_t |z_tb|
-
-  G-VBSM on ImageNet (EDC takes the mean there too). In what we differ: its norms are those of a
-  teacher's whole batch of logits, `norm_equalised_batch`, so that a label depends on the batch that
-  it was made in; here each view has its own norms, and with them each teacher the same say in each
-  view, however sure it is. A teacher whose logits are all zero adds nothing.
-  """
-  return _equalised(logits, (-1,))
-
-
-def norm_equalised_batch(logits: Logits) -> Float[Array, "b k"]:
   """Averages logits after giving each teacher's (b, k) matrix the same Frobenius norm.
 
+      z = (1/T) sum_t  z_t  m / |z_t|,     m = (1/T) sum_t |z_t|
+
   G-VBSM's released code on ImageNet. Labels depend on the order of the images and on
-  `config.label.batch_size` (1,024 there; that of the student with `config.label.online`), and a
-  batch that is filled up counts with what fills it.
+  `config.label.batch_size` (1,024 there; that of the student with labels made on line), and a batch
+  that is filled up counts with what fills it. A teacher whose logits are all zero adds nothing.
   """
-  return _equalised(logits, (-2, -1))
-
-
-def _equalised(logits: Logits, axes: tuple[int, ...]) -> Float[Array, "b k"]:
-  norms = jnp.sqrt(jnp.sum(jnp.square(logits), axis=axes, keepdims=True))
+  norms = jnp.sqrt(jnp.sum(jnp.square(logits), axis=(-2, -1), keepdims=True))
   directions = logits / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
   return jnp.mean(directions, axis=0) * jnp.mean(norms, axis=0)
 
@@ -55,33 +39,16 @@ def _equalised(logits: Logits, axes: tuple[int, ...]) -> Float[Array, "b k"]:
 AGGREGATES: dict[str, Callable[[Logits], Float[Array, "b k"]]] = {
   "mean": mean,
   "norm_equalised": norm_equalised,
-  "norm_equalised_batch": norm_equalised_batch,
 }
 
 
-BY_BATCH = ("norm_equalised_batch",)  # a label depends on the batch that it was made in
+BY_BATCH = ("norm_equalised",)  # a label depends on the batch that it was made in
 
 
 def aggregate_fn(name: str) -> Callable[[Logits], Float[Array, "b k"]]:
   """Finds an aggregate by its name; raises LtddError for an unknown one."""
-  if name not in AGGREGATES:
-    options = ", ".join(map(repr, AGGREGATES))
-    raise LtddError(f"config.label.aggregate is {name!r}; expected one of {options}")
+  check_choice("aggregate", name, AGGREGATES)
   return AGGREGATES[name]
-
-
-def distil_teachers(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Keys of the teachers that methods distil from, in the order in which they take turns."""
-  return members("config.distil.teachers", config["distil"]["teachers"], _models(config))
-
-
-def label_teachers(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Keys of the teachers that label."""
-  return members("config.label.teachers", config["label"]["teachers"], _models(config))
-
-
-def _models(config: Mapping[str, Any]) -> Mapping[str, Any]:
-  return config["teacher"]["models"]
 
 
 def members(where: str, chosen: Iterable[str] | None, known: Iterable[str]) -> tuple[str, ...]:

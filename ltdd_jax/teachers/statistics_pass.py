@@ -21,8 +21,7 @@ from ltdd_jax.core.types import ArrayData, LtddError, Teacher
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.teachers import statistics
-from ltdd_jax.teachers import train as teacher_training
-from ltdd_jax.training import loop
+from ltdd_jax.training import forward, loop, supervised
 
 
 def collect(
@@ -63,7 +62,7 @@ def collect(
   session = session or loop.Session()
   data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
   batch_fn = functools.partial(
-    teacher_training.image_batch, spec=spec, augment_fn=augment_lib.compose(augment)
+    supervised.image_batch, spec=spec, augment_fn=augment_lib.compose(augment)
   )
   compiled: dict[Any, loop.Compiled] = {}  # teachers of one architecture share their program
   return tuple(
@@ -92,7 +91,7 @@ def _pass(
     )
 
   def step_fn(state: Any, consts: Any, x: Any) -> tuple[Any, dict[str, jax.Array]]:
-    rows, counts, t = x
+    (rows, counts), t = x
     key = jax.random.fold_in(consts["key"], t)
     images, labels = mesh_lib.split_batch(session.mesh, batch_fn(consts, rows, key))
     member = jax.nn.one_hot(labels, k) * counts[:, None]
@@ -111,17 +110,11 @@ def _pass(
     step_fn,
     state,
     consts,
-    num_steps=-(-n // size),
+    num_steps=forward.num_batches(n, size),
     session=session,
     name=name,
-    inputs=functools.partial(_rows, n, size),
+    inputs=lambda t: (forward.batch_of(n, size, t), np.int32(t)),
     compiled=compiled.setdefault(teacher.model, {}),
     advice="the teacher's activations are too large; train it with a lower learning rate",
   )
   return jax.device_get(state)
-
-
-def _rows(n: int, size: int, t: int) -> tuple[np.ndarray, np.ndarray, np.int32]:
-  """Rows (b,) of batch t, whether each counts (b,), and t; the last batch is filled up."""
-  rows = np.arange(t * size, (t + 1) * size)
-  return np.minimum(rows, n - 1).astype(np.int32), (rows < n).astype(np.float32), np.int32(t)

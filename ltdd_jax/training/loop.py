@@ -13,17 +13,21 @@ compiled once; where many steps go in one dispatch they are the branches of one 
 """
 
 import dataclasses
+import io
 import math
-import pathlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
+from etils import epath
 
 from ltdd_jax.artefacts import checkpoint
+from ltdd_jax.core import files
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import progress as progress_lib
 from ltdd_jax.core.types import LtddError
@@ -38,7 +42,7 @@ class Session:
 
   Attributes:
     mesh: the devices.
-    scratch: folder for checkpoints of work in progress, or None for no checkpoints.
+    scratch: folder for work in progress (checkpoints, finished parts), or None for none.
     metrics: folder for metrics (JSON lines and TensorBoard events), or None.
     checkpoint_seconds: least time between two checkpoints of one loop.
     log_every: steps between two readings of the metrics.
@@ -46,8 +50,8 @@ class Session:
   """
 
   mesh: jax.sharding.Mesh = dataclasses.field(default_factory=mesh_lib.make_mesh)
-  scratch: pathlib.Path | None = None
-  metrics: pathlib.Path | None = None
+  scratch: epath.Path | None = None
+  metrics: epath.Path | None = None
   checkpoint_seconds: float = 30.0
   log_every: int = 50
   show_progress: bool = True
@@ -55,6 +59,38 @@ class Session:
   def steps_per_call(self) -> int:
     """Steps in one dispatch: 1 on CPU, `log_every` elsewhere."""
     return 1 if self.mesh.devices.flat[0].platform == "cpu" else self.log_every
+
+  def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
+    """Stores the result of a finished part of a stage, whole or not at all.
+
+    Then `discard(name)` may remove the checkpoints of its loop, which are many times as large.
+    """
+    if self.scratch is not None and jax.process_index() == 0:
+      content = io.BytesIO()
+      np.savez(content, **arrays)
+      files.write_bytes(_part(self.scratch, name), content.getvalue(), what="finished part")
+    mesh_lib.barrier("part kept")
+
+  def kept(self, name: str) -> dict[str, np.ndarray] | None:
+    """What `keep` stored, so that a resumed run does not make that part again; None if nothing."""
+    if self.scratch is None or not _part(self.scratch, name).exists():
+      return None
+    path = _part(self.scratch, name)
+    try:
+      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
+        return dict(found)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+      logging.warning("%s is damaged (%s); it is made anew", path, error)
+      return None
+
+  def discard(self, name: str) -> None:
+    """Removes the checkpoints of the loop `name`."""
+    if self.scratch is not None:
+      checkpoint.discard(self.scratch / name)
+
+
+def _part(scratch: files.Pathlike, name: str) -> epath.Path:
+  return files.path(scratch) / "finished" / f"{name}.npz"
 
 
 class _Monitor:
@@ -159,7 +195,7 @@ class _Steps:
       self.compiled[slot] = compile_step(step_fn, state, count)
     if count == 1:
       return self.compiled[slot](state, consts, self.inputs(t))
-    x = _stack([self.inputs(t + i) for i in range(count)])
+    x = stack([self.inputs(t + i) for i in range(count)])
     if several:
       x = (x, np.array([self._turn(t + i) for i in range(count)], np.int32))
     return self.compiled[slot](state, consts, x)
@@ -227,7 +263,7 @@ def run(
       state, metrics = steps(t, count, state, consts)
       t += count
       monitor.add(t, metrics)
-      if t in hooks:
+      if hook and t in hooks:
         state = hook(t, state)
       stopping, overdue = _wishes(progress, t == stop_at)
       if stopping or t == stop_at or time.monotonic() > due:
@@ -255,7 +291,8 @@ def _wishes(progress: checkpoint.Progress | None, agree: bool) -> tuple[bool, bo
   if jax.process_count() > 1 and not agree:
     return False, False
   due = progress is not None and progress.due()
-  return mesh_lib.any_process(checkpoint.stop_requested(), due)
+  stopping, overdue = mesh_lib.any_process(checkpoint.stop_requested(), due)
+  return stopping, overdue
 
 
 def _check_finite(name: str, step: int, state: Any, advice: str) -> None:
@@ -273,10 +310,6 @@ def _all_finite(arrays: list[jax.Array]) -> jax.Array:
   return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in arrays]))
 
 
-def _stack(items: list[Any]) -> Any:
+def stack(items: Sequence[Any]) -> Any:
+  """Stacks trees of host arrays."""
   return jax.tree.map(lambda *x: np.stack(x), *items)
-
-
-def scalar_step(step: int = 0) -> jax.Array:
-  """A step counter that survives a checkpoint without a change of type."""
-  return jnp.asarray(step, jnp.int32)

@@ -1,135 +1,170 @@
-"""Several seeds of one training: one by one, or all at once under `vmap`, scored as they go.
+"""Several networks of one architecture: trained one after another, or all in one program.
 
-Seeds differ in initialisation and order of images. The record of scores is part of the state of the
-loop, so that checkpoints hold it.
+  trained = train(networks, init, step, consts, num_steps=1000, session=session, name="teacher")
+
+Networks differ in their keys and inputs. All states have a leading axis of networks.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from ltdd_jax.core import mesh as mesh_lib
-from ltdd_jax.core import rng
-from ltdd_jax.core.types import ArrayData
-from ltdd_jax.data import feed
-from ltdd_jax.data.specs import DatasetSpec
-from ltdd_jax.training import loop, metrics
+from ltdd_jax.core.types import TrainState
+from ltdd_jax.training import loop
+
+PARALLEL = ("auto", "vmap", "loop")
+MeshFn = Callable[..., Any]  # a function with the keyword `mesh`: devices to split a batch over
 
 
-class Run(NamedTuple):
-  """What the two ways of running seeds share."""
+class Network(NamedTuple):
+  """What one network has for itself."""
 
-  name: str
-  step: Callable[..., Any]
-  init: Callable[[jax.Array], Any]
-  apply_fn: Callable[..., Any]
-  consts: dict[str, Any]
-  test: ArrayData
-  spec: DatasetSpec
-  num_steps: int
-  eval_steps: tuple[int, ...]
-  eval_batch_size: int
-  samplers: tuple[feed.BatchSampler, ...]
-  seed: int
-  session: loop.Session
+  name: str  # of its loop
+  init_key: jax.Array
+  step_key: jax.Array
+  inputs: Callable[[int], Any]  # step -> host arrays
 
-  def keys(self, purpose: str) -> list[jax.Array]:
-    """One key for each seed; the kind of label does not enter."""
-    return [rng.key_for(self.seed, "student", purpose, i) for i in range(len(self.samplers))]
 
-  def with_history(self, state: Any, seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Adds the record of evaluations to the state, so that checkpoints hold it."""
-    history = jnp.zeros((len(self.eval_steps), *seeds, self.spec.num_classes), jnp.int32)
-    both = {"train": state, "correct": history}
-    return mesh_lib.put(both, mesh_lib.replicated(self.session.mesh))
+class Scoring(NamedTuple):
+  """Evaluations on the way. The record of them is part of the state, so checkpoints hold it."""
 
-  def hook(self, eval_step: Callable[..., Any]) -> Callable[[int, Any], Any]:
-    """Scores the students and writes the counts into the record."""
+  steps: tuple[int, ...]  # after which networks are scored, increasing
+  num_classes: int
+  score: Callable[[Any], jax.Array]  # variables with a leading axis -> correct (s, k)
 
-    def score(t: int, state: dict[str, Any]) -> dict[str, Any]:
-      counts = metrics.run_eval(
-        eval_step,
-        state["train"].scored,
-        self.test.images,
-        self.test.labels,
-        self.eval_batch_size,
-      )
-      row = self.eval_steps.index(t)
-      correct = state["correct"].at[row].set(counts.correct.astype(jnp.int32))
-      return {"train": state["train"], "correct": correct}
 
-    return score
+class Trained(NamedTuple):
+  """Networks after their last step, on the host."""
 
-  def eval_step(self, *, seeds: bool) -> Callable[..., Any]:
-    spec = self.spec
-    return metrics.make_eval_step(
-      self.apply_fn, spec.mean, spec.std, spec.num_classes, seeds=seeds, mesh=self.session.mesh
+  state: TrainState  # with a leading axis s
+  correct: np.ndarray | None  # (s, m, k) int32 at each of m evaluations
+
+
+def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.Mesh) -> MeshFn:
+  """Maps a function over a leading axis of networks, of any length.
+
+  On one device this is `vmap`. On several, XLA does not split the grouped convolutions that `vmap`
+  makes, so that every device would do all of the work: networks are split over the devices if
+  their number divides, and otherwise go one after another, with each batch split.
+
+  Args:
+    fn: its keyword `mesh` is None where no batch may be split.
+    in_axes: 0 for arguments with that axis, None for shared ones; the first has it.
+    mesh: the devices.
+  """
+
+  def alone(*args: Any) -> Any:
+    first = [a if axis is None else member(a, 0) for a, axis in zip(args, in_axes, strict=True)]
+    # Barriers: without them XLA fuses the slices into the step, and its rounding moves.
+    found = jax.lax.optimization_barrier(fn(*jax.lax.optimization_barrier(first), mesh=mesh))
+    return jax.tree.map(lambda x: x[None], found)
+
+  def in_turn(*args: Any) -> Any:
+    own = [a for a, axis in zip(args, in_axes, strict=True) if axis == 0]
+
+    def one(members: list[Any]) -> Any:
+      rest = iter(members)
+      both = [a if axis is None else next(rest) for a, axis in zip(args, in_axes, strict=True)]
+      return fn(*both, mesh=mesh)
+
+    return jax.lax.map(one, own)
+
+  at_once = jax.vmap(lambda *args: fn(*args, mesh=None), in_axes=in_axes)
+  own, shared = PartitionSpec(mesh_lib.AXIS), PartitionSpec()
+  specs = tuple(shared if axis is None else own for axis in in_axes)
+  spread = jax.shard_map(at_once, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
+
+  def mapped(*args: Any) -> Any:
+    count = len(jax.tree.leaves(args[0])[0])
+    if count == 1:
+      return alone(*args)
+    if mesh.size == 1:
+      return at_once(*args)
+    return in_turn(*args) if count % mesh.size else spread(*args)
+
+  return mapped
+
+
+def member(tree: Any, i: int) -> Any:
+  """Takes network i out of a tree with a leading axis of networks."""
+  return jax.tree.map(lambda x: x[i], tree)
+
+
+def train(
+  networks: Sequence[Network],
+  init: Callable[[jax.Array], TrainState],
+  step: MeshFn,
+  consts: Mapping[str, Any],
+  *,
+  num_steps: int,
+  session: loop.Session,
+  parallel: str = "auto",
+  scoring: Scoring | None = None,
+) -> Trained:
+  """Trains networks of one architecture.
+
+  Args:
+    networks: one or more.
+    init: key -> state.
+    step: `(state, consts, x, *, mesh) -> (state, metrics)`, see `supervised.train_step`.
+    consts: what all share; "key" is added, that of each network.
+    num_steps: steps of each.
+    session: devices, checkpoints, progress.
+    parallel: "vmap" (all in one program), "loop" (one after another; the step is compiled once) or
+      "auto": vmap on accelerators; loop on CPU, whose compiler is slow on the grouped convolutions
+      that vmap makes. Equal within rounding.
+    scoring: evaluations on the way, or None.
+  """
+  if parallel == "auto":
+    parallel = "loop" if session.mesh.devices.flat[0].platform == "cpu" else "vmap"
+  groups = [networks] if parallel == "vmap" else [[network] for network in networks]
+  compiled: loop.Compiled = {}
+  step_fn, hook = _step_fn(step, session.mesh), scoring and _hook(scoring)
+  first = jax.jit(over_networks(lambda key, mesh: init(key), (0,), session.mesh))
+  parts = []
+  for group in groups:
+    record = scoring and np.zeros((len(group), len(scoring.steps), scoring.num_classes), np.int32)
+    state = {"train": first(jnp.stack([n.init_key for n in group])), "correct": record}
+    state = loop.run(
+      step_fn,
+      mesh_lib.put(state, mesh_lib.at_rest(session.mesh, len(group))),
+      {"shared": dict(consts), "key": jnp.stack([n.step_key for n in group])},
+      num_steps=num_steps,
+      session=session,
+      name=group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else ""),
+      inputs=lambda t, group=group: loop.stack([n.inputs(t) for n in group]),
+      hook=hook,
+      hook_at=scoring.steps if scoring else (),
+      compiled=compiled,
     )
+    parts.append(mesh_lib.get(state))
+  joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  return Trained(joined["train"], joined["correct"])
 
 
-def _keep_history(step: Callable[..., Any]) -> loop.StepFn:
-  def step_fn(state, consts, x):
-    new, step_metrics = step(state["train"], consts, x)
-    return {"train": new, "correct": state["correct"]}, step_metrics
+def _step_fn(step: MeshFn, mesh: jax.sharding.Mesh) -> loop.StepFn:
+  """The step of a group; metrics are means over it, and the record of scores stays."""
+
+  def one(state: Any, key: Any, x: Any, shared: Any, *, mesh: Any) -> Any:
+    return step(state, shared | {"key": key}, x, mesh=mesh)
+
+  mapped = over_networks(one, (0, 0, 0, None), mesh)
+
+  def step_fn(state: Any, consts: Any, x: Any) -> tuple[Any, dict[str, jax.Array]]:
+    new, metrics = mapped(state["train"], consts["key"], x, consts["shared"])
+    return state | {"train": new}, jax.tree.map(jnp.mean, metrics)
 
   return step_fn
 
 
-def _inputs(sampler: feed.BatchSampler, t: int) -> dict[str, np.ndarray]:
-  return {"indices": sampler(t), "epochs": sampler.epoch(t)}
+def _hook(scoring: Scoring) -> Callable[[int, Any], Any]:
+  def score(t: int, state: dict[str, Any]) -> dict[str, Any]:
+    correct, row = scoring.score(state["train"].scored), scoring.steps.index(t)
+    return state | {"correct": state["correct"].at[:, row].set(correct.astype(jnp.int32))}
 
-
-def run_loop(run: Run) -> tuple[np.ndarray, Any]:
-  """Trains one seed after another; returns correct (s, m, k) and what was scored, stacked."""
-  init = jax.jit(run.init)
-  hook = run.hook(run.eval_step(seeds=False))
-  step_fn, compiled = _keep_history(run.step), {}
-  correct, variables = [], []
-  for i, sampler in enumerate(run.samplers):
-    state = loop.run(
-      step_fn,
-      run.with_history(init(run.keys("init")[i]), ()),
-      run.consts | {"key": run.keys("step")[i]},
-      num_steps=run.num_steps,
-      session=run.session,
-      name=f"{run.name}/seed{i}",
-      inputs=functools.partial(_inputs, sampler),
-      hook=hook,
-      hook_at=run.eval_steps,
-      compiled=compiled,
-    )
-    correct.append(np.asarray(state["correct"]))
-    variables.append(jax.device_get(state["train"].scored))
-  return np.stack(correct), jax.tree.map(lambda *x: np.stack(x), *variables)
-
-
-def run_vmap(run: Run) -> tuple[np.ndarray, Any]:
-  """Trains all seeds in one program; returns what `run_loop` does."""
-  state = jax.jit(jax.vmap(run.init))(jnp.stack(run.keys("init")))
-  shared = jax.tree.map(lambda _: None, run.consts)
-
-  def step(state, consts, x):
-    axes = (0, shared | {"key": 0}, 0)
-    return jax.vmap(run.step, in_axes=axes)(state, consts, x)
-
-  def inputs(t: int) -> dict[str, np.ndarray]:
-    rows = [_inputs(sampler, t) for sampler in run.samplers]
-    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}
-
-  state = loop.run(
-    _keep_history(step),
-    run.with_history(state, (len(run.samplers),)),
-    run.consts | {"key": jnp.stack(run.keys("step"))},
-    num_steps=run.num_steps,
-    session=run.session,
-    name=f"{run.name}/seeds",
-    inputs=inputs,
-    hook=run.hook(run.eval_step(seeds=True)),
-    hook_at=run.eval_steps,
-  )
-  correct = np.asarray(state["correct"]).swapaxes(0, 1)
-  return correct, jax.device_get(state["train"].scored)
+  return score

@@ -1,7 +1,7 @@
 """Count correct predictions class by class; every test image counts once.
 
-step = make_eval_step(model.apply, spec.mean, spec.std, spec.num_classes)     # compiled once
-counts = run_eval(step, variables, images_uint8, labels, batch_size=256)
+evaluate = make_evaluate(model.apply, spec.mean, spec.std, spec.num_classes)    # compiled once
+counts = evaluate(variables, images_uint8, labels, 256)
 counts.top1(), counts.per_class(), group_means(counts.per_class(), groups)
 """
 
@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core.types import Leaf, LtddError
 from ltdd_jax.data import augment
+from ltdd_jax.training import forward, many
 
 
 @flax.struct.dataclass
@@ -72,89 +73,57 @@ class ClassCounts:
     return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
 
 
-EvalStep = Callable[..., ClassCounts]
+Evaluate = Callable[[Any, jax.Array, jax.Array, int], ClassCounts]
 
 
-def make_eval_step(
+def make_evaluate(
   apply_fn: Callable[..., jax.Array],
   mean: Sequence[float],
   std: Sequence[float],
   num_classes: int,
   *,
-  seeds: bool = False,
+  networks: bool = False,
   mesh: jax.sharding.Mesh | None = None,
-) -> EvalStep:
-  """Makes the compiled step of an evaluation. Make it once for each model: it holds the cache.
+) -> Evaluate:
+  """Makes a function that scores a whole test set. Make it once for each model: it is compiled.
 
   Args:
     apply_fn: `model.apply`.
-    mean: (c,) of pixels in [0, 1].
-    std: (c,).
+    mean: (c,) of the data set.
+    std: (c,) of the data set.
     num_classes: k.
-    seeds: whether each variable has a leading axis of seeds, all of which see each batch.
-    mesh: devices to split each batch over.
+    networks: whether the variables have a leading axis of networks.
+    mesh: the devices; all by default.
 
   Returns:
-    `step(variables, images (n,h,w,c) uint8, labels (n,), first, size) -> ClassCounts` of the images
-    from `first` on, at most `size` (static) of them. Where fewer are left, the batch is filled up
-    with the images before `first`, and these are masked.
+    `evaluate(variables, images (n,h,w,c) uint8, labels (n,), batch_size)`. Every image counts
+    once. It raises LtddError without images, or for another number of labels.
   """
+  mesh = mesh or mesh_lib.make_mesh()
 
-  def step(variables, images, labels, first, size):
-    start = jnp.minimum(first, len(images) - size)
-    batch = jax.lax.dynamic_slice_in_dim(images, start, size)
-    batch = batch if mesh is None else mesh_lib.split_batch(mesh, batch)
-    batch = augment.normalize(batch, mean, std)
-    predict = lambda v: apply_fn(v, batch, train=False)
-    # One after another: vmap makes grouped convolutions, three times as slow on CPU.
-    logits = jax.lax.map(predict, variables) if seeds else predict(variables)
-    labels = jax.lax.dynamic_slice_in_dim(labels, start, size)
-    return ClassCounts.from_batch(logits, labels, start + jnp.arange(size) >= first, num_classes)
+  def predict(variables: Any, images: jax.Array, *, mesh: jax.sharding.Mesh | None) -> jax.Array:
+    pixels = mesh_lib.split_batch(mesh, augment.normalize(images, mean, std))
+    return apply_fn(variables, pixels, train=False)
 
-  return jax.jit(step, static_argnames="size")
+  several = many.over_networks(predict, (0, None), mesh)
 
+  @jax.jit
+  def step(consts: Any, rows: jax.Array, counts: jax.Array) -> ClassCounts:
+    variables, images, labels = consts
+    batch = images[rows]
+    logits = several(variables, batch) if networks else predict(variables, batch, mesh=mesh)
+    return ClassCounts.from_batch(logits, labels[rows], counts, num_classes)
 
-def run_eval(
-  step: EvalStep, variables: Any, images: jax.Array, labels: jax.Array, batch_size: int
-) -> ClassCounts:
-  """Counts a whole test set in batches of one size; the remainder counts, and counts once.
+  def evaluate(
+    variables: Any, images: jax.Array, labels: jax.Array, batch_size: int
+  ) -> ClassCounts:
+    if len(images) != len(labels):
+      raise LtddError(f"evaluation: {len(images)} images but {len(labels)} labels")
+    consts = (variables, images, labels)
+    parts = forward.over_images(step, consts, len(images), batch_size)
+    return functools.reduce(ClassCounts.merge, parts)
 
-  Args:
-    step: from `make_eval_step`.
-    variables: of the model, or of several with a leading axis of seeds.
-    images: (n, h, w, c) uint8, on the device.
-    labels: (n,) class numbers, on the device.
-    batch_size: images in one step, clamped to n.
-
-  Raises:
-    LtddError: no images, or another number of labels.
-  """
-  n = len(images)
-  if not n or n != len(labels) or batch_size < 1:
-    raise LtddError(
-      f"evaluation: {n} images, {len(labels)} labels and batch_size={batch_size}; expected at "
-      "least one image, one label for each, and a batch of at least 1."
-    )
-  size = min(batch_size, n)
-  counts = [step(variables, images, labels, first, size=size) for first in range(0, n, size)]
-  return functools.reduce(ClassCounts.merge, counts)
-
-
-def evaluate(
-  apply_fn: Callable[..., jax.Array],
-  variables: Any,
-  images: jax.Array,
-  labels: jax.Array,
-  *,
-  mean: Sequence[float],
-  std: Sequence[float],
-  batch_size: int,
-  num_classes: int,
-  seeds: bool = False,
-) -> ClassCounts:
-  """Evaluates once; see `make_eval_step` and `run_eval`, which repeated evaluations should use."""
-  step = make_eval_step(apply_fn, mean, std, num_classes, seeds=seeds)
-  return run_eval(step, variables, images, labels, batch_size)
+  return evaluate
 
 
 def group_means(

@@ -143,11 +143,8 @@ def sgd(
   "all", or "kernels", those of more than one dimension (neither biases nor scales of
   normalisation), as the students of SRe2L on ImageNet, G-VBSM, RDED and EDC have it.
   """
-  return optax.chain(
-    _decay(weight_decay, decay),
-    optax.trace(momentum, nesterov) if momentum else optax.identity(),
-    optax.scale_by_learning_rate(schedule),
-  )
+  decayed = optax.add_decayed_weights(weight_decay, _mask(weight_decay, decay))
+  return optax.chain(decayed, optax.sgd(schedule, momentum or None, nesterov))
 
 
 def adam(
@@ -160,11 +157,8 @@ def adam(
   decay: str = "all",
 ) -> optax.GradientTransformation:
   """Adam, with weight decay added to the gradient as PyTorch has it. `decay` as in `sgd`."""
-  return optax.chain(
-    _decay(weight_decay, decay),
-    optax.scale_by_adam(b1, b2, eps),
-    optax.scale_by_learning_rate(schedule),
-  )
+  decayed = optax.add_decayed_weights(weight_decay, _mask(weight_decay, decay))
+  return optax.chain(decayed, optax.adam(schedule, b1, b2, eps))
 
 
 def adamw(
@@ -177,11 +171,8 @@ def adamw(
   decay: str = "all",
 ) -> optax.GradientTransformation:
   """AdamW: p -= lr (m / (sqrt(v) + eps) + wd p). `decay` as in `sgd`."""
-  return optax.chain(
-    optax.scale_by_adam(b1, b2, eps),
-    _decay(weight_decay, decay),
-    optax.scale_by_learning_rate(schedule),
-  )
+  mask = _mask(weight_decay, decay)
+  return optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=mask)
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -207,12 +198,10 @@ def make_optimizer(
   return registry.make("optimizer", OPTIMIZERS, name, {"schedule": schedule, **kwargs})
 
 
-def _decay(weight_decay: float, decay: str) -> optax.GradientTransformation:
+def _mask(weight_decay: float, decay: str) -> Callable[[Any], Any] | None:
+  """Says which tensors decay; None is all."""
   if weight_decay < 0:
     raise LtddError(f"optimizer: weight_decay={weight_decay}; expected 0 or more.")
   if decay not in ("all", "kernels"):
     raise LtddError(f"optimizer: decay={decay!r}; expected 'all' or 'kernels'.")
-  if weight_decay == 0:
-    return optax.identity()
-  kernels = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-  return optax.add_decayed_weights(weight_decay, kernels if decay == "kernels" else None)
+  return None if decay == "all" else lambda params: jax.tree.map(lambda p: p.ndim > 1, params)

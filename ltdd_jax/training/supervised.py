@@ -1,4 +1,12 @@
-"""The one supervised step: teachers and students differ only in the functions they pass to it."""
+"""The one supervised step: teachers and students differ in the batch and objective they pass.
+
+An objective is
+
+    objective(apply_fn, params, batch_stats, batch, key, progress) -> loss, (batch_stats, metrics)
+
+with batch = (images, target). It may look at several views, features and heads; `of_logits` makes
+one of a loss on the logits. `progress` is the share of the training done, in [0, 1).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,12 +18,16 @@ import optax
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import LtddError, TrainState
-from ltdd_jax.models.layers import BN_MOMENTUM
+from ltdd_jax.data import augment
+from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.training import optimizers
 
 BatchFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
-LossFn = Callable[[jax.Array, Any], jax.Array]
+Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+
+_OBJECTIVE = 0xFFFFFFFF  # folded into a run's key for the keys of objectives; never a step
 
 
 def make_tx(
@@ -23,16 +35,25 @@ def make_tx(
   schedule: Mapping[str, Any],
   num_steps: int,
   steps_per_epoch: float | None = None,
+  *,
+  where: str = "config",
 ) -> optax.GradientTransformation:
   """Makes an optimiser from its config {name, lr, **kwargs} and its schedule's {name, **kwargs}.
 
   A schedule with `per_epoch` True moves once in `steps_per_epoch` steps, which may be a fraction.
+  `where` is the config group of both, for messages.
 
   Raises:
-    LtddError: an unknown name or argument, or `per_epoch` where epochs are not known.
+    LtddError: an unknown or missing name or argument, or `per_epoch` where epochs are not known.
   """
   optimizer, schedule = dict(optimizer), dict(schedule)
+  for group, values, key in (
+    ("optimizer", optimizer, "name"), ("optimizer", optimizer, "lr"), ("schedule", schedule, "name")
+  ):  # fmt: skip
+    if key not in values:
+      raise LtddError(f"{where}.{group}: missing key {key!r}")
   lr = optimizer.pop("lr")
+  check_at_least(f"{where}.optimizer.", 0, lr=lr)
   if schedule.pop("per_epoch", False):
     if steps_per_epoch is None:
       raise LtddError("a schedule has per_epoch=True; only config.student.schedule can have it")
@@ -63,12 +84,50 @@ def init_state(
   )
 
 
-def check_averages(ema: float | None, bn_updates: int) -> None:
-  """Raises LtddError unless `train_step` can do with both."""
+def check_ema(ema: float | None) -> None:
+  """Raises LtddError unless `train_step` can do with that decay."""
   if ema is not None and not 0 <= ema < 1:
     raise LtddError(f"config.student.ema is {ema}; expected a decay in [0, 1), or None for none")
-  if bn_updates not in (1, 2):
-    raise LtddError(f"config.student.bn_updates is {bn_updates}; expected 1 or 2")
+
+
+def of_logits(loss_fn: Callable[[jax.Array, Any], jax.Array]) -> Objective:
+  """Makes an objective of a loss `(logits (b,k), target) -> scalar`; of views, all count alike."""
+
+  def objective(apply_fn, params, batch_stats, batch, key, progress):
+    del key, progress
+    images, target = batch
+    if images.ndim == 5:
+      target = jax.tree.map(lambda x: jnp.concatenate([x] * len(images)), target)
+      images = images.reshape(-1, *images.shape[2:])
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"])
+    return loss_fn(logits, target), (updated.get("batch_stats", {}), {})
+
+  return objective
+
+
+def image_batch(
+  consts: dict[str, Any],
+  indices: jax.Array,
+  key: jax.Array,
+  *,
+  spec: DatasetSpec,
+  augment_fn: Any,
+  views: int = 1,
+) -> tuple[jax.Array, jax.Array]:
+  """Takes rows of a uint8 set on the device, augments pixels in [0, 1], then normalises.
+
+  The order is that of the field's PIL pipelines, so that padding is black and not the mean colour.
+
+  Returns:
+    Images (b,h,w,c), or (v,b,h,w,c) of several views, each with its own draws; and labels (b,).
+  """
+  images = consts["data"].images[indices].astype("float32") / 255.0
+  if views == 1:
+    images = augment_fn(key, images)
+  else:
+    images = jnp.stack([augment_fn(k, images) for k in jax.random.split(key, views)])
+  return augment.normalize_pixels(images, spec.mean, spec.std), consts["data"].labels[indices]
 
 
 def train_step(
@@ -79,46 +138,43 @@ def train_step(
   apply_fn: Callable[..., Any],
   tx: optax.GradientTransformation,
   batch_fn: BatchFn,
-  loss_fn: LossFn,
+  objective: Objective,
+  num_steps: int,
   mesh: jax.sharding.Mesh | None = None,
   ema: float | None = None,
-  bn_updates: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes one optimiser step.
 
   Args:
     state: the network and its optimiser.
     consts: arrays that do not change; `consts["key"]` is the key of the whole run, from which the
-      key of this step is derived.
+      keys of this step are derived.
     x: what `batch_fn` needs to find this step's batch, such as indices (b,).
     apply_fn: the model's `apply`.
     tx: the optimiser.
-    batch_fn: `(consts, x, key) -> (images (b,h,w,c) normalised, target pytree)`.
-    loss_fn: `(logits (b,k), target) -> scalar`.
-    mesh: devices to split the batch over; None under `vmap`.
+    batch_fn: `(consts, x, key) -> (images (b,h,w,c) or (v,b,h,w,c) normalised, target pytree)`.
+    objective: see the module.
+    num_steps: of the whole training.
+    mesh: devices to split the batch over, or None.
     ema: decay d of `e = d e + (1 - d) params`, taken after the update: EDC's, d = 0.99, which
       starts at the initial parameters and has no bias correction. Batch statistics are not
       averaged. None if the state has no average.
-    bn_updates: updates of the running batch statistics by this batch: 1, or 2 as RDED has it, whose
-      code runs the student a second time to log its training accuracy.
 
   Returns:
-    The next state, and {"loss": scalar}.
+    The next state, and {"loss": scalar} with the objective's metrics.
   """
   key = jax.random.fold_in(consts["key"], state.step)
+  objective_key = jax.random.fold_in(
+    jax.random.fold_in(consts["key"], jnp.uint32(_OBJECTIVE)), state.step
+  )
   images, target = batch_fn(consts, x, key)
-  if mesh is not None:
-    images, target = mesh_lib.split_batch(mesh, (images, target))
-
-  def objective(params: Any) -> tuple[jax.Array, Any]:
-    variables = {"params": params, "batch_stats": state.batch_stats}
-    logits, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"])
-    return loss_fn(logits, target), updated.get("batch_stats", {})
-
-  (loss, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  images = mesh_lib.split_batch(mesh, images, axis=images.ndim - 4)
+  batch = images, mesh_lib.split_batch(mesh, target)
+  loss_of = lambda params: objective(
+    apply_fn, params, state.batch_stats, batch, objective_key, state.step / num_steps
+  )
+  (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  if bn_updates == 2:
-    batch_stats = jax.tree.map(_update_again, batch_stats, state.batch_stats)
   params = optax.apply_updates(state.params, updates)
   state = TrainState(
     step=state.step + 1,
@@ -127,9 +183,4 @@ def train_step(
     opt_state=opt_state,
     ema=None if ema is None else optax.incremental_update(params, state.ema, 1 - ema),
   )
-  return state, {"loss": loss}
-
-
-def _update_again(new: jax.Array, old: jax.Array) -> jax.Array:
-  """Repeats new = m old + (1 - m) s with the same s: m new + (1 - m) s = (1 + m) new - m old."""
-  return (1 + BN_MOMENTUM) * new - BN_MOMENTUM * old
+  return state, {"loss": loss} | metrics

@@ -18,15 +18,13 @@ OPTIONS = {
   "adsa, head": {"max_head_drop": 0.02},
   "adsa_vector, marginal": {"criterion": "marginal"},
   "adsa_vector, nll": {"criterion": "nll"},
-  "adsa_vector, groups": {"groups": "thirds"},
   "em, known": {"known": "uniform"},
-  "ltkd, classes": {"mass": "classes"},
 }
 # Calibration by log-loss does not know of a prior, so there is none whose removal does nothing.
 NO_PRIOR = {"temperature", "vector_scaling"}
 # Where L-BFGS stops depends on the rounding of a float32 objective, some 1e-8: with a curvature h
 # that leaves sqrt(2e-8 / h) in a parameter, and h is least for the scales of vector scaling.
-TOLERANCE = dict.fromkeys(("adsa_vector", "adsa_probe", "ltkd", "temperature"), 3e-4)
+TOLERANCE = dict.fromkeys(("adsa_vector", "adsa_probe", "temperature"), 3e-4)
 TOLERANCE["vector_scaling"] = 1.5e-3
 TOLERANCE["em, known"] = 3e-4  # L-BFGS too
 FITTED = sorted(set(calibrate.CALIBRATORS) - {"none", "fixed"})
@@ -292,9 +290,10 @@ def test_one_image_or_none_of_a_class(calibrator):
 
 def test_a_class_without_training_images_is_refused_or_ignored(name, calibrator):
   prior = log_prior().at[2].set(-jnp.inf)
-  assert set(calibrate.WITHOUT_PRIOR) == NO_PRIOR | {"none"}
-  assert (calibrator.refine is not None) == (name in calibrate.WITH_STUDENT)
-  if name in calibrate.WITHOUT_PRIOR:
+  assert ("prior" not in calibrator.needs) == (name in NO_PRIOR | {"none"})
+  assert (calibrator.refine is not None) == ("probe" in calibrator.needs)
+  assert calibrate.version(name) >= 1
+  if "prior" not in calibrator.needs:
     assert np.isfinite(probabilities(calibrator, *store(), prior)).all()
   else:
     with pytest.raises(LtddError, match="class 2 has no training image"):

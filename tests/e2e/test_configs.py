@@ -107,7 +107,7 @@ def test_edc_has_eight_networks_and_all_images_in_a_batch():
   assert len(config.teacher.models) == 8
   assert config.distil.batch_size is None
   assert config.distil.order == "class_major"
-  assert config.student.recipe == "edc_mse_gt@1/cifar10"
+  assert config.student.recipe == "edc_mse_gt/cifar10"
 
 
 def test_every_argument_of_a_method_can_be_changed():
@@ -134,11 +134,11 @@ def test_a_recipe_stays_when_the_data_set_is_changed(real_size_source):
   config = get_config("cifar10_lt", "method=sre2l")
   config.data.name = "fashion_mnist"  # by hand: it has no values of its own
   check.check_with_data(Context(check.check(config)))
-  assert config.student.recipe == "sre2l_kl@1/cifar10"
+  assert config.student.recipe == "sre2l_kl/cifar10"
   named = get_config("folder_lt", "recipe=edc_mse_gt/cifar100,preset=full").student
-  assert (named.recipe, named.batch_size) == ("edc_mse_gt@1/cifar100", 50)
+  assert (named.recipe, named.batch_size) == ("edc_mse_gt/cifar100", 50)
   study = importlib.import_module("configs.perturbation").get_config("recipe=rd3")
-  assert study.student.recipe == "rd3@1"
+  assert study.student.recipe == "rd3"
 
 
 @pytest.mark.parametrize(

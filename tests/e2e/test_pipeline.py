@@ -17,6 +17,7 @@ import pytest
 from configs import digits_lt
 from ltdd_jax import pipeline
 from ltdd_jax.artefacts import manifest
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.report import tables
@@ -96,7 +97,7 @@ def test_labels_in_few_bytes(tmp_path, capsys):
   config.calibrate.calibrators = {"plain": {"name": "none"}, "adsa": {"name": "adsa"}}
   pipeline.run(config, tmp_path, dry_run=True)
   out = capsys.readouterr().out
-  recipe = "rd3@1, changed: hard_weight 0.0 -> 0.25, label_epochs 400 -> 2, num_epochs 400 -> 3"
+  recipe = "rd3, changed: hard_weight 0.0 -> 0.25, label_epochs 400 -> 2, num_epochs 400 -> 3"
   assert "as uint8 top-3 spread, 12 bytes a label, 504 bytes" in out
   assert recipe in out
   results = pipeline.run(config, tmp_path, show_progress=False)
@@ -235,7 +236,7 @@ def contents(workdir):
     artefact = manifest.open_artefact(path.parent)
     found |= {(str(path.parent.name), str(path.parent), k): v for k, v in artefact.arrays.items()}
     for name in artefact.meta["folders"]:
-      for file in sorted(p for p in artefact.folder(name).rglob("*") if p.is_file()):
+      for file in sorted(files.below(artefact.folder(name))):
         found[name, str(file)] = np.frombuffer(file.read_bytes(), np.uint8)
     for name in artefact.meta["trees"]:
       for where, leaf in jax.tree.leaves_with_path(artefact.tree(name)):

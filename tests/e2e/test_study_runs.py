@@ -96,7 +96,7 @@ def test_networks(tmp_path):
   assert (
     results["networks"]["normed"]["parameters"] == 8 + results["networks"]["plain"]["parameters"]
   )
-  assert results["networks"]["plain"]["recipe"].startswith("hard@1, changed: num_epochs 400 -> 2")
+  assert results["networks"]["plain"]["recipe"].startswith("hard, changed: num_epochs 400 -> 2")
   for name in ("plain", "normed"):
     assert not (tmp_path / name / "label").exists()
   images = [manifest.open_artefact(tmp_path / n / "distil" / "random") for n in ("plain", "normed")]

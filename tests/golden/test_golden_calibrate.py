@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax import adsa, calibrate
-from ltdd_jax.calibrate import bootstrap, matrix, streaming, tau_curves
+from ltdd_jax.calibrate import bootstrap, streaming, tau_curves
 from ltdd_jax.core import rng
 from tests.reference import adsa_ref
 from tests.reference import calibrate_ref as ref
@@ -18,7 +18,6 @@ from tests.reference import calibrate_ref as ref
 COUNTS = (300, 80, 25, 9, 2)
 K = len(COUNTS)
 PRIOR = np.array(adsa_ref.log_prior(COUNTS))
-THIRDS = [[0], [1, 2, 3], [4]]
 
 
 def draw(seed=0, n=40, margin=2.0, bias=0.8, wobble=0.4):
@@ -69,18 +68,13 @@ def test_objectives_and_their_gradients(criterion):
     assert gradient[c] == pytest.approx(slope, abs=1e-6)
 
 
-@pytest.mark.parametrize("groups", [None, "thirds"])
 @pytest.mark.parametrize("criterion", ["confidence", "marginal", "nll"])
 @pytest.mark.parametrize("strength", [0.01, 0.3])
-def test_adsa_vector(criterion, strength, groups):
+def test_adsa_vector(criterion, strength):
   logits, labels = draw(2)
-  params, report = fit(
-    "adsa_vector", logits, labels, criterion=criterion, strength=strength, groups=groups
-  )
+  params, report = fit("adsa_vector", logits, labels, criterion=criterion, strength=strength)
   tau = adsa.fit(logits, labels, COUNTS, criterion=criterion).tau
-  expected = ref.adsa_vector(
-    logits, labels, COUNTS, tau, criterion, strength, THIRDS if groups else None
-  )
+  expected = ref.adsa_vector(logits, labels, COUNTS, tau, criterion, strength)
   np.testing.assert_allclose(params.bias, expected, atol=2e-3)
   assert report["converged"], report["message"]
   after = ref.confidences(logits, labels, expected)
@@ -139,18 +133,6 @@ def test_prior_matching(seed):
   np.testing.assert_allclose(report["mass_after"], [1 / K] * K, atol=1e-4)
   weak, _ = fit("adsa_vector", logits, labels, criterion="marginal", strength=0.0)
   np.testing.assert_allclose(weak.bias, expected, atol=2e-3)
-
-
-@pytest.mark.parametrize(("mass", "targets"), [
-  ("groups", [1 / 3, 1 / 3, 1 / 3]), ("classes", [1 / 5, 3 / 5, 1 / 5])
-])  # fmt: skip
-def test_ltkd(mass, targets):
-  logits, labels = draw(5)
-  params, report = fit("ltkd", logits, labels, mass=mass)
-  np.testing.assert_allclose(params.bias, ref.ltkd(logits, labels, THIRDS, targets), atol=2e-3)
-  sums = [sum(report["mass_after"][c] for c in members) for members in THIRDS]
-  np.testing.assert_allclose(sums, targets, atol=1e-4)
-  assert report["objective_after"] < 3e-4
 
 
 @pytest.mark.parametrize(("seed", "scale"), [(6, 1.0), (7, 5.0), (8, 0.2)])
@@ -250,29 +232,3 @@ def test_a_target_prior():
   np.testing.assert_allclose(outs["uniform"], outs["plain"], atol=1e-6)
   shift = np.log(q) - np.log(q).mean()
   np.testing.assert_allclose(outs["head"], outs["plain"] + shift, atol=1e-5)
-
-
-def test_the_matrix_of_class_means():
-  logits, labels = draw(14)
-  some = labels != 2  # no image of class 2
-  for keep in (np.ones_like(some), some):
-    z, y = logits[keep], labels[keep]
-    means = ref.class_mean_matrix(z, y)
-    found = matrix.class_mean_matrix(adsa.Rows(z, y, 7))
-    np.testing.assert_allclose(found, means, atol=1e-6)
-    params, report = fit("adsa_matrix", z, y)
-    assert report["tau"] == pytest.approx(ref.matrix_tau(means, PRIOR), abs=1e-5)
-    np.testing.assert_allclose(
-      params.confidence[1], ref.confidences(z, y, report["tau"] * PRIOR), atol=1e-6
-    )
-
-
-def test_the_matrix_finds_what_the_teacher_learnt():
-  """Gaussians, some of which lie close together: classes are not equally hard."""
-  random = np.random.default_rng(15)
-  centres = np.array([0.0, 4.0, 4.8, 5.6, 9.0])
-  labels = np.repeat(np.arange(K), 4000)
-  x = centres[labels] + random.standard_normal(len(labels))
-  logits = -((x[:, None] - centres) ** 2) / 2 + 0.7 * PRIOR
-  tau = fit("adsa_matrix", logits.astype(np.float32), labels)[1]["tau"]
-  assert tau == pytest.approx(0.7, abs=0.02)  # the sampling error

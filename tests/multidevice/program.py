@@ -1,8 +1,12 @@
 """Eight devices give the answers of one. Run in a process of its own: `python -m ...program`."""
 
+import contextlib
+import functools
+import re
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import jax
 
@@ -12,60 +16,106 @@ import numpy as np  # noqa: E402
 
 from ltdd_jax import distil  # noqa: E402
 from ltdd_jax.artefacts import checkpoint  # noqa: E402
-from ltdd_jax.core import mesh  # noqa: E402
+from ltdd_jax.core import mesh as mesh_lib  # noqa: E402
 from ltdd_jax.core.types import ArrayData  # noqa: E402
 from ltdd_jax.data import feed  # noqa: E402
 from ltdd_jax.distil.run import run_method  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
+from ltdd_jax.labels import sources as label_sources  # noqa: E402
 from ltdd_jax.students import train as student_training  # noqa: E402
 from ltdd_jax.teachers import statistics_pass  # noqa: E402
 from ltdd_jax.teachers import train as teacher_training  # noqa: E402
 from ltdd_jax.training import loop  # noqa: E402
+from ltdd_jax.training import many as many_lib  # noqa: E402
 from tests import small  # noqa: E402
 
+DEVICES = 8
 TOLERANCE = 5e-5  # sums in another order, over a few steps of SGD with momentum
 
 
 def sessions():
-  one = loop.Session(mesh=mesh.make_mesh(jax.devices()[:1]), show_progress=False)
-  many = loop.Session(mesh=mesh.make_mesh(), show_progress=False)
-  assert many.mesh.size == 8
+  one = loop.Session(mesh=mesh_lib.make_mesh(jax.devices()[:1]), show_progress=False)
+  many = loop.Session(mesh=mesh_lib.make_mesh(), show_progress=False)
+  assert many.mesh.size == DEVICES
   return one, many
 
 
-def compare(name, fn):
-  one, many = (fn(session) for session in sessions())
+def rows_of(text):
+  """Images in the convolutions of a compiled program; those of a small network have 4 channels."""
+  return {int(b) for b in re.findall(r"f32\[(\d+),8,8,4\]\S* convolution\(", text)}
+
+
+@contextlib.contextmanager
+def recorded():
+  """Collects the images that each device has in the steps that run meanwhile."""
+  seen, compile_step = set(), loop.compile_step
+
+  def compile_and_look(*args):
+    step, compiled = compile_step(*args), []
+
+    def call(*arrays):
+      if not compiled:
+        compiled.append(step.lower(*arrays).compile())
+        seen.update(rows_of(compiled[0].as_text()))
+      return compiled[0](*arrays)
+
+    return call
+
+  with mock.patch.object(loop, "compile_step", compile_and_look):
+    yield seen
+
+
+def compare(name, fn, share):
+  """Both give the same, and no device runs more than `share` images of a batch."""
+  one, many = sessions()
+  alone = fn(one)
+  with recorded() as rows:
+    together = fn(many)
+  assert rows, name
+  assert max(rows) <= share, (name, rows)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(
       np.asarray(a, np.float64), np.asarray(b, np.float64), atol=TOLERANCE, err_msg=name
     ),
-    one,
-    many,
+    alone,
+    together,
   )
   print(name, "ok")
 
 
-def train_teachers(session):
-  data = ArrayData(small.images(40), np.arange(40, dtype=np.int32) % 3)
-  (trained,) = teacher_training.train_teachers(
-    data,
-    small.SPEC,
-    np.array([14, 13, 13]),
-    models={"a": small.NET | {"norm": "batch"}},
-    num_epochs=2,
-    batch_size=16,
-    optimizer={"name": "sgd", "lr": 0.05},
-    schedule={"name": "cosine"},
-    loss={"name": "cross_entropy"},
-    augment=({"name": "random_flip"},),
-    session=session,
-  )
-  return trained.variables
+def teachers(parallel, batch_size, count=1, **kwargs):
+  """Teachers, rebuilt batch statistics and what the teachers score on 21 test images."""
+
+  def train(session):
+    data = ArrayData(small.images(40), np.arange(40, dtype=np.int32) % 3)
+    trained = teacher_training.train_teachers(
+      data,
+      small.SPEC,
+      np.array([14, 13, 13]),
+      models={str(i): small.NET | {"norm": "batch"} for i in range(count)},
+      num_epochs=1,
+      batch_size=batch_size,
+      optimizer={"name": "sgd", "lr": 0.05},
+      schedule={"name": "cosine"},
+      objective={"name": "cross_entropy"},
+      augment=({"name": "random_flip"},),
+      parallel=parallel,
+      session=session,
+      **kwargs,
+    )
+    counts = [
+      teacher_training.evaluate(t, small.held_out(7), small.SPEC, batch_size=10, mesh=session.mesh)
+      for t in trained
+    ]
+    assert all(c.total.sum() == 21 for c in counts)
+    return [t.variables for t in trained], [c.correct for c in counts]
+
+  return train
 
 
 def statistics(session):
-  data = ArrayData(small.images(21), np.arange(21, dtype=np.int32) % 3)  # 8 + 8 + 5 images
-  options = {"tile": 4, "batch_size": 8, "session": session}
+  data = ArrayData(small.images(21), np.arange(21, dtype=np.int32) % 3)  # 10 + 10 + 1 images
+  options = {"tile": 4, "batch_size": 10, "session": session}
   flip = ({"name": "random_flip"},)
   return statistics_pass.collect(data, small.SPEC, (small.teacher(),), augment=flip, **options)
 
@@ -74,7 +124,7 @@ def distilled(session):
   method = distil.make_method(small.env(), "sre2l", num_steps=3)
   slots = small.slots(6, 5, 5)
   result = run_method(
-    "a", method, small.env(), slots, small.resources(), batch_size=8, session=session
+    "a", method, small.env(), slots, small.resources(), batch_size=10, session=session
   )
   return result.images / 255.0 // 0.02  # a rounding of one level in a few pixels is not an error
 
@@ -82,32 +132,35 @@ def distilled(session):
 def store(session):
   labelled = label_lib.label_images(
     "a", small.images(16), np.arange(16, dtype=np.int32) % 3, (small.teacher(),), small.SPEC,
-    num_epochs=2, views={}, dtype="float32", batch_size=16, session=session,
+    num_epochs=2, views={}, dtype="float32", batch_size=5, session=session,
   )  # fmt: skip
   return labelled.logits, labelled.clean_logits
 
 
-def students(parallel):
+HARD = label_sources.Supervision()
+
+
+def students(parallel, num_seeds, supervision=HARD):
   def train(session):
     n = 16
     result = student_training.train_students(
       "student/a",
       small.images(n),
       np.arange(n, dtype=np.int32) % 3,
-      student_training.Supervision(),
-      small.held_out(7),  # 21 images: the last batch of 8 is padded
+      supervision,
+      small.held_out(7),
       small.SPEC,
       model=small.NET | {"norm": "batch"},
       num_epochs=2,
-      batch_size=8,
+      batch_size=5,
       optimizer={"name": "sgd", "lr": 0.05},
       schedule={"name": "cosine"},
       loss={"name": "kl"},
       views={},
       view_key=label_lib.view_key(0, "a"),
-      num_seeds=2,
-      evaluations=1,
-      eval_batch_size=8,
+      num_seeds=num_seeds,
+      evaluations=2,
+      eval_batch_size=10,
       parallel=parallel,
       session=session,
     )
@@ -117,10 +170,28 @@ def students(parallel):
   return train
 
 
+def forward_passes_are_split():
+  """No device runs the network on more than its share, rounded up, of 10 images."""
+  net, (_, many) = small.teacher(), sessions()
+  apply = lambda v, x, *, mesh: net.model.apply(v, mesh_lib.split_batch(mesh, 0.0 + x), train=False)
+  images = np.zeros((10, *small.SPEC.image_shape), np.float32)
+
+  def compiled(fn, variables):
+    args = mesh_lib.put((variables, images), mesh_lib.replicated(many.mesh))
+    return jax.jit(fn).lower(*args).compile().as_text()
+
+  assert rows_of(compiled(functools.partial(apply, mesh=many.mesh), net.variables)) == {2}
+  for count, share in ((3, {2}), (8, {10})):  # three go in turn; of eight each device has one
+    several = jax.tree.map(lambda x, n=count: np.stack([x] * n), net.variables)
+    text = compiled(many_lib.over_networks(apply, (0, None), many.mesh), several)
+    assert rows_of(text) == share, (count, rows_of(text))
+  print("split ok")
+
+
 def save_on_eight_restore_on_one():
   one, many = sessions()
   value = np.arange(16, dtype=np.float32)
-  place = lambda s: {"x": mesh.put(value, mesh.batch_sharding(s.mesh, 16))}
+  place = lambda s: {"x": mesh_lib.put(value, mesh_lib.at_rest(s.mesh, 16))}
   with tempfile.TemporaryDirectory() as folder:
     progress = checkpoint.Progress(Path(folder) / "a")
     progress.save(3, place(many))
@@ -140,12 +211,18 @@ def sampler_is_the_same_everywhere():
 
 
 def main():
-  compare("teacher", train_teachers)
-  compare("statistics", statistics)
-  compare("distil", distilled)
-  compare("label", store)
-  compare("students, one by one", students("loop"))
-  compare("students, vmap", students("vmap"))
+  forward_passes_are_split()
+  compare("teacher", teachers("loop", 10, derive=({"name": "recalibrate_bn"},)), 2)
+  compare("teacher of two views", teachers("loop", 5, views=2), 2)
+  compare("three teachers at once", teachers("vmap", 50, 3), 5)
+  compare("statistics", statistics, 2)
+  compare("distil", distilled, 2)
+  compare("label", store, 1)
+  compare("students, one by one", students("loop", 2), 1)
+  online = label_sources.Supervision("online", teachers=(small.teacher(),))
+  compare("students of labels made on line", students("loop", 1, online), 1)
+  compare("three students at once", students("vmap", 3), 1)
+  compare("eight students at once", students("vmap", 8), 5)
   save_on_eight_restore_on_one()
   sampler_is_the_same_everywhere()
 

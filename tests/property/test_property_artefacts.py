@@ -1,6 +1,7 @@
 """Save -> load -> equal, and fingerprints that see values and nothing else."""
 
 import json
+import pathlib
 import random
 import tempfile
 
@@ -59,7 +60,7 @@ def test_arrays_come_back_bit_for_bit(content):
     for name, array in content.items():
       assert_same(again.arrays[name], array)
       assert again.meta["arrays"][name]["shape"] == list(array.shape)
-    assert not list(work.path.rglob(f"{TEMPORARY}*"))
+    assert not list(pathlib.Path(folder).rglob(f"{TEMPORARY}*"))
 
 
 LEAF_KINDS = tuple(

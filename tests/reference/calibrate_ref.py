@@ -57,29 +57,19 @@ def potential(logits, labels, bias):
   return total
 
 
-def adsa_vector(logits, labels, counts, tau, criterion, strength, groups=None):
-  """argmin of D(b) + strength * mean (b - tau log pi)^2 over b, or over offsets of groups."""
+def adsa_vector(logits, labels, counts, tau, criterion, strength):
+  """argmin of D(b) + strength * mean (b - tau log pi)^2 over b."""
   data = variance if criterion == "confidence" else potential
   anchor = [tau * x for x in adsa_ref.log_prior(counts)]
-  groups = groups or [[c] for c in range(len(counts))]
 
-  def bias_of(offsets):
-    bias = list(anchor)
-    for offset, members in zip(offsets, groups, strict=True):
-      for c in members:
-        bias[c] += offset
-    return bias
-
-  def objective(offsets):
-    bias = bias_of(offsets)
+  def objective(bias):
     penalty = sum((b - a) ** 2 for b, a in zip(bias, anchor, strict=True)) / len(bias)
     return data(logits, labels, bias) + strength * penalty
 
   options = {"xatol": 1e-7, "fatol": 1e-13, "maxiter": 20000, "maxfev": 20000}
-  found = optimize.minimize(objective, np.zeros(len(groups)), method="BFGS", options={"gtol": 1e-9})
+  found = optimize.minimize(objective, anchor, method="BFGS", options={"gtol": 1e-9})
   found = optimize.minimize(objective, found.x, method="Nelder-Mead", options=options)
-  bias = np.array(bias_of(found.x))
-  return bias - bias.mean()
+  return found.x - found.x.mean()
 
 
 def em(logits, labels, counts, smoothing=0.0, iterations=20000):
@@ -105,22 +95,6 @@ def prior_matching(logits, labels, iterations=20000):
     mass = masses(logits, labels, bias)
     bias = [b + math.log(k * m) for b, m in zip(bias, mass, strict=True)]
     if max(abs(k * m - 1) for m in mass) < 1e-12:
-      break
-  return np.array(bias) - np.mean(bias)
-
-
-def ltkd(logits, labels, groups, targets, iterations=20000):
-  """offset_g <- offset_g + log(M_g / target_g) until each group has its mass; the bias, centred."""
-  bias = [0.0] * logits.shape[1]
-  for _ in range(iterations):
-    mass = masses(logits, labels, bias)
-    worst = 0.0
-    for members, target in zip(groups, targets, strict=True):
-      step = math.log(sum(mass[c] for c in members) / target)
-      worst = max(worst, abs(step))
-      for c in members:
-        bias[c] += step
-    if worst < 1e-12:
       break
   return np.array(bias) - np.mean(bias)
 
@@ -185,27 +159,3 @@ def best_within(logits, labels, counts, head, max_drop, criterion="confidence"):
     if at_zero - np.mean([q[c] for c in head]) <= max_drop:
       best = min(best, (value(logits, labels, counts, tau), tau))
   return best[1]
-
-
-def class_mean_matrix(logits, labels):
-  """Mean soft label of each class, one row each."""
-  k = len(logits[0])
-  out = np.full((k, k), np.nan)
-  for c in range(k):
-    rows = [softmax(row) for row, y in zip(logits, labels, strict=True) if y == c]
-    if rows:
-      out[c] = np.mean(rows, axis=0)
-  return out
-
-
-def matrix_tau(means, log_prior):
-  """Weighted least-squares slope of the log odds of pairs on the gaps of the log prior."""
-  up = down = 0.0
-  for c in range(len(means)):
-    for d in range(c):
-      a, b = means[c][d], means[d][c]
-      if np.isfinite(a) and np.isfinite(b):
-        gap, weight = log_prior[d] - log_prior[c], a * b / (a + b)
-        up += weight * gap * math.log(a / b)
-        down += weight * gap**2
-  return up / down

@@ -33,7 +33,7 @@ def softmax(row) -> list[float]:
   return [x / sum(e) for x in e]
 
 
-def decoded(row, dtype: str, top_k: int | None, rest: str, nothing: float) -> list[float]:
+def decoded(row, dtype: str, top_k: int | None) -> list[float]:
   """The row that students see, for a float dtype."""
   row = [float(x) for x in row]
   k = len(row)
@@ -41,10 +41,7 @@ def decoded(row, dtype: str, top_k: int | None, rest: str, nothing: float) -> li
   values = {c: round_float(row[c], dtype) for c in kept}
   if len(kept) == k:
     return [values[c] for c in range(k)]
-  if rest == "spread":
-    other = round_float(rest_logit(row, kept), dtype)
-  else:
-    other = max(values.values()) - nothing
+  other = round_float(rest_logit(row, kept), dtype)
   return [values.get(c, other) for c in range(k)]
 
 

@@ -21,14 +21,6 @@ def cross_entropy(logits, labels, smoothing=0.0):
   return total / len(labels)
 
 
-def soft_cross_entropy(logits, probs):
-  """-(1/B) sum_b sum_k q_bk log p_bk."""
-  total = 0.0
-  for row, q in zip(logits, probs, strict=True):
-    total -= sum(qk * value for qk, value in zip(q, log_softmax(row), strict=True))
-  return total / len(logits)
-
-
 def logit_adjusted(logits, labels, counts, tau, smoothing=0.0):
   """Menon et al. 2021, eq. 10; tau = 1 is the balanced softmax, Ren et al. 2020, eq. 4:
   p_k = n_k exp(f_k) / sum_j n_j exp(f_j)."""
@@ -63,26 +55,6 @@ def mse_ce(student, teacher, labels, weight):
   for s, t in zip(student, teacher, strict=True):
     total += sum((a - b) ** 2 for a, b in zip(s, t, strict=True))
   return total / np.size(student) + weight * cross_entropy(student, labels)
-
-
-def ltkd(student, teacher, groups, temperature, alpha, beta, rebalance):
-  """alpha KL(Q_G || P_G) + beta mean over G of KL(q | G || p | G); Q_G over its batch mean."""
-  ps, qs = (
-    [[math.exp(v) for v in log_softmax([x / temperature for x in row])] for row in rows]
-    for rows in (student, teacher)
-  )
-  sums = lambda row: [sum(row[c] for c in members) for members in groups]
-  mean = [sum(column) / len(qs) for column in zip(*map(sums, qs), strict=True)]
-  total = 0.0
-  for p, q in zip(ps, qs, strict=True):
-    big_p, big_q = sums(p), sums(q)
-    for members, gp, gq in zip(groups, big_p, big_q, strict=True):
-      inner = [(q[c] / gq, p[c] / gp) for c in members]
-      total += beta * sum(a * math.log(a / b) for a, b in inner) / len(groups)
-    target = [g / m for g, m in zip(big_q, mean, strict=True)] if rebalance else big_q
-    target = [t / sum(target) for t in target]
-    total += alpha * sum(t * math.log(t / g) for t, g in zip(target, big_p, strict=True))
-  return total / len(ps)
 
 
 def moments(x):

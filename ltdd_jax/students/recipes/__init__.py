@@ -4,8 +4,7 @@
   recipes.apply(config, "edc_mse_gt:released")     # what EDC's scripts have, not its paper
   recipes.resolve("rded_kl", dataset="cifar10", ipc=10, model={"name": "convnet"})
 
-`config.student.recipe` records the name and the version, "rd3@1"; a run says what it changed. A
-recipe's constants never change under one version (a test holds their digest). They come from the
+`config.student.recipe` records the name, and a run says what it changed. The values come from the
 published code of each method, listed with what we differ in docs/reference/recipes.md. Where paper
 and released code differ the paper counts, and `:released` asks for the code's.
 """
@@ -22,16 +21,15 @@ from ltdd_jax.students.recipes.values import nearest_ipc as nearest_ipc
 
 
 class Reference(NamedTuple):
-  """A recipe as configs name it: NAME[@VERSION][/DATASET][:released]."""
+  """A recipe as configs name it: NAME[/DATASET][:released]."""
 
   name: str
-  version: int
   dataset: str | None
   released: bool
 
   def __str__(self) -> str:
     dataset = f"/{self.dataset}" if self.dataset else ""
-    return f"{self.name}@{self.version}{dataset}{':released' if self.released else ''}"
+    return f"{self.name}{dataset}{':released' if self.released else ''}"
 
 
 KNOWN = {
@@ -46,14 +44,14 @@ KNOWN = {
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny": 200, "imagenet": 1000}
 
-_REFERENCE = re.compile(r"(?P<name>\w+)(@(?P<version>\d+))?(/(?P<dataset>\w+))?(?P<rel>:released)?")
+_REFERENCE = re.compile(r"(?P<name>\w+)(/(?P<dataset>\w+))?(?P<rel>:released)?")
 
 
 def parse(reference: str) -> Reference:
-  """Reads NAME[@VERSION][/DATASET][:released].
+  """Reads NAME[/DATASET][:released].
 
   Raises:
-    LtddError: an unknown recipe, a version that is not there, or a switch that it does not have.
+    LtddError: an unknown recipe, or a switch that it does not have.
   """
   found = _REFERENCE.fullmatch(str(reference))
   name = found["name"] if found else str(reference)
@@ -61,18 +59,12 @@ def parse(reference: str) -> Reference:
     hint = config_lib.suggest(name, RECIPES)
     raise LtddError(f"unknown recipe {reference!r}. {hint} Known: {', '.join(RECIPES)}.")
   recipe = RECIPES[name]
-  version = int(found["version"] or recipe.version)
-  if version != recipe.version:
-    raise LtddError(
-      f"recipe {name!r} has version {recipe.version} here, not {version}; leave '@{version}' out, "
-      "or use the release of ltdd_jax that had it"
-    )
   if found["rel"] and not recipe.released:
     differing = [k for k, r in RECIPES.items() if r.released]
     raise LtddError(
       f"recipe {name!r} has no ':released'; paper and code differ for {', '.join(differing)} only"
     )
-  return Reference(name, version, found["dataset"], bool(found["rel"]))
+  return Reference(name, found["dataset"], bool(found["rel"]))
 
 
 def resolve(
@@ -89,7 +81,8 @@ def resolve(
     reference: see `parse`; its data set counts before `dataset`.
     dataset: name of the data set.
     ipc: images per class; between published numbers, see `nearest_ipc`.
-    model: the student's {name, **kwargs}: RDED's learning rate depends on it.
+    model: the student's {name, **kwargs}: RDED's learning rate depends on it, and RDED sets
+      `bn_momentum` in it.
     num_classes: k, if not that of the data set; RDED's batches depend on it.
 
   Returns:

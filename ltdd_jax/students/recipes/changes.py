@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ltdd_jax import models
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.students import recipes
@@ -61,6 +62,10 @@ def _equal(a: Any, b: Any) -> bool:
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
   """One flat dict with all defaults; arguments stand under the name of what takes them."""
   out = dict(settings["student"])
+  if "model" in out:
+    model = dict(out.pop("model"))
+    filled = config_lib.with_defaults(models.MODELS[model["name"]], model)
+    out |= {f"model.{k}": v for k, v in filled.items()}
   for key, factories in _FACTORIES.items():
     group = dict(out.pop(key))
     name = group.pop("name")
@@ -85,7 +90,7 @@ def sentence_of(config: Mapping[str, Any], num_images: int, num_classes: int) ->
 
 
 def sentence(reference: str, changes: Changes) -> str:
-  """Says "rd3@1", or "rd3@1, changed: num_epochs 400 -> 100"."""
+  """Says "rd3", or "rd3, changed: num_epochs 400 -> 100"."""
   name = str(recipes.parse(reference))
   if not changes:
     return name

@@ -1,10 +1,10 @@
-"""The values of each recipe; see docs/reference/recipes.md for sources and for what we differ in.
+"""The values of each recipe; docs/reference/recipes.md has sources and what we differ in."""
 
-Change a value and raise the version of its recipe in `RECIPES`: a test holds the digests.
-"""
-
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from ltdd_jax import models
 
 Settings = dict[str, dict[str, Any]]  # {"student": {...}, "views": {...}}
 
@@ -22,7 +22,6 @@ class Case(NamedTuple):
 class Recipe(NamedTuple):
   """Values by case; `datasets` None if it is for every data set."""
 
-  version: int
   make: Callable[[Case], Settings]
   datasets: tuple[str, ...] | None
   released: bool = False  # whether paper and released code differ
@@ -77,7 +76,6 @@ def student(
   rate: dict[str, Any],
   loss: dict[str, Any],
   ema: float | None = None,
-  bn_updates: int = 1,
 ) -> dict[str, Any]:
   """The part of `config.student` that a recipe sets."""
   return {
@@ -88,7 +86,6 @@ def student(
     "loss": loss,
     "hard_weight": 0.0,
     "ema": ema,
-    "bn_updates": bn_updates,
   }
 
 
@@ -115,6 +112,8 @@ def sre2l_kl(case: Case) -> Settings:
 
 RDED_LR = {"vgg11": 5e-4, "efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "alexnet": 1e-4}
 RDED_BATCH = {1: 10, 10: 50, 50: 100}
+RDED_BN_MOMENTUM = 0.81
+"""Its code runs the student twice a step, the second time to log its accuracy: 0.9 * 0.9."""
 
 
 def rded_kl(case: Case) -> Settings:
@@ -128,7 +127,9 @@ def rded_kl(case: Case) -> Settings:
     lr, batch = 2e-3, 25
   batch = max(1, min(batch, round(case.ipc * case.num_classes)))
   shown = views((0.5, 1.0), shuffle_patches=2) if case.dataset == "imagenet" else views(None)
-  part = student(300, batch, adamw(lr), schedule("smooth", zeta=2.0), kl(20.0), bn_updates=2)
+  part = student(300, batch, adamw(lr), schedule("smooth", zeta=2.0), kl(20.0))
+  if "bn_momentum" in inspect.signature(models.MODELS[case.model["name"]]).parameters:
+    part["model"] = {**case.model, "bn_momentum": RDED_BN_MOMENTUM}
   return {"student": part, "views": shown}
 
 
@@ -184,10 +185,10 @@ def rd3(case: Case) -> Settings:
 _FOUR = ("cifar10", "cifar100", "tiny", "imagenet")
 
 RECIPES: dict[str, Recipe] = {
-  "sre2l_kl": Recipe(1, sre2l_kl, _FOUR),
-  "rded_kl": Recipe(1, rded_kl, _FOUR),
-  "gvbsm_mse_gt": Recipe(1, gvbsm_mse_gt, _FOUR),
-  "edc_mse_gt": Recipe(1, edc_mse_gt, _FOUR, released=True),
-  "hard": Recipe(1, rd3, None, hard=True),
-  "rd3": Recipe(1, rd3, None),
+  "sre2l_kl": Recipe(sre2l_kl, _FOUR),
+  "rded_kl": Recipe(rded_kl, _FOUR),
+  "gvbsm_mse_gt": Recipe(gvbsm_mse_gt, _FOUR),
+  "edc_mse_gt": Recipe(edc_mse_gt, _FOUR, released=True),
+  "hard": Recipe(rd3, None, hard=True),
+  "rd3": Recipe(rd3, None),
 }

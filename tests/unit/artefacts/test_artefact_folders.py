@@ -1,11 +1,7 @@
 """Folders that a stage wrote by itself, such as a label store, as part of its artefact."""
 
-import json
-
-import numpy as np
 import pytest
 
-from ltdd_jax.artefacts import manifest
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 
@@ -28,15 +24,3 @@ def test_a_folder_becomes_part_of_the_artefact(tmp_path):
   path.write_bytes(b"babels")
   with pytest.raises(LtddError, match=r"labels\.zarr/inner/c\.0 is damaged: its content"):
     Workdir(tmp_path / "two").load("label/x")
-
-
-def test_artefacts_of_versions_without_folders_stay_valid(tmp_path):
-  with Workdir(tmp_path) as work:
-    work.commit("a", config={}, inputs={}, arrays={"x": np.zeros(2)})
-  path = tmp_path / "a" / "meta.json"
-  meta = json.loads(path.read_text())
-  path.unlink()
-  del meta["folders"]
-  manifest.seal(tmp_path / "a", {k: v for k, v in meta.items() if k != "files"})
-  with pytest.raises(LtddError, match=r"has no folder 'x'; it has \[\]"):
-    Workdir(tmp_path).load("a").folder("x")

@@ -138,10 +138,20 @@ def test_saves_by_time(tmp_path, monkeypatch):
   saved = []
   for step in range(1, 100):
     now[0] += 1.0
-    if progress.maybe_save(step, {"x": jnp.zeros(1)}):
+    if progress.due():
+      progress.save(step, {"x": jnp.zeros(1)})
       saved.append(step)
   progress.close()
   assert saved == [30, 60, 90]
+
+
+def test_discarded_checkpoints_are_gone(tmp_path):
+  progress = checkpoint.Progress(tmp_path / "loop")
+  progress.save(1, {"x": jnp.zeros(2)})
+  progress.close()
+  checkpoint.discard(tmp_path / "loop")
+  checkpoint.discard(tmp_path / "loop")
+  assert list(tmp_path.iterdir()) == []
 
 
 # ---- damage and mistakes ----
@@ -155,24 +165,33 @@ def damage(folder):
         file.truncate(path.stat().st_size // 2)
 
 
+def remove_data(folder):
+  for path in folder.rglob("*"):
+    if path.is_file() and "/d/" in str(path):
+      path.unlink()
+
+
 def remove_manifest(folder):
-  (folder / "state" / "manifest.ocdbt").unlink()
+  (folder / "default" / "manifest.ocdbt").unlink()
 
 
 def remove_description(folder):
-  (folder / "about" / "metadata").unlink()
+  (folder / "_CHECKPOINT_METADATA").unlink()
 
 
 def halve_description(folder):
-  path = folder / "about" / "metadata"
+  path = folder / "_CHECKPOINT_METADATA"
   path.write_text(path.read_text()[:10])
 
 
-@pytest.mark.parametrize("harm", [damage, remove_manifest, remove_description, halve_description])
+@pytest.mark.parametrize(
+  "harm",
+  [damage, remove_data, remove_manifest, remove_description, halve_description],
+)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(progress, harm, caplog):
   for step in (4, 8):
     progress.save(step, {"x": jnp.arange(1000.0) * step})
-  harm(progress.folder / "8")
+  harm(pathlib.Path(progress.folder) / "8")
   step, state = progress.restore({"x": jnp.zeros(1000)})
   assert step == 4
   np.testing.assert_array_equal(state["x"], np.arange(1000.0) * 4)
@@ -183,7 +202,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(progress, harm, caplo
 
 def test_only_damaged_checkpoints_are_an_error(progress):
   progress.save(4, {"x": jnp.arange(1000.0)})
-  damage(progress.folder / "4")
+  damage(pathlib.Path(progress.folder) / "4")
   with pytest.raises(
     LtddError, match=rf"all checkpoints in .* \(4\) are damaged. Delete {progress.folder}"
   ):

@@ -34,7 +34,7 @@ def work(tmp_path):
 
 
 def leftovers(path):
-  return list(path.rglob(f"{files.TEMPORARY}*"))
+  return list(pathlib.Path(path).rglob(f"{files.TEMPORARY}*"))
 
 
 # ---- fingerprints ----
@@ -43,7 +43,7 @@ def leftovers(path):
 def test_fingerprint_is_a_fixed_function():
   """Recorded once; a change would make every artefact on disk another one."""
   assert workdir_lib.fingerprint({"a": 1, "b": [0.1, None]}, {"data": "x"}) == (
-    "0d52818c3f03df721e1ed728f175b90a20ef4f72f460caf5074de9822b8d2193"
+    "f8fcf544a61715c109785987c235f066949e9605286212eb67a2ee29b1146d5d"
   )
 
 
@@ -140,6 +140,21 @@ def test_another_config_is_shown_with_what_to_delete(work):
   )
   with pytest.raises(LtddError, match="made with another config"):
     commit(work, config=new)
+
+
+def test_another_version_of_the_code_is_another_artefact(work, tmp_path):
+  """Else a shared cache would serve what older code made."""
+  assert workdir_lib.fingerprint(CONFIG, {}, 1) != workdir_lib.fingerprint(CONFIG, {}, 2)
+  work.cache = files.path(tmp_path / "cache")
+  commit(work, code_version=1)
+  assert work.status("teacher", CONFIG, {}, 1) == "ready"
+  for ask in (work.status, lambda *a: commit(work, a[0], a[1], a[2], code_version=a[3])):
+    with pytest.raises(LtddError, match=r"other results:\n  code_version: 1 -> 2\nUse another"):
+      ask("teacher", CONFIG, {}, 2)
+  with workdir_lib.Workdir(tmp_path / "other", work.cache) as other:
+    assert other.status("teacher", CONFIG, {}, 2) == "missing"
+    assert other.status("teacher", CONFIG, {}, 1) == "ready"
+  assert work.scratch("teacher", CONFIG, {}, 1) != work.scratch("teacher", CONFIG, {}, 2)
 
 
 def test_another_input_is_named(work):
@@ -250,18 +265,8 @@ def rewrite_meta(path):
 )
 def test_damage_is_named(work, name, harm, text):
   folder = commit(work, trees={"net": {"w": np.ones(3)}}).path
-  harm(folder / name)
+  harm(pathlib.Path(folder) / name)
   with pytest.raises(LtddError, match=text + f".*Delete {folder} and"):
-    workdir_lib.Workdir(work.path).load("teacher")
-
-
-def test_another_format_is_refused(work, monkeypatch):
-  monkeypatch.setattr(manifest, "FORMAT", 99)
-  folder = work.path / "teacher"
-  with monkeypatch.context() as m:
-    m.setattr(manifest, "FORMAT", 98)
-    commit(work)
-  with pytest.raises(LtddError, match=f"has format 98, .* reads 99.*delete {folder}"):
     workdir_lib.Workdir(work.path).load("teacher")
 
 
@@ -306,14 +311,14 @@ def test_other_errors_of_the_disk_are_explained(work, monkeypatch):
 
 
 def test_a_failed_write_keeps_the_old_text(tmp_path, monkeypatch):
-  workdir_lib.write_text(tmp_path / "a" / "x.txt", "old")
+  files.write_text(tmp_path / "a" / "x.txt", "old")
 
   def full(*args):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(os, "fsync", full)
   with pytest.raises(LtddError, match=r"x\.txt needs 3 bytes and cannot be written"):
-    workdir_lib.write_text(tmp_path / "a" / "x.txt", "new")
+    files.write_text(tmp_path / "a" / "x.txt", "new")
   assert [p.read_text() for p in (tmp_path / "a").iterdir()] == ["old"]
 
 
@@ -436,10 +441,10 @@ def test_losing_a_race_for_the_cache_is_fine(tmp_path, caplog):
   with workdir_lib.Workdir(tmp_path / "a", cache) as a, workdir_lib.Workdir(tmp_path / "b") as b:
     mark = commit(a).meta["fingerprint"]
     commit(b)
-    b.cache = cache
-    real = pathlib.Path.exists
+    b.cache = files.path(cache)
+    real, answers = b._cached, iter([False])
     with pytest.MonkeyPatch.context() as m:  # b looked before a had finished
-      m.setattr(pathlib.Path, "exists", lambda p: p.name != mark and real(p))
+      m.setattr(b, "_cached", lambda *args: next(answers, None) is None and real(*args))
       b._offer("teacher", mark)
   assert caplog.text == ""
   assert leftovers(tmp_path) == []
@@ -464,6 +469,59 @@ def test_files_are_copied_where_links_are_not_possible(tmp_path, monkeypatch):
   assert manifest.open_artefact(tmp_path / "cache" / "teacher" / mark).meta["stage"] == "teacher"
 
 
+# ---- other places ----
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  with workdir_lib.Workdir("~/run", "~/cache") as work:
+    commit(work)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "run"]
+
+
+@pytest.fixture
+def object_store(monkeypatch):
+  """Paths are treated as those of an object store: no locks, links or free space."""
+  monkeypatch.setattr(files, "is_local", lambda name: False)
+  for name in ("link", "fsync"):
+    monkeypatch.setattr(os, name, lambda *args, name=name: pytest.fail(f"called {name}"))
+  monkeypatch.setattr(files.shutil, "disk_usage", lambda path: pytest.fail("called disk_usage"))
+
+
+def test_a_work_directory_in_an_object_store(tmp_path, object_store):
+  cache = tmp_path / "cache"
+  with workdir_lib.Workdir(tmp_path / "a", cache) as a:
+    made = a.scratch("teacher", CONFIG, {}) / "store"
+    made.mkdir()
+    (made / "c.0").write_bytes(b"labels")
+    tree = {"w": np.ones(3)}
+    commit(a, trees={"net": tree}, folders={"labels": made})
+    a.write_run_info({"seed": 3})
+  with workdir_lib.Workdir(tmp_path / "b", cache) as b:
+    assert b.status("teacher", CONFIG, {}) == "ready"
+    artefact = b.load("teacher")
+    np.testing.assert_array_equal(artefact.arrays["x"], np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(artefact.tree("net")["w"], tree["w"])
+    assert (artefact.folder("labels") / "c.0").read_bytes() == b"labels"
+  assert not list((tmp_path / "b" / ".scratch").glob("*/*"))
+
+
+def test_an_unfinished_artefact_in_an_object_store_is_made_anew(
+  tmp_path, object_store, monkeypatch
+):
+  """There a killed run leaves files without a manifest, which is written last."""
+  with workdir_lib.Workdir(tmp_path) as work:
+    with monkeypatch.context() as m:
+      m.setattr(manifest, "seal", lambda *args: None)
+      with pytest.raises(LtddError, match="no artefact of stage"):
+        commit(work, arrays={"old": np.zeros(2)})
+    assert (tmp_path / "teacher" / "old.npy").exists()
+    assert work.status("teacher", CONFIG, {}) == "missing"
+    assert sorted(commit(work).meta["files"]) == ["x.npy"]
+    assert not (tmp_path / "teacher" / "old.npy").exists()
+
+
 # ---- class maps and facts about the run ----
 
 
@@ -482,8 +540,26 @@ def test_check_same_classes(work):
 def test_run_info(work):
   work.write_run_info({"seed": 3, "views": (1, 2)})
   assert json.loads((work.path / "config.json").read_text()) == {"seed": 3, "views": [1, 2]}
-  info = json.loads((work.path / "run.json").read_text())
+  (info,) = starts(work)
   assert info["pid"] == os.getpid()
   assert info["versions"] == provenance.versions()
   assert len(info["devices"]) == jax.device_count()
   assert info["code"] is None or set(info["code"]) == {"revision", "dirty"}
+
+
+def starts(work):
+  return [json.loads(line) for line in (work.path / "runs.jsonl").read_text().splitlines()]
+
+
+def test_every_start_is_recorded(work, monkeypatch):
+  for number in range(3):
+    monkeypatch.setattr(provenance, "run_info", lambda number=number: {"start": number})
+    work.write_run_info({"seed": number})
+  assert starts(work) == [{"start": 0}, {"start": 1}, {"start": 2}]
+  assert json.loads((work.path / "config.json").read_text()) == {"seed": 2}
+
+
+def test_artefacts_say_which_code_made_them(work, monkeypatch):
+  monkeypatch.setattr(provenance, "code_revision", lambda: {"revision": "abc", "dirty": True})
+  meta = commit(work, code_version=3).meta
+  assert (meta["code"], meta["code_version"]) == ({"revision": "abc", "dirty": True}, 3)

@@ -57,18 +57,10 @@ def fitted(name, data=None, **kwargs):
     ("adsa_vector", {"criterion": "mass"}, "adsa_vector: criterion is 'mass'"),
     ("adsa_vector", {"strength": -1.0}, "adsa_vector: strength is -1"),
     ("adsa_vector", {"strength": float("inf")}, "strength is inf"),
-    ("adsa_vector", {"groups": "halves"}, "groups is 'halves'; expected 'thirds'"),
-    ("adsa_vector", {"groups": [[0, 1], [1, 2]]}, "each class 0, 1, ... exactly once"),
-    ("adsa_vector", {"groups": [[0, 1], []]}, "exactly once"),
-    ("adsa_vector", {"groups": ((0, 1), 2)}, r"groups is \(\(0, 1\), 2\); expected lists"),
-    ("ltkd", {"groups": ((0, "b"), (1,))}, "ltkd: groups is .*exactly once"),
-    ("ltkd", {"groups": ((0, (1,)), "b")}, "ltkd: groups is .*exactly once"),
     ("adsa_vector", {"max_iterations": 0}, "max_iterations is 0"),
     ("em", {"known": "unifrom"}, "known is 'unifrom'"),
     ("em", {"smoothing": -1.0}, "smoothing is -1"),
     ("em", {"tolerance": 0.0}, "tolerance is 0.0; expected a finite number above 0"),
-    ("ltkd", {"mass": "class"}, "mass is 'class'"),
-    ("ltkd", {"groups": "counts(100,20)"}, "expected 'thirds'"),
     ("vector_scaling", {"strength": float("nan")}, "strength is nan"),
     ("temperature", {"max_iterations": 0}, "temperature: max_iterations"),
   ],
@@ -85,8 +77,6 @@ def test_options_are_checked_when_made(name, kwargs, message):
     ("fixed", {"target_prior": [0.5, 0.5]}, "fixed: target_prior has 2 entries"),
     ("adsa", {"max_head_drop": 0.1, "head": [6]}, "head is .6,.; expected some, not all"),
     ("adsa", {"max_head_drop": 0.1, "head": [*range(K)]}, "some, not all"),
-    ("adsa_vector", {"groups": [[0, 1], [2]]}, "groups hold 3 classes; there are 6"),
-    ("ltkd", {"groups": [[0, 1], [2]]}, "ltkd: groups hold 3 classes"),
   ],
 )
 def test_options_are_checked_against_the_number_of_classes(name, kwargs, message):
@@ -271,9 +261,8 @@ def test_the_target_prior_of_fixed():
 
 
 @pytest.mark.parametrize("criterion", adsa.CRITERIA)
-@pytest.mark.parametrize("groups", [None, "thirds"])
-def test_a_strong_regulariser_gives_scalar_adsa(criterion, groups):
-  params, report = fitted("adsa_vector", criterion=criterion, strength=1e4, groups=groups)
+def test_a_strong_regulariser_gives_scalar_adsa(criterion):
+  params, report = fitted("adsa_vector", criterion=criterion, strength=1e4)
   tau = adsa.fit(*draw(), COUNTS, criterion=criterion).tau
   np.testing.assert_allclose(params.bias, tau * base.centered(PRIOR), atol=1e-3)
   assert report["tau"] == pytest.approx(tau, abs=1e-3)
@@ -288,15 +277,6 @@ def test_a_weak_regulariser_makes_confidences_equal():
   np.testing.assert_allclose(report["mass_after"], 1 / K, atol=1e-4)
 
 
-def test_groups_share_an_offset():
-  params, report = fitted("adsa_vector", groups="thirds", strength=0.001)
-  offsets = np.asarray(params.bias) - report["anchor"] * base.centered(PRIOR)
-  np.testing.assert_allclose(offsets[::2], offsets[1::2], atol=1e-5)
-  assert np.ptp(offsets) > 0.05
-  lists, _ = fitted("adsa_vector", groups=[[0, 1], [2, 3], [4, 5]], strength=0.001)
-  np.testing.assert_array_equal(lists.bias, params.bias)
-
-
 def test_a_class_without_an_image():
   logits, labels = draw()
   data = logits[:, labels != 2], labels[labels != 2]
@@ -306,10 +286,8 @@ def test_a_class_without_an_image():
   moved = np.asarray(params.bias) - expected
   assert moved[2] == pytest.approx(moved[others].mean(), abs=0.05)  # at tau log pi, as a whole
   assert report["confidence_after"][2] is None
-  for name in ("em", "ltkd"):
-    params, report = fitted(name, data)
-    assert np.isfinite(np.asarray(params.bias)).all()
-  assert params.bias[2] == params.bias[3]  # of one third
+  params, report = fitted("em", data)
+  assert np.isfinite(np.asarray(params.bias)).all()
 
 
 def test_what_does_not_converge_says_so():

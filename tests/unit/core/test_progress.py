@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ltdd_jax.core import files
 from ltdd_jax.core import progress as progress_lib
 from ltdd_jax.core.types import LtddError
 
@@ -82,6 +83,25 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
   assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4, 5]
   write(tmp_path, [1])
   assert [row["step"] for row in lines(tmp_path)] == [1]
+
+
+def test_lines_in_an_object_store_are_there_when_the_loop_ends(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "is_local", lambda name: False)
+  write(tmp_path, [1, 2, 3], tensorboard=False)
+  write(tmp_path, [3, 4], first_step=2, tensorboard=False)
+  assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  write(tmp_path, [1, 2])
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  write("~/metrics", [1])
+  assert [row["step"] for row in lines(tmp_path / "metrics")] == [1]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

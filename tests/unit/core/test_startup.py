@@ -12,12 +12,13 @@ from ltdd_jax.core import startup
 ROOT = str(pathlib.Path(startup.__file__).parents[2])
 
 
-def run(code, **env):
+def run(code, cwd=None, **env):
   """Runs code in a fresh process and returns what it prints as JSON."""
   kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
   done = subprocess.run(
     [sys.executable, "-W", "error", "-c", f"import json, sys\n{code}"],
     env=kept | {"PYTHONPATH": ROOT} | env, capture_output=True, text=True, check=False,
+    cwd=cwd,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
@@ -91,3 +92,20 @@ def test_facts_read_well():
   assert str(startup.Facts(2, None, False)) == (
     "CPU devices: 2; compilation cache: none; distributed: no"
   )
+
+
+def test_the_program_has_as_many_devices_as_asked_for(tmp_path):
+  code = """
+import contextlib, os, warnings
+from absl import app
+from launch import main
+warnings.simplefilter("default")  # ml_collections loads configs in an old way
+with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
+  app.run(main.main, flags_parser=main.parse_flags, argv=["main", *os.environ["ARGS"].split()])
+import jax
+print(json.dumps([jax.device_count(), os.path.exists("runs")]))
+"""
+  config = pathlib.Path(ROOT) / "configs" / "digits_lt.py"
+  args = f"--config={config} --workdir=runs --dry_run --compile_cache="
+  for more, count in (("", 1), (" --cpu_devices=4", 4)):
+    assert run(code, ARGS=args + more, JAX_PLATFORMS="cpu", cwd=tmp_path) == [count, False]

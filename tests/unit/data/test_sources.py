@@ -400,6 +400,12 @@ def test_unknown_name_is_corrected():
     open_source("cifra10")
 
 
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  with pytest.raises(LtddError, match=f"nothing in {tmp_path}/tfds/"):
+    open_source("fashion_mnist", data_dir="~/tfds")
+
+
 def test_set_that_is_not_prepared_says_how_to(tmp_path):
   with pytest.raises(LtddError) as error:
     open_source("fashion_mnist", data_dir=str(tmp_path))

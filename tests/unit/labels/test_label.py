@@ -227,9 +227,7 @@ def test_logits_too_large_for_the_dtype_are_an_error():
     )
 
 
-@pytest.mark.parametrize(
-  "how", [{"aggregate": "norm_equalised_batch"}, {"batch_norm": "train"}], ids=str
-)
+@pytest.mark.parametrize("how", [{"aggregate": "norm_equalised"}, {"batch_norm": "train"}], ids=str)
 def test_labels_that_depend_on_their_batch_are_not_those_of_another_size(tmp_path, how):
   label = lambda size: label_lib.label_images(
     "a", IMAGES, LABELS, (small.teacher(), small.teacher(1)), small.SPEC, num_epochs=1, views={},

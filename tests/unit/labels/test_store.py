@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 import tensorstore
+from etils import epath
 
 from ltdd_jax import adsa
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import store as label_store
-from ltdd_jax.labels import store_attributes
+from ltdd_jax.labels import zarr_files
 from ltdd_jax.labels.encoding import Encoding
 
 E, N, K = 3, 5, 4
@@ -27,7 +28,7 @@ ENCODINGS = [
   Encoding("bfloat16", top_k=2),
   Encoding("uint8"),
   Encoding("uint8", top_k=2),
-  Encoding("uint8", top_k=3, rest="kept"),
+  Encoding("uint8", top_k=3),
 ]
 
 
@@ -102,7 +103,7 @@ def test_a_label_epoch_is_one_file_an_array(tmp_path):
 
 
 def test_large_epochs_are_shards(tmp_path, monkeypatch):
-  monkeypatch.setattr(label_store, "_CHUNK_BYTES", 16)  # two rows of float16
+  monkeypatch.setattr(zarr_files, "_CHUNK_BYTES", 16)  # two rows of float16
   store = filled(tmp_path / "s")
   meta = json.loads((tmp_path / "s" / "values" / "zarr.json").read_text())
   assert meta["codecs"][0]["name"] == "sharding_indexed"
@@ -237,7 +238,7 @@ def test_another_format_is_refused_and_both_are_shown(tmp_path, number):
   path = tmp_path / "s" / "zarr.json"
   path.write_text(path.read_text().replace('"format": 1', f'"format": {json.dumps(number)}'))
   for reopen in (label_store.open_store, make):
-    with pytest.raises(LtddError, match=rf"has format {number!r}, .*reads format 1"):
+    with pytest.raises(LtddError, match=rf"damaged: format is {number!r}; expected 1, "):
       reopen(tmp_path / "s")
 
 
@@ -255,9 +256,9 @@ def test_a_store_of_other_labels_is_not_gone_on_with(tmp_path):
   [
     ("shape", None), ("shape", [3, 4]), ("shape", [3, 4, "5"]), ("encoding", None),
     ("shape", [3, 0, 5]), ("encoding", {"dtype": "float16"}),
-    ("encoding", {"dtype": "float99", "top_k": None, "rest": "spread"}),
-    ("encoding", {"dtype": "float16", "top_k": "x", "rest": "spread"}),
-    ("encoding", {"dtype": "float16", "top_k": 9, "rest": "spread"}), ("class_names", None),
+    ("encoding", {"dtype": "float99", "top_k": None}),
+    ("encoding", {"dtype": "float16", "top_k": "x"}),
+    ("encoding", {"dtype": "float16", "top_k": 9}), ("class_names", None),
     ("class_names", ["a"]), ("class_names", [1, 2, 3, 4]), ("facts", None), ("facts", [1]),
   ],
 )  # fmt: skip
@@ -265,7 +266,7 @@ def test_damaged_attributes_are_named(tmp_path, key, value):
   filled(tmp_path / "s")
   path = tmp_path / "s" / "zarr.json"
   group = json.loads(path.read_text())
-  about = group["attributes"][store_attributes.KEY]
+  about = group["attributes"][label_store.KEY]
   del about[key]
   if value is not None:
     about[key] = value
@@ -273,6 +274,22 @@ def test_damaged_attributes_are_named(tmp_path, key, value):
   for reopen in (label_store.open_store, make):
     with pytest.raises(LtddError, match=rf"s is damaged: {key} is .*; expected .* Delete .* anew"):
       reopen(tmp_path / "s")
+
+
+def test_a_store_may_be_in_an_object_store():
+  spec = zarr_files.spec(epath.Path("gs://bucket/s/values"), E, N, K, np.dtype(np.float16))
+  assert tensorstore.KvStore.Spec(spec["kvstore"]).to_json() == {
+    "driver": "gcs",
+    "bucket": "bucket",
+    "path": "s/values/",
+  }
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  filled("~/s")
+  assert label_store.open_store("~/s").present() == {0, 1, 2}
+  assert (tmp_path / "s" / "values").is_dir()
 
 
 def test_what_is_no_store_is_refused(tmp_path):
@@ -317,7 +334,7 @@ def test_attributes_of_another_store_are_refused_and_both_shapes_are_shown(tmp_p
   filled(tmp_path / "s")
   make(tmp_path / "t", shape=(2, N, K))
   (tmp_path / "t" / "zarr.json").replace(tmp_path / "s" / "zarr.json")
-  with pytest.raises(LtddError, match=r"Expected .shape. of \[2,5,4\] but .*\[3,5,4\]\. If"):
+  with pytest.raises(LtddError, match=r"label_epoch.: \[0, 2\).*label_epoch.: \[0, 3\*\).*\. If"):
     label_store.open_store(tmp_path / "s")
 
 
@@ -376,7 +393,6 @@ def test_logits_too_large_for_float16_become_infinite_and_are_refused(tmp_path, 
   ("kwargs", "message"),
   [
     ({"dtype": "int8"}, "dtype is 'int8'; expected one of 'float32', 'float16', 'bfloat16'"),
-    ({"rest": "lost"}, "rest is 'lost'; expected one of 'spread', 'kept'"),
     ({"top_k": 0}, "top_k is 0; expected 1 or more"),
     ({"top_k": 2.5}, "top_k is 2.5; expected 1 or more classes, a whole number"),
     ({"top_k": True}, "top_k is True; expected 1 or more"),
@@ -394,5 +410,5 @@ def test_bytes_of_a_label():
   assert bytes_of(10) == 20
   assert bytes_of(10, "uint8") == 10 + 4  # levels, scale and offset
   assert bytes_of(100, "uint8", top_k=5) == 5 + 5 + 6  # and classes, and the rest
-  assert bytes_of(1000, "float16", top_k=10, rest="kept") == 20 + 20  # classes in two bytes
+  assert bytes_of(1000, "float16", top_k=10) == 20 + 20 + 2  # classes in two bytes
   assert bytes_of(10, "float32", top_k=10) == 40  # nothing is left out

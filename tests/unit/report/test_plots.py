@@ -1,15 +1,17 @@
 """Plots: what is drawn is what the results say, from head to tail; matplotlib may be missing."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.report import plots
+from ltdd_jax.report import images, plots
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -121,6 +123,35 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     plots.accuracies(results_of(), tmp_path / "file" / "accuracies.png")
 
 
+def test_pictures_are_whole_or_not_there(monkeypatch, tmp_path):
+  def killed(*args):
+    raise KeyboardInterrupt
+
+  path, grid = tmp_path / "accuracies.png", np.zeros((2, 4, 4, 3), np.uint8)
+  path.write_bytes(b"old")
+  monkeypatch.setattr(os, "replace", killed)
+  for draw in (
+    lambda: plots.accuracies(results_of(), path),
+    lambda: images.write_grid(path, grid, np.array([0, 1])),
+  ):
+    with pytest.raises(KeyboardInterrupt):
+      draw()
+  assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_only_the_first_process_writes_pictures(monkeypatch, tmp_path):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  plots.write_plots(results_of(), tmp_path)
+  images.write_grid(tmp_path / "x.png", np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]))
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plot_in_the_home_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  plots.accuracies(results_of(), "~/new/accuracies.png")
+  assert (tmp_path / "new" / "accuracies.png").exists()
+
+
 def test_without_matplotlib(monkeypatch, tmp_path):
   for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
     monkeypatch.setitem(sys.modules, name, None)
@@ -133,7 +164,7 @@ def test_without_matplotlib(monkeypatch, tmp_path):
 def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot():
   code = (
     "import sys\n"
-    "from ltdd_jax.report import plots\n"
+    "from ltdd_jax.report import images, plots\n"
     "assert 'matplotlib' not in sys.modules\n"
     "plots.accuracies_figure({'class_names': ['a'], 'split': {'counts': [1]}, 'rows': [\n"
     "  {'images': 'x', 'labels': 'hard', 'calibrator': None, 'calibrator_name': None,\n"

@@ -115,7 +115,7 @@ def test_training_of_teachers(dataset, method):
   sgd = {"name": "sgd", "lr": lr, "momentum": 0.9, "weight_decay": decay}
   assert found["optimizer"] == sgd
   assert found["schedule"] == {"name": schedule}
-  assert found["loss"] == {"name": "cross_entropy", "label_smoothing": 0.0}
+  assert found["objective"] == {"name": "cross_entropy", "label_smoothing": 0.0}
   assert found["augment"] == (
     {"name": "random_crop", "padding": 4},
     {"name": "random_flip"},

@@ -1,6 +1,7 @@
 """Students: kinds of labels, seeds, evaluation."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -122,10 +123,25 @@ def test_hard_loss_weighs_both_classes(key):
   np.testing.assert_allclose(student_training.hard_loss(logits, target), want, rtol=1e-6)
 
 
+def test_students_of_another_name_share_no_draws():
+  """A probe of seed 0 is no student of seed 1, nor of seed 0."""
+  kernels = [
+    train(sources.Supervision(), num_seeds=1, evaluations=1, **kwargs).variables["params"]["conv0"][
+      "kernel"
+    ]
+    for kwargs in ({}, {"seed": 1}, {"key_name": "probe"})
+  ]
+  for a, b in itertools.combinations(kernels, 2):
+    assert not np.allclose(a, b)
+
+
 @pytest.mark.parametrize(
   ("kwargs", "message"),
   [
     ({"num_seeds": 0}, "num_seeds is 0"),
+    ({"batch_size": 0}, r"config\.student\.batch_size is 0; expected 1 or more"),
+    ({"num_epochs": 0}, "num_epochs is 0"),
+    ({"optimizer": {"name": "sgd"}}, r"config\.student\.optimizer: missing key 'lr'"),
     ({"parallel": "pmap"}, "parallel is 'pmap'"),
     ({"hard_weight": 1.0}, "hard_weight is 1.0; expected 0 or more and below 1"),
     ({"loss": {"name": "mse"}}, "mse"),

@@ -168,8 +168,8 @@ def test_what_studies_refuse(tmp_path):
   with pytest.raises(LtddError, match="what such teachers say of an image depends on the batch"):
     studies.run(bound, tmp_path)
   bound = bound_config.get_config("preset=smoke")
-  bound.label.sources.teacher.aggregate = "norm_equalised_batch"
-  with pytest.raises(LtddError, match="aggregate='norm_equalised_batch': what such teachers say"):
+  bound.label.sources.teacher.aggregate = "norm_equalised"
+  with pytest.raises(LtddError, match="aggregate='norm_equalised': what such teachers say"):
     studies.run(bound, tmp_path)
   bound = bound_config.get_config("preset=smoke")
   bound.label.sources = {"mine": {"name": "learned"}}

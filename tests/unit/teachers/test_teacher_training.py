@@ -12,25 +12,29 @@ from ltdd_jax.teachers import train as teacher_training
 from ltdd_jax.training import loop
 from tests import small
 
+FLIP = ({"name": "random_flip"},)
 QUIET = loop.Session(show_progress=False)
 NET = small.NET | {"norm": "batch", "width": 2}
 MODELS = {"b": NET, "wide": NET | {"width": 3}, "a": NET}
 
 
-def train_teachers(parallel, session=QUIET, models=MODELS, num_epochs=2):
+def train_teachers(parallel, session=QUIET, models=MODELS, num_epochs=2, **kwargs):
   return teacher_training.train_teachers(
     small.train_data(),
     small.SPEC,
     small.COUNTS,
     models=models,
-    num_epochs=num_epochs,
-    batch_size=4,
-    optimizer={"name": "sgd", "lr": 0.05, "momentum": 0.9},
-    schedule={"name": "cosine"},
-    loss={"name": "cross_entropy"},
-    augment=({"name": "random_flip"},),
     parallel=parallel,
     session=session,
+    **{
+      "num_epochs": num_epochs,
+      "batch_size": 4,
+      "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+      "schedule": {"name": "cosine"},
+      "objective": {"name": "cross_entropy"},
+      "augment": FLIP,
+    }
+    | kwargs,
   )
 
 
@@ -75,6 +79,28 @@ def test_at_once_goes_on_where_it_stopped(at_once, tmp_path, monkeypatch):
   resumed = train_teachers("vmap", session, models)
   for x, y in zip(at_once[:2], resumed, strict=True):
     jax.tree.map(np.testing.assert_array_equal, x.variables, y.variables)
+
+
+def test_two_views_train_another_teacher(one_by_one):
+  (two,) = train_teachers("auto", models={"a": NET}, views=2)
+  kernels = [t.variables["params"]["conv0"]["kernel"] for t in (two, one_by_one[0])]
+  assert not np.allclose(*kernels)
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"num_epochs": 0}, r"config\.teacher\.num_epochs is 0; expected 1 or more"),
+    ({"batch_size": 0}, r"config\.teacher\.batch_size is 0; expected 1 or more"),
+    ({"views": 0}, r"config\.teacher\.views is 0; expected 1 or more"),
+    ({"optimizer": {"name": "sgd"}}, r"config\.teacher\.optimizer: missing key 'lr'"),
+    ({"objective": {"name": "cross_entopy"}}, "Did you mean 'cross_entropy'"),
+    ({"derive": ({"name": "recalibrate"},)}, "Did you mean 'recalibrate_bn'"),
+  ],
+)
+def test_bad_arguments_are_refused_before_work(kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    train_teachers("auto", models={"a": NET}, **kwargs)
 
 
 def test_unknown_way():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import chex
 import jax
@@ -23,7 +24,7 @@ def walk(state, consts, x):
 
 
 def start():
-  return {"step": loop.scalar_step(), "position": jnp.zeros(3)}
+  return {"step": jnp.zeros((), jnp.int32), "position": jnp.zeros(3)}
 
 
 def run(session, num_steps=20, step_fn=walk, **kwargs):
@@ -147,3 +148,43 @@ def test_metrics_are_written(tmp_path):
   run(dataclasses.replace(QUIET, metrics=tmp_path))
   lines = (tmp_path / "walk" / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(x)["step"] for x in lines] == [4, 8, 12, 16, 20]
+
+
+# ---- finished parts ----
+
+
+def test_a_finished_part_is_kept_without_its_checkpoints(tmp_path):
+  session = dataclasses.replace(QUIET, scratch=tmp_path)
+  assert session.kept("walk") is None
+  session.keep("walk", {"position": np.asarray(run(session)["position"])})
+  session.discard("walk")
+  found = dataclasses.replace(QUIET, scratch=tmp_path).kept("walk")
+  np.testing.assert_array_equal(found["position"], run(QUIET)["position"])
+  files = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+  assert files == ["finished/walk.npz"]
+
+
+def test_a_part_is_kept_whole_or_not_at_all(tmp_path, monkeypatch, caplog):
+  session = dataclasses.replace(QUIET, scratch=tmp_path)
+  session.keep("a/0", {"x": np.arange(3)})
+
+  def killed(*args):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as m:
+    m.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+      session.keep("a/0", {"x": np.arange(4)})
+    with pytest.raises(KeyboardInterrupt):
+      session.keep("a/1", {"x": np.arange(4)})
+  assert session.kept("a/0")["x"].tolist() == [0, 1, 2]
+  assert session.kept("a/1") is None
+  (tmp_path / "finished" / "a" / "0.npz").write_bytes(b"PK")
+  assert session.kept("a/0") is None
+  assert "0.npz is damaged" in caplog.text
+
+
+def test_without_a_folder_nothing_is_kept():
+  QUIET.keep("a", {"x": np.arange(3)})
+  assert QUIET.kept("a") is None
+  QUIET.discard("a")

@@ -55,23 +55,23 @@ def test_classes_without_images_are_nan():
 def test_every_image_counts_once(batch_size):
   """The third, fifth and last image are predicted wrongly, whatever the remainder."""
   images = images_of([0, 0, 1, 1, 2, 2, 0])
-  counts = metrics.evaluate(
-    ReadsPixel().apply, variables(), images, LABELS, batch_size=batch_size, **FACTS
+  counts = metrics.make_evaluate(ReadsPixel().apply, **FACTS)(
+    variables(), images, LABELS, batch_size
   )
   np.testing.assert_array_equal(counts.correct, [2, 1, 1])
   np.testing.assert_array_equal(counts.total, [3, 2, 2])
 
 
 @pytest.mark.parametrize("batch_size", [3, 7])
-def test_seeds(batch_size):
+def test_networks(batch_size):
   images = images_of([0, 0, 1, 1, 2, 2, 0])
-  step = metrics.make_eval_step(ReadsPixel().apply, (0.5,), (0.25,), K, seeds=True)
-  counts = metrics.run_eval(step, variables([0.0, 1.0]), images, LABELS, batch_size)
+  evaluate = metrics.make_evaluate(ReadsPixel().apply, **FACTS, networks=True)
+  counts = evaluate(variables([0.0, 1.0]), images, LABELS, batch_size)
   assert counts.correct.shape == (2, K)
   assert counts.total.shape == (K,)
   for i in range(2):
-    one = metrics.evaluate(
-      ReadsPixel().apply, variables(float(i)), images, LABELS, batch_size=batch_size, **FACTS
+    one = metrics.make_evaluate(ReadsPixel().apply, **FACTS)(
+      variables(float(i)), images, LABELS, batch_size
     )
     np.testing.assert_array_equal(counts.correct[i], one.correct)
     np.testing.assert_array_equal(counts.total, one.total)
@@ -80,17 +80,27 @@ def test_seeds(batch_size):
 
 
 def test_compiled_once_for_all_batches_and_variables():
-  step = metrics.make_eval_step(ReadsPixel().apply, (0.5,), (0.25,), K)
+  traces = []
+
+  def apply(*args, **kwargs):
+    traces.append(None)
+    return ReadsPixel().apply(*args, **kwargs)
+
+  evaluate = metrics.make_evaluate(apply, **FACTS)
   for offset in (0.0, 1.0):
-    metrics.run_eval(step, variables(offset), images_of([0] * 7), LABELS, 3)
-  assert step._cache_size() == 1
+    evaluate(variables(offset), images_of([0] * 7), LABELS, 3)
+  assert len(traces) == 1
 
 
 def test_errors():
-  step = metrics.make_eval_step(ReadsPixel().apply, (0.5,), (0.25,), K)
-  for images, labels, size in (([], LABELS[:0], 2), ([0, 1], LABELS, 2), ([0] * 7, LABELS, 0)):
-    with pytest.raises(LtddError, match=f"{len(images)} images, {len(labels)} labels"):
-      metrics.run_eval(step, variables(), images_of(images), labels, size)
+  evaluate = metrics.make_evaluate(ReadsPixel().apply, **FACTS)
+  for images, labels, size, message in (
+    ([], LABELS[:0], 2, "0 images and batch_size=2"),
+    ([0, 1], LABELS, 2, "2 images but 7 labels"),
+    ([0] * 7, LABELS, 0, "7 images and batch_size=0"),
+  ):
+    with pytest.raises(LtddError, match=message):
+      evaluate(variables(), images_of(images), labels, size)
 
 
 def test_group_means():

@@ -1,7 +1,6 @@
-"""The supervised step: the average of the parameters, and batch statistics updated twice."""
+"""The supervised step: the average of the parameters, the share done, keys, views."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +38,7 @@ def run(num_steps, **kwargs):
   step = jax.jit(
     functools.partial(
       supervised.train_step, apply_fn=model.apply, tx=tx, batch_fn=batch,
-      loss_fn=losses.cross_entropy, **kwargs,
+      objective=supervised.of_logits(losses.cross_entropy), num_steps=num_steps, **kwargs,
     )
   )  # fmt: skip
   for t in range(num_steps):
@@ -72,28 +71,72 @@ def test_training_is_the_same_with_and_without_the_average():
   jax.tree.map(np.testing.assert_array_equal, plain[-1].params, averaged[-1].params)
 
 
-def test_two_updates_of_batch_statistics_are_those_of_two_passes():
-  images, states = run(2, bn_updates=2)
-  for t, (before, after) in enumerate(itertools.pairwise(states)):
-    stats = before.batch_stats
-    for _ in range(2):
-      variables = {"params": before.params, "batch_stats": stats}
-      shown = jnp.asarray(images[3 * (t % 2) : 3 * (t % 2) + 3])
-      _, new = network().apply(variables, shown, train=True, mutable=["batch_stats"])
-      stats = new["batch_stats"]
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after.batch_stats, stats
-    )
-  jax.tree.map(np.testing.assert_array_equal, states[-1].params, run(2)[1][-1].params)
+def test_two_passes_of_a_batch_are_one_of_another_momentum():
+  """What RDED's second pass does to running statistics is what `bn_momentum=0.81` does."""
+  images = jnp.asarray(np.random.RandomState(0).normal(size=(3, 8, 8, 1)), jnp.float32)
+  variables = models.init_variables(network(), jax.random.key(0), (8, 8, 1))
+  run = lambda model, v: model.apply(v, images, train=True, mutable=["batch_stats"])[1]
+  twice = run(network(), variables | run(network(), variables))
+  once = run(network().clone(bn_momentum=0.81), variables)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, once, twice)
+
+
+def test_an_objective_sees_batch_key_and_share_done():
+  """Keys differ from step to step, and from the keys that the batch is made with."""
+  seen, batch_keys = [], []
+
+  def look(apply_fn, params, batch_stats, batch, key, progress):
+    images, target = batch
+    assert images.shape == (2, 3, 8, 8, 1)
+    assert target.shape == (3,)
+    loss = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+    return loss, (batch_stats, {"progress": progress, "key": jax.random.key_data(key)})
+
+  def two_views(consts, x, key):
+    batch_keys.append(jax.random.key_data(key))
+    return jnp.stack([consts["images"][x]] * 2), consts["labels"][x]
+
+  tx = supervised.make_tx({"name": "sgd", "lr": LR}, {"name": "constant"}, 4)
+  state = supervised.init_state(network(), tx, jax.random.key(0), (8, 8, 1))
+  consts = {"images": jnp.zeros((6, 8, 8, 1)), "labels": jnp.arange(6), "key": jax.random.key(1)}
+  for _ in range(4):
+    state, metrics = supervised.train_step(
+      state, consts, jnp.arange(3), apply_fn=network().apply, tx=tx, batch_fn=two_views,
+      objective=look, num_steps=4,
+    )  # fmt: skip
+    seen.append(metrics)
+  np.testing.assert_allclose([m["progress"] for m in seen], [0, 0.25, 0.5, 0.75])
+  assert len({tuple(map(int, k)) for k in [*batch_keys, *(m["key"] for m in seen)]}) == 8
+
+
+def test_a_loss_on_logits_takes_every_view():
+  apply_fn = lambda variables, images, *, train, mutable: (images.mean((1, 2)), {})
+  images = jnp.asarray(np.random.RandomState(0).normal(size=(2, 3, 4, 4, 5)), jnp.float32)
+  labels = jnp.arange(3)
+  objective = supervised.of_logits(losses.cross_entropy)
+  both, *each = (objective(apply_fn, {}, {}, (x, labels), None, 0.0)[0] for x in (images, *images))
+  np.testing.assert_allclose(both, sum(each) / 2, rtol=1e-6)
+
+
+def test_bad_decays_are_refused():
+  with pytest.raises(LtddError, match=r"ema is 1.0; expected a decay in \[0, 1\)"):
+    supervised.check_ema(1.0)
 
 
 @pytest.mark.parametrize(
-  ("arguments", "message"),
+  ("optimizer", "schedule", "message"),
   [
-    ((1.0, 1), r"ema is 1.0; expected a decay in \[0, 1\)"),
-    ((None, 3), "bn_updates is 3; expected 1 or 2"),
+    ({"name": "sgd"}, {"name": "cosine"}, r"config\.teacher\.optimizer: missing key 'lr'"),
+    ({"lr": 0.1}, {"name": "cosine"}, r"config\.teacher\.optimizer: missing key 'name'"),
+    ({"name": "sgd", "lr": 0.1}, {}, r"config\.teacher\.schedule: missing key 'name'"),
+    (
+      {"name": "sgd", "lr": -0.1},
+      {"name": "cosine"},
+      r"config\.teacher\.optimizer\.lr is -0\.1; expected 0 or",
+    ),
   ],
 )
-def test_bad_numbers_are_refused(arguments, message):
+def test_incomplete_optimizers_are_refused(optimizer, schedule, message):
   with pytest.raises(LtddError, match=message):
-    supervised.check_averages(*arguments)
+    supervised.make_tx(optimizer, schedule, 10, where="config.teacher")

@@ -1,0 +1,115 @@
+"""What every objective of `OBJECTIVES` must do, and a toy one with two views and a metric."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.models import taps
+from ltdd_jax.teachers import objectives
+from ltdd_jax.teachers import train as teacher_training
+from ltdd_jax.training import loop, losses
+from tests import small
+
+
+def two_views(class_counts, *, weight: float = 0.5):
+  """Cross-entropy of the first view, and the distance of the features of both."""
+  del class_counts
+  model = small.teacher().model
+
+  def objective(apply_fn, params, batch_stats, batch, key, progress):
+    (first, second), labels = batch
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits, updated = apply_fn(variables, first, train=True, mutable=["batch_stats"])
+    seen = [taps.features(model, variables, x)[1] for x in (first, second)]
+    apart = jnp.square(seen[0] - seen[1]).mean()
+    noise = 1e-3 * jax.random.normal(key, ())
+    loss = losses.cross_entropy(logits, labels) + weight * progress * apart + noise
+    return loss, (updated["batch_stats"], {"apart": apart})
+
+  return objective
+
+
+@pytest.fixture(params=[*objectives.OBJECTIVES, "two_views"])
+def case(request, monkeypatch):
+  """Name and number of views."""
+  monkeypatch.setitem(objectives.OBJECTIVES, "two_views", two_views)
+  return request.param, 2 if request.param == "two_views" else 1
+
+
+def batch_of(views):
+  images = jnp.asarray(np.random.RandomState(0).normal(size=(views, 4, 8, 8, 1)), jnp.float32)
+  return images if views > 1 else images[0], jnp.array([0, 1, 2, 0])
+
+
+def run(name, views, variables, key, progress=0.5):
+  objective = objectives.make_objective(small.COUNTS, name=name)
+  call = functools.partial(objective, small.teacher().model.apply)
+  return jax.jit(call)(
+    variables["params"], variables["batch_stats"], batch_of(views), key, progress
+  )
+
+
+def test_is_a_float32_scalar_that_keeps_the_structure(case, key):
+  variables = small.teacher().variables
+  loss, (batch_stats, metrics) = run(*case, variables, key)
+  assert (loss.shape, loss.dtype) == ((), jnp.float32)
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  assert shapes(batch_stats) == shapes(variables["batch_stats"])
+  assert all(jnp.isfinite(m).all() and m.shape == () for m in metrics.values())
+
+
+def test_is_deterministic_and_has_a_gradient(case, key):
+  variables = small.teacher().variables
+  of = lambda params: run(*case, variables | {"params": params}, jax.random.clone(key))[0]
+  (one, grads), (two, _) = (jax.value_and_grad(of)(variables["params"]) for _ in range(2))
+  assert one == two
+  assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+  assert any(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("parallel", ["loop", "vmap"])
+def test_teachers_train_with_it(case, parallel):
+  name, views = case
+  trained = teacher_training.train_teachers(
+    small.train_data(),
+    small.SPEC,
+    small.COUNTS,
+    models={k: small.NET | {"norm": "batch"} for k in ("a", "b")},
+    num_epochs=1,
+    batch_size=4,
+    optimizer={"name": "sgd", "lr": 0.05},
+    schedule={"name": "cosine"},
+    objective={"name": name},
+    augment=({"name": "random_flip"},),
+    views=views,
+    derive=({"name": "recalibrate_bn"},),
+    parallel=parallel,
+    session=loop.Session(show_progress=False),
+  )
+  assert [t.name for t in trained] == ["a", "b"]
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves([t.variables for t in trained]))
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"name": "balanced_sofmax"}, "Did you mean 'balanced_softmax'"),
+    ({"name": "logit_adjusted", "ta": 1.0}, "Did you mean 'tau'"),
+    ({"name": "cross_entropy", "tau": 1.0}, "tau"),
+    ({"name": "cross_entropy", "label_smoothing": 1.0}, "label_smoothing=1.0"),
+    ({"name": "class_balanced", "beta": 1.0}, "beta=1.0"),
+    ({"name": "balanced_softmax", "class_counts": [5, 0, 1]}, "class 1 has 0 training images"),
+  ],
+)
+def test_errors(kwargs, message):
+  counts = kwargs.pop("class_counts", [5, 3, 1])
+  with pytest.raises(LtddError, match=message):
+    objectives.make_objective(counts, **kwargs)
+
+
+def test_cross_entropy_takes_an_empty_class():
+  objectives.make_objective([5, 0, 1], name="cross_entropy")

@@ -1,0 +1,33 @@
+"""Paths: what a user may write, and what is refused."""
+
+import pytest
+
+from ltdd_jax.core import files
+from ltdd_jax.core.types import LtddError
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert files.path("~/a") == tmp_path / "a"
+  assert files.path(tmp_path / "b") == tmp_path / "b"
+
+
+def test_object_stores_keep_their_names(monkeypatch):
+  monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: name)
+  found = files.path("gs://bucket/runs") / "a"
+  assert str(found) == "gs://bucket/runs/a"
+  assert str(files.absolute(found)) == "gs://bucket/runs/a"
+  assert not files.is_local(found)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+  monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(LtddError, match=r"gs://bucket/a needs the package gcsfs; install it: pip"):
+    files.path("gs://bucket/a")
+
+
+def test_a_store_that_is_not_known_makes_no_folder_of_its_name():
+  with pytest.raises(
+    LtddError, match=r"path hdfs://a/b: expected a local path.* with gs:// or s3://"
+  ):
+    files.path("hdfs://a/b")
