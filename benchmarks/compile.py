@@ -131,11 +131,11 @@ def student() -> Any:
 
 
 STAGES: dict[str, tuple[Callable[..., Any], str | None, bool]] = {  # stage, network, needs teacher
-  "teacher/convnet": (squeeze, "convnet", False),
-  "teacher/resnet18": (squeeze, "resnet18", False),
-  "distil/convnet": (recover, "convnet", True),
-  "distil/resnet18": (recover, "resnet18", True),
-  "label/convnet": (relabel, "convnet", True),
+  "teacher/convnet": (train_teachers, "convnet", False),
+  "teacher/resnet18": (train_teachers, "resnet18", False),
+  "distil/convnet": (run_method, "convnet", True),
+  "distil/resnet18": (run_method, "resnet18", True),
+  "label/convnet": (label_images, "convnet", True),
   "calibrate/adsa": (calibrate, None, False),
   "student/convnet": (student, None, False),
 }

@@ -89,6 +89,7 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
   from ltdd_jax.core import rng
   from ltdd_jax.data import feed, specs
   from ltdd_jax.labels import label as label_lib
+  from ltdd_jax.students import train as student_training
   from ltdd_jax.training import loop, losses, supervised
 
   case, spec = recipes.CASES["student/convnet"], specs.SPECS["cifar10"]

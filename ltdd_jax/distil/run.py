@@ -90,7 +90,7 @@ def run_method(
   parts, last = _finished(name, method, session), None
   for number in range(len(parts), -(-total // size)):
     chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
-    keys = functools.partial(rng.key_for, seed, f"recover/{name}/{number}")
+    keys = functools.partial(rng.key_for, seed, f"distil/{name}/{number}")
     state = jax.jit(method.init)(keys("init"), chunk, device)
     if method.carry and last is not None:
       state = method.carry(state, last)

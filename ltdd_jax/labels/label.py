@@ -101,7 +101,7 @@ def view_fn(
     if padding:
       pad_key = jax.random.fold_in(key, 0)
       image = augment.random_crop(pad_key, image[None], padding=padding)[0]
-    crop_key, flip_key = jax.random.split(key)
+    crop_key, flip_key = (jax.random.fold_in(key, purpose) for purpose in (1, 4))
     if crop_scale is not None:
       box = augment.rrc_box(crop_key, height, width, tuple(crop_scale), tuple(crop_ratio))
       image = augment.crop_resize(image, box)

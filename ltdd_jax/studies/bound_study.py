@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import registry, rng
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, sources

@@ -117,7 +117,7 @@ def alike(networks: Mapping[str, nn.Module]) -> list[list[str]]:
 
 
 def _network(teacher: str, num_images: int, batch_size: int, seed: int) -> many.Network:
-  path = f"squeeze/{teacher}"
+  path = f"teacher/{teacher}"
   return many.Network(
     f"teacher/{teacher}",
     rng.key_for(seed, path, "init"),

@@ -9,8 +9,9 @@ from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
 from ltdd_jax.interop import distilled_sets
-from ltdd_jax.pipeline import check, stages
-from ltdd_jax.pipeline.run import fingerprints, run_stage
+from ltdd_jax.pipeline import check, graph
+from ltdd_jax.pipeline.context import Context
+from ltdd_jax.pipeline.run import run_stage
 from tests import small
 
 CLASSES = small.SPEC.class_names
@@ -161,13 +162,13 @@ def config(monkeypatch, tmp_path):
 
 
 def stage_of(config, name):
-  ctx = stages.Context(config)
-  found = stages.make_stages(config, ctx.identity, ctx.imported)
+  ctx = Context(check.check(config))
+  found = graph.make_stages(ctx)
   return ctx, found, next(s for s in found if s.name == name)
 
 
 def test_content_and_not_place_is_the_identity(config, tmp_path):
-  prints = lambda: fingerprints(stage_of(config, "distil/mine")[1])
+  prints = lambda: {s.name: s.fingerprint for s in stage_of(config, "distil/mine")[1]}
   here = prints()
   (tmp_path / "a.npz").rename(tmp_path / "b.npz")
   config["distil"]["methods"]["mine"]["path"] = str(tmp_path / "b.npz")
@@ -183,38 +184,39 @@ def test_content_and_not_place_is_the_identity(config, tmp_path):
 
 def test_the_distil_stage_stores_what_was_read(config, tmp_path):
   ctx, found, distilled = stage_of(config, "distil/mine")
-  assert distilled.inputs == ("data",)
+  assert list(distilled.inputs) == ["data"]
   assert "4 images 8x8x1 uint8 from" in distilled.plan(ctx)
-  assert "(3, 4, 3)" in next(s for s in found if s.name == "label/mine").plan(ctx)
+  assert "(3, 4, 3)" in next(s for s in found if s.name == "label/mine/teacher").plan(ctx)
   check.check_with_data(ctx)
   with Workdir(tmp_path / "run") as work:
     ctx.workdir = work
-    prints = fingerprints(found)
     for stage in (found[0], distilled):
-      run_stage(stage, ctx, prints, checkpoint_seconds=30.0, show_progress=False)
-    pixels, labels = ctx.images("mine")
-    np.testing.assert_array_equal(pixels, IMAGES)
-    np.testing.assert_array_equal(labels, LABELS)
+      run_stage(stage, ctx, checkpoint_seconds=30.0, show_progress=False)
+    stored = ctx.distilled("mine")
+    np.testing.assert_array_equal(stored["images"], IMAGES)
+    np.testing.assert_array_equal(stored["labels"], LABELS)
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS[::-1])
     _, _, other = stage_of(config, "distil/mine")
     with pytest.raises(LtddError, match=r"distil\.method\.sha256"):
-      work.status(other.name, other.config, {"data": prints["data"]})
+      work.status(other.name, other.config, other.inputs)
 
 
-def test_other_methods_keep_their_part_of_the_config():
-  config = check.check(digits_lt.get_config("preset=smoke"))
-  part = dict(config["distil"])
-  methods = part.pop("methods")
-  for later in ("teachers", "jpeg_quality"):  # arguments that came later are left out at None
-    assert part.pop(later) is None
-  found = {s.name: (s.config, s.inputs) for s in stages.make_stages(config) if s.kind == "distil"}
-  distilled = {"seed": 0, "distil": part | {"method": methods["sre2l"]}}
-  for key in ("order", "batch_size"):  # for methods that optimise
-    del part[key]
-  selected = {"seed": 0, "distil": part | {"method": methods["random"]}}
-  assert found == {
-    "distil/sre2l": (distilled, ("data", "teacher")), "distil/random": (selected, ("data",))
-  }  # fmt: skip
+def test_a_set_with_what_was_learned(config, tmp_path):
+  """Floats stay floats, and logits and a rate come along; they are a part of the content."""
+  pixels, logits = (IMAGES / 255).astype(np.float32), np.eye(3, dtype=np.float32)[LABELS]
+  learned = {"soft_labels": logits, "student_lr": np.float32(0.02)}
+  np.savez(tmp_path / "a.npz", images=pixels, labels=LABELS, **learned)
+  ctx, found, distilled = stage_of(config, "distil/mine")
+  with Workdir(tmp_path / "run") as work:
+    ctx.workdir = work
+    for stage in (found[0], distilled):
+      run_stage(stage, ctx, checkpoint_seconds=30.0, show_progress=False)
+    stored = ctx.distilled("mine")
+  np.testing.assert_allclose(stored["images"], pixels, atol=1e-6)
+  np.testing.assert_array_equal(stored["soft_labels"], logits)
+  assert float(stored["student_lr"]) == np.float32(0.02)
+  np.savez(tmp_path / "a.npz", images=pixels, labels=LABELS, soft_labels=-logits)
+  assert stage_of(config, "distil/mine")[2].fingerprint != distilled.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -228,4 +230,4 @@ def test_other_methods_keep_their_part_of_the_config():
 def test_entries_that_are_wrong(config, method, message):
   config["distil"]["methods"]["mine"] = method
   with pytest.raises(LtddError, match=rf"config\.distil\.methods\.mine.*{message}"):
-    check.check_with_data(stages.Context(config))
+    check.check_with_data(Context(check.check(config)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import digits_lt
-from ltdd_jax import calibrate, distil
+from ltdd_jax import distil
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
@@ -104,7 +104,7 @@ def test_a_run_has_the_stages_that_something_in_it_needs(config):
 def test_a_change_reaches_what_depends_on_it_and_no_more(config):
   del config["calibrate"]["calibrators"]["probe"]  # see test_probe.py
   assert changed(config, "calibrate.calibrators.tau1.tau", 2.0) == {
-    f"{stage}/{source}/teacher/tau1"
+    f"{stage}/{source}/teacher/vector"
     for stage in ("calibrate", "student") for source in ("sre2l", "random")
   }  # fmt: skip
   students = changed(config, "student.num_epochs", 99)
@@ -185,11 +185,11 @@ def test_another_version_of_label_sources_reaches_labels_and_what_reads_them(con
 
 def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeypatch, tmp_path):
   before = prints(config)
-  (old,) = (s for s in graph.make_stages(Context(config)) if s.name.endswith("sre2l/teacher/tau1")
+  (old,) = (s for s in graph.make_stages(Context(config)) if s.name.endswith("sre2l/teacher/vector")
             and s.kind == "calibrate")  # fmt: skip
-  monkeypatch.setattr(calibrate, "VERSIONS", {**calibrate.VERSIONS, "fixed": 2})
+  monkeypatch.setattr("ltdd_jax.calibrate.class_bias.VERSION", 2)
   assert differing(before, prints(config)) == {
-    f"{stage}/{source}/teacher/tau1"
+    f"{stage}/{source}/teacher/vector"
     for stage in ("calibrate", "student") for source in ("sre2l", "random")
   }  # fmt: skip
   (new,) = (s for s in graph.make_stages(Context(config)) if s.name == old.name)
@@ -199,7 +199,7 @@ def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeyp
       old.name, config=old.config, inputs=old.inputs, arrays={"param0": np.zeros(3)}, trees={},
       folders={}, extra={}, class_names=[], split_sha256="", seconds=0.0, peak_bytes=0,
     )  # fmt: skip
-    with pytest.raises(LtddError, match=r"version\.fixed: 1 -> 2"):
+    with pytest.raises(LtddError, match=r"version\.adsa_vector: 1 -> 2"):
       work.status(new.name, new.config, new.inputs)
 
 

@@ -66,7 +66,7 @@ def test_all_test_images_are_counted_once():
 def test_vmap_equals_one_by_one(store):
   """With averaged parameters, which are what is scored and kept, and two updates of statistics."""
   supervision = label_sources.Supervision("stored", logits=store.logits)
-  one, many = (train(supervision, parallel=p, ema=0.5, bn_updates=2) for p in ("loop", "vmap"))
+  one, many = (train(supervision, parallel=p, ema=0.5) for p in ("loop", "vmap"))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.variables, many.variables
   )
@@ -126,9 +126,9 @@ def test_hard_loss_weighs_both_classes(key):
 def test_students_of_another_name_share_no_draws():
   """A probe of seed 0 is no student of seed 1, nor of seed 0."""
   kernels = [
-    train(sources.Supervision(), num_seeds=1, evaluations=1, **kwargs).variables["params"]["conv0"][
-      "kernel"
-    ]
+    train(label_sources.Supervision(), num_seeds=1, evaluations=1, **kwargs).variables["params"][
+      "conv0"
+    ]["kernel"]
     for kwargs in ({}, {"seed": 1}, {"key_name": "probe"})
   ]
   for a, b in itertools.combinations(kernels, 2):
