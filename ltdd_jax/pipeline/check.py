@@ -5,7 +5,7 @@ makes every part of the run once, on shapes alone, which finds the rest.
 """
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 
 from ltdd_jax import calibrate, distil, models
 from ltdd_jax.core import config as config_lib
-from ltdd_jax.core.config import REQUIRED, Group
+from ltdd_jax.core.config import Group, Key
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment, longtail, sources
@@ -32,45 +32,79 @@ from ltdd_jax.students import train as student_training
 from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import objectives, recalibrate, statistics_pass
 from ltdd_jax.teachers import train as teacher_training
-from ltdd_jax.training import losses, many, supervised
+from ltdd_jax.training import losses, many, optimizers, supervised
 
 _RUN = ("seed", "session")
-_MODELS = {k: Group((f,), hidden=("num_classes", "image_shape")) for k, f in models.MODELS.items()}
+_SPECS = Sequence[Mapping[str, Any]]
+_NAMES = Sequence[str] | None
+
+
+def _named(
+  factories: Mapping[str, Callable[..., Any]],
+  hidden: tuple[str, ...] = (),
+  **own: config_lib.Key,
+) -> dict[str, Group]:
+  """Groups with a key `name`, which take what the factory of that name does, and keys of ours."""
+  return {name: Group((factory,), own, hidden) for name, factory in factories.items()}
+
+
+_MODELS = _named(models.MODELS, hidden=("num_classes", "image_shape"))
+_OPTIMIZERS = optimizers.OPTIMIZERS
+_SCHEDULES = optimizers.SCHEDULES
 
 SCHEMA: config_lib.Schema = {
   "data": Group(
     (sources.open_source, longtail.make_split),
-    own={"name": REQUIRED, "num_test": None, "splits": {}},
+    own={"name": Key(str), "num_test": Key(int | None, None), "splits": Key(Mapping, {})},
     hidden=("arrays", "seed"),
   ),
   "data.splits.*": Group((longtail.make_split,), hidden=("seed",)),
-  "teacher": Group((teacher_training.train_teachers,), own={"splits": {}}, hidden=_RUN),
+  "teacher": Group(
+    (teacher_training.train_teachers,), own={"splits": Key(Mapping, {})}, hidden=_RUN
+  ),
   "teacher.models.*": _MODELS,
+  "teacher.optimizer": _named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float)),
+  "teacher.schedule": _named(_SCHEDULES),
   "teacher.objective": objectives.OBJECTIVES,
+  "teacher.augment.*": augment.AUGMENTS,
   "teacher.derive.*": recalibrate.DERIVE,
-  "statistics": Group((statistics_pass.collect,), own={"augment": None}, hidden=_RUN),
+  "statistics": Group(
+    (statistics_pass.collect,), own={"augment": Key(_SPECS | None, None)}, hidden=_RUN
+  ),
+  "statistics.augment.*": augment.AUGMENTS,
   "distil": Group(
     (run_method, distil.make_slots),
-    own={"methods": REQUIRED, "teachers": None},
+    own={"methods": Key(Mapping), "teachers": Key(_NAMES, None)},
     hidden=(*_RUN, "on_host"),
   ),
-  "distil.methods.*": distil.METHODS,
+  "distil.methods.*": _named(
+    distil.METHODS, split=Key(str | None, None), teachers=Key(_NAMES, None)
+  ),
+  "distil.methods.*.augment.*": augment.AUGMENTS,
+  "distil.methods.*.network": _MODELS,
   "label": Group(
     (label_lib.label_images,),
-    own={"sources": {"teacher": {"name": "teacher"}}},
+    own={"sources": Key(Mapping, {"teacher": {"name": "teacher"}})},
     hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage", "folder"),
   ),
   "label.views": label_lib.view_fn,
-  "label.sources.*": label_sources.SOURCES,
-  "calibrate": Group(own={"calibrators": REQUIRED, "fit_on": "views", "max_epochs": 100}),
+  "label.sources.*": _named(label_sources.SOURCES, calibrators=Key(_NAMES, None)),
+  "calibrate": Group(
+    own={
+      "calibrators": Key(Mapping), "fit_on": Key(str, "views"), "max_epochs": Key(int | None, 100)
+    }
+  ),
   "calibrate.calibrators.*": calibrate.CALIBRATORS,
   "student": Group(
     (student_training.train_students,),
-    own={"hard_labels": True, "recipe": None},
+    own={"hard_labels": Key(bool, True), "recipe": Key(str | None, None)},
     hidden=(*_RUN, "views", "view_key", "key_name"),
   ),
   "student.model": _MODELS,
-  "report": Group(own={"groups": "thirds"}),
+  "student.optimizer": _named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float | None)),
+  "student.schedule": _named(_SCHEDULES, per_epoch=Key(bool, False)),
+  "student.loss": losses.SOFT_LOSSES,
+  "report": Group(own={"groups": Key(str, "thirds")}),
 }
 GROUPS = {name: target for name, target in SCHEMA.items() if isinstance(target, Group)}
 GROUPS = {name: target for name, target in GROUPS.items() if "." not in name}
