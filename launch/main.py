@@ -74,10 +74,11 @@ def parse_flags(argv: list[str]) -> list[str]:
   except flags.Error as error:
     sys.exit(f"error: {error}")
   if rest:
-    sys.exit(f"error: unexpected arguments {' '.join(rest)}; values have a =, --config.KEY=VALUE")
+    sys.exit(f"error: unexpected {' '.join(rest)!r}; values are given as --config.KEY=VALUE")
+  if _CONFIG.value is None or _WORKDIR.value is None:
+    sys.exit("error: --config and --workdir are needed; --help lists all flags")
   return [program, *overrides]
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
   app.run(main, flags_parser=parse_flags)

@@ -24,7 +24,6 @@ import numpy as np
 
 from ltdd_jax.core.types import LtddError
 
-
 REQUIRED = inspect.Parameter.empty
 
 
@@ -231,9 +230,9 @@ def _find(
     for key, inner in node.items() if isinstance(node, Mapping) else ():
       yield from _find(inner, path[1:], f"{where}.{key}", [k for k in node if k != key])
   elif isinstance(node, Mapping) and path[0] in node:
-    # The signature of the group around it says whether it may be None.
-    if node[path[0]] is not None or where == "config":
-      yield from _find(node[path[0]], path[1:], f"{where}.{path[0]}")
+    inner = node[path[0]]
+    if inner is not None or where == "config":  # else the signature around it says if it may be
+      yield from _find(inner, path[1:], f"{where}.{path[0]}")
 
 
 def _check_group(

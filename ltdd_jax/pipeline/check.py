@@ -91,7 +91,9 @@ SCHEMA: config_lib.Schema = {
   "label.sources.*": _named(label_sources.SOURCES, calibrators=Key(_NAMES, None)),
   "calibrate": Group(
     own={
-      "calibrators": Key(Mapping), "fit_on": Key(str, "views"), "max_epochs": Key(int | None, 100)
+      "calibrators": Key(Mapping),
+      "fit_on": Key(str, "views"),
+      "max_epochs": Key(int | None, 100),
     }
   ),
   "calibrate.calibrators.*": calibrate.CALIBRATORS,
@@ -181,6 +183,8 @@ def _check_labels(config: Mapping[str, Any]) -> None:
       f"config.label.sources has a key {HARD!r}, which is the name of the labels without a source; "
       "use another"
     )
+  if not config["distil"]["methods"]:
+    raise LtddError("config.distil.methods is empty; expected {'random': {'name': 'random'}} or so")
   if not graph.rows(config):
     raise LtddError(
       "config.calibrate.calibrators or config.label.sources is empty and "
@@ -199,8 +203,13 @@ _POSITIVE = {
 }
 
 
-def check_with_data(ctx: Context) -> None:
+def check_with_data(ctx: Context, todo: Collection[str] | None = None) -> None:
   """Makes every part of a run once, on shapes.
+
+  Args:
+    ctx: of the run.
+    todo: names of the stages that are to run; of images and students without any, nothing is
+      traced. None for all stages.
 
   Raises:
     LtddError: a data set that is not there, a split that it cannot give, or a part that cannot be
@@ -211,15 +220,19 @@ def check_with_data(ctx: Context) -> None:
     ctx.split(split)
   sources.test_indices(ctx.source, config["data"]["num_test"])
   longtail.groups(ctx.counts, config["report"]["groups"])
-  kinds = {stage.kind for stage in graph.make_stages(ctx)}
-  learned = {images: _check_method(ctx, images) for images in config["distil"]["methods"]}
+  stages = [stage.name for stage in graph.make_stages(ctx)]
+  todo = [name.split("/") for name in (stages if todo is None else todo)]
+  kinds, images = {name[0] for name in todo}, {name[1] for name in todo if len(name) > 1}
+  learned = {name: _check_method(ctx, name) for name in sorted(images)}
   for row in graph.rows(config):
-    _check_learned(ctx, row, learned[row.images])
+    if row.images in images:
+      _check_learned(ctx, row, learned[row.images])
   if kinds & {"teacher"}:
     _check_teacher(ctx)
   if kinds & {"label"}:
     encoding.from_config(config["label"]).check(spec.num_classes)
-  _check_students(ctx)
+  if kinds & {"student", "probe"}:
+    _check_students(ctx)
   for row in graph.rows(config):
     if row.calibrator is not None:
       _check_calibrator(ctx, row)
