@@ -19,6 +19,7 @@ from ltdd_jax.core.config import Group, Key
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment, longtail, sources
+from ltdd_jax.data import views as views_lib
 from ltdd_jax.distil.run import check_options, run_method
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import encoding
@@ -87,7 +88,7 @@ SCHEMA: config_lib.Schema = {
     own={"sources": Key(Mapping, {"teacher": {"name": "teacher"}})},
     hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage", "folder"),
   ),
-  "label.views": label_lib.view_fn,
+  "label.views": views_lib.view_fn,
   "label.sources.*": _named(label_sources.SOURCES, calibrators=Key(_NAMES, None)),
   "calibrate": Group(
     own={
@@ -261,7 +262,7 @@ def _check_students(ctx: Context) -> None:
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   logits = jax.ShapeDtypeStruct((2, spec.num_classes), jnp.float32)
   jax.eval_shape(losses.make_soft_loss(**config["loss"]), logits, logits, row)
-  views_of = label_lib.view_fn(spec, **ctx.config["label"]["views"])
+  views_of = views_lib.view_fn(spec, **ctx.config["label"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
   if not any("file" in ctx.method(x).needs for x in ctx.config["distil"]["methods"]):
