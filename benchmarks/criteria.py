@@ -21,15 +21,16 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from ltdd_jax import adsa, calibrate  # noqa: E402
+from ltdd_jax import calibrate  # noqa: E402
 from ltdd_jax.artefacts import workdir as workdir_lib  # noqa: E402
+from ltdd_jax.calibrate.criteria import CRITERIA  # noqa: E402
 from ltdd_jax.data import augment  # noqa: E402
 from ltdd_jax.data import views as views_lib  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.pipeline import check, stages  # noqa: E402
 
 RULES: dict[str, dict[str, Any]] = {
-  **{criterion: {"name": "adsa", "criterion": criterion} for criterion in adsa.CRITERIA},
+  **{criterion: {"name": "adsa", "criterion": criterion} for criterion in CRITERIA},
 }
 GRID = np.arange(0, 3.0001, 0.05)
 EPOCHS, BATCH = 20, 500

@@ -16,7 +16,9 @@ startup.tune_host()  # before jax is imported
 import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from ltdd_jax import adsa, calibrate  # noqa: E402
+from ltdd_jax import calibrate  # noqa: E402
+from ltdd_jax.calibrate import criteria  # noqa: E402
+from ltdd_jax.calibrate.streaming import Rows  # noqa: E402
 
 K, BIAS = 10, 0.9
 COUNTS = np.round(500 * 0.01 ** (np.arange(K) / (K - 1)))
@@ -50,8 +52,9 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=200)
   args = parser.parse_args()
   rows = []
-  for criterion in adsa.CRITERIA[::2]:
-    truth = adsa.fit(*draw(np.random.default_rng(0), 5000), COUNTS, criterion=criterion).tau
+  many = Rows(*draw(np.random.default_rng(0), 5000))
+  for criterion in ("confidence", "nll"):
+    truth = criteria.fit(many, LOG_PRIOR, criterion, (0.0, 3.0)).tau
     for images in args.images:
       hits, width, mean, std = coverage(criterion, images, truth, args.repeats)
       rows.append((criterion, images, f"{truth:.3f}", f"{mean:.3f} ± {std:.3f}", f"{width:.3f}",

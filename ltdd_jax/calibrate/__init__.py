@@ -11,13 +11,14 @@ package and put it in `CALIBRATORS`; `tests/contract/test_calibrators.py` says w
 
     base.py         the interface, and what the calibrators share
     simple.py       none, fixed
-    adsa.py         adsa; bootstrap.py and head_bound.py hold its options, tau_curves.py theirs
+    adsa.py         adsa; its options are in criteria.py, bootstrap.py and head_bound.py
     class_bias.py   adsa_vector
     probe.py        adsa_probe
-    priors.py       em
+    prior_shift.py  em
     scaling.py      temperature and vector_scaling
-    streaming.py    statistics and gradients, chunk by chunk
-    lbfgs.py        L-BFGS on them
+    streaming.py    rows of logits in chunks, their statistics and gradients
+    tau_curves.py   averages over these rows at many tau at once
+    lbfgs.py        L-BFGS on the gradients
 """
 
 import sys

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import adsa as adsa_lib
-from ltdd_jax.calibrate import base, head_bound, streaming
+from ltdd_jax.calibrate import base, criteria, head_bound, streaming
 from ltdd_jax.calibrate import bootstrap as bootstrap_lib
 from ltdd_jax.calibrate.base import Calibrator
+from ltdd_jax.calibrate.criteria import CRITERIA
 from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import Leaf, LtddError
 
@@ -49,13 +50,12 @@ def adsa(
   max_head_drop: float | None = None,
   head: Sequence[int] | None = None,
   tau_range: tuple[float, float] = (0.0, 3.0),
-  allow_negative: bool = False,
   chunk_size: int | None = None,
 ) -> Calibrator:
   """Adaptive soft-label alignment: subtracts `tau * log pi`, with the tau that `adsa.fit` finds.
 
   Args:
-    criterion: one of `adsa.CRITERIA`; "confidence" is the published one.
+    criterion: one of `CRITERIA`; "confidence" is the published one.
     target_prior: (k,) frequencies q of the classes where students will be used; the shift is then
       `tau * log pi - log q`. tau is measured as before: it brings labels to equal classes, and q
       moves them on, by Bayes' rule. Uniform gives plain ADSA.
@@ -66,20 +66,20 @@ def adsa(
     max_head_drop: how much the mean confidence of head classes may fall from its value at tau = 0
       (`calibrate.headroom`); tau is the best that satisfies it. None for no bound.
     head: classes that it protects; by default the first third by training images.
-    tau_range: as for `adsa.fit`; so are allow_negative and chunk_size.
+    tau_range: as for `adsa.fit`; so is chunk_size.
 
   Raises:
     LtddError: bad options; from `init` and `fit`, a target prior of another length; from `fit`,
       whatever `ltdd_jax.adsa.fit` refuses.
   """
-  check_choice("adsa: criterion", criterion, adsa_lib.CRITERIA)
+  check_choice("adsa: criterion", criterion, tuple(CRITERIA))
   target = base.target_shift("adsa", target_prior)
   if bootstrap != 0 and not bootstrap_lib.LEAST <= bootstrap < math.inf:
     raise LtddError(
       f"adsa: bootstrap is {bootstrap}; expected {bootstrap_lib.LEAST} replicates or more, or 0 "
       "for no interval."
     )
-  base.check_range("adsa", tau_range, allow_negative)
+  base.check_range("adsa", tau_range)
   base.check_chunk("adsa", chunk_size)
   if max_head_drop is not None:
     base.check_number("adsa", "max_head_drop", max_head_drop)
@@ -102,10 +102,7 @@ def adsa(
       rows = base.open_rows(logits, labels, lp, chunk_size)
       if bootstrap:
         bootstrap_lib.check_size(rows, criterion, bootstrap)
-      result = adsa_lib.fit(
-        logits, labels, np.exp(lp), tau_range=tuple(tau_range), allow_negative=allow_negative,
-        chunk_size=chunk_size, criterion=criterion,
-      )  # fmt: skip
+      result = criteria.fit(rows, lp, criterion, tau_range)
       params = _to_params(result)
       if bootstrap:
         params = params._replace(interval=_interval(rows, lp, result, criterion, bootstrap))
@@ -163,7 +160,7 @@ def _resample(curve: np.ndarray) -> jax.Array:
 
 
 def _interval(
-  rows: adsa_lib.Rows,
+  rows: streaming.Rows,
   log_prior: np.ndarray,
   result: adsa_lib.AdsaResult,
   criterion: str,
@@ -171,14 +168,13 @@ def _interval(
 ) -> jax.Array:
   if result.status == "uniform":
     return jnp.zeros(2, jnp.float32)
-  bootstrap_lib.check_size(rows, criterion, replicates, len(result.curve))
-  taus = bootstrap_lib.replicate_taus(rows, log_prior, result.curve[:, 0], criterion, replicates)
+  taus = bootstrap_lib.replicate_taus(rows, log_prior, result, criterion, replicates)
   return jnp.asarray(bootstrap_lib.interval(taus), jnp.float32)
 
 
 def _with_bound(
   params: AdsaParams,
-  rows: adsa_lib.Rows,
+  rows: streaming.Rows,
   log_prior: np.ndarray,
   found: head_bound.Bounded,
   criterion: str,
@@ -202,7 +198,7 @@ def _report(
   tau, free, (before, after) = float(params.tau), float(params.free_tau), params.objective
   status = adsa_lib.STATUSES[int(params.status)]
   if tau == free:
-    message = adsa_lib.explain(status, tau, float(before), float(after), criterion)
+    message = adsa_lib.explain(status, tau, float(before), float(after), CRITERIA[criterion])
   else:
     message = (
       f"tau = {tau:.3f}, bounded by max_head_drop={max_head_drop:g} (without it {free:.3f}): the "

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import adsa as adsa_lib
+from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core.types import LtddError
-
-UNIFORM = 1e-5  # span of a log prior that counts as none, as in `ltdd_jax.adsa`
 
 
 class Calibrator(NamedTuple):
@@ -72,10 +71,10 @@ def check_number(
     raise LtddError(f"{name}: {key} is {value}; expected a finite number {bound}.")
 
 
-def check_range(name: str, tau_range: Any, allow_negative: bool) -> None:
+def check_range(name: str, tau_range: Any) -> None:
   """Raises LtddError for a range of tau that `adsa.fit` refuses."""
   with named(name):
-    adsa_lib.check_range(tau_range, allow_negative)
+    adsa_lib.check_range(tau_range)
 
 
 def check_chunk(name: str, chunk_size: int | None) -> None:
@@ -92,13 +91,14 @@ def check_classes(calibrator: Calibrator, k: int) -> None:
   jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct((k,), jnp.float32))
 
 
-def open_rows(logits: Any, labels: Any, log_prior: Any, chunk_size: int | None) -> adsa_lib.Rows:
+def open_rows(logits: Any, labels: Any, log_prior: Any, chunk_size: int | None) -> Rows:
   """Checked rows of logits with as many classes as the prior; raises ValueError."""
-  rows = adsa_lib.Rows(logits, labels, chunk_size)
+  rows = Rows(logits, labels, chunk_size)
   if np.shape(log_prior) != (rows.k,):
     raise ValueError(
       f"log_prior has shape {np.shape(log_prior)}; logits of {rows.k} classes need ({rows.k},)."
     )
+  adsa_lib.check_alive(z for _, _, z, _ in rows.chunks())
   return rows
 
 
@@ -134,7 +134,7 @@ def check_target(name: str, target: np.ndarray | None, k: int) -> None:
 
 def is_uniform(log_prior: Any) -> bool:
   """Whether all classes have equally many training images: then there is no bias to remove."""
-  return float(np.ptp(np.asarray(log_prior, np.float64))) < UNIFORM
+  return float(np.ptp(np.asarray(log_prior, np.float64))) < adsa_lib.UNIFORM
 
 
 def is_certain(confidence: np.ndarray) -> bool:
@@ -152,7 +152,7 @@ def slope(bias: np.ndarray, log_prior: np.ndarray) -> float:
   """Slope of the regression of a bias (k,) on the log prior: the tau that it resembles most."""
   known = np.isfinite(log_prior)
   x, y = centered(np.asarray(log_prior)[known]), centered(np.asarray(bias)[known])
-  return float(x @ y / (x @ x)) if np.ptp(x) >= UNIFORM else 0.0
+  return float(x @ y / (x @ x)) if np.ptp(x) >= adsa_lib.UNIFORM else 0.0
 
 
 def on_the_line(bias: np.ndarray, present: np.ndarray, log_prior: np.ndarray) -> np.ndarray:

@@ -3,33 +3,35 @@
 import numpy as np
 
 from ltdd_jax import adsa
-from ltdd_jax.adsa import Rows
-from ltdd_jax.calibrate import streaming, tau_curves
+from ltdd_jax.calibrate import criteria, streaming, tau_curves
+from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core import rng
 
 LEVEL = (2.5, 97.5)  # percentiles of the interval
 LEAST = 20  # replicates: with fewer, percentiles are no interval of 95 %
-GRID = 31  # the fewest taus of a curve of `adsa.fit`, which widens its range if need be
+GRID = 31  # taus of a pass
 _COPIES = 4  # of the masses of a chunk, some on their way from the device
 _DRAWS = 3  # arrays on the way from draws of images to their weights
 _MOST = 2**28  # numbers that are held: 2 GB
 
 
 def replicate_taus(
-  rows: Rows, log_prior: np.ndarray, taus: np.ndarray, criterion: str, replicates: int
+  rows: Rows, log_prior: np.ndarray, fit: adsa.AdsaResult, criterion: str, replicates: int
 ) -> np.ndarray:
   """The tau of each bootstrap replicate, (b,) float64.
 
   A replicate draws, within each class, as many images as there are, with replacement; an image
   comes with all its label epochs, since these are views of one thing. Images are those of the last
-  leading axis of the logits. What a replicate needs is a mean over images with weights, so the
-  logits are read once: p_y (or -log p_y) is averaged over the epochs of each image at every tau,
-  O(images x taus) numbers; for "marginal" the masses of all replicates are summed as the chunks go
-  by, O(replicates x taus x k) numbers and as many times the arithmetic.
+  leading axis of the logits. What a replicate needs is a mean over images with weights: p_y (or
+  -log p_y) is averaged over the epochs of each image at every tau, O(images x taus) numbers; for
+  "marginal" the masses of all replicates are summed as the chunks go by, O(replicates x taus x k)
+  numbers and as many times the arithmetic.
 
-  Its tau is the least point of its curve on the grid `taus` (as `adsa.fit` searched it), refined by
-  a parabola. The draws come from a fixed seed. Departures from the mean of a class of n images are
-  multiplied by sqrt(n / (n - 1)), without which a bootstrap of few images is too sure.
+  Its tau is found as `adsa.fit` finds it, by a parabola through the least points of what has no
+  kink, in two passes over the logits: on a grid of the range that the fit searched, then on one of
+  the range of the first answers. The draws come from a fixed seed. Departures from the mean of a
+  class of n images are multiplied by sqrt(n / (n - 1)), without which a bootstrap of few images is
+  too sure.
 
   Returns NaN where a class has one image: nothing is known then of the luck of its draw.
 
@@ -39,17 +41,24 @@ def replicate_taus(
   labels = _image_labels(rows)
   if 1 in np.bincount(labels):
     return np.full(replicates, np.nan)
-  draw = rng.np_rng(0, "adsa", "bootstrap")
-  if criterion == "marginal":
-    values = _replicate_masses(rows, log_prior, taus, labels, draw, replicates)
-  else:
-    values = _replicate_means(rows, log_prior, taus, labels, draw, replicates, criterion)
+  least = adsa.COLLAPSED * np.nanmean(fit.confidence_before) if criterion == "confidence" else -1.0
+  first, last = lo, hi = fit.curve[[0, -1], 0]
+  for _ in range(2):
+    taus = np.linspace(lo, hi, GRID)
+    means = _replicate_masses if criterion == "marginal" else _replicate_means
+    draw = rng.np_rng(0, "adsa", "bootstrap")
+    q = means(rows, log_prior, taus, labels, draw, replicates, criterion)
+    found = np.array([_lowest(taus, one, criterion, least) for one in q])
+    step = taus[1] - taus[0]
+    lo, hi = max(first, found.min() - step), min(last, found.max() + step)
+  return found
 
-  def lowest(q: np.ndarray) -> float:
-    level = np.nanmean(q, -1) if criterion == "confidence" else None
-    return tau_curves.lowest(taus, adsa.score(q, criterion), level)
 
-  return np.array([lowest(q) for q in values])
+def _lowest(taus: np.ndarray, q: np.ndarray, criterion: str, least: float) -> float:
+  """The tau of class means (g, k), where their mean is not below `least`, if it is anywhere."""
+  healthy = np.nanmean(q, 1) >= least
+  allowed = healthy if healthy.any() else True
+  return adsa.lowest(taus, criteria.smooth(q, criterion), allowed)[0]
 
 
 def interval(replicates: np.ndarray) -> np.ndarray:
@@ -67,12 +76,12 @@ def _image_labels(rows: Rows) -> np.ndarray:
   return labels[0]
 
 
-def check_size(rows: Rows, criterion: str, replicates: int, taus: int = GRID) -> None:
-  """Raises ValueError if a bootstrap would hold more than 2 GB of numbers at so many taus."""
+def check_size(rows: Rows, criterion: str, replicates: int) -> None:
+  """Raises ValueError if a bootstrap would hold more than 2 GB of numbers."""
   images = rows.lead[-1]
-  numbers, copies = (replicates, _COPIES) if criterion == "marginal" else (taus, 1)
+  numbers, copies = (replicates, _COPIES) if criterion == "marginal" else (GRID, 1)
   largest = int(rows.counts.max()) * images // rows.n  # class, whose draws are made at once
-  per_replicate = copies * taus * rows.k + _DRAWS * largest
+  per_replicate = copies * GRID * rows.k + _DRAWS * largest
   total = images * numbers + replicates * per_replicate
   if total > _MOST:
     raise ValueError(
@@ -99,8 +108,9 @@ def _replicate_means(rows, log_prior, taus, labels, draw, replicates, criterion)
   return out
 
 
-def _replicate_masses(rows, log_prior, taus, labels, draw, replicates) -> np.ndarray:
+def _replicate_masses(rows, log_prior, taus, labels, draw, replicates, criterion) -> np.ndarray:
   """Mean masses times the number of classes in each replicate, (b, g, k), NaN without an image."""
+  del criterion
   weights = np.empty((replicates, len(labels)))
   for c in np.unique(labels):
     members = np.flatnonzero(labels == c)

@@ -6,19 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax import adsa as adsa_lib
-from ltdd_jax.calibrate import base, lbfgs, streaming
+from ltdd_jax.calibrate import base, criteria, lbfgs, streaming
 from ltdd_jax.calibrate.base import Calibrator
+from ltdd_jax.calibrate.criteria import CRITERIA
 from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import Leaf
 
 VERSION = 1
-
-_NAMES = {
-  "confidence": "the spread of class confidences",
-  "marginal": "the spread of predicted masses",
-  "nll": "the mean log-loss",
-}
 
 
 class BiasParams(NamedTuple):
@@ -27,7 +21,7 @@ class BiasParams(NamedTuple):
   bias: Leaf  # (k,) float32, of mean zero
   tau: Leaf  # [] float32, slope of the regression of the bias on log pi
   anchor: Leaf  # [] float32, tau of scalar ADSA, NaN where there is none
-  objective: Leaf  # (2,) float32, before and after, as `adsa.fit` defines the criterion
+  objective: Leaf  # (2,) float32, before and after, of the criterion
   confidence: Leaf  # (2, k) float32, before and after, NaN for classes without an image
   mass: Leaf  # (2, k) float32, mean predicted probability of each class, before and after
   reason: Leaf  # [] int32, number in `lbfgs.REASONS`
@@ -39,7 +33,6 @@ def adsa_vector(
   criterion: str = "confidence",
   strength: float = 0.03,
   tau_range: tuple[float, float] = (0.0, 3.0),
-  allow_negative: bool = False,
   chunk_size: int | None = None,
   max_iterations: int = 200,
 ) -> Calibrator:
@@ -59,19 +52,19 @@ def adsa_vector(
   uniform prior there is nothing to remove, and b = 0. Our extension of ADSA; from no paper.
 
   Args:
-    criterion: one of `adsa.CRITERIA`.
+    criterion: one of `CRITERIA`.
     strength: of the pull towards scalar ADSA; 0.03 lets through about half of what "confidence"
       asks for beyond scalar ADSA, and nine tenths of what the others do.
-    tau_range: as for `adsa.fit`; so are allow_negative and chunk_size.
+    tau_range: as for `adsa.fit`; so is chunk_size.
     max_iterations: of L-BFGS; each reads the logits once or twice, "confidence" twice as often.
 
   Raises:
     LtddError: bad options; from `fit`, whatever `adsa.fit` refuses.
   """
-  check_choice("adsa_vector: criterion", criterion, adsa_lib.CRITERIA)
+  check_choice("adsa_vector: criterion", criterion, tuple(CRITERIA))
   base.check_number("adsa_vector", "strength", strength)
   base.check_number("adsa_vector", "max_iterations", max_iterations, least=1)
-  base.check_range("adsa_vector", tau_range, allow_negative)
+  base.check_range("adsa_vector", tau_range)
   base.check_chunk("adsa_vector", chunk_size)
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> BiasParams:
@@ -79,10 +72,7 @@ def adsa_vector(
     lp = np.asarray(log_prior, np.float64)
     with base.named("adsa_vector"):
       rows = base.open_rows(logits, labels, lp, chunk_size)
-      scalar = adsa_lib.fit(
-        logits, labels, np.exp(lp), tau_range=tuple(tau_range), allow_negative=allow_negative,
-        chunk_size=chunk_size, criterion=criterion,
-      )  # fmt: skip
+      scalar = criteria.fit(rows, lp, criterion, tau_range)
     if base.is_uniform(lp):
       return to_params(rows, lp, np.zeros(rows.k), "uniform", 0, criterion, 0.0)
     anchor = scalar.tau * base.centered(lp)
@@ -94,10 +84,10 @@ def adsa_vector(
   def report(params: BiasParams) -> dict[str, Any]:
     what = f"bias of slope {float(params.tau):.3f} on log pi, scalar tau {float(params.anchor):.3f}"
     reason = lbfgs.REASONS[int(params.reason)]
-    if float(params.anchor) == 0 and not allow_negative and reason not in ("uniform", "flat"):
-      what += ", its lower bound (see allow_negative)"
+    if float(params.anchor) == 0 == tau_range[0] and reason not in ("uniform", "flat"):
+      what += ", its lower bound (see tau_range)"
     extra = {"criterion": criterion, "anchor": base.plain(params.anchor)}
-    return bias_report(params, what, _NAMES[criterion]) | extra
+    return bias_report(params, what, CRITERIA[criterion]) | extra
 
   return Calibrator(init, fit, apply, report)
 
@@ -143,7 +133,7 @@ def fit_bias(
 
 
 def to_params(
-  rows: adsa_lib.Rows,
+  rows: streaming.Rows,
   log_prior: np.ndarray,
   bias: np.ndarray,
   reason: str,

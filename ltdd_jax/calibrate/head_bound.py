@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ltdd_jax import adsa
-from ltdd_jax.adsa import AdsaResult, Rows
-from ltdd_jax.calibrate import streaming
+from ltdd_jax.adsa import AdsaResult
+from ltdd_jax.calibrate import criteria, streaming, tau_curves
+from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
 
@@ -71,8 +71,8 @@ def bounded(
   first, last = head_and_tail(head, log_prior)
   if not streaming.present(rows)[first].any():
     raise LtddError(f"adsa: max_head_drop, but no head class {first.tolist()} has an image.")
-  mean = lambda q, members: np.nanmean(np.where(streaming.present(rows), q, np.nan)[:, members], 1)
-  confidences = lambda taus: adsa.class_means(rows, log_prior, taus)[0]
+  mean = lambda q, members: np.nanmean(q[:, members], 1)
+  confidences = lambda taus: tau_curves.class_means(rows, log_prior, taus)
   taus, objective = result.curve.T
   q = confidences(np.concatenate([taus, [0.0, result.tau]]))
   h = mean(q, first)
@@ -83,13 +83,11 @@ def bounded(
     return Bounded(result.tau, curve)
   edges = _edges(taus, h[:-2] >= least, lambda t: mean(confidences(t), first) >= least)
   inside = np.flatnonzero(h[:-2] >= least)
-  options = np.concatenate([[0.0], taus[inside], edges])
-  values = [
-    [result.objective_before],
-    objective[inside],
-    [_objective(rows, log_prior, t, criterion) for t in edges],
-  ]
-  return Bounded(float(options[np.argmin(np.concatenate(values))]), curve)
+  ends = np.append(edges, 0.0)
+  at_ends = criteria.objective(tau_curves.class_means(rows, log_prior, ends, criterion), criterion)
+  options = np.concatenate([ends, taus[inside]])
+  values = np.concatenate([at_ends, objective[inside]])
+  return Bounded(float(options[np.argmin(values)]), curve)
 
 
 def _edges(
@@ -106,7 +104,3 @@ def _edges(
       a, b = fine[stop], fine[stop + 1]
     found.append(float(a))
   return np.array(found)
-
-
-def _objective(rows: Rows, log_prior: np.ndarray, tau: float, criterion: str) -> float:
-  return streaming.spread_of(streaming.describe(rows, None, tau * log_prior), criterion)

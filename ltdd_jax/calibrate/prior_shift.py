@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from ltdd_jax import adsa as adsa_lib
 from ltdd_jax.calibrate import base, class_bias, streaming
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.calibrate.class_bias import BiasParams
@@ -53,7 +52,7 @@ def em(
     chunk_size: rows in one step.
 
   Raises:
-    LtddError: bad options; from `fit`, whatever `adsa.Rows` refuses.
+    LtddError: bad options; from `fit`, whatever `streaming.Rows` refuses.
   """
   check_choice("em: known", known, (None, "uniform"))
   base.check_number("em", "smoothing", smoothing)
@@ -89,7 +88,7 @@ def em(
 
 
 def _expectation(
-  rows: adsa_lib.Rows, log_prior: np.ndarray, smoothing: float, tolerance: float, limit: int
+  rows: streaming.Rows, log_prior: np.ndarray, smoothing: float, tolerance: float, limit: int
 ) -> tuple[np.ndarray, str, int]:
   """EM for the prior of the classes with an image: bias (k,), reason and iterations."""
   keep = streaming.present(rows)

@@ -53,7 +53,7 @@ def adsa_probe(
   weights and another order than the students that are scored. Ours, from no paper.
 
   Args:
-    criterion: of ADSA, one of `adsa.CRITERIA`.
+    criterion: of ADSA, one of `CRITERIA`.
     strength: of the pull of b towards a multiple of log pi; a large one leaves that multiple.
     tau_range: of ADSA; so is chunk_size.
     max_iterations: of L-BFGS.
@@ -61,16 +61,15 @@ def adsa_probe(
   Raises:
     LtddError: bad options; from `fit` and `refine`, whatever `adsa.fit` refuses.
   """
-  base.check_range("adsa_probe", tau_range, True)
+  base.check_range("adsa_probe", tau_range)
   if min(tau_range) < 0:
     raise LtddError(f"adsa_probe: tau_range is {tau_range}; expected numbers from 0 up")
   with base.renamed("adsa", "adsa_probe"):
     first = adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
   with base.renamed("adsa_vector", "adsa_probe"):
     second = class_bias.adsa_vector(
-      criterion="nll", strength=strength, tau_range=RANGE, allow_negative=True,
-      max_iterations=max_iterations,
-    )  # fmt: skip
+      criterion="nll", strength=strength, tau_range=RANGE, max_iterations=max_iterations
+    )
 
   def init(log_prior: Any) -> ProbeParams:
     return ProbeParams(first.init(log_prior), second.init(log_prior))

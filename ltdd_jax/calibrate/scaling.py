@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax import adsa as adsa_lib
 from ltdd_jax.calibrate import base, lbfgs, streaming
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.core.types import Leaf
@@ -47,12 +46,12 @@ def temperature(*, chunk_size: int | None = None, max_iterations: int = 100) -> 
     max_iterations: of L-BFGS.
 
   Raises:
-    LtddError: bad options; from `fit`, whatever `adsa.Rows` refuses.
+    LtddError: bad options; from `fit`, whatever `streaming.Rows` refuses.
   """
   base.check_number("temperature", "max_iterations", max_iterations, least=1)
   base.check_chunk("temperature", chunk_size)
 
-  def search(rows: adsa_lib.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
+  def search(rows: streaming.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
     objective, zeros = streaming.log_loss(rows), np.zeros(rows.k)
 
     def fn(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -90,13 +89,13 @@ def vector_scaling(
     max_iterations: of L-BFGS.
 
   Raises:
-    LtddError: bad options; from `fit`, whatever `adsa.Rows` refuses.
+    LtddError: bad options; from `fit`, whatever `streaming.Rows` refuses.
   """
   base.check_number("vector_scaling", "strength", strength)
   base.check_number("vector_scaling", "max_iterations", max_iterations, least=1)
   base.check_chunk("vector_scaling", chunk_size)
 
-  def search(rows: adsa_lib.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
+  def search(rows: streaming.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
     objective, k = streaming.log_loss(rows), rows.k
 
     def fn(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -126,7 +125,7 @@ def _init(log_prior: Any) -> ScalingParams:
 
 def _make_fit(
   name: str,
-  search: Callable[[adsa_lib.Rows], tuple[np.ndarray, np.ndarray, lbfgs.Outcome]],
+  search: Callable[[streaming.Rows], tuple[np.ndarray, np.ndarray, lbfgs.Outcome]],
   chunk_size: int | None,
 ) -> Callable[..., ScalingParams]:
   def fit(logits: Any, labels: Any, log_prior: Any) -> ScalingParams:

@@ -1,4 +1,4 @@
-"""Statistics of logits and their gradients, over `adsa.Rows`, in memory O(chunk x k).
+"""Rows of logits in chunks; their statistics and gradients, in memory O(chunk x k).
 
 Every calibrator that is fitted here makes of logits z (k,)
 
@@ -10,6 +10,7 @@ an image the same weight: a row of class c weighs v = 1 / (number of such classe
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,10 +18,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax.adsa import Rows
+from ltdd_jax import adsa
 
 # (scale (k,) or None, bias (k,)) -> value, its gradients by scale (0 for None) and by bias
 Objective = Callable[[Any, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
+
+
+class Rows:
+  """Checked logits as rows (n, k) with their classes; a JAX array on CPU is seen through NumPy.
+
+  Besides arrays, `logits` may be a *row source*: an object with `shape` (..., n, k), `dtype` and
+  `rows(start, stop)`, which gives NumPy logits (stop - start, k); leading axes count in C order.
+
+  Raises:
+    ValueError: what `adsa.fit` refuses, but for the values of the logits.
+  """
+
+  def __init__(self, logits: Any, labels: Any, chunk_size: int | None = None) -> None:
+    lazy = hasattr(logits, "rows")
+    z = logits if lazy else adsa.to_array(logits)
+    adsa.check_logits(z, chunk_size)
+    shape = tuple(z.shape)
+    self.lead, self.k, self.n = shape[:-1], shape[-1], math.prod(shape[:-1])
+    self.labels = adsa.check_labels(labels, shape)
+    self.counts = np.bincount(self.labels, minlength=self.k) * (self.n // len(self.labels))
+    self.size = min(self.n, chunk_size or max(1, adsa.CHUNK // max(self.k, 64)))
+    flat = z if lazy else z.reshape(-1, self.k)
+    self._read = flat.rows if lazy else lambda start, stop: flat[start:stop]
+
+  def chunks(self) -> Iterator[tuple[int, int, Any, np.ndarray]]:
+    """Yields (first row, rows to skip, logits (r, k), classes (r,)), of one shape."""
+    for i in range(-(-self.n // self.size)):
+      start = min(i * self.size, self.n - self.size)  # the last overlaps the one before it
+      y = self.labels[np.arange(start, start + self.size) % len(self.labels)]
+      yield start, i * self.size - start, adsa.to_single(self._read(start, start + self.size)), y
 
 
 class Summary(NamedTuple):
@@ -66,14 +97,6 @@ def weighted_chunks(rows: Rows, weights: np.ndarray) -> Iterator[tuple[int, int,
     yield start, skip, z, y, w
 
 
-def check_finite(rows: Rows, start: int, finite: Any) -> None:
-  """Raises ValueError naming the first row that is not finite; `finite` is (r,)."""
-  bad = ~np.asarray(finite)
-  if bad.any():
-    index = map(int, np.unravel_index(start + int(np.argmax(bad)), rows.lead))
-    raise ValueError(f"logits{[*index]} is the first row with a NaN or infinite value.")
-
-
 def finite_rows(z: jax.Array) -> jax.Array:
   """Whether each row of z (r, k) is finite."""
   return jnp.isfinite(z.min(1)) & jnp.isfinite(z.max(1))
@@ -112,7 +135,7 @@ def describe(rows: Rows, scale: Any, bias: Any, keep: np.ndarray | None = None) 
     for start, skip, z, y, w in weighted_chunks(rows, v)
   )
   for start, skip, y, w, (true, part, finite) in ahead(parts):
-    check_finite(rows, start, finite)
+    adsa.check_finite(finite, start, rows.lead)
     true = np.asarray(true, np.float64)
     confidence += np.bincount(y[skip:], np.exp(true[skip:]), k)
     mass += np.asarray(part, np.float64)
@@ -122,7 +145,7 @@ def describe(rows: Rows, scale: Any, bias: Any, keep: np.ndarray | None = None) 
 
 
 def spread_of(summary: Summary, criterion: str) -> float:
-  """The objective of `adsa.fit` that goes by that name, from a summary."""
+  """The objective of a criterion, as of `criteria.objective`, from a summary."""
   if criterion == "nll":
     return summary.log_loss
   some = ~np.isnan(summary.confidence)

@@ -1,9 +1,8 @@
-"""Averages of aligned labels at many tau at once, over images and over resampled images.
+"""Averages of aligned labels at many tau at once, over classes, images and resampled images.
 
     p(c | x; tau) = softmax(f(x) - tau * log pi)_c
 
-Those over classes are `adsa.class_means`. One pass over the logits each, in memory O(chunk x k) and
-that of the answer.
+One pass over the logits each, in memory O(chunk x k) and that of the answer.
 """
 
 import functools
@@ -14,51 +13,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax.adsa import COLLAPSED, Rows
+from ltdd_jax import adsa
 from ltdd_jax.calibrate import streaming
+from ltdd_jax.calibrate.streaming import Rows
 
 
-@functools.partial(jax.jit, static_argnames="log")
-def _true(z: Any, y: Any, lp: Any, taus: Any, log: bool) -> tuple[jax.Array, jax.Array]:
-  """p_y (or its log) of each row and tau, (r, g), and whether rows are finite (r,)."""
-  z = z.astype(jnp.float32)
-  own = jnp.take_along_axis(z, y[:, None], 1)[:, 0]
-
-  def at(tau: jax.Array) -> jax.Array:
-    total = jax.nn.logsumexp(z - tau * lp[None], axis=1)
-    return own - tau * lp[y] - total
-
-  out = jax.lax.map(at, taus).T
-  return out if log else jnp.exp(out), streaming.finite_rows(z)
-
-
-def image_scores(
-  rows: Rows, log_prior: np.ndarray, taus: np.ndarray, *, log: bool = False
+def class_means(
+  rows: Rows, log_prior: np.ndarray, taus: np.ndarray, criterion: str = "confidence"
 ) -> np.ndarray:
+  """Class means of what a criterion averages: (g, k) float64, NaN for classes without an image.
+
+  Raises:
+    ValueError: a row that is not finite.
+  """
+  if criterion == "marginal":
+    masses = predicted_masses(rows, log_prior, taus, np.ones((1, rows.lead[-1])))[0]
+    keep = streaming.present(rows)
+    return np.where(keep, keep.sum() * masses, np.nan)
+  sums = np.zeros((rows.k, len(taus)))
+  for start, skip, y, p in _true_class(rows, log_prior, taus, criterion == "nll"):
+    del start
+    sums += adsa.sum_by(y[skip:], p[skip:], rows.k)
+  with np.errstate(invalid="ignore"):
+    return (sums / rows.counts[:, None]).T
+
+
+def image_scores(rows: Rows, log_prior: np.ndarray, taus: np.ndarray, log: bool) -> np.ndarray:
   """Mean over label epochs of p_y, or of -log p_y, of each image: (n, g) float64."""
   n = rows.lead[-1]
   sums = np.zeros((n, len(taus)))
-  lp, taus = log_prior.astype(np.float32), taus.astype(np.float32)
-  parts = ((start, skip, *_true(z, y, lp, taus, log)) for start, skip, z, y in rows.chunks())
-  for start, skip, p, finite in streaming.ahead(parts):
-    streaming.check_finite(rows, start, finite)
-    np.add.at(sums, np.arange(start + skip, start + len(finite)) % n, np.asarray(p)[skip:])
-  sums *= -1 if log else 1
-  sums *= n
-  sums /= rows.n
+  for start, skip, y, p in _true_class(rows, log_prior, taus, log):
+    np.add.at(sums, np.arange(start + skip, start + len(y)) % n, p[skip:])
+  sums *= n / rows.n
   return sums
 
 
-@jax.jit
-def _masses(z: Any, lp: Any, taus: Any, w: Any) -> jax.Array:
-  """sum over rows of w_bn p_nc, for weights w (b, r): (g, b, k)."""
-  z = z.astype(jnp.float32)
-
-  def at(tau: jax.Array) -> jax.Array:
-    p = jax.nn.softmax(z - tau * lp[None], axis=1)
-    return jnp.dot(w, p, precision="highest")
-
-  return jax.lax.map(at, taus)
+def _true_class(
+  rows: Rows, log_prior: np.ndarray, taus: np.ndarray, log: bool
+) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+  """Yields first row, rows to skip, classes (r,), and p_y or -log p_y at each tau (r, g)."""
+  lp, taus = log_prior.astype(np.float32), taus.astype(np.float32)
+  parts = (
+    (start, skip, y, adsa.true_class(z, y, lp, taus, log)) for start, skip, z, y in rows.chunks()
+  )
+  for start, skip, y, p in streaming.ahead(parts):
+    p = np.asarray(p)
+    adsa.check_finite(~np.isnan(p[:, 0]), start, rows.lead)
+    yield start, skip, y, p
 
 
 def predicted_masses(
@@ -67,37 +68,33 @@ def predicted_masses(
   """Mean predicted mass of each class, every class of y_n weighted equally: (b, g, k) float64.
 
   Args:
-    rows: logits, checked to be finite.
+    rows: logits.
     log_prior: (k,).
     taus: (g,).
     weights: (b, n) times that each of the n images counts.
+
+  Raises:
+    ValueError: a row that is not finite.
   """
   per_class, n = streaming.row_weights(rows), rows.lead[-1]
-  out = np.zeros((len(taus), len(weights), rows.k))
+  out = np.zeros((len(weights), len(taus), rows.k))
   lp, taus = log_prior.astype(np.float32), taus.astype(np.float32)
 
-  def parts() -> Iterator[jax.Array]:
+  def parts() -> Iterator[tuple[int, jax.Array, jax.Array]]:
     for start, _, z, y, v in streaming.weighted_chunks(rows, per_class):
       images = np.arange(start, start + len(y)) % n
-      yield _masses(z, lp, taus, (weights[:, images] * v).astype(np.float32))
+      yield start, *_masses(z, lp, taus, (weights[:, images] * v).astype(np.float32))
 
-  for part in streaming.ahead(parts()):
+  for start, part, finite in streaming.ahead(parts()):
+    adsa.check_finite(finite, start, rows.lead)
     out += np.asarray(part, np.float64)
-  return np.moveaxis(out, 0, 1)
+  return out
 
 
-def lowest(taus: np.ndarray, curve: np.ndarray, level: np.ndarray | None = None) -> float:
-  """The tau of the least value of a curve (g,), between grid points by a parabola.
-
-  Points where `level` (g,), the mean confidence, is below half of its best do not count: there the
-  confidences are alike because a few classes take everything.
-  """
-  if level is not None:
-    curve = np.where(level >= COLLAPSED * level.max(), curve, np.inf)
-  i = int(np.argmin(curve))
-  if 0 < i < len(taus) - 1 and np.all(np.isfinite(curve[i - 1 : i + 2])):
-    a, b, c = np.polyfit(taus[i - 1 : i + 2] - taus[i], curve[i - 1 : i + 2], 2)
-    del c
-    if a > 0:
-      return float(np.clip(taus[i] - b / (2 * a), taus[i - 1], taus[i + 1]))
-  return float(taus[i])
+@jax.jit
+def _masses(z: Any, lp: Any, taus: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
+  """Sums over rows of v p_c, for weights v (b, r): (b, g, k); and whether rows are finite."""
+  gaps, w, total = adsa.exponentials(z, lp, taus)
+  dot = functools.partial(jnp.dot, precision="highest")
+  mass = lambda v: w.T * dot((v[:, None] / total).T, jnp.exp(gaps))
+  return jax.lax.map(mass, weights), streaming.finite_rows(z)

@@ -170,7 +170,7 @@ def parse_args(text: str | None) -> dict[str, Any]:
   except (ValueError, SyntaxError) as error:
     raise LtddError(
       f"calibrator arguments {text!r}: expected key=value, separated by commas, such as "
-      "tau_range=(0,2),allow_negative=true"
+      "tau_range=(0,2),bootstrap=200"
     ) from error
   keys = [key for key, _ in pairs]
   for key in keys:

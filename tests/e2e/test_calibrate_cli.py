@@ -59,7 +59,7 @@ def test_it_writes_prints_and_draws(folder, tmp_path):
   out, png = tmp_path / "labels.npz", tmp_path / "curve.png"
   done = run(
     folder, f"--out={out}", f"--plot={png}", "--dtype=float16",
-    "--calibrator_args=tau_range=(0,2),allow_negative=true",
+    "--calibrator_args=tau_range=(-1,2),criterion=confidence",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   stored = np.load(out, allow_pickle=False)
@@ -76,7 +76,7 @@ def test_it_writes_prints_and_draws(folder, tmp_path):
   assert shown["tail, 10 classes"][1] == pytest.approx(after[20:].mean(), abs=1e-3)
   assert "10 more classes" in done.stdout
   assert f"wrote {out}: probabilities, float16 (2, 120, 30)" in done.stdout
-  assert json.loads(str(stored["report"]))["calibrator_args"]["allow_negative"] is True
+  assert json.loads(str(stored["report"]))["calibrator_args"]["tau_range"] == [-1, 2]
   with Image.open(png) as picture:
     assert picture.format == "PNG"
     assert len(picture.getcolors(maxcolors=1 << 20)) > 2

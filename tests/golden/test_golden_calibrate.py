@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ltdd_jax import adsa, calibrate
-from ltdd_jax.calibrate import bootstrap, streaming, tau_curves
+from ltdd_jax.calibrate import bootstrap, criteria, streaming, tau_curves
+from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core import rng
 from tests.reference import adsa_ref
 from tests.reference import calibrate_ref as ref
@@ -35,15 +36,19 @@ def fit(name, logits, labels, **kwargs):
   return params, calibrator.report(params)
 
 
+def scalar(logits, labels, criterion, tau_range=(0, 3)):
+  return criteria.fit(Rows(logits, labels), PRIOR, criterion, tau_range).tau
+
+
 def test_a_summary():
   logits, labels = draw()
   bias = np.linspace(-1, 2, K)
-  found = streaming.describe(adsa.Rows(logits, labels, 7), None, bias)
+  found = streaming.describe(Rows(logits, labels, 7), None, bias)
   np.testing.assert_allclose(found.confidence, ref.confidences(logits, labels, bias), atol=1e-6)
   np.testing.assert_allclose(found.mass, ref.masses(logits, labels, bias), atol=1e-6)
   assert found.log_loss == pytest.approx(ref.log_loss(logits - bias, labels), abs=1e-6)
   scale = np.linspace(0.5, 1.5, K)
-  found = streaming.describe(adsa.Rows(logits, labels, 7), scale, bias)
+  found = streaming.describe(Rows(logits, labels, 7), scale, bias)
   moved = ref.scaled(logits.astype(np.float64), scale, bias)
   np.testing.assert_allclose(found.mass, ref.masses(moved, labels, 0 * bias), atol=1e-6)
 
@@ -51,7 +56,7 @@ def test_a_summary():
 @pytest.mark.parametrize("criterion", ["confidence", "potential"])
 def test_objectives_and_their_gradients(criterion):
   logits, labels = draw(1)
-  rows, bias, h = adsa.Rows(logits, labels, 11), np.linspace(1, -1, K), 1e-5
+  rows, bias, h = Rows(logits, labels, 11), np.linspace(1, -1, K), 1e-5
   if criterion == "confidence":
     fn, oracle = streaming.confidence_variance(rows), ref.variance
   else:  # they differ by a constant
@@ -73,7 +78,7 @@ def test_objectives_and_their_gradients(criterion):
 def test_adsa_vector(criterion, strength):
   logits, labels = draw(2)
   params, report = fit("adsa_vector", logits, labels, criterion=criterion, strength=strength)
-  tau = adsa.fit(logits, labels, COUNTS, criterion=criterion).tau
+  tau = scalar(logits, labels, criterion)
   expected = ref.adsa_vector(logits, labels, COUNTS, tau, criterion, strength)
   np.testing.assert_allclose(params.bias, expected, atol=2e-3)
   assert report["converged"], report["message"]
@@ -90,7 +95,7 @@ def test_adsa_probe():
   params = calibrator.fit(*labels_of_teacher, PRIOR)
   params = calibrator.refine(params, *student, PRIOR)
   tau = adsa.fit(*labels_of_teacher, COUNTS).tau
-  left = adsa.fit(*student, COUNTS, criterion="nll", allow_negative=True).tau
+  left = scalar(*student, "nll", (-3, 3))
   bias = ref.adsa_vector(*student, COUNTS, left, "nll", 0.1)
   logits = labels_of_teacher[0].astype(np.float64)
   expected = logits - tau * (PRIOR - PRIOR.mean()) - (bias - bias.mean())
@@ -178,9 +183,9 @@ def test_bootstrap(criterion):
   for c in range(K):
     members = np.flatnonzero(labels == c)
     draws[:, members] = generator.multinomial(3, [1 / 3] * 3, replicates)
-  grid = np.linspace(0, 3, 31)
-  rows = adsa.Rows(logits, labels, 7)
-  found = bootstrap.replicate_taus(rows, PRIOR, grid, criterion, replicates)
+  rows = Rows(logits, labels, 7)
+  whole = criteria.fit(rows, PRIOR, criterion, (0, 3))
+  found = bootstrap.replicate_taus(rows, PRIOR, whole, criterion, replicates)
   expected = ref.bootstrap(logits.astype(np.float64), labels, COUNTS, draws, criterion)
   np.testing.assert_allclose(found, expected, atol=0.03)
 
@@ -194,7 +199,7 @@ def test_a_bound_on_the_head(criterion, max_drop):
   assert report["tau"] == pytest.approx(expected, abs=0.006)  # the oracle's grid has steps of 0.005
   drop = params.confidence[0, 0] - params.confidence[1, 0]
   assert drop <= max_drop + 1e-5
-  assert report["free_tau"] == adsa.fit(logits, labels, COUNTS, criterion=criterion).tau or (
+  assert report["free_tau"] == scalar(logits, labels, criterion) or (
     report["free_tau"] > report["tau"]
   )
 
@@ -211,8 +216,8 @@ def test_the_curve_of_the_head():
 
 def test_confidences_and_masses_at_many_tau():
   logits, labels = draw(12)
-  rows, taus = adsa.Rows(logits, labels, 9), np.array([0.0, 0.5, 2.0])
-  q = adsa.class_means(rows, PRIOR, taus)[0]
+  rows, taus = Rows(logits, labels, 9), np.array([0.0, 0.5, 2.0])
+  q = tau_curves.class_means(rows, PRIOR, taus)
   mass = tau_curves.predicted_masses(rows, PRIOR, taus, np.ones((1, len(labels))))[0]
   for i, tau in enumerate(taus):
     np.testing.assert_allclose(q[i], ref.confidences(logits, labels, tau * PRIOR), atol=1e-6)
