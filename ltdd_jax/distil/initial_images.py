@@ -86,8 +86,8 @@ def rded(
     pool: images of each class that are looked at.
     chunk_size: patches in one forward pass.
   """
-  recipe = patches.Recipe(factor, num_crops, pool, "strided", chunk_size)
-  patches.check_recipe("rded", env, recipe)
+  recipe = patches.PatchOptions(factor, num_crops, pool, "strided", chunk_size)
+  patches.check_options("rded", env, recipe)
   if images_per_class < 1:
     raise LtddError(f"start 'rded': images_per_class is {images_per_class}; expected 1 or more")
   notes = patches.make_notes("rded", recipe)

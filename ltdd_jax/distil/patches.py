@@ -22,7 +22,7 @@ from ltdd_jax.distil.base import Env, Notes, Resources
 ARRANGEMENTS = ("strided", "consecutive")
 
 
-class Recipe(NamedTuple):
+class PatchOptions(NamedTuple):
   """The numbers of RDED, all static: see `rded.rded`."""
 
   factor: int
@@ -49,7 +49,7 @@ class Pool(NamedTuple):
 def mosaics(
   key: jax.Array,
   env: Env,
-  recipe: Recipe,
+  recipe: PatchOptions,
   res: Resources,
   labels: Int[Array, " n"],
   numbers: Int[Array, " n"],
@@ -95,7 +95,7 @@ def draw_pool(order_key: jax.Array, crop_key: jax.Array, labels: Int[Array, " N"
 
 
 def score_patches(
-  pool: Pool, env: Env, recipe: Recipe, res: Resources, wanted: Bool[Array, " k"]
+  pool: Pool, env: Env, recipe: PatchOptions, res: Resources, wanted: Bool[Array, " k"]
 ) -> Float[Array, "k e"]:
   """Returns the cross-entropy of the wanted classes' candidates; nothing of use for the others.
 
@@ -122,7 +122,7 @@ def score_patches(
 def cut_patches(
   pool: Pool,
   env: Env,
-  recipe: Recipe,
+  recipe: PatchOptions,
   images: Any,
   of_class: Int[Array, " b"],
   number: Int[Array, " b"],
@@ -138,7 +138,7 @@ def cut_patches(
 
 
 def draw_box(
-  crop_key: jax.Array, recipe: Recipe, env: Env, of_class: Any, number: Any
+  crop_key: jax.Array, recipe: PatchOptions, env: Env, of_class: Any, number: Any
 ) -> crops.Box:
   """Draws the box of a candidate, the same each time: scale (0.08, 1), square."""
   key = jax.random.fold_in(crop_key, of_class * recipe.candidates + number)
@@ -162,7 +162,7 @@ def rank_patches(
 
 
 def places(
-  recipe: Recipe, numbers: Int[Array, " b"], totals: Int[Array, " b"]
+  recipe: PatchOptions, numbers: Int[Array, " b"], totals: Int[Array, " b"]
 ) -> Int[Array, "b cells"]:
   """Returns which patches, in the order of use, the cells of image number such of so many show."""
   cells = recipe.factor**2
@@ -187,7 +187,7 @@ def join_cells(patches: Float[Array, "b cells u v c"]) -> Float[Array, "b h w c"
   return grid.reshape(b, f * u, f * v, c)
 
 
-def check_recipe(name: str, env: Env, recipe: Recipe) -> None:
+def check_options(name: str, env: Env, recipe: PatchOptions) -> None:
   """Raises LtddError for numbers that make no mosaics of this image shape."""
   features.check_teachers(name, env, recipe.chunk_size)
   for field in ("factor", "num_crops", "pool"):
@@ -207,7 +207,7 @@ def check_recipe(name: str, env: Env, recipe: Recipe) -> None:
     )
 
 
-def make_notes(name: str, recipe: Recipe) -> Notes:
+def make_notes(name: str, recipe: PatchOptions) -> Notes:
   """Returns the notes on classes with fewer images than the pool, or than patches in mosaics."""
 
   def notes(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:

@@ -48,8 +48,8 @@ def rded(
       "consecutive", patch r * factor^2 + c (EDC's tool).
     chunk_size: patches in one forward pass.
   """
-  recipe = patches.Recipe(factor, num_crops, pool, arrangement, chunk_size)
-  patches.check_recipe("rded", env, recipe)
+  recipe = patches.PatchOptions(factor, num_crops, pool, arrangement, chunk_size)
+  patches.check_options("rded", env, recipe)
 
   def init(key: jax.Array, slots: Slots, res: Resources) -> Distilled:
     labels = jnp.asarray(slots.labels, jnp.int32)

@@ -52,7 +52,7 @@ def logits(canvases):
 
 def best_patches():
   """Patches of each class in the order of use, from the draws that the key stands for."""
-  recipe = patches.Recipe(FACTOR, CROPS, POOL, "strided", 7)
+  recipe = patches.PatchOptions(FACTOR, CROPS, POOL, "strided", 7)
   res, env, side = small.resources(), small.env(), small.SIDE // FACTOR
   order_key, crop_key = jax.random.split(jax.random.key(SEED))
   pool = patches.draw_pool(order_key, crop_key, jnp.asarray(res["labels"]), small.K)

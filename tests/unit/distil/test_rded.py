@@ -31,7 +31,7 @@ def test_equal_scores_take_the_first_candidate():
 
 
 def test_classes_that_are_not_asked_for_are_not_scored(key):
-  res, recipe = small.resources(), patches.Recipe(1, 2, 4, "strided", 8)  # a chunk is a class
+  res, recipe = small.resources(), patches.PatchOptions(1, 2, 4, "strided", 8)  # a chunk is a class
   pool = patches.draw_pool(key, key, jnp.asarray(res["labels"]), small.K)
   ask = lambda wanted: patches.score_patches(pool, small.env(), recipe, res, jnp.array(wanted))
   whole, part = ask([True] * small.K), ask([True, False, True])
@@ -43,9 +43,9 @@ def test_classes_that_are_not_asked_for_are_not_scored(key):
 def test_arrangements():
   """Images 0 and 1 of 3: four cells each, of twelve patches."""
   numbers, totals = jnp.array([0, 1]), jnp.array([3, 3])
-  strided = patches.places(patches.Recipe(2, 1, 12, "strided", 1), numbers, totals)
+  strided = patches.places(patches.PatchOptions(2, 1, 12, "strided", 1), numbers, totals)
   assert strided.tolist() == [[0, 3, 6, 9], [1, 4, 7, 10]]
-  consecutive = patches.places(patches.Recipe(2, 1, 12, "consecutive", 1), numbers, totals)
+  consecutive = patches.places(patches.PatchOptions(2, 1, 12, "consecutive", 1), numbers, totals)
   assert consecutive.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
