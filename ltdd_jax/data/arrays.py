@@ -26,7 +26,8 @@ def open_arrays(
   Args:
     name: how messages call the source.
     arrays: the four arrays, under these names or those of MedMNIST's files (`train_images`,
-      `train_labels`, ...; labels may be (n, 1) there), and optionally `classes`, the k class names.
+      `train_labels`, ...; labels may be (n, 1) there, and `val_images` are not used), and
+      optionally `classes`, the k class names.
     image_size: side or (h, w) to resize to.
 
   Raises:

@@ -24,8 +24,8 @@ def image_shape(image_size: int | Sequence[int] | None) -> tuple[int, int] | Non
   """Returns (h, w) of a config's `image_size`: a side, a pair or None."""
   if image_size is None:
     return None
-  pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-  if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
+  pair = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size,) * 2
+  if len(pair) != 2 or any(type(n) is not int or n < 1 for n in pair):
     raise LtddError(f"image_size={image_size!r}: expected a side or (height, width) in pixels.")
   return pair
 

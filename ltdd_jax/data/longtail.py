@@ -87,9 +87,11 @@ def make_split(
     seed: another seed than the published one.
 
   Raises:
-    LtddError: for an unknown rule, an argument that the rule does not take, or a class with fewer
-      images than asked for.
+    LtddError: for an unknown rule, an argument that the rule does not take, a class with fewer
+      images than asked for, or a bad seed.
   """
+  if seed is not None and not 0 <= seed < 2**32:
+    raise LtddError(f"seed={seed}: expected a whole number from 0 to 2**32 - 1, or None.")
   labels = np.asarray(train_labels)
   available = np.bincount(labels, minlength=num_classes)
   if len(available) != num_classes:

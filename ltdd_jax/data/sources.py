@@ -96,8 +96,10 @@ def _with_constants(source: DataSource, mean, std) -> DataSource:
     return source
   channels = source.spec.image_shape[-1]
   for values in (mean, std):
-    if values is None or len(values) != channels:
+    if np.shape(values) != (channels,) or not np.isfinite(values).all():
       raise LtddError(f"mean={mean}, std={std}: expected both, with {channels} number(s) each.")
+  if min(std) <= 0:
+    raise LtddError(f"std={std}: expected numbers > 0, which images are divided by.")
   spec = source.spec._replace(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
   return source._replace(spec=spec)
 

@@ -102,6 +102,7 @@ def test_hash_is_the_stated_one():
   [
     ({"imbalance_factor": 0.5}, "imbalance_factor=0.5: expected .* a number >= 1"),
     ({"imbalance_factor": float("nan")}, "imbalance_factor=nan"),
+    ({"seed": -1}, r"seed=-1: expected a whole number from 0"),
     ({"rule": "lddt"}, "split rule 'lddt' is not known. Rules: ltdd, ldam, counts, as_is"),
     ({"rule": "counts"}, "the vector `counts` and rule='counts' go together"),
     ({"counts": [1] * 10}, "go together"),
