@@ -120,7 +120,7 @@ def list_images(
     LtddError: a link that leads nowhere or to a folder that it lies in, or a folder that cannot be
       read.
   """
-  hidden = []
+  hidden: list[epath.Path] = []
   found = [
     (file, label)
     for label, name in enumerate(classes)

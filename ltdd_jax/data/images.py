@@ -53,9 +53,9 @@ def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None)
   Raises:
     One of `UNREADABLE`.
   """
-  with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-    image.load()
-    image = _eight_bits(ImageOps.exif_transpose(image)).convert(_MODES[channels])
+  with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+    opened.load()
+    image = _eight_bits(ImageOps.exif_transpose(opened)).convert(_MODES[channels])
   return _fit(image, size)
 
 
@@ -128,7 +128,7 @@ def measure(
   Larger sets are sampled at even distances. A constant channel gets a std of one level.
   """
   chosen = np.unique(np.linspace(0, num_images - 1, min(num_images, _MEASURED)).astype(np.int64))
-  total = squares = np.float64(0)
+  total = squares = np.zeros(1)
   pixels = 0
   for block in np.array_split(chosen, -(-len(chosen) // 512)):
     images = read(block).astype(np.float64) / 255

@@ -140,7 +140,9 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
 
   spec = _tfds_spec(name, class_names, shape, labels, read)
   notes = () if test_split == "test" else (f"test: the {test_split} split of {name}",)
-  return DataSource(spec, labels["train"], labels["test"], read, spec.class_names, notes)
+  return DataSource(
+    spec, labels["train"], labels["test"], read, spec.class_names or class_names, notes
+  )
 
 
 def _output_shape(name: str, image, size: tuple[int, int] | None) -> tuple[int, int, int]:

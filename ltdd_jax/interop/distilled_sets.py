@@ -61,7 +61,8 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
     LtddError: nothing is there, it cannot be read, or its class map, image shape, types or labels
       are not those of the data set.
   """
-  place, name, ignored = files.path(path), f"{where}: {path}", []
+  place, name = files.path(path), f"{where}: {path}"
+  ignored: list[str] = []
   if (place / manifest.META).is_file():
     stored, names = _from_artefact(name, place)
   elif place.is_dir():
