@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import folders
 from ltdd_jax.data import images as image_files
 from ltdd_jax.data.sources import open_source
 
@@ -299,7 +299,7 @@ def test_links_to_folders_and_files_are_followed(folder, tmp_path_factory):
 
 
 def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
-  path = type(folders.files.path(folder))
+  path = type(files.path(folder))
   iterdir = path.iterdir
 
   def refuse(self):
