@@ -16,6 +16,7 @@ import numpy as np
 
 from ltdd_jax.core import config, files
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import checks
 from ltdd_jax.data.arrays import check_labels, open_arrays, open_digits, open_npz
 from ltdd_jax.data.folders import open_folder
 from ltdd_jax.data.images import UNREADABLE, decode_all, image_shape, measure
@@ -53,6 +54,8 @@ def open_source(
   Raises:
     LtddError: saying what is wrong and what to do.
   """
+  if not isinstance(name, str):
+    raise LtddError(f"data source {name!r} is of type {type(name).__name__}; expected a name.")
   if (arrays is not None) != (name == "arrays"):
     raise LtddError(f"data source {name!r}: the argument `arrays` goes with the name 'arrays'.")
   kind, _, path = name.partition(":")
@@ -96,7 +99,8 @@ def _with_constants(source: DataSource, mean, std) -> DataSource:
     return source
   channels = source.spec.image_shape[-1]
   for values in (mean, std):
-    if np.shape(values) != (channels,) or not np.isfinite(values).all():
+    numbers = isinstance(values, (Sequence, np.ndarray)) and all(map(checks.is_number, values))
+    if not numbers or len(values) != channels:
       raise LtddError(f"mean={mean}, std={std}: expected both, with {channels} number(s) each.")
   if min(std) <= 0:
     raise LtddError(f"std={std}: expected numbers > 0, which images are divided by.")

@@ -110,6 +110,7 @@ def test_hash_is_the_stated_one():
     ({"rule": "counts", "counts": [1, 2]}, "expected 10 integers >= 0"),
     ({"rule": "counts", "counts": [-1] + [2] * 9}, "expected 10 integers >= 0"),
     ({"rule": "counts", "counts": np.full(10, 0.5)}, "expected 10 integers >= 0"),
+    ({"rule": "counts", "counts": [[1]] * 9 + [[1, 2]]}, "expected 10 integers >= 0"),
     ({"rule": "counts", "counts": [0] * 10}, "no image at all"),
     ({"rule": "counts", "counts": [1] * 9 + [9999]}, "class 9 has 5000 .* asks for 9999"),
   ],

@@ -87,6 +87,8 @@ def test_given_constants_replace_measured_ones(arrays):
     open_source("arrays", arrays=arrays, mean=(0.5,), std=(0.2,))
   with pytest.raises(LtddError, match=r"mean=0\.5, std=0\.2: expected both, with 3 number\(s\)"):
     open_source("arrays", arrays=arrays, mean=0.5, std=0.2)
+  with pytest.raises(LtddError, match=r"std=\('a', 'b', 'c'\): expected both, with 3 number"):
+    open_source("arrays", arrays=arrays, mean=(0.5,) * 3, std=("a", "b", "c"))
   with pytest.raises(LtddError, match=r"std=\(0\.2, 0, 0\.2\): expected numbers > 0"):
     open_source("arrays", arrays=arrays, mean=(0.5,) * 3, std=(0.2, 0, 0.2))
 
@@ -598,6 +600,7 @@ def test_unknown_name_is_corrected():
     ("folder", "'folder': the path is missing, as in 'folder:/path'"),
     ("npz", "'npz': the path is missing, as in 'npz:/path'"),
     ("my set", "'my set' is not known"),
+    (3, "data source 3 is of type int; expected a name"),
     ("", "'' is not known"),
     ("cifar10/none", "TFDS cannot set it up here"),
   ],
