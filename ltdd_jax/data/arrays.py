@@ -26,7 +26,8 @@ def open_arrays(
   Args:
     name: how messages call the source.
     arrays: the four arrays, under these names or those of MedMNIST's files (`train_images`,
-      `train_labels`, ...; labels may be (n, 1) there), and optionally `classes`, the k class names.
+      `train_labels`, ...; labels may be (n, 1) there, and `val_images` are not used), and
+      optionally `classes`, the k class names.
     image_size: side or (h, w) to resize to.
 
   Raises:
@@ -186,15 +187,15 @@ def open_digits(*, image_size: int | Sequence[int] | None = None) -> DataSource:
 
   bunch = load_digits()
   pixels = np.round(bunch.images[..., None] * 255 / 16).astype(np.uint8)
-  chosen = {"test": [], "train": []}
+  parts: dict[str, list[np.ndarray]] = {"test": [], "train": []}
   for c in range(10):
     members = np.flatnonzero(bunch.target == c)
     order = members[np.random.RandomState(0).permutation(len(members))]
-    chosen["test"].append(order[:_HELD_OUT])
-    chosen["train"].append(order[_HELD_OUT : _HELD_OUT + _KEPT])
-  chosen = {split: np.sort(np.concatenate(parts)) for split, parts in chosen.items()}
+    parts["test"].append(order[:_HELD_OUT])
+    parts["train"].append(order[_HELD_OUT : _HELD_OUT + _KEPT])
+  chosen = {split: np.sort(np.concatenate(rows)) for split, rows in parts.items()}
   images = {s: resize(pixels[rows], image_shape(image_size)) for s, rows in chosen.items()}
   spec = SPECS["digits"]._replace(image_shape=images["train"].shape[1:])
   train_labels, test_labels = (bunch.target[chosen[s]].astype(np.int32) for s in ("train", "test"))
   read = lambda split, indices: images[split][np.asarray(indices)]
-  return DataSource(spec, train_labels, test_labels, read, spec.class_names)
+  return DataSource(spec, train_labels, test_labels, read, spec.class_names or ())

@@ -8,7 +8,7 @@ flow to the images. The geometric views live in `crops`, CutMix and mixup in `mi
 reachable from here.
 """
 
-import inspect
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -104,8 +104,8 @@ def clip_to_pixels(
   images: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*n h w c"]:
   """Clamps normalised images to what a pixel in [0, 1] can be (after each step of a method)."""
-  mean, std = _channels(mean, images.ndim), _channels(std, images.ndim)
-  return jnp.clip(images, -mean / std, (1 - mean) / std)
+  middle, scale = _channels(mean, images.ndim), _channels(std, images.ndim)
+  return jnp.clip(images, -middle / scale, (1 - middle) / scale)
 
 
 def _channels(values: Sequence[float], ndim: int) -> Float[Array, "..."]:
@@ -138,11 +138,14 @@ def color_jitter(
     mean: with `std`, the constants by which the images were normalised.
     std: see mean.
     shared: one set of factors for the whole batch.
+
+  Raises:
+    LtddError: `mean` without `std`, or the other way round.
   """
-  normalised = mean is not None and std is not None
-  if normalised:
-    mean, std = _channels(mean, 4), _channels(std, 4)
-    images = images * std + mean
+  if (mean is None) != (std is None):
+    raise LtddError(f"color_jitter: mean is {mean} and std {std}; expected both or neither")
+  if mean is not None and std is not None:
+    images = denormalize_pixels(images, mean, std)
   keys = jax.random.split(key, 3)
   operations = ((brightness, _black), (contrast, _mean_grey), (saturation, _grey))
   for op_key, (strength, base) in zip(keys, operations, strict=True):
@@ -151,7 +154,7 @@ def color_jitter(
       low, high = max(0.0, 1 - strength), 1 + strength
       factor = jax.random.uniform(op_key, shape, minval=low, maxval=high)
       images = jnp.clip(factor * images + (1 - factor) * base(images), 0, 1)
-  return (images - mean) / std if normalised else images
+  return images if mean is None or std is None else normalize_pixels(images, mean, std)
 
 
 def _black(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -171,11 +174,10 @@ def _mean_grey(images: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 1"]:
 def _images_only(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Drops the Mix, for recipes whose labels come from a network that sees the mixed image."""
 
+  @functools.wraps(fn)
   def mixed(key, images, **kwargs):
     return fn(key, images, **kwargs)[0]
 
-  mixed.__signature__ = inspect.signature(fn)
-  mixed.__name__ = fn.__name__
   return mixed
 
 

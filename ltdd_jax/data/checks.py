@@ -10,31 +10,33 @@ from typing import Any
 from ltdd_jax.core.types import LtddError
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+  """Whether a value is a finite number and no bool."""
   real = isinstance(value, numbers.Real) and not isinstance(value, bool)
   return real and math.isfinite(value)
 
 
-def _whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+  """Whether a value is a whole number and no bool."""
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _range(value: Any, most: float = math.inf) -> bool:
-  pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_number, value))
+  pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
   return pair and 0 < value[0] <= value[1] <= most
 
 
-_STRENGTH = (lambda x: _number(x) and x >= 0, "a number >= 0")
-_POSITIVE = (lambda x: _number(x) and x > 0, "a number > 0")
+_STRENGTH = (lambda x: is_number(x) and x >= 0, "a number >= 0")
+_POSITIVE = (lambda x: is_number(x) and x > 0, "a number > 0")
 _KINDS = {
   "alpha": _POSITIVE,
   "brightness": _STRENGTH,
   "contrast": _STRENGTH,
   "saturation": _STRENGTH,
-  "factor": (lambda x: _whole(x) and x >= 1, "a whole number >= 1"),
-  "padding": (lambda x: _whole(x) and x >= 0, "a whole number >= 0"),
-  "low": (_whole, "a whole number"),
-  "high": (_whole, "a whole number"),
+  "factor": (lambda x: is_whole(x) and x >= 1, "a whole number >= 1"),
+  "padding": (lambda x: is_whole(x) and x >= 0, "a whole number >= 0"),
+  "low": (is_whole, "a whole number"),
+  "high": (is_whole, "a whole number"),
   "ratio": (_range, "a pair of numbers with 0 < low <= high, such as (0.75, 1.33)"),
   "scale": (
     lambda x: _range(x, 1.0),

@@ -111,9 +111,10 @@ def rrc_box(
   top = jax.random.randint(top_key, (), 0, h - height + 1)
   left = jax.random.randint(left_key, (), 0, w - width + 1)
   fallback = central_box(h, w, ratio)
-  return tuple(
+  first, second, third, fourth = (
     jnp.where(fits, a, b) for a, b in zip((top, left, height, width), fallback, strict=True)
   )
+  return first, second, third, fourth
 
 
 def first_fit(

@@ -72,12 +72,12 @@ def num_steps(
   """
   if (num_epochs is None) == (num_steps is None):
     raise LtddError(f"num_epochs={num_epochs}, num_steps={num_steps}: give exactly one of the two.")
-  length = num_epochs if num_steps is None else num_steps
+  length = num_steps or num_epochs or 0
   if length <= 0 or length != int(length):
     raise LtddError(f"the length of training is {length}: expected a whole number >= 1.")
   if num_steps is not None:
-    return int(num_steps)
-  return -(-int(num_epochs) * num_items // min(batch_size, num_items))
+    return int(length)
+  return -(-int(length) * num_items // min(batch_size, num_items))
 
 
 def to_device(images: np.ndarray, labels: np.ndarray, sharding=None) -> ArrayData:

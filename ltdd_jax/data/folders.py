@@ -1,22 +1,16 @@
 """Folders of images, one folder a class: `path/train/<class>/*` and `path/test/<class>/*`."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import class_folders
 from ltdd_jax.data.images import UNREADABLE, decode, image_shape, map_threads, measure
 from ltdd_jax.data.specs import DatasetSpec, DataSource
 
-_SUFFIXES = frozenset(
-  (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-)
-_SYSTEM = frozenset(  # beside names that begin with a dot; in lower case
-  ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "lost+found")
-)
 _TEST_FOLDERS = ("test", "val", "validation")
 
 
@@ -47,12 +41,12 @@ def open_folder(
   root = files.path(path)
   test, notes = _test_folder(root)
   folders = {"train": root / "train", "test": test}
-  classes, train_notes = class_folders(folders["train"])
+  classes, train_notes = class_folders.list_classes(folders["train"])
   if len(classes) < 2:
     raise LtddError(
       f"{folders['train']}: found {len(classes)} class folder(s); expected two or more."
     )
-  if _are_numbers(classes):
+  if class_folders.are_numbers(classes):
     notes.append(
       f"classes are sorted by the numbers that name them: class 0 is {classes[0]!r}, class "
       f"{len(classes) - 1} is {classes[-1]!r}"
@@ -60,10 +54,12 @@ def open_folder(
   about = {"train": train_notes, "test": _check_test_classes(test, classes)}
   images, labels = {}, {}
   for split, folder in folders.items():
-    found, ignored = list_images(folder, classes)
+    found, ignored = class_folders.list_images(folder, classes)
     found, skipped = _readable(found, size, on_unreadable)
     if skipped:
-      about[split].append(f"skipped {len(skipped)} unreadable images: {_some(skipped)}")
+      about[split].append(
+        f"skipped {len(skipped)} unreadable images: {class_folders.some(skipped)}"
+      )
     notes += [f"{split}: {note}" for note in about[split] + ignored]
     images[split] = [file for file, _ in found]
     labels[split] = np.array([label for _, label in found], np.int32)
@@ -89,105 +85,9 @@ def open_folder(
   return DataSource(spec, labels["train"], labels["test"], read, classes, tuple(notes))
 
 
-# ---- what is there ----
-
-
-def class_folders(folder: epath.Path) -> tuple[tuple[str, ...], list[str]]:
-  """Returns the names of the class folders, and notes on what else is beside them.
-
-  Names are sorted; names that are all whole numbers are sorted by number: 2 before 10.
-  """
-  entries, hidden = _entries(folder)
-  _check_links(entries)
-  names = [p.name for p in entries if p.is_dir()]
-  notes = _ignored("files beside the class folders", [p for p in entries if not p.is_dir()])
-  notes += _ignored("hidden or system files and folders", hidden)
-  if _are_numbers(names):
-    names.sort(key=lambda name: (int(name), name))
-  return tuple(names), notes
-
-
-def list_images(
-  folder: epath.Path, classes: Sequence[str]
-) -> tuple[list[tuple[epath.Path, int]], list[str]]:
-  """Finds the images of class folders and of the folders in them, through links.
-
-  Returns:
-    (file, label) pairs sorted by class and name, and notes on files that were left out: those that
-    are no images, and hidden ones and those of systems, as `.DS_Store` or `@eaDir`.
-
-  Raises:
-    LtddError: a link that leads nowhere or to a folder that it lies in, or a folder that cannot be
-      read.
-  """
-  hidden = []
-  found = [
-    (file, label)
-    for label, name in enumerate(classes)
-    if (folder / name).is_dir()
-    for file in _walk(folder / name, hidden)
-  ]
-  _check_links([file for file, _ in found])
-  is_image = lambda file: file.suffix.lower() in _SUFFIXES and file.is_file()
-  images = [(file, label) for file, label in found if is_image(file)]
-  kept = {file for file, _ in images}
-  notes = _ignored("files that are not images", [f for f, _ in found if f not in kept])
-  return images, notes + _ignored("hidden or system files and folders", hidden)
-
-
-def _are_numbers(names: Sequence[str]) -> bool:
-  return all(name.isdecimal() for name in names)
-
-
-def _entries(folder: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
-  """Returns what is in a folder, by name, and apart from that what is hidden or a system's."""
-  try:
-    entries = sorted(folder.iterdir())
-  except OSError as error:
-    raise LtddError(f"{folder}: cannot be read as a folder ({error}).") from error
-  is_hidden = lambda p: p.name.startswith(".") or p.name.lower() in _SYSTEM
-  return [p for p in entries if not is_hidden(p)], [p for p in entries if is_hidden(p)]
-
-
-def _walk(
-  folder: epath.Path, hidden: list[epath.Path], above: tuple[str, ...] = ()
-) -> Iterator[epath.Path]:
-  """Yields the files of a folder and its folders; what is hidden goes to that list."""
-  real = os.path.realpath(folder)
-  if real in above:
-    raise LtddError(f"{folder}: a link to a folder that it lies in; remove it.")
-  entries, more = _entries(folder)
-  hidden += more
-  for entry in entries:
-    if entry.is_dir():
-      yield from _walk(entry, hidden, (*above, real))
-    else:
-      yield entry
-
-
-def _check_links(entries: Sequence[epath.Path]) -> None:
-  dangling = [p for p in entries if os.path.islink(p) and not p.exists()]
-  if dangling:
-    raise LtddError(
-      f"{len(dangling)} link(s) lead nowhere: {_some(dangling)}. Expected files or folders that "
-      "are there: mount or copy what the links stand for, or remove them."
-    )
-
-
-def _ignored(what: str, paths: Sequence[epath.Path]) -> list[str]:
-  return [f"ignored {len(paths)} {what}: {_some(paths)}"] if paths else []
-
-
-def _some(things: Sequence[object]) -> str:
-  return ", ".join(str(t) for t in things[:5]) + (", ..." if len(things) > 5 else "")
-
-
-# ---- train and test ----
-
-
 def _test_folder(root: epath.Path) -> tuple[epath.Path, list[str]]:
   """Returns the folder of test images, and notes on folders that are not used."""
-  names = class_folders(root)[0] if root.is_dir() else ()
+  names = class_folders.list_classes(root)[0] if root.is_dir() else ()
   test = next((name for name in _TEST_FOLDERS if name in names), None)
   if "train" not in names or test is None:
     raise LtddError(
@@ -195,11 +95,13 @@ def _test_folder(root: epath.Path) -> tuple[epath.Path, list[str]]:
       "train/<class>/* and test/<class>/* (test may be called val or validation); a balanced test "
       "set is what results are counted on."
     )
-  return root / test, _ignored("other folders", [n for n in names if n not in ("train", test)])
+  return root / test, class_folders.ignored(
+    "other folders", [n for n in names if n not in ("train", test)]
+  )
 
 
 def _check_test_classes(test: epath.Path, classes: tuple[str, ...]) -> list[str]:
-  found, notes = class_folders(test)
+  found, notes = class_folders.list_classes(test)
   unknown = sorted(set(found) - set(classes))
   if unknown:
     raise LtddError(
@@ -208,7 +110,9 @@ def _check_test_classes(test: epath.Path, classes: tuple[str, ...]) -> list[str]
     )
   missing = [name for name in classes if name not in found]
   if missing:
-    notes.append(f"no folder for {len(missing)} of {len(classes)} classes: {_some(missing)}")
+    notes.append(
+      f"no folder for {len(missing)} of {len(classes)} classes: {class_folders.some(missing)}"
+    )
   return notes
 
 

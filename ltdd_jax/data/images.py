@@ -24,8 +24,8 @@ def image_shape(image_size: int | Sequence[int] | None) -> tuple[int, int] | Non
   """Returns (h, w) of a config's `image_size`: a side, a pair or None."""
   if image_size is None:
     return None
-  pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-  if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
+  pair = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size,) * 2
+  if len(pair) != 2 or any(type(n) is not int or n < 1 for n in pair):
     raise LtddError(f"image_size={image_size!r}: expected a side or (height, width) in pixels.")
   return pair
 
@@ -53,9 +53,9 @@ def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None)
   Raises:
     One of `UNREADABLE`.
   """
-  with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-    image.load()
-    image = _eight_bits(ImageOps.exif_transpose(image)).convert(_MODES[channels])
+  with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+    opened.load()
+    image = _eight_bits(ImageOps.exif_transpose(opened)).convert(_MODES[channels])
   return _fit(image, size)
 
 
@@ -128,7 +128,7 @@ def measure(
   Larger sets are sampled at even distances. A constant channel gets a std of one level.
   """
   chosen = np.unique(np.linspace(0, num_images - 1, min(num_images, _MEASURED)).astype(np.int64))
-  total = squares = np.float64(0)
+  total = squares = np.zeros(1)
   pixels = 0
   for block in np.array_split(chosen, -(-len(chosen) // 512)):
     images = read(block).astype(np.float64) / 255

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import checks
 
 RULES = ("ltdd", "ldam", "counts", "as_is")
 _SEEDS = {"ltdd": 42, "ldam": 0, "counts": 42, "as_is": 0}
@@ -87,9 +88,11 @@ def make_split(
     seed: another seed than the published one.
 
   Raises:
-    LtddError: for an unknown rule, an argument that the rule does not take, or a class with fewer
-      images than asked for.
+    LtddError: for an unknown rule, an argument that the rule does not take, a class with fewer
+      images than asked for, or a bad seed.
   """
+  if seed is not None and not 0 <= seed < 2**32:
+    raise LtddError(f"seed={seed}: expected a whole number from 0 to 2**32 - 1, or None.")
   labels = np.asarray(train_labels)
   available = np.bincount(labels, minlength=num_classes)
   if len(available) != num_classes:
@@ -132,10 +135,10 @@ def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
   if rule == "as_is":
     wanted = available.astype(np.int64)
   elif rule == "counts":
-    wanted = np.asarray(counts)
-    if wanted.shape != available.shape or wanted.dtype.kind not in "iu" or (wanted < 0).any():
+    given = list(counts)
+    if len(given) != len(available) or not all(checks.is_whole(n) and n >= 0 for n in given):
       raise LtddError(f"counts={counts}: expected {len(available)} integers >= 0, one a class.")
-    wanted = wanted.astype(np.int64)
+    wanted = np.array(given, np.int64)
   else:
     wanted = class_counts(int(available.sum() / len(available)), len(available), imbalance_factor)
   if wanted.sum() == 0:

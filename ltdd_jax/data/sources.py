@@ -16,6 +16,7 @@ import numpy as np
 
 from ltdd_jax.core import config, files
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import checks
 from ltdd_jax.data.arrays import check_labels, open_arrays, open_digits, open_npz
 from ltdd_jax.data.folders import open_folder
 from ltdd_jax.data.images import UNREADABLE, decode_all, image_shape, measure
@@ -53,6 +54,8 @@ def open_source(
   Raises:
     LtddError: saying what is wrong and what to do.
   """
+  if not isinstance(name, str):
+    raise LtddError(f"data source {name!r} is of type {type(name).__name__}; expected a name.")
   if (arrays is not None) != (name == "arrays"):
     raise LtddError(f"data source {name!r}: the argument `arrays` goes with the name 'arrays'.")
   kind, _, path = name.partition(":")
@@ -96,8 +99,11 @@ def _with_constants(source: DataSource, mean, std) -> DataSource:
     return source
   channels = source.spec.image_shape[-1]
   for values in (mean, std):
-    if values is None or len(values) != channels:
+    numbers = isinstance(values, (Sequence, np.ndarray)) and all(map(checks.is_number, values))
+    if not numbers or len(values) != channels:
       raise LtddError(f"mean={mean}, std={std}: expected both, with {channels} number(s) each.")
+  if min(std) <= 0:
+    raise LtddError(f"std={std}: expected numbers > 0, which images are divided by.")
   spec = source.spec._replace(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
   return source._replace(spec=spec)
 
@@ -138,7 +144,9 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
 
   spec = _tfds_spec(name, class_names, shape, labels, read)
   notes = () if test_split == "test" else (f"test: the {test_split} split of {name}",)
-  return DataSource(spec, labels["train"], labels["test"], read, spec.class_names, notes)
+  return DataSource(
+    spec, labels["train"], labels["test"], read, spec.class_names or class_names, notes
+  )
 
 
 def _output_shape(name: str, image, size: tuple[int, int] | None) -> tuple[int, int, int]:

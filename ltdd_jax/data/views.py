@@ -8,8 +8,8 @@ with another image. Nothing of it is stored.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,14 +79,14 @@ def view_fn(
   """
   if mix is not None and mix not in _MIXES:
     raise LtddError(f"config.label.views.mix is {mix!r}; expected 'cutmix', 'mixup' or None")
-  if crop_scale is not None:
-    _check(scale=("crop_scale", crop_scale))
-  _check(
-    ratio=("crop_ratio", crop_ratio),
-    padding=("padding", padding),
-    alpha=("mix_alpha", mix_alpha),
-    factor=("shuffle_patches", shuffle_patches),
-  )
+  for name, kind, value in (
+    ("crop_scale", "scale", (1, 1) if crop_scale is None else crop_scale),
+    ("crop_ratio", "ratio", crop_ratio),
+    ("padding", "padding", padding),
+    ("mix_alpha", "alpha", mix_alpha),
+    ("shuffle_patches", "factor", shuffle_patches),
+  ):
+    checks.check(f"config.label.views.{name}", kind, value)
   if rand_augment is True:
     rand_augment = rand_augment_lib.MAGNITUDE
   if rand_augment is not False:
@@ -104,7 +104,7 @@ def view_fn(
       image = augment.random_crop(key_of(_PAD), image[None], padding=padding)[0]
     if crop_scale is not None:
       h, w, _ = image.shape
-      box = augment.rrc_box(key_of(_CROP), h, w, tuple(crop_scale), tuple(crop_ratio))
+      box = augment.rrc_box(key_of(_CROP), h, w, _pair(crop_scale), _pair(crop_ratio))
       image = augment.crop_resize(image, box)
     if flip:
       image = jnp.where(jax.random.bernoulli(key_of(_FLIP)), image[:, ::-1], image)
@@ -133,14 +133,15 @@ def view_fn(
   return views
 
 
-def _check(**settings: Any) -> None:
-  """Checks arguments of `view_fn`, given as kind=(name, value)."""
-  for kind, (name, value) in settings.items():
-    checks.check(f"config.label.views.{name}", kind, value)
+def _pair(numbers: Sequence[float]) -> tuple[float, float]:
+  """A pair of a config, which may be a list, as a tuple."""
+  low, high = numbers
+  return low, high
 
 
 def _cutmix(key: jax.Array, own: jax.Array, other: jax.Array, alpha: float) -> Mixed:
-  inside, weight = augment.cutmix_box(key, *own.shape[:2], alpha)
+  h, w, _ = own.shape
+  inside, weight = augment.cutmix_box(key, h, w, alpha)
   return jnp.where(inside[..., None], other, own), weight
 
 

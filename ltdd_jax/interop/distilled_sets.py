@@ -26,7 +26,7 @@ from ltdd_jax.artefacts import manifest
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import arrays as arrays_lib
-from ltdd_jax.data import folders, images
+from ltdd_jax.data import class_folders, images
 from ltdd_jax.data.specs import DatasetSpec
 
 LEARNED = ("soft_labels", "student_lr")
@@ -61,7 +61,8 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
     LtddError: nothing is there, it cannot be read, or its class map, image shape, types or labels
       are not those of the data set.
   """
-  place, name, ignored = files.path(path), f"{where}: {path}", []
+  place, name = files.path(path), f"{where}: {path}"
+  ignored: list[str] = []
   if (place / manifest.META).is_file():
     stored, names = _from_artefact(name, place)
   elif place.is_dir():
@@ -150,12 +151,12 @@ def _from_npz(name: str, file: epath.Path) -> tuple[dict[str, np.ndarray], list[
 def _from_folders(
   name: str, folder: epath.Path, spec: DatasetSpec, class_names: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-  found, notes = folders.class_folders(folder)
+  found, notes = class_folders.list_classes(folder)
   unknown = sorted(set(found) - set(class_names))
   if unknown or not found:
     what = f"the folder {unknown[0]!r} is no class of the data set" if found else "has no folders"
     raise LtddError(f"{name}: {what}; expected folders named {_some(class_names)}")
-  pairs, ignored = folders.list_images(folder, class_names)
+  pairs, ignored = class_folders.list_images(folder, class_names)
   if not pairs:
     raise LtddError(f"{name}: no image file in any class folder; expected .png files, say")
   pixels = np.stack([_decode(file, spec) for file, _ in pairs])

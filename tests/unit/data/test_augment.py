@@ -111,5 +111,10 @@ def test_saturation_leaves_grey_images_alone(key):
   np.testing.assert_allclose(augment.color_jitter(key, grey, saturation=0.5), grey, atol=1e-6)
 
 
+def test_jitter_takes_both_constants_or_none(images, key):
+  with pytest.raises(LtddError, match=r"mean is \(0\.5,\) and std None; expected both or neither"):
+    augment.color_jitter(key, images, brightness=0.5, mean=(0.5,))
+
+
 def test_jitter_of_strength_zero_is_the_identity(images, key):
   assert augment.color_jitter(key, images) is images

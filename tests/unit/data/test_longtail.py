@@ -102,6 +102,7 @@ def test_hash_is_the_stated_one():
   [
     ({"imbalance_factor": 0.5}, "imbalance_factor=0.5: expected .* a number >= 1"),
     ({"imbalance_factor": float("nan")}, "imbalance_factor=nan"),
+    ({"seed": -1}, r"seed=-1: expected a whole number from 0"),
     ({"rule": "lddt"}, "split rule 'lddt' is not known. Rules: ltdd, ldam, counts, as_is"),
     ({"rule": "counts"}, "the vector `counts` and rule='counts' go together"),
     ({"counts": [1] * 10}, "go together"),
@@ -109,6 +110,7 @@ def test_hash_is_the_stated_one():
     ({"rule": "counts", "counts": [1, 2]}, "expected 10 integers >= 0"),
     ({"rule": "counts", "counts": [-1] + [2] * 9}, "expected 10 integers >= 0"),
     ({"rule": "counts", "counts": np.full(10, 0.5)}, "expected 10 integers >= 0"),
+    ({"rule": "counts", "counts": [[1]] * 9 + [[1, 2]]}, "expected 10 integers >= 0"),
     ({"rule": "counts", "counts": [0] * 10}, "no image at all"),
     ({"rule": "counts", "counts": [1] * 9 + [9999]}, "class 9 has 5000 .* asks for 9999"),
   ],

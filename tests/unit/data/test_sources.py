@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import images as image_files
 from ltdd_jax.data.sources import open_source
@@ -84,6 +85,12 @@ def test_given_constants_replace_measured_ones(arrays):
   assert source.spec.mean == (0.5, 0.4, 0.3)
   with pytest.raises(LtddError, match=r"expected both, with 3 number\(s\) each"):
     open_source("arrays", arrays=arrays, mean=(0.5,), std=(0.2,))
+  with pytest.raises(LtddError, match=r"mean=0\.5, std=0\.2: expected both, with 3 number\(s\)"):
+    open_source("arrays", arrays=arrays, mean=0.5, std=0.2)
+  with pytest.raises(LtddError, match=r"std=\('a', 'b', 'c'\): expected both, with 3 number"):
+    open_source("arrays", arrays=arrays, mean=(0.5,) * 3, std=("a", "b", "c"))
+  with pytest.raises(LtddError, match=r"std=\(0\.2, 0, 0\.2\): expected numbers > 0"):
+    open_source("arrays", arrays=arrays, mean=(0.5,) * 3, std=(0.2, 0, 0.2))
 
 
 def test_a_constant_channel_can_still_be_normalised(arrays):
@@ -293,6 +300,20 @@ def test_links_to_folders_and_files_are_followed(folder, tmp_path_factory):
   assert source.read("train", np.array([4]))[0, 0, 0, 0] == 102
 
 
+def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
+  path = type(files.path(folder))
+  iterdir = path.iterdir
+
+  def refuse(self):
+    if self.name == "cat":
+      raise PermissionError(13, "Permission denied")
+    return iterdir(self)
+
+  monkeypatch.setattr(path, "iterdir", refuse)
+  with pytest.raises(LtddError, match=r"train/cat: cannot be read as a folder \(.*denied"):
+    open_source(f"folder:{folder}", image_size=6)
+
+
 def test_links_in_a_circle_are_refused(folder):
   (folder / "train" / "cat" / "again").symlink_to(folder / "train" / "cat")
   with pytest.raises(LtddError, match="cat/again: a link to a folder that it lies in; remove it"):
@@ -376,6 +397,9 @@ def test_folder_needs_a_size_and_a_known_policy(folder):
     open_source(f"folder:{folder}")
   with pytest.raises(LtddError, match=r"image_size=\(6,\): expected a side or \(height, width\)"):
     open_source(f"folder:{folder}", image_size=(6,))
+  for size in (0, True, 6.0, "6"):
+    with pytest.raises(LtddError, match=f"image_size={size!r}: expected a side or"):
+      open_source(f"folder:{folder}", image_size=size)
   with pytest.raises(LtddError, match="on_unreadable='ignore': expected 'error' or 'skip'"):
     open_source(f"folder:{folder}", image_size=6, on_unreadable="ignore")
 
@@ -576,6 +600,7 @@ def test_unknown_name_is_corrected():
     ("folder", "'folder': the path is missing, as in 'folder:/path'"),
     ("npz", "'npz': the path is missing, as in 'npz:/path'"),
     ("my set", "'my set' is not known"),
+    (3, "data source 3 is of type int; expected a name"),
     ("", "'' is not known"),
     ("cifar10/none", "TFDS cannot set it up here"),
   ],

@@ -1,0 +1,23 @@
+"""Tables of the report: groups of classes and what stands for those that there are not."""
+
+import numpy as np
+import pytest
+
+from ltdd_jax.data import longtail
+from ltdd_jax.report import tables
+
+
+@pytest.mark.parametrize(
+  ("counts", "cells", "sentence"),
+  [
+    ((50, 9), ["80.0", "-", "20.0"], "head 1 classes of 50 to 50 images; tail 1 classes of 9 to 9"),
+    ((9, 50), ["20.0", "-", "80.0"], "head 1 classes of 50 to 50 images; tail 1 classes of 9 to 9"),
+    ((5,), ["-", "80.0", "-"], "mid 1 classes of 5 to 5 images"),
+  ],
+)
+def test_groups_of_few_classes(counts, cells, sentence):
+  correct = np.array([[[8, 2][: len(counts)]]])
+  scores = tables.scores(correct, np.full(len(counts), 10), longtail.groups(counts))
+  assert tables.group_cells(scores) == cells
+  results = {"rows": [scores], "split": {"counts": counts}, "group_rule": "thirds"}
+  assert sentence in tables._group_sentence(results)
