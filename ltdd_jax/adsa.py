@@ -131,11 +131,10 @@ def search(means: Callable[[ndarray], ndarray], log_prior: ndarray, tau_range: A
 def grid(tau_range: Any, log_prior: ndarray) -> ndarray:
   """The taus to search; raises ValueError for what is no range, or one too wide for this prior."""
   lo, hi = check_range(tau_range)
-  widest = _SAFE / max(float(np.ptp(log_prior)), UNIFORM)
-  if max(hi, 0) - min(lo, 0) > widest:
+  if (max(hi, 0) - min(lo, 0)) * np.ptp(log_prior) > _SAFE:
     raise ValueError(
-      f"tau_range is {tau_range}; with these class_counts no more than {widest:.1f} from zero on "
-      "can be searched."
+      f"tau_range is {tau_range}; with these class_counts it may be {_SAFE / np.ptp(log_prior):.1f} "
+      "wide, zero included."
     )
   return np.linspace(lo, hi, math.ceil(round((hi - lo) / _STEP, 6)) + 1)
 
@@ -160,11 +159,7 @@ def lowest(taus: ndarray, values: ndarray, allowed: Any = True) -> tuple[float, 
 
 
 def explain(
-  status: str,
-  tau: float,
-  before: float,
-  after: float,
-  what: str = "the spread of class confidences",
+  status: str, tau: float, before: float, after: float, what: str = "the spread of confidences"
 ) -> str:
   """The message of a result, from its status, tau and objectives, and what these are."""
   change = f"{what} goes from {before:.4f} to {after:.4f}"
@@ -174,8 +169,8 @@ def explain(
     "flat": f"tau = {tau:.3f}, but the objective is flat ({change}): these logits do not determine "
     "tau. Fit on the augmented views that students see (random resized crop, flip, CutMix).",
     "bound": f"tau = {tau:.3f}, the lower bound: {change}. A tau_range from -1 searches below.",
-    "edge": f"tau = {tau:.3f}, an edge of tau_range: {change}. Further out there is no minimum, or "
-    "only where a few classes take everything. Check labels and class_counts, or widen tau_range.",
+    "edge": f"tau = {tau:.3f} is no minimum but an edge, of tau_range or of where a few classes "
+    f"take everything: {change}. Check labels and class_counts, or widen tau_range.",
   }[status]
 
 

@@ -230,6 +230,11 @@ def test_any_range_finds_the_same_tau(tau_range):
   assert found.tau == pytest.approx(usual.tau, abs=1e-3)
 
 
+def test_a_range_that_float32_cannot_span_is_refused():
+  with pytest.raises(ValueError, match=r"tau_range is \(0, 10\); .* it may be 6\.5 wide"):
+    adsa.fit(LOGITS, LABELS, (10**8, 10, 1), tau_range=(0, 10))
+
+
 @pytest.mark.parametrize("value", [0.0, 3.5])
 def test_a_dead_teacher_is_named(value):
   """Logits without a word are no lower bound of tau; one row that says something is enough."""
