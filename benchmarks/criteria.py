@@ -25,6 +25,7 @@ from ltdd_jax import calibrate  # noqa: E402
 from ltdd_jax.artefacts import workdir as workdir_lib  # noqa: E402
 from ltdd_jax.calibrate.criteria import CRITERIA  # noqa: E402
 from ltdd_jax.data import augment  # noqa: E402
+from ltdd_jax.data import views as views_lib  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.pipeline import check, stages  # noqa: E402
 
@@ -65,7 +66,7 @@ def of_views(ctx: stages.Context, source: str, views: dict[str, Any]) -> tuple[A
   images, classes = ctx.images(source)
   n, spec = len(classes), ctx.source.spec
   flip = ctx.config["label"]["views"].get("flip", True)
-  views_of = label_lib.view_fn(spec, **{"flip": flip, **views})
+  views_of = views_lib.view_fn(spec, **{"flip": flip, **views})
   key = label_lib.view_key(ctx.config["seed"], source)
   epochs = EPOCHS if views["crop_scale"] else 1
   make = lambda arrays, rows: views_of(key, *arrays, rows % n, rows // n).images

@@ -27,6 +27,7 @@ from ltdd_jax.core import mesh as mesh_lib  # noqa: E402
 from ltdd_jax.core import rng  # noqa: E402
 from ltdd_jax.core.types import ArrayData  # noqa: E402
 from ltdd_jax.data import augment, feed, specs  # noqa: E402
+from ltdd_jax.data import views as views_lib  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.students import train as student_training  # noqa: E402
 from ltdd_jax.teachers import objectives  # noqa: E402
@@ -95,7 +96,7 @@ def student_job(case: dict[str, Any], session: loop.Session) -> Job:
   supervision = recipes.stored_labels(case["label_epochs"], n)
   batch_fn = functools.partial(
     student_training.make_batch,
-    views_of=label_lib.view_fn(SPEC, **case["views"]),
+    views_of=views_lib.view_fn(SPEC, **case["views"]),
     supervision=supervision,
   )
   loss_fn = functools.partial(

@@ -88,6 +88,7 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
   from ltdd_jax import models
   from ltdd_jax.core import rng
   from ltdd_jax.data import feed, specs
+  from ltdd_jax.data import views as views_lib
   from ltdd_jax.labels import label as label_lib
   from ltdd_jax.students import train as student_training
   from ltdd_jax.training import loop, losses, supervised
@@ -104,7 +105,7 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
     tx=tx,
     batch_fn=functools.partial(
       student_training.make_batch,
-      views_of=label_lib.view_fn(spec, **case["views"]),
+      views_of=views_lib.view_fn(spec, **case["views"]),
       supervision=supervision,
     ),
     objective=supervised.of_logits(

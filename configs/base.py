@@ -143,7 +143,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "top_k": placeholder(int),
     "batch_size": 500,
     "sources": {"teacher": with_defaults(label_sources.teacher, {"name": "teacher"})},
-    "views": {  # labels.view_fn
+    "views": {  # data.views.view_fn
       "crop_scale": None,
       "padding": 4,
       "flip": True,

@@ -1,9 +1,11 @@
 """Runs a config: `python -m launch.main --config configs/digits_lt.py --workdir runs/digits`.
 
+Any value of the config can be changed: `--config.student.num_epochs=100 --config.label.top_k=None`.
 The same command, given again, goes on where it stopped and skips what is done.
 """
 
 import logging as std_logging
+import re
 import sys
 
 from ltdd_jax.core import startup
@@ -11,9 +13,8 @@ from ltdd_jax.core import startup
 startup.tune_host()  # before jax is imported, and so above the other imports
 
 from absl import app, flags, logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = flags.DEFINE_string(
   "config", None, "config file, with arguments after a colon: configs/cifar10_lt.py:ipc=50"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the artefacts of this run")
@@ -30,8 +31,6 @@ _COMPILE_CACHE = flags.DEFINE_string(
 
 def main(argv: list[str]) -> int:
   """Sets up devices and runs the pipeline or a study; errors for the user are one message."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
   logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
@@ -41,15 +40,17 @@ def main(argv: list[str]) -> int:
   )
   logging.info("%s", facts)
   from ltdd_jax.artefacts import checkpoint
+  from ltdd_jax.core import command_line
   from ltdd_jax.core.types import LtddError
 
-  if "study" in _CONFIG.value:
-    from ltdd_jax.studies import run
-  else:
-    from ltdd_jax.pipeline import run
   try:
+    config = command_line.override(command_line.read_config(_CONFIG.value), argv[1:])
+    if "study" in config:
+      from ltdd_jax.studies import run
+    else:
+      from ltdd_jax.pipeline import run
     run(
-      _CONFIG.value,
+      config,
       _WORKDIR.value,
       cache=_CACHE.value,
       stage=_STAGE.value,
@@ -66,21 +67,18 @@ def main(argv: list[str]) -> int:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; an error in a config's arguments or overrides is one message."""
-  from ltdd_jax.core.types import LtddError
-
+  """Parses the command line but for values of the config, which are left for `main`."""
+  overrides = [arg for arg in argv[1:] if re.match(r"--?config\.", arg)]
   try:
-    args = flags.FLAGS(argv)
-    _CONFIG.value.items()  # a config file that cannot be read fails here
-    return args
+    program, *rest = flags.FLAGS([arg for arg in argv if arg not in overrides])
   except flags.Error as error:
-    # absl puts the traceback of the config file into its message; the end of it is ours.
-    sys.exit(f"error: {str(error).rpartition('LtddError: ')[2].strip()}")
-  except (LtddError, AttributeError, KeyError, OSError, TypeError) as error:
-    text = str(error.args[0]).replace("\\n", " ").replace("\\'", "'")  # a KeyError quotes itself
-    sys.exit(f"error: {' '.join(text.split())}")
+    sys.exit(f"error: {error}")
+  if rest:
+    sys.exit(f"error: unexpected {' '.join(rest)!r}; values are given as --config.KEY=VALUE")
+  if _CONFIG.value is None or _WORKDIR.value is None:
+    sys.exit("error: --config and --workdir are needed; --help lists all flags")
+  return [program, *overrides]
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
   app.run(main, flags_parser=parse_flags)

@@ -111,7 +111,7 @@ def run_config(
     "seed": 0,
     "data": {"name": f"npz:{file}", "rule": "as_is", "mean": SPEC.mean, "std": SPEC.std},
     "teacher": training
-    | {"models": {"a": NET | {"norm": "batch"}}, "loss": {"name": "cross_entropy"}},
+    | {"models": {"a": NET | {"norm": "batch"}}, "objective": {"name": "cross_entropy"}},
     "distil": {"methods": methods, "images_per_class": 2},
     "label": {"num_epochs": 2, "views": {"crop_scale": None, "flip": False, "mix": None}},
     "calibrate": {"calibrators": calibrators or {}},

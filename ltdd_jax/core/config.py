@@ -16,7 +16,7 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -24,28 +24,33 @@ import numpy as np
 
 from ltdd_jax.core.types import LtddError
 
+REQUIRED = inspect.Parameter.empty
+
+
+class Key(NamedTuple):
+  """A key of a group that none of its functions takes: the program itself reads it."""
+
+  annotation: Any
+  default: Any = REQUIRED
+
 
 class Group(NamedTuple):
   """A config group that several functions share: the union of their keyword-only arguments.
 
   Attributes:
     functions: those that the group configures.
-    own: further keys with their defaults (`REQUIRED` for none), which name nested groups or are
-      read by the program itself.
+    own: further keys, which name nested groups or are read by the program itself.
     hidden: arguments that are the program's and not the user's.
   """
 
   functions: tuple[Callable[..., Any], ...] = ()
-  own: Mapping[str, Any] = types.MappingProxyType({})
+  own: Mapping[str, Key] = types.MappingProxyType({})
   hidden: tuple[str, ...] = ()
 
-
-REQUIRED = inspect.Parameter.empty
 
 Factory = Callable[..., Any] | Group
 Schema = Mapping[str, Factory | Mapping[str, Factory]]
 
-PROGRAM = ("split", "teachers", "calibrators")  # keys of a named entry that the program reads
 ABSENT = "(absent)"  # stands for a key that one of two configs lacks
 
 # ---- canonical values, flattening and differences ----
@@ -128,16 +133,15 @@ def parameters(factory: Factory, skip_positional: bool = True) -> dict[str, insp
   """The parameters of a factory or a group that a config may set."""
   if isinstance(factory, Group):
     known = {k: p for f in factory.functions for k, p in parameters(f).items()}
-    own = {k: _own(k, default) for k, default in factory.own.items()}
+    own = {
+      k: inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+      for k, (kind, default) in factory.own.items()
+    }
     return {k: p for k, p in (known | own).items() if k not in factory.hidden}
   kinds = [inspect.Parameter.KEYWORD_ONLY]
   if not skip_positional:
     kinds.append(inspect.Parameter.POSITIONAL_OR_KEYWORD)
   return {k: p for k, p in inspect.signature(factory).parameters.items() if p.kind in kinds}
-
-
-def _own(key: str, default: Any) -> inspect.Parameter:
-  return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Any)
 
 
 def bind(
@@ -210,33 +214,45 @@ def check_groups(
     if not _fits(config[key], kind):
       raise LtddError(f"config.{key} is {config[key]!r}; expected {kind.__name__}")
   for path, target in schema.items():
-    for where, group in _find(config, path.split("."), "config"):
-      _check_group(where, group, target)
+    for where, group, siblings in _find(config, path.split("."), "config"):
+      _check_group(where, group, target, siblings)
 
 
-def _find(node: Any, path: Sequence[str], where: str) -> Iterable[tuple[str, Any]]:
+def _find(
+  node: Any, path: Sequence[str], where: str, siblings: Collection[str] = ()
+) -> Iterable[tuple[str, Any, Collection[str]]]:
+  """Finds the groups of a path, each with the other keys beside it where the path ends in `*`."""
   if not path:
-    yield where, node
+    yield where, node, siblings
   elif path[0] == "*":
-    items = node.items() if isinstance(node, Mapping) else enumerate(node or ())
-    for key, inner in items:
-      yield from _find(inner, path[1:], f"{where}.{key}")
-  elif isinstance(node, Mapping) and node.get(path[0]) is not None:
-    yield from _find(node[path[0]], path[1:], f"{where}.{path[0]}")
+    if isinstance(node, list | tuple):
+      node = {str(i): inner for i, inner in enumerate(node)}
+    for key, inner in node.items() if isinstance(node, Mapping) else ():
+      yield from _find(inner, path[1:], f"{where}.{key}", [k for k in node if k != key])
+  elif isinstance(node, Mapping) and path[0] in node:
+    inner = node[path[0]]
+    if inner is not None or where == "config":  # else the signature around it says if it may be
+      yield from _find(inner, path[1:], f"{where}.{path[0]}")
 
 
-def _check_group(where: str, group: Any, target: Factory | Mapping[str, Factory]) -> None:
+def _check_group(
+  where: str,
+  group: Any,
+  target: Factory | Mapping[str, Factory],
+  siblings: Collection[str],
+) -> None:
   if not isinstance(group, Mapping):
     raise LtddError(f"{where} is {group!r}; expected a dict of arguments")
   if isinstance(target, Group) or not isinstance(target, Mapping):
     bind(where, target, group)
     return
-  kwargs = {k: v for k, v in group.items() if k not in PROGRAM}
+  kwargs = dict(group)
   name = kwargs.pop("name", None)
-  if name not in target:
-    options = ", ".join(sorted(target))
-    if name is None:
-      raise LtddError(f"{where}: missing key 'name'; expected one of {options}")
+  options = ", ".join(sorted(target))
+  if name is None:
+    hint = suggest(where.rpartition(".")[2], siblings)
+    raise LtddError(f"{where}: missing key 'name'; expected one of {options}. {hint}".rstrip())
+  if not isinstance(name, str) or name not in target:
     hint = suggest(name, target)
     raise LtddError(f"{where}: unknown name {name!r}. {hint}{' ' if hint else ''}Known: {options}.")
   bind(where, target[name], kwargs)
@@ -250,7 +266,9 @@ def _takes_any(factory: Factory) -> bool:
 
 def _name(factory: Factory, where: str) -> str:
   if isinstance(factory, Group):
-    return where
+    if len(factory.functions) != 1:
+      return where
+    (factory,) = factory.functions
   return getattr(factory, "__name__", type(factory).__name__)
 
 
@@ -284,7 +302,7 @@ _SIMPLE: dict[Any, tuple[type, ...]] = {
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-  """Whether a value has a simple type; True for annotations that are not simple."""
+  """Whether a value, with its elements, has a simple type; True for annotations that are not."""
   origin = typing.get_origin(annotation)
   if origin in (typing.Union, types.UnionType):
     return any(_fits(value, a) for a in typing.get_args(annotation))
@@ -297,7 +315,15 @@ def _fits(value: Any, annotation: Any) -> bool:
     return True
   if isinstance(value, bool) and bool not in simple:
     return False
-  return isinstance(value, simple)
+  return isinstance(value, simple) and _elements_fit(value, origin, typing.get_args(annotation))
+
+
+def _elements_fit(value: Any, origin: Any, kinds: tuple[Any, ...]) -> bool:
+  if not kinds or origin not in (tuple, list, Sequence):
+    return True
+  if origin is tuple and kinds[-1] is not Ellipsis:
+    return len(value) == len(kinds) and all(map(_fits, value, kinds))
+  return all(_fits(element, kinds[0]) for element in value)
 
 
 # ---- arguments of config files ----

@@ -1,50 +1,53 @@
 """Sources that are arrays already: dictionaries from a notebook, npz files, embedded digits."""
 
-import pathlib
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.images import image_shape, measure, resize
-from ltdd_jax.data.specs import SPECS, DatasetSpec, Source
+from ltdd_jax.data.specs import SPECS, DatasetSpec, DataSource
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
+_MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 _HELD_OUT = 60  # test images of each class of digits
 _KEPT = 114  # training images: the rarest class has 174
 
 
 def open_arrays(
   name: str, arrays: Mapping[str, Any] | None, *, image_size: int | Sequence[int] | None = None
-) -> Source:
+) -> DataSource:
   """Opens uint8 images and integer labels under `x_train, y_train, x_test, y_test`.
 
   Args:
     name: how messages call the source.
-    arrays: the four arrays, and optionally `classes`, the k class names.
+    arrays: the four arrays, under these names or those of MedMNIST's files (`train_images`,
+      `train_labels`, ...; labels may be (n, 1) there), and optionally `classes`, the k class names.
     image_size: side or (h, w) to resize to.
 
   Raises:
     LtddError: naming the array that is missing or has the wrong type, shape or values.
   """
-  if arrays is None or any(key not in arrays for key in _KEYS):
-    found = ", ".join(arrays) if arrays else "nothing"
-    raise LtddError(f"{name}: found {found}; expected {', '.join(_KEYS)} (and maybe classes).")
+  arrays = arrays or {}
+  keys = _chosen(name, arrays, (_KEYS, _MEDMNIST))
   images, labels = {}, {}
-  for split in ("train", "test"):
-    images[split] = check_images(f"{name}: x_{split}", np.asarray(arrays[f"x_{split}"]), image_size)
-    labels[split] = check_integers(f"{name}: y_{split}", np.asarray(arrays[f"y_{split}"]))
+  for split, x, y in (("train", *keys[:2]), ("test", *keys[2:])):
+    images[split] = check_images(f"{name}: {x}", np.asarray(arrays[x]), image_size)
+    values = np.asarray(arrays[y])
+    column = keys == _MEDMNIST and values.ndim == 2 and values.shape[1] == 1
+    labels[split] = check_integers(f"{name}: {y}", values[:, 0] if column else values)
   classes = _class_names(name, arrays.get("classes"), labels)
   k = len(classes)
-  for split, y in labels.items():
-    labels[split] = check_labels(f"{name}: y_{split}", y, k, len(images[split]))
+  for split, y in (("train", keys[1]), ("test", keys[3])):
+    labels[split] = check_labels(f"{name}: {y}", labels[split], k, len(images[split]))
   shapes = {split: x.shape[1:] for split, x in images.items()}
   if shapes["train"] != shapes["test"]:
     raise LtddError(
-      f"{name}: x_train holds {shapes['train']} images and x_test {shapes['test']}; "
+      f"{name}: {keys[0]} holds {shapes['train']} images and {keys[2]} {shapes['test']}; "
       "expected one shape (image_size resizes both)."
     )
   read = lambda split, indices: images[split][np.asarray(indices)]
@@ -59,7 +62,21 @@ def open_arrays(
     num_test=len(labels["test"]),
     class_names=classes,
   )
-  return Source(spec, labels["train"], labels["test"], read, classes)
+  return DataSource(spec, labels["train"], labels["test"], read, classes)
+
+
+def _chosen(
+  name: str, found: Iterable[str], expected: Sequence[tuple[str, ...]]
+) -> tuple[str, ...]:
+  """Returns the first of the expected tuples of names that is there; raises LtddError if none."""
+  found = list(found)
+  for keys in expected:
+    if set(keys) <= set(found):
+      return keys
+  raise LtddError(
+    f"{name}: found {', '.join(found) or 'nothing'}; expected "
+    f"{', or '.join(', '.join(keys) for keys in expected)}."
+  )
 
 
 def check_labels(where: str, labels: np.ndarray, num_classes: int, num_images: int) -> np.ndarray:
@@ -68,8 +85,9 @@ def check_labels(where: str, labels: np.ndarray, num_classes: int, num_images: i
     raise LtddError(f"{where} has {len(labels)} labels for {num_images} images.")
   wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if len(wrong):
+    hint = " The labels start at 1: subtract 1." if labels.min() == 1 else ""
     raise LtddError(
-      f"{where}[{wrong[0]}] is {labels[wrong[0]]}: expected labels in [0, {num_classes})."
+      f"{where}[{wrong[0]}] is {labels[wrong[0]]}: expected labels in [0, {num_classes}).{hint}"
     )
   return labels.astype(np.int32)
 
@@ -88,6 +106,11 @@ def check_integers(where: str, labels: np.ndarray) -> np.ndarray:
 def _class_names(name: str, classes, labels: dict[str, np.ndarray]) -> tuple[str, ...]:
   if classes is None:
     highest = max(int(y.max()) for y in labels.values())
+    if min(int(y.min()) for y in labels.values()) == 1:
+      raise LtddError(
+        f"{name}: labels start at 1 and go to {highest}; expected them to start at 0: subtract 1. "
+        "If class 0 has no image, name all classes in the array `classes`."
+      )
     return tuple(str(c) for c in range(highest + 1))
   names = np.asarray(classes)
   if names.ndim != 1 or names.dtype.kind not in "US" or len(set(names.tolist())) != len(names):
@@ -112,35 +135,47 @@ def check_images(where: str, images: np.ndarray, image_size) -> np.ndarray:
   return resize(images, image_shape(image_size))
 
 
-def open_npz(path: str, *, image_size: int | Sequence[int] | None = None) -> Source:
+def open_npz(path: str, *, image_size: int | Sequence[int] | None = None) -> DataSource:
   """Opens an npz file with the arrays of `open_arrays`. Pickled objects are refused.
 
   Raises:
     LtddError: for a file that is missing, damaged or holds other things.
   """
-  arrays = read_npz(f"npz:{path}", path, (*_KEYS, "classes"))
+  arrays = read_npz(f"npz:{path}", path, (_KEYS, _MEDMNIST), ("classes",))
   return open_arrays(f"npz:{path}", arrays, image_size=image_size)
 
 
-def read_npz(name: str, path: str | pathlib.Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-  """Reads those arrays of an npz file that are there; nothing is ever unpickled.
+def read_npz(
+  name: str,
+  path: files.Pathlike,
+  expected: Sequence[tuple[str, ...]],
+  optional: tuple[str, ...] = (),
+) -> dict[str, np.ndarray]:
+  """Reads arrays of an npz file; nothing is ever unpickled.
+
+  Args:
+    name: how messages call the file.
+    path: of the file.
+    expected: tuples of names; the first whose arrays are all there is read.
+    optional: names of arrays that are read if they are there.
 
   Raises:
-    LtddError: for a file that is missing or damaged, or an array of objects.
+    LtddError: for a file that is missing or damaged, other arrays, or an array of objects.
   """
-  file = pathlib.Path(path).expanduser()
+  file = files.path(path)
   if not file.is_file():
     raise LtddError(f"{name}: there is no such file.")
   try:
     with file.open("rb") as opened, zipfile.ZipFile(opened):  # refuses what is no archive
       opened.seek(0)
       with np.load(opened, allow_pickle=False) as stored:
-        return {key: stored[key] for key in stored.files if key in keys}
+        keys = (*_chosen(name, stored.files, expected), *optional)
+        return {key: stored[key] for key in keys if key in stored.files}
   except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
     raise LtddError(f"{name}: not a readable npz file of plain arrays ({error}).") from error
 
 
-def open_digits(*, image_size: int | Sequence[int] | None = None) -> Source:
+def open_digits(*, image_size: int | Sequence[int] | None = None) -> DataSource:
   """Opens scikit-learn's 8 x 8 handwritten digits, with a balanced test set held out.
 
   Pixels are `round(value * 255 / 16)`. In each class, `RandomState(0).permutation` of its images in
@@ -162,4 +197,4 @@ def open_digits(*, image_size: int | Sequence[int] | None = None) -> Source:
   spec = SPECS["digits"]._replace(image_shape=images["train"].shape[1:])
   train_labels, test_labels = (bunch.target[chosen[s]].astype(np.int32) for s in ("train", "test"))
   read = lambda split, indices: images[split][np.asarray(indices)]
-  return Source(spec, train_labels, test_labels, read, spec.class_names)
+  return DataSource(spec, train_labels, test_labels, read, spec.class_names)

@@ -8,7 +8,6 @@ flow to the images. The geometric views live in `crops`, CutMix and mixup in `mi
 reachable from here.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num, UInt8
 
+from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import checks
 from ltdd_jax.data.crops import (
   crop_resize,
   crop_shrink,
@@ -201,7 +202,7 @@ def compose(specs: Iterable[Mapping[str, Any]]) -> Augment:
     A function of a key and a batch; with no specs, the identity.
 
   Raises:
-    LtddError: for an unknown name or argument, with the nearest known one.
+    LtddError: for an unknown name or argument, with the nearest known one, or a bad number.
   """
   steps = [_bind(dict(spec)) for spec in specs]
 
@@ -216,25 +217,14 @@ def compose(specs: Iterable[Mapping[str, Any]]) -> Augment:
 def _bind(spec: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
   name = spec.pop("name", None)
   if name not in AUGMENTS:
+    hint, known = config_lib.suggest(str(name), AUGMENTS), ", ".join(AUGMENTS)
     raise LtddError(
-      f"augmentation {name!r} is not known.{_did_you_mean(name, AUGMENTS)} "
-      f"Known: {', '.join(AUGMENTS)}."
+      f"augmentation {name!r} is not known. {hint}{' ' if hint else ''}Known: {known}."
     )
-  options = [
-    p for p in inspect.signature(AUGMENTS[name]).parameters.values() if p.kind == p.KEYWORD_ONLY
-  ]
-  takes = f"{name} takes ({', '.join(str(p) for p in options)})."
-  names = {p.name for p in options}
-  for wrong in spec.keys() - names:
-    raise LtddError(
-      f"augmentation {name}: no argument {wrong!r}.{_did_you_mean(wrong, names)} {takes}"
-    )
-  for p in options:
-    if p.default is p.empty and p.name not in spec:
-      raise LtddError(f"augmentation {name}: argument {p.name!r} is missing. {takes}")
+  where = f"augmentation {name}"
+  config_lib.bind(where, AUGMENTS[name], spec)
+  for argument, value in spec.items():
+    checks.check(f"{where}: {argument}", argument, value)
+  if name == "random_roll" and spec["low"] > spec["high"]:
+    raise LtddError(f"{where}: low is {spec['low']} and high {spec['high']}; expected low <= high")
   return AUGMENTS[name], spec
-
-
-def _did_you_mean(name: Any, options: Iterable[str]) -> str:
-  near = difflib.get_close_matches(str(name), options, n=1)
-  return f" Did you mean {near[0]!r}?" if near else ""

@@ -17,6 +17,7 @@ _MODES = {1: "L", 3: "RGB"}
 _MEASURED = 10_000
 _WORTH_A_THREAD = 10_000  # bytes; at 32 x 32 pixels threads take three times as long as none
 _SMALLEST_STD = 1 / 255
+_SIXTEEN_BITS = 65535
 
 
 def image_shape(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
@@ -33,7 +34,16 @@ def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None)
   """Decodes an image to uint8 (h, w, c), upright, in grey or RGB.
 
   An image of another shape than `size` is scaled (bilinear, anti-aliased) until it covers it, and
-  its centre is cut out. 16-bit grey is divided by 257; transparency is dropped.
+  its centre is cut out. What becomes of each kind of image:
+
+    16-bit grey        divided by 257 and rounded; 32-bit whole numbers from 0 to 65535 likewise,
+                       and images with others, or with floats, are refused
+    1-bit              0 and 255
+    palette            the colours that it names
+    transparency       dropped: a pixel has the colour that is stored, however transparent it is
+    CMYK, YCbCr        RGB by Pillow's formulas, without colour profiles
+    EXIF orientation   applied, so that images are upright
+    several frames     the first
 
   Args:
     file: a path, a file or the bytes of one.
@@ -59,9 +69,15 @@ def decode_all(encoded: Sequence[bytes], channels: int, size=None) -> list[np.nd
 
 def _eight_bits(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
-    return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
+    pixels = np.asarray(image).astype(np.float64)
+    if pixels.min() < 0 or pixels.max() > _SIXTEEN_BITS:
+      raise ValueError(
+        f"its pixels go from {pixels.min():.0f} to {pixels.max():.0f}; expected whole numbers from "
+        f"0 to {_SIXTEEN_BITS}"
+      )
+    return Image.fromarray((pixels / 257).round().astype(np.uint8))
   if image.mode == "F":
-    raise ValueError("floating-point pixels have no known range")
+    raise ValueError("its pixels are floats, whose range is not known; expected whole numbers")
   return image.convert("RGBA") if image.mode in ("P", "PA") else image
 
 

@@ -190,7 +190,8 @@ def groups(counts: Sequence[int] | np.ndarray, rule: str = "thirds") -> dict[str
   Rules:
     counts(a,b): head n > a, tail n < b, mid between; `counts(100,20)` is Kang et al.'s.
     thirds: by descending count (ties by class number), head and tail k // 3 classes each, mid the
-      rest: 3/4/3 for ten classes.
+      rest: 3/4/3 for ten classes. Of two classes the larger is the head and the smaller the tail;
+      a single class is mid.
 
   Raises:
     LtddError: for another rule.
@@ -204,7 +205,7 @@ def groups(counts: Sequence[int] | np.ndarray, rule: str = "thirds") -> dict[str
       raise LtddError(f"group rule {rule!r}: a class may be head and tail; expected a >= b.")
     parts = (order[counts[order] > high], order[counts[order] < low])
   elif rule == "thirds":
-    third = len(order) // 3
+    third = max(len(order) // 3, 1) if len(order) > 1 else 0
     parts = (order[:third], order[len(order) - third :])
   else:
     raise LtddError(f"group rule {rule!r} is not known. Use 'counts(100,20)' or 'thirds'.")

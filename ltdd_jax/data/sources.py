@@ -8,22 +8,22 @@ that imports tensorflow_datasets.
 """
 
 import contextlib
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ltdd_jax.core import files
+from ltdd_jax.core import config, files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.arrays import check_labels, open_arrays, open_digits, open_npz
 from ltdd_jax.data.folders import open_folder
 from ltdd_jax.data.images import UNREADABLE, decode_all, image_shape, measure
-from ltdd_jax.data.specs import SPECS, DatasetSpec, Source
+from ltdd_jax.data.specs import SPECS, DatasetSpec, DataSource
 
-__all__ = ["Source", "open_source"]
+__all__ = ["DataSource", "open_source"]
 
+_TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.+=,-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
 _CHUNK = 1024  # records held at a time
 _TEST_SPLITS = ("test", "validation")
 
@@ -37,7 +37,7 @@ def open_source(
   arrays: Mapping[str, Any] | None = None,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
-) -> Source:
+) -> DataSource:
   """Opens a data set. Labels are read now, images when `read` is called.
 
   Args:
@@ -67,11 +67,31 @@ def open_source(
   elif kind == "folder":
     source = open_folder(path, image_size=image_size, on_unreadable=on_unreadable)
   else:
+    _check_name(name)
     source = _open_tfds(name, data_dir and str(files.path(data_dir)), image_size)
   return _with_constants(source, mean, std)
 
 
-def _with_constants(source: Source, mean, std) -> Source:
+def _check_name(name: str) -> None:
+  """Raises LtddError for what cannot be the name of a TFDS set."""
+  if name.endswith(".npz"):
+    raise LtddError(f"data source {name!r} is not known: npz:{name} was meant?")
+  if name.startswith(("/", "~", ".")) or "://" in name:
+    raise LtddError(f"data source {name!r} is not known: folder:{name} was meant?")
+  if not _TFDS_NAME.fullmatch(name):
+    raise LtddError(_unknown(name, ("digits", "folder", "npz", "arrays", *SPECS)))
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+  hint = config.suggest(name.partition(":")[0].lower(), known)
+  return (
+    f"data source {name!r} is not known. {hint}{' ' if hint else ''}Sources: digits, folder:/path, "
+    f"npz:/file.npz, arrays, or a set of TFDS ({', '.join(s for s in SPECS if s != 'digits')}, "
+    "...), whose prepared files may lie in data_dir."
+  )
+
+
+def _with_constants(source: DataSource, mean, std) -> DataSource:
   if mean is None and std is None:
     return source
   channels = source.spec.image_shape[-1]
@@ -82,7 +102,7 @@ def _with_constants(source: Source, mean, std) -> Source:
   return source._replace(spec=spec)
 
 
-def _open_tfds(name: str, data_dir: str | None, image_size) -> Source:
+def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
   builder = _prepared_builder(name, data_dir)
   info = builder.info
   image_key, label_key = _keys(name, info)
@@ -118,7 +138,7 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> Source:
 
   spec = _tfds_spec(name, class_names, shape, labels, read)
   notes = () if test_split == "test" else (f"test: the {test_split} split of {name}",)
-  return Source(spec, labels["train"], labels["test"], read, spec.class_names, notes)
+  return DataSource(spec, labels["train"], labels["test"], read, spec.class_names, notes)
 
 
 def _output_shape(name: str, image, size: tuple[int, int] | None) -> tuple[int, int, int]:
@@ -200,14 +220,8 @@ def _builder(name: str, data_dir: str | None):
     return tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     known = ("digits", *SPECS, *tfds.list_builders(with_community_datasets=False))
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise LtddError(
-      f"data source {name!r} is not known.{hint} Sources: digits, folder:/path, npz:/file.npz, "
-      f"arrays, or a set of TFDS ({', '.join(s for s in SPECS if s != 'digits')}, ...), whose "
-      "prepared files may lie in data_dir."
-    ) from error
-  except (ImportError, OSError, KeyError) as error:
+    raise LtddError(_unknown(name, known)) from error
+  except (ImportError, OSError, KeyError, ValueError) as error:
     raise LtddError(
       f"data source {name!r}: TFDS cannot set it up here ({type(error).__name__}: {error}). "
       "Export it as a folder or an npz file instead."
@@ -276,7 +290,7 @@ def _damage_named(builder):
     ) from error
 
 
-def test_indices(source: Source, num_test: int | None) -> np.ndarray:
+def test_indices(source: DataSource, num_test: int | None) -> np.ndarray:
   """All test images, or the first `num_test // k` of each class."""
   if num_test is None:
     return np.arange(len(source.test_labels))

@@ -27,7 +27,7 @@ class DatasetSpec(NamedTuple):
   tfds_name: str | None = None  # None: not read through TFDS
 
 
-class Source(NamedTuple):
+class DataSource(NamedTuple):
   """An opened data set: labels in memory, images read on demand."""
 
   spec: DatasetSpec  # facts, corrected by what was found when the source was opened

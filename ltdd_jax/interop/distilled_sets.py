@@ -16,13 +16,14 @@ the fingerprint. Nothing is resized and nothing is unpickled.
 """
 
 import hashlib
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
 from ltdd_jax.artefacts import manifest
+from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import arrays as arrays_lib
 from ltdd_jax.data import folders, images
@@ -60,12 +61,12 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
     LtddError: nothing is there, it cannot be read, or its class map, image shape, types or labels
       are not those of the data set.
   """
-  place = pathlib.Path(path).expanduser()
-  name = f"{where}: {path}"
+  place, name, ignored = files.path(path), f"{where}: {path}", []
   if (place / manifest.META).is_file():
     stored, names = _from_artefact(name, place)
   elif place.is_dir():
-    stored, names = _from_folders(name, place, spec, class_names), None
+    stored, ignored = _from_folders(name, place, spec, class_names)
+    names = None
   elif place.is_file():
     stored, names = _from_npz(name, place)
   else:
@@ -83,7 +84,7 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
   size = "x".join(map(str, spec.image_shape))
   about = f"{len(labels):,} images {size} {pixels.dtype} from {path}, SHA-256 {digest[:12]}"
   empty = np.flatnonzero(np.bincount(labels, minlength=spec.num_classes) == 0)
-  notes = [about] + ([f"no image for classes {empty.tolist()}"] if len(empty) else [])
+  notes = [about, *ignored] + ([f"no image for classes {empty.tolist()}"] if len(empty) else [])
   return Imported(pixels, labels, digest, about, tuple(notes), learned)
 
 
@@ -93,14 +94,17 @@ def read_logits(where: str, path: str) -> np.ndarray:
   Raises:
     LtddError: there is no such file, or it holds no logits.
   """
-  place, name = pathlib.Path(path).expanduser(), f"{where}: {path}"
+  place, name = files.path(path), f"{where}: {path}"
   if not place.is_file():
     raise LtddError(f"{name}: there is no such file; expected .npy or .npz with logits (n, k)")
-  stored = arrays_lib.read_npz(name, place, ("logits",)) if place.suffix == ".npz" else {}
-  try:
-    logits = stored["logits"] if stored else np.load(place, allow_pickle=False)
-  except (OSError, ValueError) as error:
-    raise LtddError(f"{name}: cannot be read as .npy: {error}") from error
+  if place.suffix == ".npz":
+    logits = arrays_lib.read_npz(name, place, [("logits",)])["logits"]
+  else:
+    try:
+      with place.open("rb") as file:
+        logits = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+      raise LtddError(f"{name}: cannot be read as .npy: {error}") from error
   if logits.ndim != 2 or not np.issubdtype(logits.dtype, np.floating):
     raise LtddError(
       f"{name}: is {logits.dtype} of shape {logits.shape}; expected float logits (n, k)"
@@ -118,7 +122,7 @@ def content_sha256(pixels: np.ndarray, labels: np.ndarray, *learned: np.ndarray)
   return digest.hexdigest()
 
 
-def _from_artefact(name: str, folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def _from_artefact(name: str, folder: epath.Path) -> tuple[dict[str, np.ndarray], list[str]]:
   artefact = manifest.open_artefact(folder)
   stage = artefact.meta["stage"]
   if not stage.startswith("distil/"):
@@ -129,13 +133,8 @@ def _from_artefact(name: str, folder: pathlib.Path) -> tuple[dict[str, np.ndarra
   return {k: np.array(v) for k, v in artefact.arrays.items()}, artefact.meta["class_names"]
 
 
-def _from_npz(name: str, file: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str] | None]:
-  stored = arrays_lib.read_npz(name, file, ("images", "labels", "classes", *LEARNED))
-  for key in ("images", "labels"):
-    if key not in stored:
-      raise LtddError(
-        f"{name}: has no array {key!r}; expected images (n, h, w, c) uint8 and labels (n,) integers"
-      )
+def _from_npz(name: str, file: epath.Path) -> tuple[dict[str, np.ndarray], list[str] | None]:
+  stored = arrays_lib.read_npz(name, file, [("images", "labels")], ("classes", *LEARNED))
   pixels = stored["images"]
   if pixels.ndim == 4 and pixels.shape[-1] not in (1, 3) and pixels.shape[1] in (1, 3):
     raise LtddError(
@@ -149,23 +148,24 @@ def _from_npz(name: str, file: pathlib.Path) -> tuple[dict[str, np.ndarray], lis
 
 
 def _from_folders(
-  name: str, folder: pathlib.Path, spec: DatasetSpec, class_names: Sequence[str]
-) -> dict[str, np.ndarray]:
-  found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+  name: str, folder: epath.Path, spec: DatasetSpec, class_names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  found, notes = folders.class_folders(folder)
   unknown = sorted(set(found) - set(class_names))
   if unknown or not found:
     what = f"the folder {unknown[0]!r} is no class of the data set" if found else "has no folders"
     raise LtddError(f"{name}: {what}; expected folders named {_some(class_names)}")
-  pairs, _ = folders.list_images(folder, tuple(class_names))
+  pairs, ignored = folders.list_images(folder, class_names)
   if not pairs:
     raise LtddError(f"{name}: no image file in any class folder; expected .png files, say")
   pixels = np.stack([_decode(file, spec) for file, _ in pairs])
-  return {"images": pixels, "labels": np.array([label for _, label in pairs], np.int32)}
+  labels = np.array([label for _, label in pairs], np.int32)
+  return {"images": pixels, "labels": labels}, notes + ignored
 
 
-def _decode(file: pathlib.Path, spec: DatasetSpec) -> np.ndarray:
+def _decode(file: epath.Path, spec: DatasetSpec) -> np.ndarray:
   try:
-    pixels = images.decode(file, spec.image_shape[-1])
+    pixels = images.decode(file.read_bytes(), spec.image_shape[-1])
   except images.UNREADABLE as error:
     raise LtddError(
       f"{file}: cannot be read as an image ({type(error).__name__}: {error}). Repair or delete it"

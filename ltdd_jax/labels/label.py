@@ -1,7 +1,6 @@
-"""Views of distilled images, recomputed from keys, and the logits that teachers give them.
+"""The logits that teachers give the views of distilled images.
 
-A *view* of image i in label epoch e is a pure function of (key, e, i): a crop, a flip, and a mix
-with another image. Nothing of it is stored. The label store (`store.py`) holds only the
+Views (`data/views.py`) are recomputed and never stored. The label store (`store.py`) holds only the
 teachers' logits of the views, `logits[e, i]`; a calibration, a temperature or a target prior can be
 changed after the fact. (Released pipelines store crop, flip, permutation and box beside the logits,
 FKD.)
@@ -22,124 +21,14 @@ import numpy as np
 
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
-from ltdd_jax.core.types import Leaf, LtddError, Teacher
+from ltdd_jax.core.types import LtddError, Teacher
 from ltdd_jax.data import augment
-from ltdd_jax.data import rand_augment as rand_augment_lib
+from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels import encoding as encoding_lib
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.training import forward, loop
-
-
-class Views(NamedTuple):
-  """A batch of views."""
-
-  images: Leaf  # (b, h, w, c) float32, normalised
-  labels: Leaf  # (b,) int32, of the image itself
-  partner_labels: Leaf  # (b,) int32, of the image mixed in
-  weight: Leaf  # (b,) float32, share of the image itself
-  partners: Leaf  # (b,) int32, number of the image mixed in
-
-
-ViewFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Views]
-
-
-def view_fn(
-  spec: DatasetSpec,
-  *,
-  crop_scale: tuple[float, float] | None = (0.08, 1.0),
-  padding: int = 0,
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-  flip: bool = True,
-  mix: str | None = "cutmix",
-  mix_alpha: float = 1.0,
-  rand_augment: bool | int = False,
-  shuffle_patches: int = 1,
-) -> ViewFn:
-  """Makes the function that recomputes views.
-
-  The crop is torchvision's RandomResizedCrop, the mix is CutMix or mixup with a partner drawn
-  uniformly from all images, cropped and flipped as its own view of the same epoch is. In what we
-  differ: published code draws one box and one permutation for a batch; here each view has its own,
-  so that views do not depend on how batches are put together.
-
-  Args:
-    spec: facts of the data set.
-    crop_scale: least and largest share of the image in a crop, or None for no crop.
-    padding: black pixels on every side for a random crop of the image's own size, before that.
-    crop_ratio: least and largest aspect ratio.
-    flip: whether to flip left to right with probability 1/2.
-    mix: "cutmix", "mixup" or None.
-    mix_alpha: parameter of the Beta(alpha, alpha) distribution of the share.
-    rand_augment: True for `data.rand_augment` before all else, or a bin of magnitudes for another
-      than 9 of 31. EDC's students have it, not on ImageNet.
-    shuffle_patches: f to shuffle the strips of f x f mosaics before they are cropped, as RDED does.
-
-  Returns:
-    `fn(key, images (n,h,w,c) uint8, labels (n,), indices (b,), epochs (b,)) -> Views`.
-
-  Raises:
-    LtddError: an unknown mix.
-  """
-  if mix not in ("cutmix", "mixup", None):
-    raise LtddError(f"config.label.views.mix is {mix!r}; expected 'cutmix', 'mixup' or None")
-  height, width, _ = spec.image_shape
-  magnitude = rand_augment_lib.MAGNITUDE if rand_augment is True else rand_augment
-  if rand_augment is not False:
-    rand_augment_lib.check_magnitude(magnitude)
-
-  def single(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Augments, crops and flips one uint8 image (h, w, c), into [0, 1]."""
-    if rand_augment is not False:
-      op_key = jax.random.fold_in(key, 2)
-      image = rand_augment_lib.rand_augment(op_key, image, magnitude=magnitude)
-    image = augment.to_pixels(image)
-    if shuffle_patches != 1:
-      shuffle_key = jax.random.fold_in(key, 3)
-      image = augment.shuffle_patches(shuffle_key, image, factor=shuffle_patches)
-    if padding:
-      pad_key = jax.random.fold_in(key, 0)
-      image = augment.random_crop(pad_key, image[None], padding=padding)[0]
-    crop_key, flip_key = (jax.random.fold_in(key, purpose) for purpose in (1, 4))
-    if crop_scale is not None:
-      box = augment.rrc_box(crop_key, height, width, tuple(crop_scale), tuple(crop_ratio))
-      image = augment.crop_resize(image, box)
-    if flip:
-      image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
-    return image
-
-  def views(
-    key: jax.Array, images: jax.Array, labels: jax.Array, indices: jax.Array, epochs: jax.Array
-  ) -> Views:
-    image_key, mix_key = (jax.random.fold_in(key, purpose) for purpose in range(2))
-    first = epochs * images.shape[0]  # views are numbered: epoch e, image i is e n + i
-    if mix is None:
-      partner, weight = indices, jnp.ones(indices.shape, jnp.float32)
-      own = jax.vmap(single)(_keys(image_key, first + indices), images[indices])
-    else:
-      keys = jax.vmap(jax.random.split)(_keys(mix_key, first + indices))
-      draw = lambda k: jax.random.randint(k, (), 0, images.shape[0])
-      partner = jax.vmap(draw)(keys[:, 0])
-      both = jnp.concatenate([indices, partner])
-      numbers = jnp.concatenate([first, first]) + both
-      own, other = jnp.split(jax.vmap(single)(_keys(image_key, numbers), images[both]), 2)
-      own, weight = jax.vmap(mix_pair)(keys[:, 1], own, other)
-    normalised = augment.normalize_pixels(own, spec.mean, spec.std)
-    return Views(normalised, labels[indices], labels[partner], weight, partner)
-
-  def mix_pair(key: jax.Array, own: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
-    if mix == "cutmix":
-      inside, weight = augment.cutmix_box(key, height, width, mix_alpha)
-      return jnp.where(inside[..., None], other, own), weight
-    weight = jax.random.beta(key, mix_alpha, mix_alpha)
-    return weight * own + (1 - weight) * other, weight
-
-  return views
-
-
-def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
-  return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
 def teacher_logits(
@@ -215,7 +104,7 @@ def label_images(
     teachers: those that label.
     spec: facts of the data set.
     num_epochs: label epochs, the labels of each image; a student of more epochs goes round again.
-    views: keyword arguments of `view_fn`.
+    views: keyword arguments of `data.views.view_fn`.
     dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next are an `Encoding`.
     top_k: classes kept of each label, or None for all.
     batch_size: views in one pass.
@@ -270,7 +159,7 @@ def label_images(
     store,
     bn_label_fn,
     consts,
-    view_fn(spec, **views),
+    views_lib.view_fn(spec, **views),
     batch_size,
     session,
   )
@@ -358,7 +247,7 @@ def _label_epochs(
   store: label_store.LabelStore,
   label_fn: Callable[[Any, jax.Array], jax.Array],
   consts: dict[str, Any],
-  views_of: ViewFn,
+  views_of: views_lib.ViewFn,
   batch_size: int,
   session: loop.Session,
 ) -> None:

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from ltdd_jax.calibrate import Calibrator
 from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import Leaf, Teacher
+from ltdd_jax.data.views import Views
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import store as label_store
-from ltdd_jax.labels.label import Views
 from ltdd_jax.teachers import aggregate as aggregate_lib
 
 VERSION = 1

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ltdd_jax.core import registry
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.models.alexnet import alexnet
 from ltdd_jax.models.convnet import convnet
 from ltdd_jax.models.efficientnet import efficientnet_b0
@@ -50,6 +51,8 @@ def make_model(
   Raises:
     LtddError: an unknown name or argument, or one out of range.
   """
+  if not 0 <= (momentum := kwargs.get("bn_momentum", 0)) < 1:
+    raise LtddError(f"{name}: bn_momentum is {momentum}; expected a number in [0, 1)")
   kwargs = {"num_classes": num_classes, "image_shape": image_shape, **kwargs}
   return registry.make("model", MODELS, name, kwargs)
 

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.models import layers
 
 LAYOUTS = ("cifar", "imagenet")
@@ -65,8 +66,8 @@ def alexnet(
   Raises:
     LtddError: the image is too small, or an argument is out of range.
   """
-  layers.check_choice("alexnet", "layout", layout, LAYOUTS)
-  layers.check_least("alexnet", 0, stem_padding=stem_padding)
+  check_choice("alexnet: layout", layout, LAYOUTS)
+  check_at_least("alexnet: ", 0, stem_padding=stem_padding)
   least = 8 if layout == "cifar" else 63
   layers.check_side("alexnet", image_shape, least - 2 * (stem_padding - 2))
   return AlexNet(num_classes, layout, stem_padding)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import layers
 
@@ -61,10 +62,9 @@ def convnet(
   Raises:
     LtddError: the image is too small for the depth, or an argument is out of range.
   """
-  layers.check_least("convnet", 1, depth=depth, width=width)
-  layers.check_least("convnet", 0, stem_padding=stem_padding)
-  layers.check_choice("convnet", "norm", norm, layers.NORMS)
-  layers.check_momentum("convnet", bn_momentum)
+  check_at_least("convnet: ", 1, depth=depth, width=width)
+  check_at_least("convnet: ", 0, stem_padding=stem_padding)
+  check_choice("convnet: norm", norm, layers.NORMS)
   side = min(image_shape[:2]) + 2 * (stem_padding - 1)
   if side < 2**depth:
     raise LtddError(

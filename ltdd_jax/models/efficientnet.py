@@ -108,5 +108,4 @@ def efficientnet_b0(
   """
   del image_shape
   layers.check_positive("efficientnet_b0", width=width)
-  layers.check_momentum("efficientnet_b0", bn_momentum)
   return EfficientNet(num_classes, float(width), bn_momentum)

@@ -4,7 +4,7 @@ Functions that take `x` make their layers inside the module that calls them. Con
 half their kernel on both sides, as PyTorch does; "SAME" would pad otherwise where the stride is 2.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -169,25 +169,6 @@ def divisible(width: float, by: int = 8) -> int:
 
 
 # ---- checks of arguments ----
-
-
-def check_choice(model: str, key: str, value: Any, options: Collection[str]) -> None:
-  """Raises LtddError for a value that is not among the options."""
-  if value not in options:
-    raise LtddError(f"{model}: {key}={value!r}; expected one of {', '.join(options)}.")
-
-
-def check_least(model: str, least: float, **values: float) -> None:
-  """Raises LtddError for a number that is too small."""
-  for key, value in values.items():
-    if value < least:
-      raise LtddError(f"{model}: {key}={value}; expected {least} or more.")
-
-
-def check_momentum(model: str, bn_momentum: float) -> None:
-  """Raises LtddError for a share of the old running statistics outside [0, 1)."""
-  if not 0 <= bn_momentum < 1:
-    raise LtddError(f"{model}: bn_momentum={bn_momentum}; expected a number in [0, 1).")
 
 
 def check_positive(model: str, **values: float) -> None:

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.models import layers
 
 LAYOUTS = ("cifar", "imagenet")
@@ -108,7 +109,6 @@ def mobilenet_v2(
     LtddError: an argument is out of range.
   """
   del image_shape
-  layers.check_choice("mobilenet_v2", "layout", layout, LAYOUTS)
+  check_choice("mobilenet_v2: layout", layout, LAYOUTS)
   layers.check_positive("mobilenet_v2", width=width)
-  layers.check_momentum("mobilenet_v2", bn_momentum)
   return MobileNetV2(num_classes, layout, float(width), bn_momentum)

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.models import layers
 
 STEMS = ("cifar", "imagenet")
@@ -129,11 +130,10 @@ def _factory(name: str, block: type[_Block], depths: tuple[int, ...]) -> Callabl
       LtddError: an argument is out of range.
     """
     del image_shape
-    layers.check_choice(name, "stem", stem, STEMS)
-    layers.check_choice(name, "norm", norm, layers.NORMS)
-    layers.check_choice(name, "init", init, INITS)
-    layers.check_least(name, 1, width=width)
-    layers.check_momentum(name, bn_momentum)
+    check_choice(f"{name}: stem", stem, STEMS)
+    check_choice(f"{name}: norm", norm, layers.NORMS)
+    check_choice(f"{name}: init", init, INITS)
+    check_at_least(f"{name}: ", 1, width=width)
     return ResNet(num_classes, block, depths, stem, width, norm, init, bn_momentum)
 
   return resnet

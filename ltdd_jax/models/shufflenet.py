@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import layers
 
@@ -111,9 +112,8 @@ def shufflenet_v2(
     LtddError: an argument is out of range.
   """
   del image_shape
-  layers.check_choice("shufflenet_v2", "stem", stem, STEMS)
-  layers.check_least("shufflenet_v2", 2, width=width)
-  layers.check_momentum("shufflenet_v2", bn_momentum)
+  check_choice("shufflenet_v2: stem", stem, STEMS)
+  check_at_least("shufflenet_v2: ", 2, width=width)
   if width % 2:
     raise LtddError(f"shufflenet_v2: width={width}; expected an even number.")
   return ShuffleNetV2(num_classes, stem, width, bn_momentum)

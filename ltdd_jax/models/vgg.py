@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.models import layers
 
 LAYOUTS = ("cifar", "imagenet")
@@ -80,9 +81,8 @@ def vgg11(
   Raises:
     LtddError: the image is too small, or an argument is out of range.
   """
-  layers.check_choice("vgg11", "layout", layout, LAYOUTS)
-  layers.check_choice("vgg11", "norm", norm, layers.NORMS)
-  layers.check_momentum("vgg11", bn_momentum)
-  layers.check_least("vgg11", 0, stem_padding=stem_padding)
+  check_choice("vgg11: layout", layout, LAYOUTS)
+  check_choice("vgg11: norm", norm, layers.NORMS)
+  check_at_least("vgg11: ", 0, stem_padding=stem_padding)
   layers.check_side("vgg11", image_shape, 32 - 2 * (stem_padding - 1))
   return VGG(num_classes, layout, norm, stem_padding, bn_momentum)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import layers
 
@@ -80,8 +81,7 @@ def wide_resnet(
     LtddError: an argument is out of range.
   """
   del image_shape
-  layers.check_least("wide_resnet", 1, widen=widen)
-  layers.check_momentum("wide_resnet", bn_momentum)
+  check_at_least("wide_resnet: ", 1, widen=widen)
   if depth < 10 or (depth - 4) % 6:
     raise LtddError(f"wide_resnet: depth={depth}; expected 10, 16, 22, 28, ... (6 n + 4).")
   return WideResNet(num_classes, (depth - 4) // 6, 16 * widen, bn_momentum=bn_momentum)

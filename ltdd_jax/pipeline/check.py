@@ -5,7 +5,7 @@ makes every part of the run once, on shapes alone, which finds the rest.
 """
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ import numpy as np
 
 from ltdd_jax import calibrate, distil, models
 from ltdd_jax.core import config as config_lib
-from ltdd_jax.core.config import REQUIRED, Group
+from ltdd_jax.core.config import Group, Key
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment, longtail, sources
+from ltdd_jax.data import views as views_lib
 from ltdd_jax.distil.run import check_options, run_method
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import encoding
@@ -32,45 +33,81 @@ from ltdd_jax.students import train as student_training
 from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import objectives, recalibrate, statistics_pass
 from ltdd_jax.teachers import train as teacher_training
-from ltdd_jax.training import losses, many, supervised
+from ltdd_jax.training import losses, many, optimizers, supervised
 
 _RUN = ("seed", "session")
-_MODELS = {k: Group((f,), hidden=("num_classes", "image_shape")) for k, f in models.MODELS.items()}
+_SPECS = Sequence[Mapping[str, Any]]
+_NAMES = Sequence[str] | None
+
+
+def _named(
+  factories: Mapping[str, Callable[..., Any]],
+  hidden: tuple[str, ...] = (),
+  **own: config_lib.Key,
+) -> dict[str, Group]:
+  """Groups with a key `name`, which take what the factory of that name does, and keys of ours."""
+  return {name: Group((factory,), own, hidden) for name, factory in factories.items()}
+
+
+_MODELS = _named(models.MODELS, hidden=("num_classes", "image_shape"))
+_OPTIMIZERS = optimizers.OPTIMIZERS
+_SCHEDULES = optimizers.SCHEDULES
 
 SCHEMA: config_lib.Schema = {
   "data": Group(
     (sources.open_source, longtail.make_split),
-    own={"name": REQUIRED, "num_test": None, "splits": {}},
+    own={"name": Key(str), "num_test": Key(int | None, None), "splits": Key(Mapping, {})},
     hidden=("arrays", "seed"),
   ),
   "data.splits.*": Group((longtail.make_split,), hidden=("seed",)),
-  "teacher": Group((teacher_training.train_teachers,), own={"splits": {}}, hidden=_RUN),
+  "teacher": Group(
+    (teacher_training.train_teachers,), own={"splits": Key(Mapping, {})}, hidden=_RUN
+  ),
   "teacher.models.*": _MODELS,
+  "teacher.optimizer": _named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float)),
+  "teacher.schedule": _named(_SCHEDULES),
   "teacher.objective": objectives.OBJECTIVES,
+  "teacher.augment.*": augment.AUGMENTS,
   "teacher.derive.*": recalibrate.DERIVE,
-  "statistics": Group((statistics_pass.collect,), own={"augment": None}, hidden=_RUN),
+  "statistics": Group(
+    (statistics_pass.collect,), own={"augment": Key(_SPECS | None, None)}, hidden=_RUN
+  ),
+  "statistics.augment.*": augment.AUGMENTS,
   "distil": Group(
     (run_method, distil.make_slots),
-    own={"methods": REQUIRED, "teachers": None},
+    own={"methods": Key(Mapping), "teachers": Key(_NAMES, None)},
     hidden=(*_RUN, "on_host"),
   ),
-  "distil.methods.*": distil.METHODS,
+  "distil.methods.*": _named(
+    distil.METHODS, split=Key(str | None, None), teachers=Key(_NAMES, None)
+  ),
+  "distil.methods.*.augment.*": augment.AUGMENTS,
+  "distil.methods.*.network": _MODELS,
   "label": Group(
     (label_lib.label_images,),
-    own={"sources": {"teacher": {"name": "teacher"}}},
+    own={"sources": Key(Mapping, {"teacher": {"name": "teacher"}})},
     hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage", "folder"),
   ),
-  "label.views": label_lib.view_fn,
-  "label.sources.*": label_sources.SOURCES,
-  "calibrate": Group(own={"calibrators": REQUIRED, "fit_on": "views", "max_epochs": 100}),
+  "label.views": views_lib.view_fn,
+  "label.sources.*": _named(label_sources.SOURCES, calibrators=Key(_NAMES, None)),
+  "calibrate": Group(
+    own={
+      "calibrators": Key(Mapping),
+      "fit_on": Key(str, "views"),
+      "max_epochs": Key(int | None, 100),
+    }
+  ),
   "calibrate.calibrators.*": calibrate.CALIBRATORS,
   "student": Group(
     (student_training.train_students,),
-    own={"hard_labels": True, "recipe": None},
+    own={"hard_labels": Key(bool, True), "recipe": Key(str | None, None)},
     hidden=(*_RUN, "views", "view_key", "key_name"),
   ),
   "student.model": _MODELS,
-  "report": Group(own={"groups": "thirds"}),
+  "student.optimizer": _named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float | None)),
+  "student.schedule": _named(_SCHEDULES, per_epoch=Key(bool, False)),
+  "student.loss": losses.SOFT_LOSSES,
+  "report": Group(own={"groups": Key(str, "thirds")}),
 }
 GROUPS = {name: target for name, target in SCHEMA.items() if isinstance(target, Group)}
 GROUPS = {name: target for name, target in GROUPS.items() if "." not in name}
@@ -147,6 +184,8 @@ def _check_labels(config: Mapping[str, Any]) -> None:
       f"config.label.sources has a key {HARD!r}, which is the name of the labels without a source; "
       "use another"
     )
+  if not config["distil"]["methods"]:
+    raise LtddError("config.distil.methods is empty; expected {'random': {'name': 'random'}} or so")
   if not graph.rows(config):
     raise LtddError(
       "config.calibrate.calibrators or config.label.sources is empty and "
@@ -165,8 +204,13 @@ _POSITIVE = {
 }
 
 
-def check_with_data(ctx: Context) -> None:
+def check_with_data(ctx: Context, todo: Collection[str] | None = None) -> None:
   """Makes every part of a run once, on shapes.
+
+  Args:
+    ctx: of the run.
+    todo: names of the stages that are to run; of images and students without any, nothing is
+      traced. None for all stages.
 
   Raises:
     LtddError: a data set that is not there, a split that it cannot give, or a part that cannot be
@@ -177,15 +221,19 @@ def check_with_data(ctx: Context) -> None:
     ctx.split(split)
   sources.test_indices(ctx.source, config["data"]["num_test"])
   longtail.groups(ctx.counts, config["report"]["groups"])
-  kinds = {stage.kind for stage in graph.make_stages(ctx)}
-  learned = {images: _check_method(ctx, images) for images in config["distil"]["methods"]}
+  stages = [stage.name for stage in graph.make_stages(ctx)]
+  todo = [name.split("/") for name in (stages if todo is None else todo)]
+  kinds, images = {name[0] for name in todo}, {name[1] for name in todo if len(name) > 1}
+  learned = {name: _check_method(ctx, name) for name in sorted(images)}
   for row in graph.rows(config):
-    _check_learned(ctx, row, learned[row.images])
+    if row.images in images:
+      _check_learned(ctx, row, learned[row.images])
   if kinds & {"teacher"}:
     _check_teacher(ctx)
   if kinds & {"label"}:
     encoding.from_config(config["label"]).check(spec.num_classes)
-  _check_students(ctx)
+  if kinds & {"student", "probe"}:
+    _check_students(ctx)
   for row in graph.rows(config):
     if row.calibrator is not None:
       _check_calibrator(ctx, row)
@@ -214,7 +262,7 @@ def _check_students(ctx: Context) -> None:
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   logits = jax.ShapeDtypeStruct((2, spec.num_classes), jnp.float32)
   jax.eval_shape(losses.make_soft_loss(**config["loss"]), logits, logits, row)
-  views_of = label_lib.view_fn(spec, **ctx.config["label"]["views"])
+  views_of = views_lib.view_fn(spec, **ctx.config["label"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
   if not any("file" in ctx.method(x).needs for x in ctx.config["distil"]["methods"]):

@@ -47,7 +47,7 @@ class Context:
   # ---- data ----
 
   @functools.cached_property
-  def source(self) -> sources.Source:
+  def source(self) -> sources.DataSource:
     """The data source."""
     data = self.config["data"]
     return sources.open_source(data["name"], **_arguments(sources.open_source, data))

@@ -54,8 +54,9 @@ def run(
   config = check.check(config)
   kinds = selected(stage)
   ctx = Context(config)
-  check.check_with_data(ctx)
-  stages = graph.make_stages(ctx)
+  stages, there = graph.make_stages(ctx), workdir_lib.Workdir(workdir).exists
+  todo = [s.name for s in stages if s.kind in kinds and not there(s.name)]
+  check.check_with_data(ctx, todo)
   if dry_run:
     plan(ctx, stages, workdir, cache, kinds)
     return None

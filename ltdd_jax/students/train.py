@@ -18,8 +18,8 @@ from ltdd_jax.core import rng
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import ArrayData, Leaf, LtddError
 from ltdd_jax.data import feed
+from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
-from ltdd_jax.labels import label as labels_lib
 from ltdd_jax.labels.sources import Supervision
 from ltdd_jax.training import loop, losses, many, metrics, supervised
 
@@ -71,7 +71,7 @@ def make_batch(
   x: dict[str, jax.Array],
   key: jax.Array,
   *,
-  views_of: labels_lib.ViewFn,
+  views_of: views_lib.ViewFn,
   supervision: Supervision,
 ) -> tuple[jax.Array, Target]:
   """Makes the views of a batch and their labels. The views' keys are the label store's.
@@ -81,7 +81,7 @@ def make_batch(
       teachers' variables, the calibrator's params and log_prior.
     x: indices (b,) and epochs (b,) of the batch.
     key: unused: views come from the key of the label store.
-    views_of: from `labels.view_fn`.
+    views_of: from `data.views.view_fn`.
     supervision: its static half.
   """
   del key
@@ -136,7 +136,7 @@ def train_students(
     schedule: {name, **kwargs}; with `per_epoch` True it moves once an epoch.
     loss: {name, **kwargs} for `losses.make_soft_loss`; hard labels always use cross-entropy.
     hard_weight: share, in [0, 1), of the hard loss in the loss of soft labels, see `soft_loss`.
-    views: keyword arguments of `labels.view_fn`.
+    views: keyword arguments of `data.views.view_fn`.
     view_key: from `labels.view_key`.
     ema: decay of an average of the parameters that is scored in their place, or None; see
       `train.train_step`.
@@ -176,7 +176,7 @@ def train_students(
     apply_fn=network.apply,
     tx=tx,
     batch_fn=functools.partial(
-      make_batch, views_of=labels_lib.view_fn(spec, **views), supervision=supervision
+      make_batch, views_of=views_lib.view_fn(spec, **views), supervision=supervision
     ),
     objective=supervised.of_logits(_loss_fn(supervision, loss, hard_weight)),
     num_steps=num_steps,

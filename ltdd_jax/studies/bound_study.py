@@ -16,6 +16,7 @@ from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import registry, rng
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, sources
+from ltdd_jax.data import views as views_lib
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.models import taps
@@ -212,7 +213,7 @@ def make_views(ctx: Context, source: str, num_epochs: int) -> np.ndarray:
   num_epochs = min(num_epochs, ctx.config["label"]["num_epochs"])
   distilled = ctx.distilled(source)
   images, targets = (jax.numpy.asarray(distilled[k]) for k in ("images", "labels"))
-  views_of = jax.jit(label_lib.view_fn(ctx.source.spec, **ctx.config["label"]["views"]))
+  views_of = jax.jit(views_lib.view_fn(ctx.source.spec, **ctx.config["label"]["views"]))
   key = label_lib.view_key(ctx.config["seed"], source)
   rows = np.arange(len(targets), dtype=np.int32)
   epochs = [np.full_like(rows, t) for t in range(num_epochs)]

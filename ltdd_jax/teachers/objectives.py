@@ -29,12 +29,8 @@ def cross_entropy(class_counts: Counts, *, label_smoothing: float = 0.0) -> Obje
 
 
 def balanced_softmax(class_counts: Counts, *, label_smoothing: float = 0.0) -> Objective:
-  """See `losses.balanced_softmax`."""
-  _check_smoothing(label_smoothing)
-  log_prior = _log_prior("balanced_softmax", class_counts)
-  return of_logits(
-    partial(losses.balanced_softmax, log_prior=log_prior, label_smoothing=label_smoothing)
-  )
+  """See `losses.logit_adjusted`, at tau = 1."""
+  return logit_adjusted(class_counts, label_smoothing=label_smoothing)
 
 
 def logit_adjusted(
@@ -42,7 +38,8 @@ def logit_adjusted(
 ) -> Objective:
   """See `losses.logit_adjusted`."""
   _check_smoothing(label_smoothing)
-  log_prior = _log_prior("logit_adjusted", class_counts)
+  counts = _check_counts(class_counts)
+  log_prior = np.log(counts / counts.sum()).astype(np.float32)
   return of_logits(
     partial(losses.logit_adjusted, log_prior=log_prior, tau=tau, label_smoothing=label_smoothing)
   )
@@ -55,7 +52,7 @@ def class_balanced(
   _check_smoothing(label_smoothing)
   if not 0 <= beta < 1:
     raise LtddError(f"objective 'class_balanced': beta={beta}; expected a number in [0, 1).")
-  counts = _check_counts("class_balanced", class_counts)
+  counts = _check_counts(class_counts)
   return of_logits(
     partial(losses.class_balanced, class_counts=counts, beta=beta, label_smoothing=label_smoothing)
   )
@@ -88,16 +85,11 @@ def _check_smoothing(label_smoothing: float) -> None:
     raise LtddError(f"objective: label_smoothing={label_smoothing}; expected a number in [0, 1).")
 
 
-def _check_counts(name: str, class_counts: Counts) -> np.ndarray:
+def _check_counts(class_counts: Counts) -> np.ndarray:
   counts = np.asarray(class_counts)
   if np.any(counts <= 0):
     raise LtddError(
-      f"objective {name!r}: class {int(np.argmin(counts))} has {counts.min()} training images; it "
-      "needs at least one of each class. Use 'cross_entropy', or leave that class out."
+      f"objective: class {int(np.argmin(counts))} has {counts.min()} training images; it needs at "
+      "least one of each class. Use 'cross_entropy', or leave that class out."
     )
   return counts.astype(np.float64)
-
-
-def _log_prior(name: str, class_counts: Counts) -> np.ndarray:
-  counts = _check_counts(name, class_counts)
-  return np.log(counts / counts.sum()).astype(np.float32)

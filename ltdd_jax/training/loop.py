@@ -219,8 +219,7 @@ def run(
   """Runs `num_steps` steps from the newest checkpoint, or from `state`.
 
   Args:
-    step_fn: pure step; `metrics` are scalars (or one value a seed, whose mean is logged). Several
-      take turns; they agree in state and metrics.
+    step_fn: pure step; `metrics` are scalars. Several take turns; they agree in state and metrics.
     state: a pytree of arrays, donated.
     consts: a pytree of arrays that do not change (data, teachers).
     num_steps: total steps, counted from 0.

@@ -50,20 +50,6 @@ def cross_entropy(logits: Logits, labels: Labels, *, label_smoothing: float = 0.
   return cross_entropy_rows(logits, labels, label_smoothing=label_smoothing).mean()
 
 
-def balanced_softmax(
-  logits: Logits, labels: Labels, log_prior: PerClass, *, label_smoothing: float = 0.0
-) -> Scalar:
-  """Computes the cross-entropy of logits + log prior (Ren et al., NeurIPS 2020, eq. 4).
-
-  Args:
-    logits: (b, k).
-    labels: (b,) class numbers.
-    log_prior: (k,) log of the class frequencies.
-    label_smoothing: as for `cross_entropy`.
-  """
-  return logit_adjusted(logits, labels, log_prior, label_smoothing=label_smoothing)
-
-
 def logit_adjusted(
   logits: Logits,
   labels: Labels,
@@ -74,7 +60,14 @@ def logit_adjusted(
 ) -> Scalar:
   """Computes the cross-entropy of logits + tau log prior (Menon et al., ICLR 2021, eq. 10).
 
-  At tau = 1 this is the balanced softmax. Arguments as for `balanced_softmax`.
+  At tau = 1 this is the balanced softmax (Ren et al., NeurIPS 2020, eq. 4).
+
+  Args:
+    logits: (b, k).
+    labels: (b,) class numbers.
+    log_prior: (k,) log of the class frequencies.
+    tau: strength of the adjustment.
+    label_smoothing: as for `cross_entropy`.
   """
   return cross_entropy(logits + tau * log_prior[None], labels, label_smoothing=label_smoothing)
 

@@ -59,10 +59,9 @@ def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.
   """
 
   def alone(*args: Any) -> Any:
-    first = [a if axis is None else member(a, 0) for a, axis in zip(args, in_axes, strict=True)]
-    # Barriers: without them XLA fuses the slices into the step, and its rounding moves.
-    found = jax.lax.optimization_barrier(fn(*jax.lax.optimization_barrier(first), mesh=mesh))
-    return jax.tree.map(lambda x: x[None], found)
+    both = zip(args, in_axes, strict=True)
+    first = [a if axis is None else _unfused(member(a, 0)) for a, axis in both]
+    return jax.tree.map(lambda x: x[None], _unfused(fn(*first, mesh=mesh)))
 
   def in_turn(*args: Any) -> Any:
     own = [a for a, axis in zip(args, in_axes, strict=True) if axis == 0]
@@ -93,6 +92,12 @@ def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.
 def member(tree: Any, i: int) -> Any:
   """Takes network i out of a tree with a leading axis of networks."""
   return jax.tree.map(lambda x: x[i], tree)
+
+
+def _unfused(tree: Any) -> Any:
+  """Keeps XLA from fusing slices into the step of one network, which would move its rounding."""
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(lambda x: x if is_key(x) else jax.lax.optimization_barrier(x), tree)
 
 
 def train(

@@ -42,7 +42,7 @@ def synthetic(name, per_class, **_):
     noise = np.random.RandomState(len(indices)).randint(0, 256, (len(indices), *spec.image_shape))
     return noise.astype(np.uint8)
 
-  return sources.Source(
+  return sources.DataSource(
     spec=spec,
     train_labels=train,
     test_labels=test,

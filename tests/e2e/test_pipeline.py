@@ -98,7 +98,7 @@ def test_labels_in_few_bytes(tmp_path, capsys):
   pipeline.run(config, tmp_path, dry_run=True)
   out = capsys.readouterr().out
   recipe = "rd3, changed: hard_weight 0.0 -> 0.25, label_epochs 400 -> 2, num_epochs 400 -> 3"
-  assert "as uint8 top-3 spread, 12 bytes a label, 504 bytes" in out
+  assert "as uint8 top-3, 12 bytes a label, 504 bytes" in out
   assert recipe in out
   results = pipeline.run(config, tmp_path, show_progress=False)
   assert results["recipe"] == recipe
@@ -160,8 +160,8 @@ def test_stage_runs_up_to_it_and_only_it(tmp_path):
     pipeline.run(config, tmp_path, stage="only:label", show_progress=False)
   pipeline.run(config, tmp_path, stage="only:distil", show_progress=False)
   assert (tmp_path / "distil" / "random").exists()
-  with pytest.raises(LtddError, match="--stage is 'distil'"):
-    pipeline.run(config, tmp_path, stage="distil")
+  with pytest.raises(LtddError, match="--stage is 'recover'"):
+    pipeline.run(config, tmp_path, stage="recover")
 
 
 def test_only_refuses_artefacts_of_another_config(finished):

@@ -58,7 +58,7 @@ def test_perturbation(tmp_path, capsys):
     for rest in (("balanced", "plain"), ("imbalanced", "plain"), ("imbalanced", "adsa"))
   ]
   found = {p.name for p in (tmp_path / "report").iterdir()}
-  assert {"perturbation.json", "report.md", "perturbation-labels.png"} <= found
+  assert {"perturbation.json", "perturbation.md", "report.md", "perturbation-labels.png"} <= found
   capsys.readouterr()
   again = studies.run(config, tmp_path, show_progress=False)
   assert again == results  # and it took no training: times are those of the artefacts
@@ -101,5 +101,5 @@ def test_networks(tmp_path):
     assert not (tmp_path / name / "label").exists()
   images = [manifest.open_artefact(tmp_path / n / "distil" / "random") for n in ("plain", "normed")]
   np.testing.assert_array_equal(*(a.arrays["images"] for a in images))
-  text = (tmp_path / "report" / "report.md").read_text()
+  text = (tmp_path / "report" / "networks.md").read_text()
   assert "| images | labels | normed | plain |" in text

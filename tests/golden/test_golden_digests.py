@@ -36,8 +36,11 @@ COUNTS = np.array([24, 8, 4])
 
 
 def summary(tree) -> list[float]:
-  """Mean magnitude and deviation of all numbers of a tree."""
-  flat = np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(tree)])
+  """Mean magnitude and deviation of the finite numbers of a tree: of its floats, if it has any."""
+  leaves = [np.ravel(x) for x in jax.tree.leaves(tree)]
+  floats = [x for x in leaves if jax.numpy.issubdtype(x.dtype, np.floating)]
+  flat = np.concatenate([x.astype(np.float64) for x in floats or leaves])
+  flat = flat[np.isfinite(flat)]
   return [float(f"{x:.6g}") for x in (np.abs(flat).mean(), flat.std())]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ltdd_jax import models
 from ltdd_jax.core import config as config_lib
-from ltdd_jax.labels import label as label_lib
+from ltdd_jax.data import views as views_lib
 from ltdd_jax.students import recipes
 from ltdd_jax.training import losses, optimizers
 
@@ -76,7 +76,7 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     out |= {f"{key}.{name}.{k}": v for k, v in filled.items() if k != "schedule"}
   out |= {
     f"views.{k}": v
-    for k, v in config_lib.with_defaults(label_lib.view_fn, settings["views"]).items()
+    for k, v in config_lib.with_defaults(views_lib.view_fn, settings["views"]).items()
   }
   return out
 

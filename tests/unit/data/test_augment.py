@@ -36,10 +36,20 @@ def test_compose_takes_every_registered_name(images, key):
   ("spec", "message"),
   [
     ({"name": "random_corp"}, "'random_corp' is not known. Did you mean 'random_crop'?"),
-    ({"name": "random_crop", "pading": 4}, "no argument 'pading'. Did you mean 'padding'?"),
-    ({"name": "random_crop"}, "argument 'padding' is missing. random_crop takes (padding: int"),
+    ({"name": "random_crop", "pading": 4}, "unexpected key 'pading'. Did you mean 'padding'?"),
+    (
+      {"name": "random_crop"},
+      "augmentation random_crop: missing key 'padding'. random_crop takes (*, padding: int",
+    ),
     ({"padding": 4}, "augmentation None is not known."),
-    ({"name": "cutmix", "beta": 1}, "cutmix takes (alpha: float | int = 1.0, shared: bool = True)"),
+    ({"name": "cutmix", "beta": 1}, "cutmix takes (*, alpha: float | int = 1.0"),
+    ({"name": "cutmix", "alpha": -1}, "augmentation cutmix: alpha is -1; expected a number > 0"),
+    ({"name": "random_crop", "padding": -4}, "padding is -4; expected a whole number >= 0"),
+    ({"name": "random_resized_crop", "scale": (2, 3)}, "scale is (2, 3); expected a pair"),
+    ({"name": "random_resized_crop", "scale": 0.5}, "scale is 0.5"),
+    ({"name": "random_resized_crop", "ratio": (0, 1)}, "ratio is (0, 1); expected a pair"),
+    ({"name": "color_jitter", "contrast": -0.1}, "contrast is -0.1; expected a number >= 0"),
+    ({"name": "random_roll", "low": 2, "high": 1}, "low is 2 and high 1; expected low <= high"),
   ],
 )
 def test_compose_says_what_is_wrong(spec, message):

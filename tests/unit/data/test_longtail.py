@@ -149,7 +149,14 @@ def test_groups_by_thirds():
   assert longtail.groups(counts, "thirds") == expected
   assert longtail.groups(counts[::-1])["head"] == (7, 8, 9)
   assert longtail.groups([5, 5, 5])["tail"] == (2,)
-  assert longtail.groups([5, 1]) == {"head": (), "mid": (0, 1), "tail": ()}
+  assert longtail.groups([5, 5, 5, 5]) == {"head": (0,), "mid": (1, 2), "tail": (3,)}
+
+
+def test_groups_of_two_classes_and_of_one():
+  assert longtail.groups([5, 1]) == {"head": (0,), "mid": (), "tail": (1,)}
+  assert longtail.groups([1, 5]) == {"head": (1,), "mid": (), "tail": (0,)}
+  assert longtail.groups([3, 3]) == {"head": (0,), "mid": (), "tail": (1,)}
+  assert longtail.groups([5]) == {"head": (), "mid": (0,), "tail": ()}
 
 
 def test_bad_group_rules():

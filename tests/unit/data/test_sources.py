@@ -120,6 +120,53 @@ def test_missing_arrays(arrays):
     open_source("arrays")
 
 
+MEDMNIST = {
+  "train_images": blobs(9)[..., 0],
+  "train_labels": np.arange(9, dtype=np.uint8)[:, None] % 3,
+  "val_images": blobs(3)[..., 0],
+  "val_labels": np.arange(3, dtype=np.uint8)[:, None],
+  "test_images": blobs(6, seed=1)[..., 0],
+  "test_labels": np.arange(6, dtype=np.uint8)[:, None] % 3,
+}
+
+
+def test_npz_of_medmnist(tmp_path):
+  np.savez(tmp_path / "pathmnist.npz", **MEDMNIST)
+  source = open_source(f"npz:{tmp_path}/pathmnist.npz")
+  assert source.spec.image_shape == (6, 6, 1)
+  assert source.train_labels.tolist() == [0, 1, 2] * 3
+  assert (source.spec.num_train, source.spec.num_test) == (9, 6)
+  np.testing.assert_array_equal(source.read("test", [2])[0, ..., 0], MEDMNIST["test_images"][2])
+  several = MEDMNIST | {"train_labels": np.zeros((9, 14), np.uint8)}
+  with pytest.raises(LtddError, match=r"train_labels is uint8 \(9, 14\): expected one integer"):
+    open_source("arrays", arrays=several)
+
+
+def test_npz_with_other_names_lists_what_is_there(tmp_path):
+  np.savez(tmp_path / "set.npz", X=blobs(3), y=np.arange(3))
+  with pytest.raises(
+    LtddError, match=r"set\.npz: found X, y; expected x_train, .*, or train_images, "
+  ):
+    open_source(f"npz:{tmp_path}/set.npz")
+
+
+def test_labels_from_one_are_named(arrays):
+  ones = {"y_train": arrays["y_train"] + 1, "y_test": arrays["y_test"] + 1}
+  with pytest.raises(LtddError, match=r"labels start at 1 and go to 3; expected .*subtract 1"):
+    open_source("arrays", arrays=arrays | ones)
+  with pytest.raises(LtddError, match=r"y_train\[2\] is 3: .*The labels start at 1: subtract 1"):
+    open_source("arrays", arrays=arrays | ones | {"classes": ["a", "b", "c"]})
+  named = open_source("arrays", arrays=arrays | ones | {"classes": ["none", "a", "b", "c"]})
+  assert named.spec.num_classes == 4
+
+
+def test_the_home_folder_of_npz_and_folders_is_expanded(arrays, folder, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  np.savez(tmp_path / "set.npz", **arrays)
+  assert open_source("npz:~/set.npz").spec.num_train == 9
+  assert open_source("folder:~", image_size=6).spec.num_train == 6
+
+
 def test_npz(arrays, tmp_path):
   np.savez(tmp_path / "set.npz", classes=np.array(["a", "b", "c"]), id_train=np.arange(9), **arrays)
   source = open_source(f"npz:{tmp_path}/set.npz")
@@ -186,10 +233,85 @@ def test_unreadable_images_are_counted_when_skipping_is_allowed(folder):
   (folder / "train" / "cat" / ".DS_Store").write_text("hello")
   source = open_source(f"folder:{folder}", image_size=6, on_unreadable="skip")
   assert source.train_labels.tolist() == [0, 0, 1, 1, 1, 1]
-  assert len(source.notes) == 2
+  assert len(source.notes) == 3
   assert source.notes[0].startswith("train: skipped 1 unreadable images: ")
   assert source.notes[0].endswith("broken.jpg")
   assert source.notes[1].startswith("train: ignored 1 files that are not images: ")
+  assert source.notes[2].startswith("train: ignored 1 hidden or system files and folders: ")
+  assert source.notes[2].endswith(".DS_Store")
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found"])
+@pytest.mark.parametrize("place", ["train", "train/cat"])
+def test_folders_of_systems_hold_no_images(folder, name, place):
+  shutil.copytree(folder / "train" / "cat", folder / place / name)
+  source = open_source(f"folder:{folder}", image_size=6)
+  assert source.class_names == ("ant", "cat")
+  assert source.spec.num_train == 6
+  path = folder / place / name
+  assert source.notes == (f"train: ignored 1 hidden or system files and folders: {path}",)
+
+
+@pytest.mark.parametrize("name", ["._0.png", ".DS_Store", "Thumbs.db"])
+def test_files_of_systems_are_no_images(folder, name):
+  for place in ("train", "train/cat", "test/ant"):
+    shutil.copy(folder / "train" / "cat" / "0.png", folder / place / name)
+  source = open_source(f"folder:{folder}", image_size=6)
+  assert (source.spec.num_train, source.spec.num_test) == (6, 2)
+  assert [note[:40] for note in source.notes] == [
+    "train: ignored 1 hidden or system files ",
+    "train: ignored 1 hidden or system files ",
+    "test: ignored 1 hidden or system files a",
+  ]
+
+
+def test_files_beside_classes_and_other_folders_are_noted(folder):
+  shutil.copy(folder / "train" / "cat" / "0.png", folder / "train" / "stray.png")
+  shutil.copytree(folder / "test", folder / "val")
+  assert open_source(f"folder:{folder}", image_size=6).notes == (
+    "ignored 1 other folders: val",
+    f"train: ignored 1 files beside the class folders: {folder}/train/stray.png",
+  )
+
+
+@pytest.mark.parametrize("place", ["train/cat/gone.png", "train/dog", "test/ant/more"])
+def test_links_that_lead_nowhere_are_named(folder, place):
+  (folder / place).symlink_to(folder / "nowhere")
+  with pytest.raises(LtddError, match=rf"1 link\(s\) lead nowhere: {folder / place}\. Expected"):
+    open_source(f"folder:{folder}", image_size=6)
+
+
+def test_links_to_folders_and_files_are_followed(folder, tmp_path_factory):
+  there = tmp_path_factory.mktemp("there")
+  for i in range(3):
+    Image.fromarray(np.full((6, 6, 3), 100 + i, np.uint8)).save(there / f"{i}.png")
+  (folder / "train" / "ant" / "more").symlink_to(there)
+  (folder / "train" / "dog").symlink_to(there)
+  (folder / "train" / "cat" / "x.png").symlink_to(there / "2.png")
+  source = open_source(f"folder:{folder}", image_size=6)
+  assert np.bincount(source.train_labels).tolist() == [5, 5, 3]
+  assert source.read("train", np.array([4]))[0, 0, 0, 0] == 102
+
+
+def test_links_in_a_circle_are_refused(folder):
+  (folder / "train" / "cat" / "again").symlink_to(folder / "train" / "cat")
+  with pytest.raises(LtddError, match="cat/again: a link to a folder that it lies in; remove it"):
+    open_source(f"folder:{folder}", image_size=6)
+
+
+def test_classes_named_by_numbers_are_sorted_by_number(tmp_path):
+  for split in ("train", "test"):
+    for c in range(1, 13):
+      (tmp_path / split / str(c)).mkdir(parents=True)
+      Image.fromarray(np.full((4, 4, 3), 10 * c, np.uint8)).save(
+        tmp_path / split / f"{c}" / "x.png"
+      )
+  source = open_source(f"folder:{tmp_path}", image_size=4)
+  assert source.class_names == tuple(str(c) for c in range(1, 13))
+  assert source.read("train", np.arange(12))[:, 0, 0, 0].tolist() == list(range(10, 121 + 9, 10))
+  assert source.notes == (
+    "classes are sorted by the numbers that name them: class 0 is '1', class 11 is '12'",
+  )
 
 
 def test_an_image_that_goes_bad_later_is_named(folder):
@@ -281,6 +403,46 @@ def test_palette_with_transparency(tmp_path):
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
   grey = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
   assert _decode(grey, tmp_path, channels=1)[0, :, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize(
+  ("pixels", "message"),
+  [
+    (np.array([[0, 65536]], np.int32), "its pixels go from 0 to 65536; expected whole numbers"),
+    (np.array([[-1, 5]], np.int32), "its pixels go from -1 to 5; expected whole numbers"),
+    (np.array([[0.0, 0.5]], np.float32), "its pixels are floats"),
+  ],
+)
+def test_pixels_outside_sixteen_bits_are_refused(pixels, message, tmp_path, folder):
+  Image.fromarray(pixels).save(folder / "train" / "cat" / "x.tiff")
+  with pytest.raises(LtddError, match=rf"x\.tiff: cannot be read as an image \(.*{message}"):
+    open_source(f"folder:{folder}", image_size=6)
+
+
+def test_thirty_two_bits_that_hold_sixteen_are_scaled(tmp_path):
+  Image.fromarray(np.array([[0, 257 * 100, 65535]], np.int32)).save(tmp_path / "x.tiff")
+  assert image_files.decode(tmp_path / "x.tiff", 1)[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_transparent_pixels_keep_the_colour_that_is_stored(tmp_path):
+  image = Image.new("RGBA", (5, 4), (200, 100, 50, 0))
+  assert (_decode(image, tmp_path) == (200, 100, 50)).all()
+  palette = Image.new("P", (5, 4), 1)
+  palette.putpalette([0, 0, 0, 10, 20, 30])
+  assert (_decode(palette, tmp_path, transparency=1) == (10, 20, 30)).all()
+
+
+def test_cmyk_becomes_rgb_and_one_bit_black_and_white(tmp_path):
+  Image.new("CMYK", (5, 4), (0, 255, 0, 0)).save(tmp_path / "x.tiff")
+  assert (image_files.decode(tmp_path / "x.tiff", 3) == (255, 0, 255)).all()
+  bits = Image.fromarray(np.array([[0, 255, 255]], np.uint8)).convert("1")
+  assert _decode(bits, tmp_path, channels=1)[0, :, 0].tolist() == [0, 255, 255]
+
+
+def test_the_first_frame_is_taken(tmp_path):
+  frames = [Image.new("L", (5, 4), level) for level in (10, 20)]
+  frames[0].save(tmp_path / "x.tiff", save_all=True, append_images=frames[1:])
+  assert (image_files.decode(tmp_path / "x.tiff", 1) == 10).all()
 
 
 def test_images_are_turned_upright(tmp_path):
@@ -398,6 +560,30 @@ def test_unknown_name_is_corrected():
     LtddError, match=r"'cifra10' is not known\. Did you mean 'cifar10'\? Sources:"
   ):
     open_source("cifra10")
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("cifar-10", r"'cifar-10' is not known\. Did you mean 'cifar10'\? Sources: digits"),
+    ("CIFAR-100", r"'CIFAR-100' is not known\. Did you mean 'cifar100'\?"),
+    ("/abs/x.npz", r"'/abs/x\.npz' is not known: npz:/abs/x\.npz was meant\?"),
+    ("~/x.npz", r"npz:~/x\.npz was meant\?"),
+    ("gs://bucket/x.npz", r"npz:gs://bucket/x\.npz was meant\?"),
+    ("/abs/images", r"folder:/abs/images was meant\?"),
+    ("./images", r"folder:\./images was meant\?"),
+    ("foldr:/abs", r"'foldr:/abs' is not known\. Did you mean 'folder'\?"),
+    ("folder", "'folder': the path is missing, as in 'folder:/path'"),
+    ("npz", "'npz': the path is missing, as in 'npz:/path'"),
+    ("my set", "'my set' is not known"),
+    ("", "'' is not known"),
+    ("cifar10/none", "TFDS cannot set it up here"),
+  ],
+)
+def test_names_that_are_no_set_say_what_was_meant(name, message):
+  with pytest.raises(LtddError, match=message) as error:
+    open_source(name)
+  assert str(error.value).count("\n") == 0
 
 
 def test_the_home_folder_is_expanded(tmp_path, monkeypatch):

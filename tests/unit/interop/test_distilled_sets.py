@@ -1,5 +1,7 @@
 """Images from elsewhere: what is read, what is refused, and what identifies them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,11 +88,14 @@ def test_colours_become_what_the_data_set_has(tmp_path):
 @pytest.mark.parametrize(
   ("arrays", "message"),
   [
-    ({"images": IMAGES}, "has no array 'labels'"),
+    ({"images": IMAGES}, "found images; expected images, labels"),
     ({"images": IMAGES / 255.0, "labels": LABELS}, r"images is float64: expected uint8"),
     ({"images": IMAGES, "labels": LABELS.astype(float)}, r"labels is float64 \(4,\)"),
     ({"images": IMAGES, "labels": LABELS[:2]}, "2 labels for 4 images"),
-    ({"images": IMAGES, "labels": LABELS + 1}, r"labels\[3\] is 3: expected labels in \[0, 3\)"),
+    (
+      {"images": IMAGES, "labels": LABELS + 1},
+      r"labels\[3\] is 3: expected labels in \[0, 3\)\. The labels start at 1: subtract 1",
+    ),
     ({"images": IMAGES[:, :4], "labels": LABELS}, r"shape \(4, 8, 1\).*\(8, 8, 1\)"),
     ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": LABELS}, "channels first"),
     ({"images": IMAGES, "labels": LABELS, "classes": ["a", "c", "b"]}, "another class map"),
@@ -136,6 +141,39 @@ def test_folders_that_are_refused(tmp_path):
     read(tmp_path / "bad")
 
 
+def test_what_is_left_out_of_folders_is_noted(tmp_path):
+  root = write_folders(tmp_path / "set")
+  (root / "@eaDir").mkdir()
+  (root / "a" / ".ipynb_checkpoints").mkdir()
+  shutil.copy(root / "a" / "0.png", root / "a" / ".ipynb_checkpoints" / "0.png")
+  (root / "a" / "notes.txt").write_text("hello")
+  got = read(root)
+  np.testing.assert_array_equal(got.images, IMAGES)
+  assert [note.partition(":")[0] for note in got.notes[1:]] == [
+    "ignored 1 hidden or system files and folders",
+    "ignored 1 files that are not images",
+    "ignored 1 hidden or system files and folders",
+  ]
+  (root / "b" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+  with pytest.raises(LtddError, match=r"1 link\(s\) lead nowhere: .*b/gone\.png"):
+    read(root)
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS, logits=np.eye(3)[LABELS])
+  np.testing.assert_array_equal(read("~/a.npz").images, IMAGES)
+  logits = distilled_sets.read_logits("config.label.sources.mine", "~/a.npz")
+  np.testing.assert_array_equal(logits, np.eye(3)[LABELS])
+
+
+@pytest.mark.parametrize("content", [b"", b"no array"])
+def test_files_that_hold_no_logits(content, tmp_path):
+  (tmp_path / "z.npy").write_bytes(content)
+  with pytest.raises(LtddError, match=r"z\.npy: cannot be read as \.npy"):
+    distilled_sets.read_logits("config.label.sources.mine", str(tmp_path / "z.npy"))
+
+
 # ---- in a run ----
 
 
@@ -153,7 +191,7 @@ def config(monkeypatch, tmp_path):
       "classes": np.array(CLASSES),
     },
   )
-  monkeypatch.setattr(sources, "open_source", lambda **kw: there)
+  monkeypatch.setattr(sources, "open_source", lambda name, **kw: there)
   np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
   plain = check.check(digits_lt.get_config("preset=smoke"))
   plain["data"] |= {"rule": "as_is", "imbalance_factor": 1.0, "num_test": None}

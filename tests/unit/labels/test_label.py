@@ -1,4 +1,4 @@
-"""Views are functions of (key, epoch, image); the store holds their logits."""
+"""The store holds the logits of views that are recomputed."""
 
 import gc
 
@@ -9,91 +9,13 @@ import pytest
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment
+from ltdd_jax.data import views as views_lib
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.training import loop
 from tests import small
 
 QUIET = loop.Session(show_progress=False)
 IMAGES, LABELS = small.images(5), np.array([0, 1, 2, 0, 1], np.int32)
-
-
-def make(**kwargs):
-  return jax.jit(label_lib.view_fn(small.SPEC, **kwargs))
-
-
-@pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
-def test_view_does_not_depend_on_its_batch(mix, key):
-  views = make(mix=mix)
-  all_views = views(key, IMAGES, LABELS, jnp.arange(5), jnp.full(5, 2))
-  one = views(key, IMAGES, LABELS, jnp.array([3, 1]), jnp.array([2, 0]))
-  np.testing.assert_array_equal(one.images[0], all_views.images[3])
-  assert one.partner_labels[0] == all_views.partner_labels[3]
-  assert one.weight[0] == all_views.weight[3]
-  again = views(key, IMAGES, LABELS, jnp.array([3]), jnp.array([1]))
-  assert not np.array_equal(again.images[0], one.images[0])
-
-
-def test_nothing_asked_for_gives_the_images(key):
-  views = make(crop_scale=None, flip=False, mix=None)
-  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int))
-  want = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
-  np.testing.assert_allclose(got.images, want, atol=1e-6)
-  np.testing.assert_array_equal(got.weight, np.ones(5))
-  np.testing.assert_array_equal(got.labels, LABELS)
-
-
-def test_mosaics_are_shuffled_strip_by_strip(key):
-  views = make(crop_scale=None, flip=False, mix=None, shuffle_patches=2)
-  strips = np.repeat(np.repeat(np.arange(4).reshape(2, 2), 4, 0), 4, 1)[None, ..., None]
-  shown = np.repeat(50 * strips.astype(np.uint8), 40, 0)
-  got = views(key, shown, np.zeros(40, np.int32), jnp.arange(40), jnp.zeros(40, int)).images
-  quarter = np.asarray(got[:, ::4, ::4, 0] * 0.3 + 0.4) * 255 / 50
-  found = {tuple(np.rint(q).astype(int).ravel()) for q in quarter}
-  assert found == {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
-  with pytest.raises(LtddError, match="shuffle_patches is 3; expected a number that divides"):
-    jax.eval_shape(make(shuffle_patches=3), key, IMAGES, LABELS, jnp.arange(5), jnp.arange(5))
-
-
-def test_rand_augment_comes_before_the_crop(key):
-  views = make(crop_scale=None, flip=False, mix=None, rand_augment=True)
-  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
-  levels = np.asarray((got * 0.3 + 0.4) * 255)
-  np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
-  assert -1e-3 <= levels.min() < levels.max() <= 255 + 1e-3
-  floats = IMAGES.astype(np.float32) / 255  # a set that is stored as floats has the same views
-  again = views(key, floats, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
-  np.testing.assert_allclose(got, again, atol=1e-5)
-  assert (np.abs(levels - IMAGES).max((1, 2, 3)) > 0.5).sum() >= 2
-  with pytest.raises(LtddError, match="magnitude 40"):
-    make(rand_augment=40)
-
-
-def test_cutmix_takes_every_pixel_from_one_of_two_images(key):
-  views = make(crop_scale=None, flip=False, mix="cutmix")
-  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int))
-  sources = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
-  own = np.isclose(got.images, sources, atol=1e-6)
-  for i in range(5):
-    share = float(got.weight[i])
-    assert own[i].mean() >= share - 1e-6
-    partners = [j for j in range(5) if LABELS[j] == int(got.partner_labels[i])]
-    assert any((own[i] | np.isclose(got.images[i], sources[j], atol=1e-6)).all() for j in partners)
-
-
-def test_padded_crop_shifts_the_image_over_black(key):
-  views = make(crop_scale=None, padding=2, flip=False, mix=None)
-  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
-  padded = augment.normalize_pixels(
-    np.pad(IMAGES / np.float32(255), ((0, 0), (2, 2), (2, 2), (0, 0))), (0.4,), (0.3,)
-  )
-  for i in range(5):
-    windows = (padded[i, y : y + 8, x : x + 8] for y in range(5) for x in range(5))
-    assert any(np.allclose(got[i], w, atol=1e-5) for w in windows)
-
-
-def test_unknown_mix_is_refused():
-  with pytest.raises(LtddError, match="mix is 'blend'"):
-    label_lib.view_fn(small.SPEC, mix="blend")
 
 
 def label_images(**kwargs):
@@ -105,7 +27,7 @@ def label_images(**kwargs):
 def test_store_holds_the_logits_of_recomputed_views():
   store = label_images()
   assert store.logits.shape == (3, 5, small.K)
-  views = make()(
+  views = jax.jit(views_lib.view_fn(small.SPEC))(
     label_lib.view_key(0, "a"), IMAGES, LABELS, jnp.array([4, 0, 2]), jnp.array([2, 1, 0])
   )
   t = small.teacher()

@@ -7,7 +7,7 @@ import scipy.special
 
 from ltdd_jax import calibrate
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.labels import label as label_lib
+from ltdd_jax.data import views as views_lib
 from ltdd_jax.labels import sources as label_sources
 from tests import small
 
@@ -26,7 +26,7 @@ def shifted(tau):
 @pytest.mark.parametrize("tau", [0.0, 0.7])
 def test_labels_of_images_are_mixed_as_probabilities(mix, tau, key):
   indices, epochs = jnp.array([4, 0, 2, 2]), jnp.array([0, 1, 2, 3])  # one label epoch for all
-  views = label_lib.view_fn(small.SPEC, mix=mix)(key, IMAGES, LABELS, indices, epochs)
+  views = views_lib.view_fn(small.SPEC, mix=mix)(key, IMAGES, LABELS, indices, epochs)
   supervision = label_sources.Supervision("stored", logits=LOGITS, per_view=False, **shifted(tau))
   got = supervision.logits_of(supervision.arrays(), views, indices, epochs)
   calibrated = LOGITS[0] - tau * (LOG_PRIOR - LOG_PRIOR.mean())
@@ -42,14 +42,14 @@ def test_labels_of_images_are_mixed_as_probabilities(mix, tau, key):
 def test_labels_of_views_are_not_mixed_again(key):
   logits = np.concatenate([LOGITS, 2 * LOGITS])
   indices, epochs = jnp.array([1, 3]), jnp.array([0, 3])  # epoch 3 goes round to label epoch 1
-  views = label_lib.view_fn(small.SPEC, mix="mixup")(key, IMAGES, LABELS, indices, epochs)
+  views = views_lib.view_fn(small.SPEC, mix="mixup")(key, IMAGES, LABELS, indices, epochs)
   supervision = label_sources.Supervision("stored", logits=logits)
   got = supervision.logits_of(supervision.arrays(), views, indices, epochs)
   np.testing.assert_array_equal(got, logits[[0, 1], [1, 3]])
 
 
 def test_hard_labels_have_no_logits(key):
-  views = label_lib.view_fn(small.SPEC)(key, IMAGES, LABELS, jnp.arange(2), jnp.arange(2))
+  views = views_lib.view_fn(small.SPEC)(key, IMAGES, LABELS, jnp.arange(2), jnp.arange(2))
   supervision = label_sources.Supervision()
   assert supervision.arrays() == {}
   assert supervision.logits_of({}, views, jnp.arange(2), jnp.arange(2)) is None

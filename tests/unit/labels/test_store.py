@@ -90,7 +90,8 @@ def test_the_documented_reader_reads_any_store(tmp_path, monkeypatch, encoding):
   zarr = types.ModuleType("zarr")
   zarr.open_group = lambda path, mode: Group(path)
   monkeypatch.setitem(sys.modules, "zarr", zarr)
-  text = (pathlib.Path(__file__).parents[3] / "docs" / "labels.md").read_text()
+  docs = pathlib.Path(__file__).parents[3] / "docs"
+  text = (docs / "how-to" / "read_a_label_store.md").read_text()
   (code,) = re.findall(r"```python\n(import numpy.*?)```", text, re.S)
   scope = {}
   exec(code, scope)

@@ -184,16 +184,21 @@ def test_first_expansion_is_there_in_the_cifar_layout_only(layout, there):
   ("name", "kwargs", "message"),
   [
     ("wide_resnet", {"depth": 18}, "depth=18"),
-    ("wide_resnet", {"widen": 0}, "widen=0"),
-    ("mobilenet_v2", {"layout": "tv"}, "layout='tv'; expected one of cifar, imagenet"),
+    ("wide_resnet", {"widen": 0}, "wide_resnet: widen is 0; expected 1 or more"),
+    (
+      "mobilenet_v2",
+      {"layout": "tv"},
+      "layout is 'tv'; expected one of 'cifar', 'imagenet'",
+    ),
     ("mobilenet_v2", {"width": 0.0}, "width=0.0"),
-    ("shufflenet_v2", {"stem": "tv"}, "stem='tv'"),
+    ("shufflenet_v2", {"stem": "tv"}, "stem is 'tv'"),
     ("shufflenet_v2", {"width": 7}, "width=7; expected an even number"),
     ("efficientnet_b0", {"width": -1.0}, "width=-1.0"),
     ("alexnet", IMAGENET, r"\(32, 32, 3\) is shrunk to nothing; expected 63 pixels"),
-    ("alexnet", {"layout": "tv"}, "layout='tv'"),
+    ("alexnet", {"layout": "tv"}, "layout is 'tv'"),
     ("vgg11", {"stem_padding": 0}, "expected 34 pixels"),
-    ("vgg11", {"norm": "layer"}, "norm='layer'"),
+    ("vgg11", {"bn_momentum": 1.0}, r"bn_momentum is 1\.0; expected a number in \[0, 1\)"),
+    ("vgg11", {"norm": "layer"}, "norm is 'layer'"),
   ],
 )
 def test_errors(name, kwargs, message):

@@ -55,10 +55,10 @@ def test_smallest_image():
   ("kwargs", "message"),
   [
     ({"depth": 4}, "depth=4 .* at most depth=3"),
-    ({"depth": 0}, "depth=0"),
-    ({"width": 0}, "width=0"),
-    ({"stem_padding": -1}, "stem_padding=-1"),
-    ({"norm": "layer"}, "norm='layer'"),
+    ({"depth": 0}, "depth is 0; expected 1 or more"),
+    ({"width": 0}, "width is 0"),
+    ({"stem_padding": -1}, "stem_padding is -1; expected 0 or more"),
+    ({"norm": "layer"}, "norm is 'layer'"),
     ({"dept": 3}, "Did you mean 'depth'"),
   ],
 )

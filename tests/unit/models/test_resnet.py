@@ -98,10 +98,10 @@ def test_instance_norm_keeps_the_count_and_has_no_batch_statistics():
 @pytest.mark.parametrize(
   ("kwargs", "message"),
   [
-    ({"stem": "cifar10"}, "stem='cifar10'"),
-    ({"width": 0}, "width=0"),
-    ({"norm": "layer"}, "norm='layer'"),
-    ({"init": "he"}, "init='he'"),
+    ({"stem": "cifar10"}, "resnet18: stem is 'cifar10'"),
+    ({"width": 0}, "width is 0"),
+    ({"norm": "layer"}, "norm is 'layer'"),
+    ({"init": "he"}, "init is 'he'"),
     ({"stm": "cifar"}, "Did you mean 'stem'"),
   ],
 )

@@ -104,7 +104,7 @@ def test_a_run_has_the_stages_that_something_in_it_needs(config):
 def test_a_change_reaches_what_depends_on_it_and_no_more(config):
   del config["calibrate"]["calibrators"]["probe"]  # see test_probe.py
   assert changed(config, "calibrate.calibrators.tau1.tau", 2.0) == {
-    f"{stage}/{source}/teacher/vector"
+    f"{stage}/{source}/teacher/tau1"
     for stage in ("calibrate", "student") for source in ("sre2l", "random")
   }  # fmt: skip
   students = changed(config, "student.num_epochs", 99)

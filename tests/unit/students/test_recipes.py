@@ -6,7 +6,7 @@ import pytest
 
 from configs import cifar10_lt, digits_lt
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.labels import label as label_lib
+from ltdd_jax.data import views as views_lib
 from ltdd_jax.pipeline import check, graph
 from ltdd_jax.pipeline.context import Context
 from ltdd_jax.students import recipes
@@ -81,7 +81,7 @@ def test_all_parts_of_recipes_can_be_made(reference, dataset, side):
   rows = jax.ShapeDtypeStruct((2,), np.int32)
   images = jax.ShapeDtypeStruct((4, side, side, 3), np.uint8)
   labels_of = jax.ShapeDtypeStruct((4,), np.int32)
-  views_of = label_lib.view_fn(spec, **found["views"])
+  views_of = views_lib.view_fn(spec, **found["views"])
   shown = jax.eval_shape(views_of, jax.random.key(0), images, labels_of, rows, rows)
   assert shown.images.shape == (2, side, side, 3)
 

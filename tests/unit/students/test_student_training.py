@@ -64,7 +64,7 @@ def test_all_test_images_are_counted_once():
 
 
 def test_vmap_equals_one_by_one(store):
-  """With averaged parameters, which are what is scored and kept, and two updates of statistics."""
+  """With averaged parameters, which are what is scored and kept."""
   supervision = label_sources.Supervision("stored", logits=store.logits)
   one, many = (train(supervision, parallel=p, ema=0.5) for p in ("loop", "vmap"))
   jax.tree.map(

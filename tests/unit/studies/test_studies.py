@@ -43,7 +43,7 @@ def real_size_source(monkeypatch):
     train = np.repeat(np.arange(k, dtype=np.int32), spec.num_train // k)
     read = lambda split, indices: np.zeros((len(indices), *spec.image_shape), np.uint8)
     names = tuple(map(str, range(k)))
-    return sources.Source(spec, train, np.tile(np.arange(k, dtype=np.int32), 20), read, names)
+    return sources.DataSource(spec, train, np.tile(np.arange(k, dtype=np.int32), 20), read, names)
 
   monkeypatch.setattr(sources, "open_source", make)
 

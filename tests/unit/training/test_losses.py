@@ -19,15 +19,6 @@ def test_rows_are_the_terms_of_the_mean():
   np.testing.assert_allclose(rows.mean(), losses.cross_entropy(logits, labels))
 
 
-def test_balanced_softmax_is_logit_adjustment_at_one():
-  logits, labels = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0])
-  log_prior = jnp.log(jnp.array([0.7, 0.2, 0.1]))
-  np.testing.assert_array_equal(
-    losses.balanced_softmax(logits, labels, log_prior),
-    losses.logit_adjusted(logits, labels, log_prior, tau=1.0),
-  )
-
-
 def test_class_weights():
   np.testing.assert_allclose(losses.class_weights([100, 10, 1], 0.0), [1, 1, 1])
   weights = losses.class_weights([100, 10, 1], 0.999)

@@ -21,11 +21,13 @@ def test_each_network_has_its_own_arguments_and_shares_the_rest(count):
   params = {"w": jnp.arange(1.0, 1 + count)[:, None] * jnp.ones((1, 2))}
   keys = jax.random.split(jax.random.key(0), count)
   x = jnp.array([3.0, 4.0])
-  found = jax.jit(many.over_networks(predict, (0, 0, None), MESH))(params, keys, x)
+  found = jax.jit(many.over_networks(predict, (0, 0, None), MESH))(
+    params, jax.random.clone(keys), x
+  )
   assert found["out"].shape == (count, 2)
   assert found["sum"].shape == (count,)
   for i in range(count):
-    one = predict(many.member(params, i), jax.random.clone(keys[i]), x, mesh=None)
+    one = predict(many.member(params, i), many.member(jax.random.clone(keys), i), x, mesh=None)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), many.member(found, i), one
     )

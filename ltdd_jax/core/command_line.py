@@ -1,0 +1,84 @@
+"""Config files and what the command line changes in them.
+
+  config = read_config("configs/digits_lt.py:ipc=10")     # a plain dict
+  config = override(config, ["--config.student.ema=None", "--config.data.counts=(9,3,1)"])
+
+Values are Python literals, or else text. Any key can be given: `pipeline.check` refuses those that
+no function takes.
+"""
+
+import ast
+import copy
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ltdd_jax.core import files
+from ltdd_jax.core.types import LtddError
+
+_OVERRIDE = re.compile(r"--?config\.([\w.-]+)(?:=(.*))?", re.DOTALL)
+_WORDS = {"true": True, "false": False}
+
+
+def read_config(name: str) -> dict[str, Any]:
+  """Runs `get_config` of a config file, with the argument that follows a colon.
+
+  Raises:
+    LtddError: a file that is not there or has no such function, or an argument that it refuses.
+  """
+  text, colon, arg = name.partition(":")
+  path = files.path(text)
+  if path.suffix != ".py" or not path.is_file():
+    raise LtddError(f"--config is {name}: there is no config file {path}; expected a .py file")
+  spec = importlib.util.spec_from_file_location("config_file", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise LtddError(f"config file {path} has no function get_config; see configs/ for examples")
+  config = module.get_config(*[arg] if colon else [])
+  config = config.to_dict() if hasattr(config, "to_dict") else config
+  if not isinstance(config, Mapping):
+    raise LtddError(f"get_config of {path} returns a {type(config).__name__}; expected a dict")
+  return dict(config)
+
+
+def override(config: Mapping[str, Any], args: Iterable[str]) -> dict[str, Any]:
+  """Returns a config with values of the command line, of which the last of a key counts.
+
+  Args:
+    config: nested dicts.
+    args: `--config.KEY=VALUE`, with dots between the parts of a key.
+
+  Raises:
+    LtddError: an argument without a value, or a key within a value that has no keys.
+  """
+  config = copy.deepcopy(dict(config))
+  for arg in args:
+    match = _OVERRIDE.fullmatch(arg)
+    if match is None or match[2] is None:
+      raise LtddError(f"{arg!r} has no value or no key; expected --config.KEY=VALUE")
+    *parents, last = match[1].split(".")
+    node = config
+    for depth, key in enumerate(parents):
+      if node.get(key) is None:
+        node[key] = {}
+      node = node[key]
+      if not isinstance(node, dict):
+        whole = ".".join(["config", *parents[: depth + 1]])
+        raise LtddError(f"{arg}: {whole} is {node!r}, which has no keys; give it whole, --{whole}=")
+    node[last] = _value(match[2], node.get(last))
+  return config
+
+
+def _value(text: str, old: Any) -> Any:
+  """Reads a value; numbers become what the value in their place is, text or a float."""
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = _WORDS.get(text.lower(), text)
+  if isinstance(old, str) and isinstance(value, bool | int | float):
+    return text
+  if isinstance(old, float) and type(value) is int:
+    return float(value)
+  return value

@@ -1,0 +1,50 @@
+"""Checks of the numbers that augmentations and views take, with one message for each kind.
+
+check("config.label.views.padding", "padding", -1)   # ... is -1; expected a whole number >= 0
+"""
+
+import math
+import numbers
+from typing import Any
+
+from ltdd_jax.core.types import LtddError
+
+
+def _number(value: Any) -> bool:
+  real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return real and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _range(value: Any, most: float = math.inf) -> bool:
+  pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_number, value))
+  return pair and 0 < value[0] <= value[1] <= most
+
+
+_STRENGTH = (lambda x: _number(x) and x >= 0, "a number >= 0")
+_POSITIVE = (lambda x: _number(x) and x > 0, "a number > 0")
+_KINDS = {
+  "alpha": _POSITIVE,
+  "brightness": _STRENGTH,
+  "contrast": _STRENGTH,
+  "saturation": _STRENGTH,
+  "factor": (lambda x: _whole(x) and x >= 1, "a whole number >= 1"),
+  "padding": (lambda x: _whole(x) and x >= 0, "a whole number >= 0"),
+  "low": (_whole, "a whole number"),
+  "high": (_whole, "a whole number"),
+  "ratio": (_range, "a pair of numbers with 0 < low <= high, such as (0.75, 1.33)"),
+  "scale": (
+    lambda x: _range(x, 1.0),
+    "a pair of numbers with 0 < low <= high <= 1, such as (0.08, 1.0)",
+  ),
+}
+
+
+def check(where: str, kind: str, value: Any) -> None:
+  """Raises LtddError unless a value suits arguments of this name; other names take anything."""
+  fits, expected = _KINDS.get(kind, (lambda x: True, ""))
+  if not fits(value):
+    raise LtddError(f"{where} is {value!r}; expected {expected}")

@@ -1,0 +1,162 @@
+"""Views of distilled images, recomputed from keys.
+
+  views_of = view_fn(spec, mix="cutmix")
+  views = views_of(key, images, labels, indices, epochs)   # views.images: (b, h, w, c) normalised
+
+A *view* of image i in label epoch e is a pure function of (key, e, i): a crop, a flip, and a mix
+with another image. Nothing of it is stored.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ltdd_jax.core.types import Leaf, LtddError
+from ltdd_jax.data import augment, checks
+from ltdd_jax.data import rand_augment as rand_augment_lib
+from ltdd_jax.data.specs import DatasetSpec
+
+# Purposes of the keys: of all views, of one image, and of one mix. A key is either folded with
+# these or used, never both, and never split: `fold_in(key, 0)` is the same as `split(key)[0]`.
+_IMAGE, _MIX = 0, 1
+_PAD, _CROP, _OPERATIONS, _SHUFFLE, _FLIP = 0, 1, 2, 3, 4
+_PARTNER, _BOX = 0, 1
+
+
+class Views(NamedTuple):
+  """A batch of views."""
+
+  images: Leaf  # (b, h, w, c) float32, normalised
+  labels: Leaf  # (b,) int32, of the image itself
+  partner_labels: Leaf  # (b,) int32, of the image mixed in
+  weight: Leaf  # (b,) float32, share of the image itself
+  partners: Leaf  # (b,) int32, number of the image mixed in
+
+
+Mixed = tuple[jax.Array, jax.Array]  # image (h, w, c), share of its own ()
+ViewFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Views]
+
+
+def view_fn(
+  spec: DatasetSpec,
+  *,
+  crop_scale: tuple[float, float] | None = (0.08, 1.0),
+  padding: int = 0,
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  flip: bool = True,
+  mix: str | None = "cutmix",
+  mix_alpha: float = 1.0,
+  rand_augment: bool | int = False,
+  shuffle_patches: int = 1,
+) -> ViewFn:
+  """Makes the function that recomputes views.
+
+  The crop is torchvision's RandomResizedCrop, the mix is CutMix or mixup with a partner drawn
+  uniformly from all images, cropped and flipped as its own view of the same epoch is. In what we
+  differ: published code draws one box and one permutation for a batch; here each view has its own,
+  so that views do not depend on how batches are put together.
+
+  Args:
+    spec: facts of the data set.
+    crop_scale: least and largest share of the image in a crop, or None for no crop.
+    padding: black pixels on every side for a random crop of the image's own size, before that.
+    crop_ratio: least and largest aspect ratio.
+    flip: whether to flip left to right with probability 1/2.
+    mix: "cutmix", "mixup" or None.
+    mix_alpha: parameter of the Beta(alpha, alpha) distribution of the share.
+    rand_augment: True for `data.rand_augment` before all else, or a bin of magnitudes for another
+      than 9 of 31. EDC's students have it, not on ImageNet.
+    shuffle_patches: f to shuffle the strips of f x f mosaics before they are cropped, as RDED does.
+
+  Returns:
+    `fn(key, images (n,h,w,c) uint8, labels (n,), indices (b,), epochs (b,)) -> Views`.
+
+  Raises:
+    LtddError: an unknown mix, or a number that its argument cannot have.
+  """
+  if mix is not None and mix not in _MIXES:
+    raise LtddError(f"config.label.views.mix is {mix!r}; expected 'cutmix', 'mixup' or None")
+  if crop_scale is not None:
+    _check(scale=("crop_scale", crop_scale))
+  _check(
+    ratio=("crop_ratio", crop_ratio),
+    padding=("padding", padding),
+    alpha=("mix_alpha", mix_alpha),
+    factor=("shuffle_patches", shuffle_patches),
+  )
+  if rand_augment is True:
+    rand_augment = rand_augment_lib.MAGNITUDE
+  if rand_augment is not False:
+    rand_augment_lib.check_magnitude(rand_augment)
+
+  def view_of_one(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Augments, crops and flips one stored image (h, w, c), into [0, 1]."""
+    key_of = lambda purpose: jax.random.fold_in(key, purpose)
+    if rand_augment is not False:
+      image = rand_augment_lib.rand_augment(key_of(_OPERATIONS), image, magnitude=rand_augment)
+    image = augment.to_pixels(image)
+    if shuffle_patches != 1:
+      image = augment.shuffle_patches(key_of(_SHUFFLE), image, factor=shuffle_patches)
+    if padding:
+      image = augment.random_crop(key_of(_PAD), image[None], padding=padding)[0]
+    if crop_scale is not None:
+      h, w, _ = image.shape
+      box = augment.rrc_box(key_of(_CROP), h, w, tuple(crop_scale), tuple(crop_ratio))
+      image = augment.crop_resize(image, box)
+    if flip:
+      image = jnp.where(jax.random.bernoulli(key_of(_FLIP)), image[:, ::-1], image)
+    return image
+
+  def views(
+    key: jax.Array, images: jax.Array, labels: jax.Array, indices: jax.Array, epochs: jax.Array
+  ) -> Views:
+    image_key, mix_key = (jax.random.fold_in(key, purpose) for purpose in (_IMAGE, _MIX))
+    first = epochs * images.shape[0]  # views are numbered: epoch e, image i is e n + i
+    if mix is None:
+      partner, weight = indices, jnp.ones(indices.shape, jnp.float32)
+      own = jax.vmap(view_of_one)(_keys(image_key, first + indices), images[indices])
+    else:
+      keys = _keys(mix_key, first + indices)
+      draw = lambda k: jax.random.randint(k, (), 0, images.shape[0])
+      partner = jax.vmap(draw)(_each(keys, _PARTNER))
+      both = jnp.concatenate([indices, partner])
+      numbers = jnp.concatenate([first, first]) + both
+      own, other = jnp.split(jax.vmap(view_of_one)(_keys(image_key, numbers), images[both]), 2)
+      mix_pair = functools.partial(_MIXES[mix], alpha=mix_alpha)
+      own, weight = jax.vmap(mix_pair)(_each(keys, _BOX), own, other)
+    normalised = augment.normalize_pixels(own, spec.mean, spec.std)
+    return Views(normalised, labels[indices], labels[partner], weight, partner)
+
+  return views
+
+
+def _check(**settings: Any) -> None:
+  """Checks arguments of `view_fn`, given as kind=(name, value)."""
+  for kind, (name, value) in settings.items():
+    checks.check(f"config.label.views.{name}", kind, value)
+
+
+def _cutmix(key: jax.Array, own: jax.Array, other: jax.Array, alpha: float) -> Mixed:
+  inside, weight = augment.cutmix_box(key, *own.shape[:2], alpha)
+  return jnp.where(inside[..., None], other, own), weight
+
+
+def _mixup(key: jax.Array, own: jax.Array, other: jax.Array, alpha: float) -> Mixed:
+  weight = jax.random.beta(key, alpha, alpha)
+  return weight * own + (1 - weight) * other, weight
+
+
+_MIXES = {"cutmix": _cutmix, "mixup": _mixup}
+
+
+def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
+  """The key of each number (b,)."""
+  return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+
+
+def _each(keys: jax.Array, purpose: int) -> jax.Array:
+  """Folds each of the keys (b,) with one purpose."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(keys)

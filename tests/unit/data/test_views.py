@@ -1,0 +1,188 @@
+"""Views are functions of (key, epoch, image), and no two of their draws share a key."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import augment, dsa, rand_augment
+from ltdd_jax.data import views as views_lib
+from tests import small
+
+IMAGES, LABELS = small.images(5), np.array([0, 1, 2, 0, 1], np.int32)
+
+
+def make(**kwargs):
+  return jax.jit(views_lib.view_fn(small.SPEC, **kwargs))
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
+def test_view_does_not_depend_on_its_batch(mix, key):
+  views = make(mix=mix)
+  all_views = views(key, IMAGES, LABELS, jnp.arange(5), jnp.full(5, 2))
+  one = views(key, IMAGES, LABELS, jnp.array([3, 1]), jnp.array([2, 0]))
+  np.testing.assert_array_equal(one.images[0], all_views.images[3])
+  assert one.partner_labels[0] == all_views.partner_labels[3]
+  assert one.weight[0] == all_views.weight[3]
+  again = views(key, IMAGES, LABELS, jnp.array([3]), jnp.array([1]))
+  assert not np.array_equal(again.images[0], one.images[0])
+
+
+def test_nothing_asked_for_gives_the_images(key):
+  views = make(crop_scale=None, flip=False, mix=None)
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int))
+  want = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  np.testing.assert_allclose(got.images, want, atol=1e-6)
+  np.testing.assert_array_equal(got.weight, np.ones(5))
+  np.testing.assert_array_equal(got.labels, LABELS)
+
+
+def test_mosaics_are_shuffled_strip_by_strip(key):
+  views = make(crop_scale=None, flip=False, mix=None, shuffle_patches=2)
+  strips = np.repeat(np.repeat(np.arange(4).reshape(2, 2), 4, 0), 4, 1)[None, ..., None]
+  shown = np.repeat(50 * strips.astype(np.uint8), 40, 0)
+  got = views(key, shown, np.zeros(40, np.int32), jnp.arange(40), jnp.zeros(40, int)).images
+  quarter = np.asarray(got[:, ::4, ::4, 0] * 0.3 + 0.4) * 255 / 50
+  found = {tuple(np.rint(q).astype(int).ravel()) for q in quarter}
+  assert found == {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
+  with pytest.raises(LtddError, match="shuffle_patches is 3; expected a number that divides"):
+    jax.eval_shape(make(shuffle_patches=3), key, IMAGES, LABELS, jnp.arange(5), jnp.arange(5))
+
+
+def test_rand_augment_comes_before_the_crop(key):
+  views = make(crop_scale=None, flip=False, mix=None, rand_augment=True)
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
+  levels = np.asarray((got * 0.3 + 0.4) * 255)
+  np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+  assert -1e-3 <= levels.min() < levels.max() <= 255 + 1e-3
+  floats = IMAGES.astype(np.float32) / 255  # a set that is stored as floats has the same views
+  again = views(key, floats, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
+  np.testing.assert_allclose(got, again, atol=1e-5)
+  assert (np.abs(levels - IMAGES).max((1, 2, 3)) > 0.5).sum() >= 2
+  with pytest.raises(LtddError, match="magnitude 40"):
+    make(rand_augment=40)
+
+
+def test_cutmix_takes_every_pixel_from_one_of_two_images(key):
+  views = make(crop_scale=None, flip=False, mix="cutmix")
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int))
+  sources = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
+  own = np.isclose(got.images, sources, atol=1e-6)
+  for i in range(5):
+    share = float(got.weight[i])
+    assert own[i].mean() >= share - 1e-6
+    partners = [j for j in range(5) if LABELS[j] == int(got.partner_labels[i])]
+    assert any((own[i] | np.isclose(got.images[i], sources[j], atol=1e-6)).all() for j in partners)
+
+
+def test_padded_crop_shifts_the_image_over_black(key):
+  views = make(crop_scale=None, padding=2, flip=False, mix=None)
+  got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
+  padded = augment.normalize_pixels(
+    np.pad(IMAGES / np.float32(255), ((0, 0), (2, 2), (2, 2), (0, 0))), (0.4,), (0.3,)
+  )
+  for i in range(5):
+    windows = (padded[i, y : y + 8, x : x + 8] for y in range(5) for x in range(5))
+    assert any(np.allclose(got[i], w, atol=1e-5) for w in windows)
+
+
+def test_unknown_mix_is_refused():
+  with pytest.raises(LtddError, match="mix is 'blend'"):
+    views_lib.view_fn(small.SPEC, mix="blend")
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "expected"),
+  [
+    ("mix_alpha", -1, "a number > 0"),
+    ("mix_alpha", 0, "a number > 0"),
+    ("mix_alpha", float("nan"), "a number > 0"),
+    ("crop_scale", 0.5, "a pair of numbers with 0 < low <= high <= 1"),
+    ("crop_scale", (2, 3), "a pair of numbers with 0 < low <= high <= 1"),
+    ("crop_scale", (0.5, 0.2), "a pair of numbers with 0 < low <= high <= 1"),
+    ("crop_scale", (0.0, 1.0), "a pair of numbers with 0 < low <= high <= 1"),
+    ("crop_scale", (0.1, 0.5, 1.0), "a pair of numbers with 0 < low <= high <= 1"),
+    ("crop_scale", ("a", "b"), "a pair of numbers with 0 < low <= high <= 1"),
+    ("crop_ratio", (-1, 1), "a pair of numbers with 0 < low <= high"),
+    ("crop_ratio", (2, 1), "a pair of numbers with 0 < low <= high"),
+    ("crop_ratio", None, "a pair of numbers with 0 < low <= high"),
+    ("padding", -1, "a whole number >= 0"),
+    ("padding", 1.5, "a whole number >= 0"),
+    ("shuffle_patches", 0, "a whole number >= 1"),
+  ],
+)
+def test_numbers_that_make_no_view_are_refused(key, value, expected):
+  with pytest.raises(LtddError) as error:
+    views_lib.view_fn(small.SPEC, **{key: value})
+  assert f"config.label.views.{key} is {value!r}; expected {expected}" in str(error.value)
+
+
+# ---- keys ----
+
+
+def uses(jaxpr, keys=None):
+  """Yields (key, primitive, number) of each use of a random key, through inner functions."""
+  keys = dict(keys or {})
+  name = lambda v: keys.setdefault(v, object())
+  for eqn in jaxpr.eqns:
+    inner = [x for x in eqn.params.values() if hasattr(x, "jaxpr")]
+    key_vars = [v for v in eqn.invars if jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.prng_key)]
+    if eqn.primitive.name.startswith("random_"):
+      number = eqn.invars[1] if eqn.primitive.name == "random_fold_in" else None
+      for v in key_vars:
+        yield name(v), eqn.primitive.name, getattr(number, "val", number)
+    elif inner:
+      for closed in inner:
+        outer = eqn.invars[-len(closed.jaxpr.invars) :]
+        known = zip(closed.jaxpr.invars, outer, strict=True)
+        yield from uses(closed.jaxpr, {a: name(b) for a, b in known if b in key_vars})
+    elif key_vars and eqn.primitive.name in ("broadcast_in_dim", "reshape", "copy"):
+      keys[eqn.outvars[0]] = name(key_vars[0])
+
+
+def shared_keys(fn, *args):
+  """Keys that have two uses, but for folds with different numbers."""
+  found = list(uses(jax.make_jaxpr(fn)(*args).jaxpr))
+  assert found
+  for one, two in itertools.combinations(found, 2):
+    folds = one[1] == two[1] == "random_fold_in"
+    if one[0] is two[0] and not (folds and str(one[2]) != str(two[2])):
+      yield one, two
+
+
+BATCH = jnp.asarray(IMAGES, jnp.float32)
+DRAWS = {
+  "crop": lambda k: augment.random_resized_crop(k, BATCH),
+  "cutmix": lambda k: augment.cutmix(k, BATCH, shared=False),
+  "mixup": lambda k: augment.mixup(k, BATCH),
+  "jitter": lambda k: augment.color_jitter(k, BATCH, brightness=1.0, contrast=1.0),
+  "shuffle": lambda k: augment.shuffle_patches(k, BATCH[0], factor=2),
+  "dsa": lambda k: dsa.dsa(k, BATCH),
+  "rand_augment": lambda k: rand_augment.rand_augment(k, IMAGES[0]),
+  "compose": augment.compose([{"name": "cutmix"}, {"name": "random_flip"}]),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_no_key_serves_two_draws_of_an_augmentation(name, key):
+  args = (BATCH,) if name == "compose" else ()
+  assert not list(shared_keys(DRAWS[name], key, *args))
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_no_key_serves_two_draws_of_a_view(mix, key):
+  """A key that is folded is not split: `fold_in(key, 0)` would be `split(key)[0]`."""
+  views_of = views_lib.view_fn(small.SPEC, mix=mix, padding=1, rand_augment=True, shuffle_patches=2)
+  rows = jnp.arange(5)
+  assert not list(shared_keys(views_of, key, BATCH, jnp.asarray(LABELS), rows, rows))
+
+
+def test_a_shared_key_is_seen(key):
+  both = lambda k: (jax.random.split(k), jax.random.fold_in(k, 0))
+  assert list(shared_keys(both, key))
+  twice = lambda k: (jax.random.fold_in(k, 1), jax.random.fold_in(k, 1))
+  assert list(shared_keys(twice, key))
+  assert not list(shared_keys(lambda k: (jax.random.fold_in(k, 0), jax.random.fold_in(k, 1)), key))
