@@ -76,7 +76,6 @@ def cases(labels: np.ndarray, counts: np.ndarray) -> dict[str, tuple[Callable, C
     READ: (same, lambda z: z.sum()),
     "fit, float32": (same, fit),
     "fit, float32, JAX array": (to_device, fit),
-    "fit, float32, chunk_size=256": (same, lambda z: adsa.fit(z, labels, counts, chunk_size=256)),
     "fit, float16": (half, fit),
     "fit, float16, memory map": (memory_map, fit),
     "32 taus in one pass": (same, lambda z: tau_curves.class_means(Rows(z, labels), prior, taus)),

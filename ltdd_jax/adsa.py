@@ -55,13 +55,7 @@ class AdsaResult(NamedTuple):
 
 
 def fit(
-  logits: Any,
-  labels: Any,
-  class_counts: Any,
-  *,
-  tau_range: tuple[float, float] = (0.0, 3.0),
-  smoothing: float = 0.0,
-  chunk_size: int | None = None,
+  logits: Any, labels: Any, class_counts: Any, *, tau_range: tuple[float, float] = (0.0, 3.0)
 ) -> AdsaResult:
   """Finds the tau whose class confidences are spread least, to about 1e-3.
 
@@ -71,8 +65,6 @@ def fit(
     labels: (n,) or (..., n) integers, the classes that the images were distilled for.
     class_counts: (k,) training images of each class, or anything proportional to them.
     tau_range: what is searched, at least 1 wide.
-    smoothing: added to every count; needed if a class has no training image.
-    chunk_size: rows in one step, by default about a million logits.
 
   Raises:
     ValueError: shapes, dtypes or a range that do not fit; a NaN or infinite logit, a label outside
@@ -84,17 +76,12 @@ def fit(
     >>> round(fit(logits, np.array([0, 1]), [100, 10]).tau, 2)
     0.54
   """
-  z = to_array(logits)
-  check_logits(z, chunk_size)
-  y = check_labels(labels, z.shape)
-  prior = log_frequencies(class_counts, smoothing, z.shape[-1])
-  check_alive(block for _, block, _ in _blocks(z, y, chunk_size))
-  return search(functools.partial(_class_means, z, y, prior, chunk_size), prior, tau_range)
+  z, y, prior = _checked(logits, labels, class_counts)
+  check_alive(block for _, block, _ in _blocks(z, y))
+  return search(functools.partial(_class_means, z, y, prior), prior, tau_range)
 
 
-def align(
-  logits: Any, class_counts: Any, tau: Any, *, centered: bool = False, smoothing: float = 0.0
-) -> Array:
+def align(logits: Any, class_counts: Any, tau: Any, *, centered: bool = False) -> Array:
   """Returns `logits - tau * log pi` for logits (..., k): pure, jit-able, at least float32.
 
   With `centered`, `log pi` has mean zero, so that the mean of each row stays what it was. A softmax
@@ -106,32 +93,18 @@ def align(
   z = jnp.asarray(logits)
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
   if isinstance(class_counts, jax.core.Tracer):
-    counts = class_counts.astype(z.dtype) + smoothing
-    prior = jnp.log(counts / counts.sum())
+    prior = jnp.log(class_counts.astype(z.dtype) / class_counts.sum())
   else:
-    prior = jnp.asarray(log_frequencies(class_counts, smoothing, z.shape[-1]), z.dtype)
+    prior = jnp.asarray(log_frequencies(class_counts, z.shape[-1]), z.dtype)
   shift = prior - prior.mean() if centered else prior
   return z - jnp.expand_dims(tau * shift, tuple(range(z.ndim - 1)))
 
 
-def confidence(
-  logits: Any, labels: Any, class_counts: Any, tau: float, *, smoothing: float = 0.0
-) -> ndarray:
+def confidence(logits: Any, labels: Any, class_counts: Any, tau: float) -> ndarray:
   """Returns `q_c(tau)`, (k,) float64, NaN for classes without an image; arguments as of `fit`."""
   if not math.isfinite(tau):
     raise ValueError(f"tau is {tau}; expected a finite number.")
-  z = to_array(logits)
-  check_logits(z)
-  y = check_labels(labels, z.shape)
-  prior = log_frequencies(class_counts, smoothing, z.shape[-1])
-  return _class_means(z, y, prior, None, np.array([float(tau)]))[0]
-
-
-def objective(
-  logits: Any, labels: Any, class_counts: Any, tau: float, *, smoothing: float = 0.0
-) -> float:
-  """Returns the population standard deviation over classes of `confidence`."""
-  return float(np.nanstd(confidence(logits, labels, class_counts, tau, smoothing=smoothing)))
+  return _class_means(*_checked(logits, labels, class_counts), np.array([float(tau)]))[0]
 
 
 # ---- the search ----
@@ -158,11 +131,10 @@ def search(means: Callable[[ndarray], ndarray], log_prior: ndarray, tau_range: A
 def grid(tau_range: Any, log_prior: ndarray) -> ndarray:
   """The taus to search; raises ValueError for what is no range, or one too wide for this prior."""
   lo, hi = check_range(tau_range)
-  widest = _SAFE / max(float(np.ptp(log_prior)), UNIFORM)
-  if max(hi, 0) - min(lo, 0) > widest:
+  if (max(hi, 0) - min(lo, 0)) * np.ptp(log_prior) > _SAFE:
     raise ValueError(
-      f"tau_range is {tau_range}; with these class_counts no more than {widest:.1f} from zero on "
-      "can be searched."
+      f"tau_range is {tau_range}; with these class_counts it may be {_SAFE / np.ptp(log_prior):.1f} "
+      "wide, zero included."
     )
   return np.linspace(lo, hi, math.ceil(round((hi - lo) / _STEP, 6)) + 1)
 
@@ -187,11 +159,7 @@ def lowest(taus: ndarray, values: ndarray, allowed: Any = True) -> tuple[float, 
 
 
 def explain(
-  status: str,
-  tau: float,
-  before: float,
-  after: float,
-  what: str = "the spread of class confidences",
+  status: str, tau: float, before: float, after: float, what: str = "the spread of confidences"
 ) -> str:
   """The message of a result, from its status, tau and objectives, and what these are."""
   change = f"{what} goes from {before:.4f} to {after:.4f}"
@@ -201,8 +169,8 @@ def explain(
     "flat": f"tau = {tau:.3f}, but the objective is flat ({change}): these logits do not determine "
     "tau. Fit on the augmented views that students see (random resized crop, flip, CutMix).",
     "bound": f"tau = {tau:.3f}, the lower bound: {change}. A tau_range from -1 searches below.",
-    "edge": f"tau = {tau:.3f}, an edge of tau_range: {change}. Further out there is no minimum, or "
-    "only where a few classes take everything. Check labels and class_counts, or widen tau_range.",
+    "edge": f"tau = {tau:.3f} is no minimum but an edge, of tau_range or of where a few classes "
+    f"take everything: {change}. Check labels and class_counts, or widen tau_range.",
   }[status]
 
 
@@ -231,22 +199,20 @@ def exponentials(z: Array, log_prior: Array, taus: Array) -> tuple[Array, Array,
   return gaps, w, jnp.dot(jnp.exp(gaps), w, precision="highest")
 
 
-def _blocks(z: Any, labels: ndarray, size: int | None) -> Iterator[tuple[int, Any, ndarray]]:
+def _blocks(z: Any, labels: ndarray) -> Iterator[tuple[int, Any, ndarray]]:
   """Yields the number of the first row, logits (r, k) and classes (r,)."""
   k = z.shape[-1]
-  rows, size = z.reshape(-1, k), size or max(1, CHUNK // k)
+  rows, size = z.reshape(-1, k), max(1, CHUNK // k)
   labels = np.resize(labels, len(rows))  # label epochs repeat them
   for start in range(0, len(rows), size):
     yield start, to_single(rows[start : start + size]), labels[start : start + size]
 
 
-def _class_means(
-  z: Any, labels: ndarray, log_prior: ndarray, size: int | None, taus: ndarray
-) -> ndarray:
+def _class_means(z: Any, labels: ndarray, log_prior: ndarray, taus: ndarray) -> ndarray:
   """Means of p_y over the rows of each class: (g, k) float64, NaN without one."""
   k = z.shape[-1]
   sums = np.zeros((k, len(taus)))
-  for start, block, y in _blocks(z, labels, size):
+  for start, block, y in _blocks(z, labels):
     p = np.asarray(true_class(block, y, np.float32(log_prior), np.float32(taus)))
     check_finite(~np.isnan(p[:, 0]), start, z.shape[:-1])
     sums += sum_by(y, p, k)
@@ -279,6 +245,13 @@ def to_single(z: Any) -> Any:
 # ---- checks, which raise ValueError ----
 
 
+def _checked(logits: Any, labels: Any, class_counts: Any) -> tuple[Any, ndarray, ndarray]:
+  """Logits as an array, flat classes and log frequencies (k,)."""
+  z = to_array(logits)
+  check_logits(z)
+  return z, check_labels(labels, z.shape), log_frequencies(class_counts, z.shape[-1])
+
+
 def check_range(tau_range: Any) -> tuple[float, float]:
   """The two ends of a range of tau."""
   try:
@@ -293,30 +266,25 @@ def check_range(tau_range: Any) -> tuple[float, float]:
   return lo, hi
 
 
-def log_frequencies(class_counts: Any, smoothing: float, k: int) -> ndarray:
+def log_frequencies(class_counts: Any, k: int) -> ndarray:
   """Log class frequencies (k,) in float64."""
   counts = np.asarray(class_counts, np.float64)
   if counts.shape != (k,):
     raise ValueError(f"class_counts has shape {counts.shape}; logits of {k} classes need ({k},).")
   if not np.all((counts >= 0) & (counts < np.inf)):
     raise ValueError(f"class_counts is {counts}; expected numbers of training images.")
-  if not 0 <= smoothing < math.inf:
-    raise ValueError(f"smoothing is {smoothing}; expected a number of images, 0 or more.")
-  counts = counts + smoothing
   if counts.min() <= 0:
     raise ValueError(
       f"class {int(np.argmin(counts))} has no training image, so its log frequency is minus "
-      "infinity. Pass smoothing=1.0 to add an image to every class, or leave the class out."
+      "infinity. Add one to every count, or leave the class out."
     )
   return np.log(counts / counts.sum())
 
 
-def check_logits(z: Any, chunk_size: int | None = None) -> None:
-  """Checks the shape (..., n, k) and dtype of logits, and the number of rows in one step."""
+def check_logits(z: Any) -> None:
+  """Checks the shape (..., n, k) and dtype of logits."""
   if len(z.shape) < 2 or 0 in z.shape or not jnp.issubdtype(z.dtype, jnp.floating):
     raise ValueError(f"logits are {z.dtype} of shape {z.shape}; expected floats (..., n, k).")
-  if chunk_size is not None and chunk_size < 1:
-    raise ValueError(f"chunk_size is {chunk_size}; expected a number of rows.")
 
 
 def check_labels(labels: Any, shape: tuple[int, ...]) -> ndarray:

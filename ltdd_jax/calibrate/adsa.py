@@ -23,8 +23,7 @@ CURVE = 128  # points of a stored curve; finer searches are interpolated
 
 _BOUNDED = {  # what a status adds to the message of a bounded tau
   "flat": " But it is flat: these logits do not determine tau.",
-  "edge": " Without the bound tau is an edge of tau_range, and further out there is no minimum. "
-  "Check labels and class_counts.",
+  "edge": " Without the bound tau is no minimum but an edge. Check labels and class_counts.",
 }
 
 

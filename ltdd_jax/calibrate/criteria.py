@@ -17,7 +17,7 @@ from ltdd_jax.calibrate import tau_curves
 from ltdd_jax.calibrate.streaming import Rows
 
 CRITERIA = {
-  "confidence": "the spread of class confidences",
+  "confidence": "the spread of confidences",
   "marginal": "the spread of predicted masses, of mean 1,",
   "nll": "the mean log-loss",
 }

@@ -37,7 +37,7 @@ class Rows:
   def __init__(self, logits: Any, labels: Any, chunk_size: int | None = None) -> None:
     lazy = hasattr(logits, "rows")
     z = logits if lazy else adsa.to_array(logits)
-    adsa.check_logits(z, chunk_size)
+    adsa.check_logits(z)
     shape = tuple(z.shape)
     self.lead, self.k, self.n = shape[:-1], shape[-1], math.prod(shape[:-1])
     self.labels = adsa.check_labels(labels, shape)

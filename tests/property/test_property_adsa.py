@@ -65,7 +65,7 @@ def test_fit_is_no_worse_than_its_curve(logits, labels, counts, negative):
     beside = np.searchsorted(taus, result.tau) + np.array([-1, 0])
     assert result.objective_after <= curve[beside.clip(0, len(taus) - 1)].min() + 1e-6
   assert result.objective_after == pytest.approx(np.nanstd(result.confidence_after), abs=1e-9)
-  direct = adsa.objective(logits, labels, counts, result.tau)
+  direct = np.nanstd(adsa.confidence(logits, labels, counts, result.tau))
   assert result.objective_after == pytest.approx(direct, abs=1e-6)
   assert len(searched(result)) >= 31
 

@@ -257,7 +257,6 @@ def test_options():
   [
     ("adsa", {"target_prior": (0.5, 0.5)}, "target_prior has 2 entries; there are 5"),
     ("adsa", {"max_head_drop": 0.1, "head": (7,)}, r"head is \(7,\); expected some"),
-    ("adsa_vector", {"groups": ((0, 1), (2,))}, "groups hold 3 classes; there are 5"),
   ],
 )
 def test_options_for_another_number_of_classes_are_refused_before_any_work(name, args, message):

@@ -1,0 +1,71 @@
+"""The interval of tau against exact refits: float64, on the images that each replicate draws."""
+
+import numpy as np
+import pytest
+
+from ltdd_jax.calibrate import bootstrap, criteria
+from ltdd_jax.calibrate.streaming import Rows
+from ltdd_jax.core import rng
+
+REPLICATES = 60
+# classes, images a class, epochs, part of log pi in the logits, noise
+PROBLEMS = {
+  "two classes, many images, small tau": (2, 10_000, 1, 0.029, 1.0),
+  "two classes, few images": (2, 6, 2, 0.5, 1.0),
+  "two classes, beside the lower bound": (2, 50, 1, 0.0, 1.0),
+  "small tau": (5, 400, 1, 0.03, 1.0),
+  "the lower bound": (5, 200, 1, -0.02, 1.0),
+  "below the lower bound": (5, 40, 1, -1.0, 1.0),
+  "the upper bound": (5, 40, 1, 2.97, 1.0),
+  "ten classes": (10, 10, 3, 0.8, 1.5),
+}
+
+
+def draw(k, images, epochs, bias, noise):
+  """Logits (e, n, k), labels (n,) and log prior (k,)."""
+  random = np.random.default_rng(k * images)
+  prior = np.log(100.0) * np.linspace(0, -1, k)
+  prior -= np.log(np.exp(prior).sum())
+  labels = np.arange(k * images) % k
+  logits = noise * random.standard_normal((epochs, len(labels), k)) + 2 * np.eye(k)[labels]
+  return (logits + bias * prior).astype(np.float32), labels, prior
+
+
+def exact_taus(logits, labels, prior, criterion, replicates):
+  """The tau of each replicate on a grid of steps of 1e-4, all in float64."""
+  draws = rng.np_rng(0, "adsa", "bootstrap")
+  weights = np.empty((replicates, len(labels)))
+  for c in np.unique(labels):
+    members = np.flatnonzero(labels == c)
+    weights[:, members] = bootstrap._draws(draws, len(members), replicates) / len(members)
+
+  def class_means(tau):  # (b, k)
+    z = logits.astype(np.float64) - tau * prior
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    if criterion == "marginal":
+      return weights @ p.mean(0)
+    own = p[:, np.arange(len(labels)), labels]
+    own = (-np.log(own) if criterion == "nll" else own).mean(0)
+    return np.stack([weights[:, labels == c] @ own[labels == c] for c in np.unique(labels)], 1)
+
+  lo, hi = 0.0, 3.0
+  for step in (0.02, 0.001, 1e-4):
+    taus = np.linspace(lo, hi, round((hi - lo) / step) + 1)
+    values = np.stack([criteria.objective(class_means(t), criterion) for t in taus])
+    found = taus[np.argmin(values, 0)]
+    if np.ptp(found) > 100 * step:
+      break  # so wide that it need not be finer
+    lo, hi = max(found.min() - step, 0), min(found.max() + step, 3)
+  return found
+
+
+@pytest.mark.parametrize("criterion", criteria.CRITERIA)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_replicates_are_exact_refits(problem, criterion):
+  logits, labels, prior = draw(*PROBLEMS[problem])
+  rows = Rows(logits, labels)
+  fit = criteria.fit(rows, prior, criterion, (0, 3))
+  found = bootstrap.replicate_taus(rows, prior, fit, criterion, REPLICATES)
+  expected = exact_taus(logits, labels, prior, criterion, REPLICATES)
+  np.testing.assert_allclose(found, expected, atol=1.2e-3)
