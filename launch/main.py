@@ -44,14 +44,14 @@ def main(argv: list[str]) -> int:
   from ltdd_jax.core.types import LtddError
 
   try:
-    config = command_line.override(command_line.read_config(_CONFIG.value), argv[1:])
+    config = command_line.override(command_line.read_config(str(_CONFIG.value)), argv[1:])
     if "study" in config:
       from ltdd_jax.studies import run
     else:
       from ltdd_jax.pipeline import run
     run(
       config,
-      _WORKDIR.value,
+      str(_WORKDIR.value),
       cache=_CACHE.value,
       stage=_STAGE.value,
       dry_run=_DRY_RUN.value,

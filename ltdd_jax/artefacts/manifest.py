@@ -140,18 +140,18 @@ def open_artefact(folder: files.Pathlike) -> Artefact:
   Raises:
     LtddError: a file is missing, truncated or altered.
   """
-  folder = files.path(folder)
-  meta = read_meta(folder)
+  place = files.path(folder)
+  meta = read_meta(place)
   for name, about in meta["files"].items():
-    path = folder / name
+    path = place / name
     if not path.exists():
-      raise LtddError(_damaged(path, "it is missing", folder))
+      raise LtddError(_damaged(path, "it is missing", place))
     if (size := files.num_bytes(path)) != about["bytes"]:
-      raise LtddError(_damaged(path, f"it has {size} bytes, expected {about['bytes']}", folder))
+      raise LtddError(_damaged(path, f"it has {size} bytes, expected {about['bytes']}", place))
     if files.sha256(path) != about["sha256"]:
-      raise LtddError(_damaged(path, "its content was altered (SHA-256 differs)", folder))
-  arrays = {name: _array(folder / f"{name}.npy", about) for name, about in meta["arrays"].items()}
-  return Artefact(meta, arrays, folder)
+      raise LtddError(_damaged(path, "its content was altered (SHA-256 differs)", place))
+  arrays = {name: _array(place / f"{name}.npy", about) for name, about in meta["arrays"].items()}
+  return Artefact(meta, arrays, place)
 
 
 def _array(path: epath.Path, about: Mapping[str, Any]) -> np.ndarray:

@@ -41,8 +41,9 @@ def fit(rows: Rows, log_prior: np.ndarray, criterion: str, tau_range: Any) -> ad
     status = "flat"
   ends = np.array([0.0, tau])
   before, after = map(float, objective(confidences(ends, criterion), criterion))
+  at_zero, at_tau = confidences(ends)
   return adsa.AdsaResult(
-    tau, before, after, *confidences(ends),
+    tau, before, after, at_zero, at_tau,
     curve=np.stack([taus, objective(q, criterion)], 1),
     flat=status in ("flat", "uniform"),
     message=adsa.explain(status, tau, before, after, CRITERIA[criterion]),

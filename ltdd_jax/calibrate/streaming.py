@@ -128,7 +128,7 @@ def describe(rows: Rows, scale: Any, bias: Any, keep: np.ndarray | None = None) 
   """
   v, k = row_weights(rows), rows.k
   keep = np.ones(k, bool) if keep is None else keep
-  theta = _single(scale), np.broadcast_to(_single(bias), (k,))
+  theta = _single(scale), np.broadcast_to(np.asarray(bias, np.float32), (k,))
   confidence, mass, log_loss = np.zeros(k), np.zeros(k), 0.0
   parts = (
     (start, skip, y, w, _describe(z, y, w, *theta, keep))

@@ -32,6 +32,8 @@ def read_config(name: str) -> dict[str, Any]:
   if path.suffix != ".py" or not path.is_file():
     raise LtddError(f"--config is {name}: there is no config file {path}; expected a .py file")
   spec = importlib.util.spec_from_file_location("config_file", path)
+  assert spec is not None  # the file ends in .py
+  assert spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
@@ -53,13 +55,13 @@ def override(config: Mapping[str, Any], args: Iterable[str]) -> dict[str, Any]:
   Raises:
     LtddError: an argument without a value, or a key within a value that has no keys.
   """
-  config = copy.deepcopy(dict(config))
+  out: dict[str, Any] = copy.deepcopy(dict(config))
   for arg in args:
     match = _OVERRIDE.fullmatch(arg)
     if match is None or match[2] is None:
       raise LtddError(f"{arg!r} has no value or no key; expected --config.KEY=VALUE")
     *parents, last = match[1].split(".")
-    node = config
+    node = out
     for depth, key in enumerate(parents):
       if node.get(key) is None:
         node[key] = {}
@@ -68,7 +70,7 @@ def override(config: Mapping[str, Any], args: Iterable[str]) -> dict[str, Any]:
         whole = ".".join(["config", *parents[: depth + 1]])
         raise LtddError(f"{arg}: {whole} is {node!r}, which has no keys; give it whole, --{whole}=")
     node[last] = _value(match[2], node.get(last))
-  return config
+  return out
 
 
 def _value(text: str, old: Any) -> Any:

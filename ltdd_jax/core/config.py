@@ -138,7 +138,7 @@ def parameters(factory: Factory, skip_positional: bool = True) -> dict[str, insp
       for k, (kind, default) in factory.own.items()
     }
     return {k: p for k, p in (known | own).items() if k not in factory.hidden}
-  kinds = [inspect.Parameter.KEYWORD_ONLY]
+  kinds: list[Any] = [inspect.Parameter.KEYWORD_ONLY]
   if not skip_positional:
     kinds.append(inspect.Parameter.POSITIONAL_OR_KEYWORD)
   return {k: p for k, p in inspect.signature(factory).parameters.items() if p.kind in kinds}

@@ -10,7 +10,7 @@ This module imports neither JAX nor NumPy, so that `tune_host` can come first.
 import ctypes
 import os
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DEFAULT_CACHE = "~/.cache/ltdd_jax/xla"
 THREADS_PER_DEVICE = 16
@@ -86,8 +86,10 @@ def setup_jax(
   import jax
 
   if distributed:
-    there = {k: os.environ.get(f"JAX_{k.upper()}") for k in ("num_processes", "process_id")}
-    jax.distributed.initialize(**{k: int(v) for k, v in there.items() if v})
+    names = ("num_processes", "process_id")
+    values = {k: os.environ.get(f"JAX_{k.upper()}") for k in names}
+    there: dict[str, Any] = {k: int(v) for k, v in values.items() if v}
+    jax.distributed.initialize(**there)
   return Facts(_set_cpu_devices(num_cpu_devices), _set_cache(cache_dir), distributed)
 
 

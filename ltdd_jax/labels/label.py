@@ -193,7 +193,7 @@ def store_logits(
   facts = {"source": name, "images": _digest(images)}
   store = _make_store(None, session, (1, *shape), encoding, class_names, facts)
   if jax.process_index() == 0:
-    store.write({0: encoding.encode(logits)})
+    store.write({0: encoding.encode(jnp.asarray(logits))})
   mesh_lib.barrier("label epochs written")
   return Labelled(store, logits)
 
@@ -242,6 +242,11 @@ def _make_store(
   return store
 
 
+def _inputs(size: int, first: int, total: int, t: int) -> tuple[np.int32, np.int32, np.int32]:
+  """Where batch t of a group begins, the group's first label epoch, and its number of views."""
+  return np.int32(t * size), np.int32(first), np.int32(total)
+
+
 def _label_epochs(
   name: str,
   store: label_store.LabelStore,
@@ -272,7 +277,8 @@ def _label_epochs(
     largest = jnp.maximum(encoding_lib.largest(encoded), jnp.max(jnp.abs(logits)))
     return state, {"max_logit": largest}  # inf: too large
 
-  present, compiled = store.present(), {}
+  present = store.present()
+  compiled: loop.Compiled = {}
   mesh_lib.barrier("label epochs listed")
   for first in range(0, e, group):
     epochs = range(first, min(first + group, e))
@@ -289,9 +295,7 @@ def _label_epochs(
       num_steps=-(-total // size),
       session=session,
       name=part,
-      inputs=lambda t, first=first, total=total: (
-        np.int32(t * size), np.int32(first), np.int32(total)
-      ),
+      inputs=functools.partial(_inputs, size, first, total),
       compiled=compiled,
       advice=f"logits may not fit into {encoding.dtype}: set config.label.dtype='float32'",
     )  # fmt: skip

@@ -64,7 +64,7 @@ def _depthwise(x: jax.Array, kernel: jax.Array, *, strides: Any, padding: Any) -
   x = _padded(x, padding)
   (u, v), (rows, columns) = kernel.shape[:2], strides
   h, w = ((n - k) // s for n, k, s in zip(x.shape[1:3], (u, v), strides, strict=True))
-  out = 0.0
+  out: Any = 0.0
   for i in range(u):
     for j in range(v):
       shifted = x[:, i : i + h * rows + 1 : rows, j : j + w * columns + 1 : columns]

@@ -73,7 +73,7 @@ def apply_with_inputs(
     return call(*args, **kwargs)
 
   with nn.intercept_methods(record):
-    logits = model.apply(variables, images, train=False)
+    logits: Any = model.apply(variables, images, train=False)
   return logits, tuple(inputs)
 
 

@@ -222,8 +222,8 @@ def check_with_data(ctx: Context, todo: Collection[str] | None = None) -> None:
   sources.test_indices(ctx.source, config["data"]["num_test"])
   longtail.groups(ctx.counts, config["report"]["groups"])
   stages = [stage.name for stage in graph.make_stages(ctx)]
-  todo = [name.split("/") for name in (stages if todo is None else todo)]
-  kinds, images = {name[0] for name in todo}, {name[1] for name in todo if len(name) > 1}
+  parts = [name.split("/") for name in (stages if todo is None else todo)]
+  kinds, images = {name[0] for name in parts}, {name[1] for name in parts if len(name) > 1}
   learned = {name: _check_method(ctx, name) for name in sorted(images)}
   for row in graph.rows(config):
     if row.images in images:

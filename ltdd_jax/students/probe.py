@@ -83,5 +83,5 @@ def logits_of(
   network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
   consts = {"images": images, "variables": variables}
   consts = mesh_lib.put(consts, mesh_lib.replicated(session.mesh))
-  apply = lambda variables, pixels: network.apply(variables, pixels, train=False)
+  apply: Any = lambda variables, pixels: network.apply(variables, pixels, train=False)
   return label_lib.clean_logits(consts, apply, spec, _BATCH, session.mesh)

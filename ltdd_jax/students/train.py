@@ -201,7 +201,8 @@ def train_students(
   )
   total = np.bincount(np.asarray(test.labels), minlength=spec.num_classes).astype(np.int32)
   steps = np.asarray(scoring.steps, np.int32)
-  return StudentResult(trained.correct, total, steps, trained.state.scored)
+  correct = np.asarray(trained.correct)
+  return StudentResult(correct, total, steps, trained.state.scored)
 
 
 def _network(
@@ -218,7 +219,7 @@ def _network(
 
 
 def _scorer(
-  apply_fn: Callable[..., jax.Array],
+  apply_fn: Callable[..., Any],
   test: ArrayData,
   spec: DatasetSpec,
   batch_size: int,

@@ -5,6 +5,7 @@
 Networks differ in their keys and inputs. All states have a leading axis of networks.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -142,7 +143,7 @@ def train(
       num_steps=num_steps,
       session=session,
       name=group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else ""),
-      inputs=lambda t, group=group: loop.stack([n.inputs(t) for n in group]),
+      inputs=functools.partial(_inputs, group),
       hook=hook,
       hook_at=scoring.steps if scoring else (),
       compiled=compiled,
@@ -150,6 +151,11 @@ def train(
     parts.append(mesh_lib.get(state))
   joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
   return Trained(joined["train"], joined["correct"])
+
+
+def _inputs(group: Sequence[Network], t: int) -> Any:
+  """The host arrays of a step, with a leading axis of networks."""
+  return loop.stack([network.inputs(t) for network in group])
 
 
 def _step_fn(step: MeshFn, mesh: jax.sharding.Mesh) -> loop.StepFn:

@@ -65,7 +65,7 @@ def multistep(*, milestones: Sequence[float] = (0.5,), factor: float = 0.1) -> M
     )
   # t may come out a rounding error below the milestone that it stands for.
   passed = lambda t: sum(jnp.where(t > m - 1e-6, 1.0, 0.0) for m in milestones)
-  return lambda t: factor ** passed(t)
+  return lambda t: factor ** passed(t)  # type: ignore[return-value] # there is a milestone
 
 
 def warmup_cosine(*, warmup: float = 0.05, start: float = 0.01) -> Multiplier:

@@ -55,7 +55,7 @@ def parse(reference: str) -> Reference:
   """
   found = _REFERENCE.fullmatch(str(reference))
   name = found["name"] if found else str(reference)
-  if name not in RECIPES:
+  if found is None or name not in RECIPES:
     hint = config_lib.suggest(name, RECIPES)
     raise LtddError(f"unknown recipe {reference!r}. {hint} Known: {', '.join(RECIPES)}.")
   recipe = RECIPES[name]

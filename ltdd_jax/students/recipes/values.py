@@ -145,7 +145,7 @@ def gvbsm_mse_gt(case: Case) -> Settings:
   return {"student": part, "views": views((0.08, 1.0))}
 
 
-EDC_MILESTONES = {"milestones": (0.8, 0.9, 0.95), "factor": 0.5}
+EDC_MILESTONES: dict[str, Any] = {"milestones": (0.8, 0.9, 0.95), "factor": 0.5}
 
 
 def edc_mse_gt(case: Case) -> Settings:
