@@ -362,7 +362,7 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 
 def _parse_value(key: str, text: str | None, default: Any) -> Any:
   if isinstance(default, bool):
-    value = True if text is None else _BOOLEANS.get(text.lower())
+    value: Any = True if text is None else _BOOLEANS.get(text.lower())
     if value is None:
       raise LtddError(f"config argument {key}={text}: expected true or false")
     return value
