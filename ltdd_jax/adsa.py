@@ -133,8 +133,8 @@ def grid(tau_range: Any, log_prior: ndarray) -> ndarray:
   lo, hi = check_range(tau_range)
   if (max(hi, 0) - min(lo, 0)) * np.ptp(log_prior) > _SAFE:
     raise ValueError(
-      f"tau_range is {tau_range}; with these class_counts it may be {_SAFE / np.ptp(log_prior):.1f} "
-      "wide, zero included."
+      f"tau_range is {tau_range}; with these class_counts it may be "
+      f"{_SAFE / np.ptp(log_prior):.1f} wide, zero included."
     )
   return np.linspace(lo, hi, math.ceil(round((hi - lo) / _STEP, 6)) + 1)
 
