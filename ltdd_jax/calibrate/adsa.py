@@ -1,6 +1,5 @@
 """Adaptive soft-label alignment as a calibrator, with its options."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -73,7 +72,7 @@ def adsa(
   """
   check_choice("adsa: criterion", criterion, tuple(CRITERIA))
   target = base.target_shift("adsa", target_prior)
-  if bootstrap != 0 and not bootstrap_lib.LEAST <= bootstrap < math.inf:
+  if bootstrap != 0 and bootstrap < bootstrap_lib.LEAST:
     raise LtddError(
       f"adsa: bootstrap is {bootstrap}; expected {bootstrap_lib.LEAST} replicates or more, or 0 "
       "for no interval."
