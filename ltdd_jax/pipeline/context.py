@@ -56,7 +56,7 @@ class Context:
   def split(self, name: str | None = None) -> longtail.Split:
     """A split of the training data: one of `config.data.splits`, or the run's own for None."""
     rule = dict(self.config["data"] if name is None else self.config["data"]["splits"][name])
-    if rule["rule"] == "matched":  # balanced, with as many images as the run's own split has
+    if rule.get("rule") == "matched":  # balanced, with as many images as the run's own split has
       each = int(self.counts.sum()) // len(self.counts)
       rule |= {"rule": "counts", "counts": (each,) * len(self.counts)}
     return longtail.make_split(
