@@ -188,10 +188,10 @@ def test_a_batch_that_was_stopped_goes_on_with_what_was_carried(tmp_path, monkey
 @pytest.mark.parametrize("carries", [True, False])
 def test_finished_batches_are_not_made_again_and_leave_no_checkpoints(tmp_path, carries):
   session = loop.Session(show_progress=False, scratch=tmp_path)
-  slots = distil.make_slots(np.array([2, 2, 2]))
+  slots = small.slots(2, 2, 2)
   method = counting() if carries else counting()._replace(carry=None)
   fill = lambda method: run_method(
-    "a", method, small.env(), slots, distil.Feed(), batch_size=2, session=session
+    "a", method, small.env(), slots, {}, batch_size=2, session=session
   )
   whole = fill(method).images
   assert [p.name for p in (tmp_path / "distil" / "a").iterdir()] == ["2"]  # of 0, 1 and 2
