@@ -36,7 +36,7 @@ class Rows:
 
   def __init__(self, logits: Any, labels: Any, chunk_size: int | None = None) -> None:
     lazy = hasattr(logits, "rows")
-    z = logits if lazy else adsa.to_array(logits)
+    z = logits if lazy else np.asanyarray(logits)
     adsa.check_logits(z)
     shape = tuple(z.shape)
     self.lead, self.k, self.n = shape[:-1], shape[-1], math.prod(shape[:-1])
@@ -46,7 +46,7 @@ class Rows:
     flat = z if lazy else z.reshape(-1, self.k)
     self._read = flat.rows if lazy else lambda start, stop: flat[start:stop]
 
-  def chunks(self) -> Iterator[tuple[int, int, Any, np.ndarray]]:
+  def chunks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
     """Yields (first row, rows to skip, logits (r, k), classes (r,)), of one shape."""
     for i in range(-(-self.n // self.size)):
       start = min(i * self.size, self.n - self.size)  # the last overlaps the one before it
