@@ -202,7 +202,7 @@ def exponentials(z: Array, log_prior: Array, taus: Array) -> tuple[Array, Array,
 def _blocks(z: ndarray, labels: ndarray) -> Iterator[tuple[int, ndarray, ndarray]]:
   """Yields the number of the first row, logits (r, k) and classes (r,)."""
   k = z.shape[-1]
-  rows, size = z.reshape(-1, k), max(1, CHUNK // k)
+  rows, size = z.reshape(-1, k), max(1, CHUNK // max(k, 256))  # taus are some hundreds
   labels = np.resize(labels, len(rows))  # label epochs repeat them
   for start in range(0, len(rows), size):
     yield start, to_single(rows[start : start + size]), labels[start : start + size]

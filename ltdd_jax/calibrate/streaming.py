@@ -25,7 +25,7 @@ Objective = Callable[[Any, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
 
 
 class Rows:
-  """Checked logits as rows (n, k) with their classes; a JAX array on CPU is seen through NumPy.
+  """Checked logits as rows (n, k) with their classes.
 
   Besides arrays, `logits` may be a *row source*: an object with `shape` (..., n, k), `dtype` and
   `rows(start, stop)`, which gives NumPy logits (stop - start, k); leading axes count in C order.
@@ -42,7 +42,7 @@ class Rows:
     self.lead, self.k, self.n = shape[:-1], shape[-1], math.prod(shape[:-1])
     self.labels = adsa.check_labels(labels, shape)
     self.counts = np.bincount(self.labels, minlength=self.k) * (self.n // len(self.labels))
-    self.size = min(self.n, chunk_size or max(1, adsa.CHUNK // max(self.k, 64)))
+    self.size = min(self.n, chunk_size or max(1, adsa.CHUNK // max(self.k, 256)))
     flat = z if lazy else z.reshape(-1, self.k)
     self._read = flat.rows if lazy else lambda start, stop: flat[start:stop]
 
