@@ -199,16 +199,16 @@ def exponentials(z: Array, log_prior: Array, taus: Array) -> tuple[Array, Array,
   return gaps, w, jnp.dot(jnp.exp(gaps), w, precision="highest")
 
 
-def _blocks(z: Any, labels: ndarray) -> Iterator[tuple[int, Any, ndarray]]:
+def _blocks(z: ndarray, labels: ndarray) -> Iterator[tuple[int, ndarray, ndarray]]:
   """Yields the number of the first row, logits (r, k) and classes (r,)."""
   k = z.shape[-1]
-  rows, size = z.reshape(-1, k), max(1, CHUNK // k)
+  rows, size = z.reshape(-1, k), max(1, CHUNK // max(k, 256))  # taus are some hundreds
   labels = np.resize(labels, len(rows))  # label epochs repeat them
   for start in range(0, len(rows), size):
     yield start, to_single(rows[start : start + size]), labels[start : start + size]
 
 
-def _class_means(z: Any, labels: ndarray, log_prior: ndarray, taus: ndarray) -> ndarray:
+def _class_means(z: ndarray, labels: ndarray, log_prior: ndarray, taus: ndarray) -> ndarray:
   """Means of p_y over the rows of each class: (g, k) float64, NaN without one."""
   k = z.shape[-1]
   sums = np.zeros((k, len(taus)))
@@ -228,13 +228,7 @@ def sum_by(index: ndarray, values: ndarray, size: int) -> ndarray:
   return np.bincount(cells.reshape(-1), values.reshape(-1), size * g).reshape(size, g)
 
 
-def to_array(logits: Any) -> Any:
-  """Logits as they are on a device, else as NumPy sees them, without a copy."""
-  away = isinstance(logits, Array) and {d.platform for d in logits.devices()} != {"cpu"}
-  return logits if away else np.asanyarray(logits)
-
-
-def to_single(z: Any) -> Any:
+def to_single(z: ndarray) -> ndarray:
   """Logits (r, k) of at most 4 bytes: float64 less its row's largest, for float32 has less room."""
   if z.dtype.itemsize <= 4:
     return z
@@ -245,9 +239,9 @@ def to_single(z: Any) -> Any:
 # ---- checks, which raise ValueError ----
 
 
-def _checked(logits: Any, labels: Any, class_counts: Any) -> tuple[Any, ndarray, ndarray]:
-  """Logits as an array, flat classes and log frequencies (k,)."""
-  z = to_array(logits)
+def _checked(logits: Any, labels: Any, class_counts: Any) -> tuple[ndarray, ndarray, ndarray]:
+  """Logits as NumPy sees them (no copy on a CPU), flat classes and log frequencies (k,)."""
+  z = np.asanyarray(logits)
   check_logits(z)
   return z, check_labels(labels, z.shape), log_frequencies(class_counts, z.shape[-1])
 

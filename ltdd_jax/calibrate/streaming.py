@@ -25,7 +25,7 @@ Objective = Callable[[Any, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
 
 
 class Rows:
-  """Checked logits as rows (n, k) with their classes; a JAX array on CPU is seen through NumPy.
+  """Checked logits as rows (n, k) with their classes.
 
   Besides arrays, `logits` may be a *row source*: an object with `shape` (..., n, k), `dtype` and
   `rows(start, stop)`, which gives NumPy logits (stop - start, k); leading axes count in C order.
@@ -36,17 +36,17 @@ class Rows:
 
   def __init__(self, logits: Any, labels: Any, chunk_size: int | None = None) -> None:
     lazy = hasattr(logits, "rows")
-    z = logits if lazy else adsa.to_array(logits)
+    z = logits if lazy else np.asanyarray(logits)
     adsa.check_logits(z)
     shape = tuple(z.shape)
     self.lead, self.k, self.n = shape[:-1], shape[-1], math.prod(shape[:-1])
     self.labels = adsa.check_labels(labels, shape)
     self.counts = np.bincount(self.labels, minlength=self.k) * (self.n // len(self.labels))
-    self.size = min(self.n, chunk_size or max(1, adsa.CHUNK // max(self.k, 64)))
+    self.size = min(self.n, chunk_size or max(1, adsa.CHUNK // max(self.k, 256)))
     flat = z if lazy else z.reshape(-1, self.k)
     self._read = flat.rows if lazy else lambda start, stop: flat[start:stop]
 
-  def chunks(self) -> Iterator[tuple[int, int, Any, np.ndarray]]:
+  def chunks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
     """Yields (first row, rows to skip, logits (r, k), classes (r,)), of one shape."""
     for i in range(-(-self.n // self.size)):
       start = min(i * self.size, self.n - self.size)  # the last overlaps the one before it

@@ -86,14 +86,14 @@ def test_dtypes(dtype):
 def test_chunks_change_nothing(chunk_size, monkeypatch):
   logits, labels = draw()
   a = adsa.fit(logits, labels, COUNTS)
-  monkeypatch.setattr(adsa, "CHUNK", chunk_size * K)
+  monkeypatch.setattr(adsa, "CHUNK", chunk_size * 256)
   b = adsa.fit(logits, labels, COUNTS)
   assert (a.tau, a.objective_after) == pytest.approx((b.tau, b.objective_after), abs=1e-6)
   np.testing.assert_allclose(a.curve, b.curve, atol=1e-6)
 
 
 def test_label_epochs_are_rows(monkeypatch):
-  monkeypatch.setattr(adsa, "CHUNK", 7 * K)
+  monkeypatch.setattr(adsa, "CHUNK", 7 * 256)
   logits, labels = draw(n=60)
   flat = adsa.fit(logits, labels, COUNTS)
   epochs = logits.reshape(3, 20, K)
