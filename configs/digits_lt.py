@@ -4,8 +4,8 @@
 
 The set is scikit-learn's, embedded; 600 images, 60 of each class, are held out as a balanced test.
 It takes about two minutes on 2 CPU cores. Plain soft labels -> ADSA, mean of 3 seeds: SRe2L
-images top-1 82.9 -> 83.2 and tail (2 to 5 training images a class) 61.7 -> 69.1, random images
-85.7 -> 90.8 and 63.3 -> 86.3 (docs/results/README.md).
+images top-1 80.3 -> 84.5 and tail (2 to 5 training images a class) 54.6 -> 68.7, random images
+83.7 -> 90.1 and 56.3 -> 80.2 (docs/results/digits.md).
 
 Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (50), ipc (5), seed (0),
 preset (cpu, smoke, full), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
