@@ -9,6 +9,7 @@ import logging as std_logging
 import pathlib
 import signal
 import sys
+from typing import Any
 
 from ltdd_jax.core import startup
 
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
   from ltdd_jax.core.types import LtddError
 
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops like Ctrl-C, and cleans up
+  sys.unraisablehook = raise_again
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
   try:
@@ -62,6 +64,18 @@ def main(argv: list[str]) -> int:
     print("error: stopped before the end; no file is half written.", file=sys.stderr)
     return 130
   return 0
+
+
+def raise_again(unraisable: Any) -> None:
+  """Raises a stop again that fell into a callback of the garbage collector (JAX has one).
+
+  Python drops what is raised there, and the program would go on to its end as if nobody had asked.
+  """
+  if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+    sys.__unraisablehook__(unraisable)
+    return
+  signal.signal(signal.SIGALRM, signal.default_int_handler)
+  signal.setitimer(signal.ITIMER_REAL, 0.05)  # when the callback has returned
 
 
 def _run() -> None:
