@@ -5,7 +5,7 @@ makes every part of the run once, on shapes alone, which finds the rest.
 """
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,16 +40,31 @@ _SPECS = Sequence[Mapping[str, Any]]
 _NAMES = Sequence[str] | None
 
 
-def _named(
-  factories: Mapping[str, Callable[..., Any]],
-  hidden: tuple[str, ...] = (),
-  **own: config_lib.Key,
-) -> dict[str, Group]:
-  """Groups with a key `name`, which take what the factory of that name does, and keys of ours."""
-  return {name: Group((factory,), own, hidden) for name, factory in factories.items()}
+class _Named(Mapping[str, Group]):
+  """Groups with a key `name`, which take what the factory of that name does, and keys of ours.
+
+  It looks into the registry each time, so that what is registered later is known too.
+  """
+
+  def __init__(
+    self,
+    factories: Mapping[str, Callable[..., Any]],
+    hidden: tuple[str, ...] = (),
+    **own: config_lib.Key,
+  ):
+    self.factories, self.hidden, self.own = factories, hidden, own
+
+  def __getitem__(self, name: str) -> Group:
+    return Group((self.factories[name],), self.own, self.hidden)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.factories)
+
+  def __len__(self) -> int:
+    return len(self.factories)
 
 
-_MODELS = _named(models.MODELS, hidden=("num_classes", "image_shape"))
+_MODELS = _Named(models.MODELS, hidden=("num_classes", "image_shape"))
 _OPTIMIZERS = optimizers.OPTIMIZERS
 _SCHEDULES = optimizers.SCHEDULES
 
@@ -64,8 +79,8 @@ SCHEMA: config_lib.Schema = {
     (teacher_training.train_teachers,), own={"splits": Key(Mapping, {})}, hidden=_RUN
   ),
   "teacher.models.*": _MODELS,
-  "teacher.optimizer": _named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float)),
-  "teacher.schedule": _named(_SCHEDULES),
+  "teacher.optimizer": _Named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float)),
+  "teacher.schedule": _Named(_SCHEDULES),
   "teacher.objective": objectives.OBJECTIVES,
   "teacher.augment.*": augment.AUGMENTS,
   "teacher.derive.*": recalibrate.DERIVE,
@@ -78,7 +93,7 @@ SCHEMA: config_lib.Schema = {
     own={"methods": Key(Mapping), "teachers": Key(_NAMES, None)},
     hidden=(*_RUN, "on_host"),
   ),
-  "distil.methods.*": _named(
+  "distil.methods.*": _Named(
     distil.METHODS, split=Key(str | None, None), teachers=Key(_NAMES, None)
   ),
   "distil.methods.*.augment.*": augment.AUGMENTS,
@@ -89,7 +104,7 @@ SCHEMA: config_lib.Schema = {
     hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage", "folder"),
   ),
   "label.views": views_lib.view_fn,
-  "label.sources.*": _named(label_sources.SOURCES, calibrators=Key(_NAMES, None)),
+  "label.sources.*": _Named(label_sources.SOURCES, calibrators=Key(_NAMES, None)),
   "calibrate": Group(
     own={
       "calibrators": Key(Mapping),
@@ -104,8 +119,8 @@ SCHEMA: config_lib.Schema = {
     hidden=(*_RUN, "views", "view_key", "key_name"),
   ),
   "student.model": _MODELS,
-  "student.optimizer": _named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float | None)),
-  "student.schedule": _named(_SCHEDULES, per_epoch=Key(bool, False)),
+  "student.optimizer": _Named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float | None)),
+  "student.schedule": _Named(_SCHEDULES, per_epoch=Key(bool, False)),
   "student.loss": losses.SOFT_LOSSES,
   "report": Group(own={"groups": Key(str, "thirds")}),
 }
