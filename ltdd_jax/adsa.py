@@ -201,31 +201,40 @@ def exponentials(z: Array, log_prior: Array, taus: Array) -> tuple[Array, Array,
 
 def _blocks(z: ndarray, labels: ndarray) -> Iterator[tuple[int, ndarray, ndarray]]:
   """Yields the number of the first row, logits (r, k) and classes (r,)."""
-  k = z.shape[-1]
-  rows, size = z.reshape(-1, k), max(1, CHUNK // max(k, 256))  # taus are some hundreds
-  labels = np.resize(labels, len(rows))  # label epochs repeat them
+  rows = z.reshape(-1, z.shape[-1])
+  size, labels = block_size(z.shape[-1]), np.resize(labels, len(rows))  # epochs repeat labels
   for start in range(0, len(rows), size):
     yield start, to_single(rows[start : start + size]), labels[start : start + size]
 
 
 def _class_means(z: ndarray, labels: ndarray, log_prior: ndarray, taus: ndarray) -> ndarray:
   """Means of p_y over the rows of each class: (g, k) float64, NaN without one."""
-  k = z.shape[-1]
-  sums = np.zeros((k, len(taus)))
-  for start, block, y in _blocks(z, labels):
-    p = np.asarray(true_class(block, y, np.float32(log_prior), np.float32(taus)))
-    check_finite(~np.isnan(p[:, 0]), start, z.shape[:-1])
-    sums += sum_by(y, p, k)
-  counts = np.bincount(np.resize(labels, math.prod(z.shape[:-1])), minlength=k)
+  lead = z.shape[:-1]
+
+  def parts() -> Iterator[tuple[ndarray, ndarray]]:
+    for start, block, y in _blocks(z, labels):
+      p = np.asarray(true_class(block, y, np.float32(log_prior), np.float32(taus)))
+      check_finite(~np.isnan(p[:, 0]), start, lead)
+      yield y, p
+
+  counts = np.bincount(labels, minlength=z.shape[-1]) * (math.prod(lead) // len(labels))
+  return means_by_class(parts(), counts)
+
+
+def block_size(k: int) -> int:
+  """Rows in a block of k classes; a grid has some hundreds of taus."""
+  return max(1, CHUNK // max(k, 256))
+
+
+def means_by_class(parts: Iterable[tuple[ndarray, ndarray]], counts: ndarray) -> ndarray:
+  """Means (g, k) of values (r, g) over the rows of each class, from parts (classes, values)."""
+  sums: Any = 0.0
+  for y, values in parts:
+    k, g = len(counts), values.shape[1]
+    cells = y[:, None] * np.int64(g) + np.arange(g)
+    sums = sums + np.bincount(cells.reshape(-1), values.reshape(-1), k * g).reshape(k, g)
   with np.errstate(invalid="ignore"):
     return (sums / counts[:, None]).T
-
-
-def sum_by(index: ndarray, values: ndarray, size: int) -> ndarray:
-  """Sums of the values (r, g) whose index (r,) is 0 .. size - 1: (size, g) float64."""
-  g = values.shape[1]
-  cells = index[:, None] * np.int64(g) + np.arange(g)
-  return np.bincount(cells.reshape(-1), values.reshape(-1), size * g).reshape(size, g)
 
 
 def to_single(z: ndarray) -> ndarray:
@@ -242,8 +251,7 @@ def to_single(z: ndarray) -> ndarray:
 def _checked(logits: Any, labels: Any, class_counts: Any) -> tuple[ndarray, ndarray, ndarray]:
   """Logits as NumPy sees them (no copy on a CPU), flat classes and log frequencies (k,)."""
   z = np.asanyarray(logits)
-  check_logits(z)
-  return z, check_labels(labels, z.shape), log_frequencies(class_counts, z.shape[-1])
+  return z, check_rows(z, labels), log_frequencies(class_counts, z.shape[-1])
 
 
 def check_range(tau_range: Any) -> tuple[float, float]:
@@ -252,12 +260,12 @@ def check_range(tau_range: Any) -> tuple[float, float]:
     lo, hi = (float(t) for t in tau_range)
   except (TypeError, ValueError):
     lo = hi = math.nan
-  if not (-FAR <= lo < hi <= FAR and hi - lo >= 1):
-    raise ValueError(
-      f"tau_range is {tau_range}; expected two numbers within {FAR:g} of zero, the lower first, at "
-      "least 1 apart."
-    )
-  return lo, hi
+  if -FAR <= lo <= hi - 1 <= FAR - 1:
+    return lo, hi
+  raise ValueError(
+    f"tau_range is {tau_range}; expected two numbers within {FAR:g} of zero, the lower first, at "
+    "least 1 apart."
+  )
 
 
 def log_frequencies(class_counts: Any, k: int) -> ndarray:
@@ -275,20 +283,19 @@ def log_frequencies(class_counts: Any, k: int) -> ndarray:
   return np.log(counts / counts.sum())
 
 
-def check_logits(z: Any) -> None:
-  """Checks the shape (..., n, k) and dtype of logits."""
+def check_rows(z: Any, labels: Any) -> ndarray:
+  """Classes of all rows of logits z (..., n, k), from labels (n,) or (..., n): flat, int32.
+
+  `z` needs no more than a shape and a dtype. Labels (n,) stay n: label epochs repeat them.
+  """
   if len(z.shape) < 2 or 0 in z.shape or not jnp.issubdtype(z.dtype, jnp.floating):
     raise ValueError(f"logits are {z.dtype} of shape {z.shape}; expected floats (..., n, k).")
-
-
-def check_labels(labels: Any, shape: tuple[int, ...]) -> ndarray:
-  """Classes (n,) or (...) flat, int32, of logits of a shape (..., n, k)."""
-  y, lead, k = np.asarray(labels), shape[:-1], shape[-1]
+  y, lead, k = np.asarray(labels), tuple(z.shape[:-1]), z.shape[-1]
   if y.dtype.kind not in "iu":
     raise ValueError(f"labels have dtype {y.dtype}; expected integers: labels.astype(int).")
   if y.shape not in (lead, lead[-1:]):
     shapes = " or ".join(str(s) for s in dict.fromkeys((lead[-1:], lead)))
-    raise ValueError(f"labels have shape {y.shape}; logits of shape {shape} need {shapes}.")
+    raise ValueError(f"labels have shape {y.shape}; logits of shape {z.shape} need {shapes}.")
   y = y.reshape(-1)
   bad = (y < 0) | (y >= k)
   if bad.any():
