@@ -69,7 +69,7 @@ def fit(
   Raises:
     ValueError: shapes, dtypes or a range that do not fit; a NaN or infinite logit, a label outside
       [0, k) or a class without training images, naming the first; fewer than two classes with an
-      image; logits that are the same for all classes in every row.
+      image; logits of a dead teacher, the same for every image but for a constant.
 
   Example:
     >>> logits = np.array([[2.0, 0.0], [0.5, 0.0]], np.float32)
@@ -306,10 +306,19 @@ def check_rows(z: Any, labels: Any) -> ndarray:
   return y.astype(np.int32)
 
 
-def check_alive(blocks: Iterable[Any]) -> None:
-  """Refuses logits that say nothing in any row of any block (r, k)."""
-  if not any((z.max(1) != z.min(1)).any() for z in blocks):
-    raise ValueError("logits are the same for all classes in every row: the teacher is dead.")
+def check_alive(blocks: Iterable[ndarray]) -> None:
+  """Refuses logits, in blocks (r, k), of which all rows are the same but for a constant."""
+  first = None
+  for z in blocks:
+    with np.errstate(invalid="ignore"):  # NaN and infinity are for others to name
+      gaps = z - z.max(1, keepdims=True)
+    first = gaps[0] if first is None else first
+    if (gaps != first).any():
+      return
+  raise ValueError(
+    "logits tell no image from another: all rows are the same, but for a constant. The teacher is "
+    "dead."
+  )
 
 
 def check_finite(finite: Any, start: int, lead: tuple[int, ...]) -> None:
