@@ -88,7 +88,7 @@ def open_rows(logits: Any, labels: Any, log_prior: Any) -> Rows:
     raise ValueError(
       f"log_prior has shape {np.shape(log_prior)}; logits of {rows.k} classes need ({rows.k},)."
     )
-  adsa_lib.check_alive(z for _, _, z, _ in rows.chunks())
+  adsa_lib.check_alive(rows.chunks())
   return rows
 
 

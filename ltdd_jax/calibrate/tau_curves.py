@@ -6,7 +6,6 @@ One pass over the logits each, in memory O(chunk x k) and that of the answer.
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,33 +29,25 @@ def class_means(
     masses = predicted_masses(rows, log_prior, taus, np.ones((1, rows.lead[-1])))[0]
     keep = streaming.present(rows)
     return np.where(keep, keep.sum() * masses, np.nan)
-  parts = _true_class(rows, log_prior, taus, criterion == "nll")
-  return adsa.means_by_class(((y, p) for _, y, p in parts), rows.counts)
+  log = criterion == "nll"
+  return adsa.class_means(rows.chunks(), rows.lead, rows.counts, log_prior, taus, log)
 
 
 def image_scores(rows: Rows, log_prior: np.ndarray, taus: np.ndarray, log: bool) -> np.ndarray:
   """Mean over label epochs of p_y, or of -log p_y, of each image: (n, g) float64."""
   n = rows.lead[-1]
   sums = np.zeros((n, len(taus)))
-  for start, _, p in _true_class(rows, log_prior, taus, log):
-    np.add.at(sums, np.arange(start, start + len(p)) % n, p)
-  sums *= n / rows.n
-  return sums
-
-
-def _true_class(
-  rows: Rows, log_prior: np.ndarray, taus: np.ndarray, log: bool
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-  """Yields first row, classes (r,), and p_y or -log p_y at each tau (r, g), of each row once."""
-  lp, taus = log_prior.astype(np.float32), taus.astype(np.float32)
+  lp, at = log_prior.astype(np.float32), taus.astype(np.float32)
 
   def step(start: int, z: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[Any, Any]:
     del start, w
-    p = adsa.true_class(z, y, lp, taus, log)
+    p = adsa.true_class(z, y, lp, at, log)
     return p, ~jnp.isnan(p[:, 0])
 
   for start, skip, y, _, p in streaming.each(rows, np.ones(rows.k), step):
-    yield start + skip, y[skip:], np.asarray(p)[skip:]
+    np.add.at(sums, np.arange(start + skip, start + len(y)) % n, np.asarray(p)[skip:])
+  sums *= n / rows.n
+  return sums
 
 
 def predicted_masses(
