@@ -1,3 +1,4 @@
+import ast
 import math
 import pathlib
 import shutil
@@ -259,6 +260,16 @@ def test_align_refuses_empty_classes():
 
 
 # ---- alone, and as a calibrator ----
+
+
+def test_the_file_imports_numpy_jax_and_the_standard_library():
+  found = set()
+  for node in ast.walk(ast.parse(pathlib.Path(adsa.__file__).read_text())):
+    if isinstance(node, ast.Import):
+      found |= {name.name for name in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      found.add(node.module)
+  assert {name.split(".")[0] for name in found} - sys.stdlib_module_names == {"jax", "numpy"}
 
 
 def test_the_file_works_alone(tmp_path):

@@ -1,4 +1,6 @@
 import json
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,13 @@ def fitted(name, data=None, **kwargs):
   calibrator = calibrate.make_calibrator(name, **kwargs)
   params = calibrator.fit(*(data or draw()), PRIOR)
   return params, calibrator.report(params)
+
+
+def test_the_table_of_files_is_complete():
+  files = {path.name for path in pathlib.Path(calibrate.__file__).parent.glob("*.py")}
+  assert set(re.findall(r"\w+\.py", calibrate.__doc__)) - {"test_calibrators.py"} == (
+    files - {"__init__.py"}
+  )
 
 
 # ---- options that are wrong ----
