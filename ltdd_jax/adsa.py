@@ -260,7 +260,7 @@ def check_range(tau_range: Any) -> tuple[float, float]:
     lo, hi = (float(t) for t in tau_range)
   except (TypeError, ValueError):
     lo = hi = math.nan
-  if -FAR <= lo <= hi - 1 <= FAR - 1:
+  if lo >= -FAR and hi <= FAR and hi - lo > 1 - 1e-6:
     return lo, hi
   raise ValueError(
     f"tau_range is {tau_range}; expected two numbers within {FAR:g} of zero, the lower first, at "

@@ -101,7 +101,8 @@ def adsa(
       result = criteria.fit(rows, lp, criterion, tau_range)
       params = _to_params(result)
       if bootstrap:
-        params = params._replace(interval=_interval(rows, lp, result, criterion, bootstrap))
+        interval = bootstrap_lib.interval(rows, lp, result, criterion, bootstrap)
+        params = params._replace(interval=jnp.asarray(interval, jnp.float32))
       if max_head_drop is not None:
         found = head_bound.bounded(rows, lp, result, criterion, max_head_drop, head)
         params = _with_bound(params, rows, lp, found, criterion)
@@ -153,19 +154,6 @@ def _resample(curve: np.ndarray) -> jax.Array:
   taus = np.linspace(curve[0, 0], curve[-1, 0], CURVE)
   columns = [np.interp(taus, curve[:, 0], column) for column in curve.T[1:]]
   return jnp.asarray(np.stack([taus, *columns], 1), jnp.float32)
-
-
-def _interval(
-  rows: streaming.Rows,
-  log_prior: np.ndarray,
-  result: adsa_lib.AdsaResult,
-  criterion: str,
-  replicates: int,
-) -> jax.Array:
-  if result.status == "uniform":
-    return jnp.zeros(2, jnp.float32)
-  taus = bootstrap_lib.replicate_taus(rows, log_prior, result, criterion, replicates)
-  return jnp.asarray(bootstrap_lib.interval(taus), jnp.float32)
 
 
 def _with_bound(
