@@ -222,7 +222,9 @@ def test_bad_options(options, message):
     adsa.fit(LOGITS, LABELS, COUNTS, **options)
 
 
-@pytest.mark.parametrize("tau_range", [(0, 1.5), (0.2, 1.2), (0.4, 1.4), (0, 10), (-10, 10)])
+@pytest.mark.parametrize(
+  "tau_range", [(0, 1.5), (0.3, 2), (0, 10), (-10, 10), (0.2, 1.2), (0.4, 1.4)]
+)
 def test_any_range_finds_the_same_tau(tau_range):
   logits, labels = biased(COUNTS, 1.0)
   usual = adsa.fit(logits, labels, COUNTS)
