@@ -18,9 +18,9 @@ one has.
 import importlib
 
 from configs import base
+from ltdd_jax import calibrate
 from ltdd_jax.core.types import LtddError
 
-WITHOUT_PRIOR = ("none", "temperature", "vector_scaling")
 DATASETS = {"digits": (50.0, 5), "cifar10": (100.0, 10)}  # imbalance, images per class
 
 
@@ -67,7 +67,9 @@ def cross(config, args):
     known = {"plain": {"name": "none"}} | known
     config.calibrate.calibrators = known
   own = {
-    "balanced": tuple(k for k, v in known.items() if v["name"] in WITHOUT_PRIOR),
+    "balanced": tuple(
+      k for k, v in known.items() if "prior" not in calibrate.make_calibrator(**v).needs
+    ),
     "imbalanced": tuple(known),
   }
   teacher = config.label.sources.teacher.to_dict()

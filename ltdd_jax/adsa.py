@@ -20,7 +20,7 @@ classes take everything are no minimum, and an objective too flat to determine t
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy import ndarray
+
+Means = Callable[[ndarray], ndarray]  # class confidences (g, k) at taus (g,)
+# number of the first row, rows to skip, logits (r, k), classes (r,)
+Blocks = Iterable[tuple[int, int, ndarray, ndarray]]
 
 FLAT = 1e-3  # the range of the objective, or 1 - every class confidence at tau = 0, is below this
 COLLAPSED = 0.5  # confidences are alike for being low: their mean is below this part of tau = 0's
@@ -69,16 +73,15 @@ def fit(
   Raises:
     ValueError: shapes, dtypes or a range that do not fit; a NaN or infinite logit, a label outside
       [0, k) or a class without training images, naming the first; fewer than two classes with an
-      image; logits that are the same for all classes in every row.
+      image; logits of a dead teacher, the same for every image but for a constant.
 
   Example:
     >>> logits = np.array([[2.0, 0.0], [0.5, 0.0]], np.float32)
     >>> round(fit(logits, np.array([0, 1]), [100, 10]).tau, 2)
     0.54
   """
-  z, y, prior = _checked(logits, labels, class_counts)
-  check_alive(block for _, block, _ in _blocks(z, y))
-  return search(functools.partial(_class_means, z, y, prior), prior, tau_range)
+  means, log_prior = _confidences(logits, labels, class_counts)
+  return search(means, log_prior, tau_range)
 
 
 def align(logits: Any, class_counts: Any, tau: Any, *, centered: bool = False) -> Array:
@@ -104,13 +107,23 @@ def confidence(logits: Any, labels: Any, class_counts: Any, tau: float) -> ndarr
   """Returns `q_c(tau)`, (k,) float64, NaN for classes without an image; arguments as of `fit`."""
   if not math.isfinite(tau):
     raise ValueError(f"tau is {tau}; expected a finite number.")
-  return _class_means(*_checked(logits, labels, class_counts), np.array([float(tau)]))[0]
+  return _confidences(logits, labels, class_counts)[0](np.array([float(tau)]))[0]
+
+
+def _confidences(logits: Any, labels: Any, class_counts: Any) -> tuple[Means, ndarray]:
+  """Class confidences as a function of taus, and log frequencies (k,), of checked input."""
+  z = np.asanyarray(logits)  # no copy on a CPU
+  y, log_prior = check_rows(z, labels), log_frequencies(class_counts, z.shape[-1])
+  check_alive(_blocks(z, y))
+  lead, counts = z.shape[:-1], np.bincount(y, minlength=z.shape[-1])
+  counts *= math.prod(lead) // len(y)
+  return lambda taus: class_means(_blocks(z, y), lead, counts, log_prior, taus), log_prior
 
 
 # ---- the search ----
 
 
-def search(means: Callable[[ndarray], ndarray], log_prior: ndarray, tau_range: Any) -> AdsaResult:
+def search(means: Means, log_prior: ndarray, tau_range: Any) -> AdsaResult:
   """Fits tau to the class confidences (g, k) that `means` gives for taus (g,)."""
   taus = grid(tau_range, log_prior)
   *q, before = means(np.append(taus, 0.0))
@@ -199,33 +212,35 @@ def exponentials(z: Array, log_prior: Array, taus: Array) -> tuple[Array, Array,
   return gaps, w, jnp.dot(jnp.exp(gaps), w, precision="highest")
 
 
-def _blocks(z: ndarray, labels: ndarray) -> Iterator[tuple[int, ndarray, ndarray]]:
-  """Yields the number of the first row, logits (r, k) and classes (r,)."""
-  k = z.shape[-1]
-  rows, size = z.reshape(-1, k), max(1, CHUNK // max(k, 256))  # taus are some hundreds
+def class_means(
+  blocks: Blocks, lead: Any, counts: ndarray, log_prior: ndarray, taus: ndarray, log: bool = False
+) -> ndarray:
+  """Means of p_y, or of -log p_y, over the rows of each class: (g, k) float64, NaN without one.
+
+  `lead` are the leading axes of the logits, by which an error names a row; `counts` (k,) are the
+  rows of each class.
+  """
+  sums, width = np.zeros(len(counts) * len(taus)), np.int64(len(taus))
+  for start, skip, z, y in blocks:
+    p = np.asarray(true_class(z, y, np.float32(log_prior), np.float32(taus), log))
+    check_finite(~np.isnan(p[:, 0]), start, lead)
+    cells = y[skip:, None] * width + np.arange(width)
+    sums += np.bincount(cells.reshape(-1), p[skip:].reshape(-1), len(sums))
+  with np.errstate(invalid="ignore"):
+    return (sums.reshape(len(counts), -1) / counts[:, None]).T
+
+
+def _blocks(z: ndarray, labels: ndarray) -> Blocks:
+  """Blocks, as of `class_means`, of logits z (..., n, k)."""
+  rows, size = z.reshape(-1, z.shape[-1]), block_size(z.shape[-1])
   labels = np.resize(labels, len(rows))  # label epochs repeat them
   for start in range(0, len(rows), size):
-    yield start, to_single(rows[start : start + size]), labels[start : start + size]
+    yield start, 0, to_single(rows[start : start + size]), labels[start : start + size]
 
 
-def _class_means(z: ndarray, labels: ndarray, log_prior: ndarray, taus: ndarray) -> ndarray:
-  """Means of p_y over the rows of each class: (g, k) float64, NaN without one."""
-  k = z.shape[-1]
-  sums = np.zeros((k, len(taus)))
-  for start, block, y in _blocks(z, labels):
-    p = np.asarray(true_class(block, y, np.float32(log_prior), np.float32(taus)))
-    check_finite(~np.isnan(p[:, 0]), start, z.shape[:-1])
-    sums += sum_by(y, p, k)
-  counts = np.bincount(np.resize(labels, math.prod(z.shape[:-1])), minlength=k)
-  with np.errstate(invalid="ignore"):
-    return (sums / counts[:, None]).T
-
-
-def sum_by(index: ndarray, values: ndarray, size: int) -> ndarray:
-  """Sums of the values (r, g) whose index (r,) is 0 .. size - 1: (size, g) float64."""
-  g = values.shape[1]
-  cells = index[:, None] * np.int64(g) + np.arange(g)
-  return np.bincount(cells.reshape(-1), values.reshape(-1), size * g).reshape(size, g)
+def block_size(k: int) -> int:
+  """Rows in a block of k classes; a grid has some hundreds of taus."""
+  return max(1, CHUNK // max(k, 256))
 
 
 def to_single(z: ndarray) -> ndarray:
@@ -239,25 +254,18 @@ def to_single(z: ndarray) -> ndarray:
 # ---- checks, which raise ValueError ----
 
 
-def _checked(logits: Any, labels: Any, class_counts: Any) -> tuple[ndarray, ndarray, ndarray]:
-  """Logits as NumPy sees them (no copy on a CPU), flat classes and log frequencies (k,)."""
-  z = np.asanyarray(logits)
-  check_logits(z)
-  return z, check_labels(labels, z.shape), log_frequencies(class_counts, z.shape[-1])
-
-
 def check_range(tau_range: Any) -> tuple[float, float]:
   """The two ends of a range of tau."""
   try:
     lo, hi = (float(t) for t in tau_range)
   except (TypeError, ValueError):
     lo = hi = math.nan
-  if not (-FAR <= lo < hi <= FAR and hi - lo >= 1):
-    raise ValueError(
-      f"tau_range is {tau_range}; expected two numbers within {FAR:g} of zero, the lower first, at "
-      "least 1 apart."
-    )
-  return lo, hi
+  if lo >= -FAR and hi <= FAR and hi - lo > 1 - 1e-6:
+    return lo, hi
+  raise ValueError(
+    f"tau_range is {tau_range}; expected two numbers within {FAR:g} of zero, the lower first, at "
+    "least 1 apart."
+  )
 
 
 def log_frequencies(class_counts: Any, k: int) -> ndarray:
@@ -275,20 +283,16 @@ def log_frequencies(class_counts: Any, k: int) -> ndarray:
   return np.log(counts / counts.sum())
 
 
-def check_logits(z: Any) -> None:
-  """Checks the shape (..., n, k) and dtype of logits."""
+def check_rows(z: Any, labels: Any) -> ndarray:
+  """Labels (n,) or (..., n) flat, int32, of logits z (..., n, k); of z, shape and dtype suffice."""
   if len(z.shape) < 2 or 0 in z.shape or not jnp.issubdtype(z.dtype, jnp.floating):
     raise ValueError(f"logits are {z.dtype} of shape {z.shape}; expected floats (..., n, k).")
-
-
-def check_labels(labels: Any, shape: tuple[int, ...]) -> ndarray:
-  """Classes (n,) or (...) flat, int32, of logits of a shape (..., n, k)."""
-  y, lead, k = np.asarray(labels), shape[:-1], shape[-1]
+  y, lead, k = np.asarray(labels), tuple(z.shape[:-1]), z.shape[-1]
   if y.dtype.kind not in "iu":
     raise ValueError(f"labels have dtype {y.dtype}; expected integers: labels.astype(int).")
   if y.shape not in (lead, lead[-1:]):
     shapes = " or ".join(str(s) for s in dict.fromkeys((lead[-1:], lead)))
-    raise ValueError(f"labels have shape {y.shape}; logits of shape {shape} need {shapes}.")
+    raise ValueError(f"labels have shape {y.shape}; logits of shape {z.shape} need {shapes}.")
   y = y.reshape(-1)
   bad = (y < 0) | (y >= k)
   if bad.any():
@@ -299,10 +303,16 @@ def check_labels(labels: Any, shape: tuple[int, ...]) -> ndarray:
   return y.astype(np.int32)
 
 
-def check_alive(blocks: Iterable[Any]) -> None:
-  """Refuses logits that say nothing in any row of any block (r, k)."""
-  if not any((z.max(1) != z.min(1)).any() for z in blocks):
-    raise ValueError("logits are the same for all classes in every row: the teacher is dead.")
+def check_alive(blocks: Blocks) -> None:
+  """Refuses logits of which all rows are the same but for a constant."""
+  first = None
+  for _, _, z, _ in blocks:
+    with np.errstate(invalid="ignore"):  # what is not finite is found later
+      gaps = z - z.max(1, keepdims=True)
+    first = gaps[0] if first is None else first
+    if (gaps != first).any():
+      return
+  raise ValueError("logits are the same for every image, but for a constant: the teacher is dead.")
 
 
 def check_finite(finite: Any, start: int, lead: tuple[int, ...]) -> None:

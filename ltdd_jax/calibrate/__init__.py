@@ -18,7 +18,7 @@ package and put it in `CALIBRATORS`; `tests/contract/test_calibrators.py` says w
     scaling.py      temperature and vector_scaling
     streaming.py    rows of logits in chunks, their statistics and gradients
     tau_curves.py   averages over these rows at many tau at once
-    lbfgs.py        L-BFGS on the gradients
+    lbfgs.py        L-BFGS on the gradients, and the report of such a fit
 """
 
 import sys

@@ -48,7 +48,6 @@ def adsa(
   max_head_drop: float | None = None,
   head: Sequence[int] | None = None,
   tau_range: tuple[float, float] = (0.0, 3.0),
-  chunk_size: int | None = None,
 ) -> Calibrator:
   """Adaptive soft-label alignment: subtracts `tau * log pi`, with the tau that `adsa.fit` finds.
 
@@ -62,9 +61,9 @@ def adsa(
       is right. Memory grows with the number of images (not of rows), and there is none where a
       class has one image. With `max_head_drop` it is the interval of the tau without that bound.
     max_head_drop: how much the mean confidence of head classes may fall from its value at tau = 0
-      (`calibrate.headroom`); tau is the best that satisfies it. None for no bound.
+      (`calibrate.head_bound`); tau is the best that satisfies it. None for no bound.
     head: classes that it protects; by default the first third by training images.
-    tau_range: as for `adsa.fit`; so is chunk_size.
+    tau_range: as for `adsa.fit`.
 
   Raises:
     LtddError: bad options; from `init` and `fit`, a target prior of another length; from `fit`,
@@ -78,7 +77,6 @@ def adsa(
       "for no interval."
     )
   base.check_range("adsa", tau_range)
-  base.check_chunk("adsa", chunk_size)
   if max_head_drop is not None:
     base.check_number("adsa", "max_head_drop", max_head_drop)
   elif head is not None:
@@ -97,13 +95,14 @@ def adsa(
     lp = np.asarray(log_prior, np.float64)
     init(lp)  # refuses a target prior or a head for another number of classes
     with base.named("adsa"):
-      rows = base.open_rows(logits, labels, lp, chunk_size)
+      rows = base.open_rows(logits, labels, lp)
       if bootstrap:
         bootstrap_lib.check_size(rows, criterion, bootstrap)
       result = criteria.fit(rows, lp, criterion, tau_range)
       params = _to_params(result)
       if bootstrap:
-        params = params._replace(interval=_interval(rows, lp, result, criterion, bootstrap))
+        interval = bootstrap_lib.interval(rows, lp, result, criterion, bootstrap)
+        params = params._replace(interval=jnp.asarray(interval, jnp.float32))
       if max_head_drop is not None:
         found = head_bound.bounded(rows, lp, result, criterion, max_head_drop, head)
         params = _with_bound(params, rows, lp, found, criterion)
@@ -155,19 +154,6 @@ def _resample(curve: np.ndarray) -> jax.Array:
   taus = np.linspace(curve[0, 0], curve[-1, 0], CURVE)
   columns = [np.interp(taus, curve[:, 0], column) for column in curve.T[1:]]
   return jnp.asarray(np.stack([taus, *columns], 1), jnp.float32)
-
-
-def _interval(
-  rows: streaming.Rows,
-  log_prior: np.ndarray,
-  result: adsa_lib.AdsaResult,
-  criterion: str,
-  replicates: int,
-) -> jax.Array:
-  if result.status == "uniform":
-    return jnp.zeros(2, jnp.float32)
-  taus = bootstrap_lib.replicate_taus(rows, log_prior, result, criterion, replicates)
-  return jnp.asarray(bootstrap_lib.interval(taus), jnp.float32)
 
 
 def _with_bound(

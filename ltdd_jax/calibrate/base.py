@@ -76,25 +76,19 @@ def check_range(name: str, tau_range: Any) -> None:
     adsa_lib.check_range(tau_range)
 
 
-def check_chunk(name: str, chunk_size: int | None) -> None:
-  """Raises LtddError for a chunk that is no number of rows."""
-  if chunk_size is not None:
-    check_number(name, "chunk_size", chunk_size, least=1)
-
-
 def check_classes(calibrator: Calibrator, k: int) -> None:
   """Raises LtddError for options that do not go with k classes: a target prior."""
   jax.eval_shape(calibrator.init, jax.ShapeDtypeStruct((k,), jnp.float32))
 
 
-def open_rows(logits: Any, labels: Any, log_prior: Any, chunk_size: int | None) -> Rows:
+def open_rows(logits: Any, labels: Any, log_prior: Any) -> Rows:
   """Checked rows of logits with as many classes as the prior; raises ValueError."""
-  rows = Rows(logits, labels, chunk_size)
+  rows = Rows(logits, labels)
   if np.shape(log_prior) != (rows.k,):
     raise ValueError(
       f"log_prior has shape {np.shape(log_prior)}; logits of {rows.k} classes need ({rows.k},)."
     )
-  adsa_lib.check_alive(z for _, _, z, _ in rows.chunks())
+  adsa_lib.check_alive(rows.chunks())
   return rows
 
 

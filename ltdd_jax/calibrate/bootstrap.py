@@ -15,6 +15,15 @@ _DRAWS = 3  # arrays on the way from draws of images to their weights
 _MOST = 2**28  # numbers that are held: 2 GB
 
 
+def interval(
+  rows: Rows, log_prior: np.ndarray, fit: adsa.AdsaResult, criterion: str, replicates: int
+) -> np.ndarray:
+  """The 95 % percentile interval of tau, (2,), as of `replicate_taus`; 0 for a uniform prior."""
+  if fit.status == "uniform":
+    return np.zeros(2)
+  return np.percentile(replicate_taus(rows, log_prior, fit, criterion, replicates), LEVEL)
+
+
 def replicate_taus(
   rows: Rows, log_prior: np.ndarray, fit: adsa.AdsaResult, criterion: str, replicates: int
 ) -> np.ndarray:
@@ -59,11 +68,6 @@ def _lowest(taus: np.ndarray, q: np.ndarray, criterion: str, least: float) -> fl
   healthy = np.nanmean(q, 1) >= least
   allowed = healthy if healthy.any() else True
   return adsa.lowest(taus, criteria.smooth(q, criterion), allowed)[0]
-
-
-def interval(replicates: np.ndarray) -> np.ndarray:
-  """The 95 % percentile interval, (2,)."""
-  return np.percentile(replicates, LEVEL)
 
 
 def _image_labels(rows: Rows) -> np.ndarray:

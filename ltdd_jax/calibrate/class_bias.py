@@ -33,7 +33,6 @@ def adsa_vector(
   criterion: str = "confidence",
   strength: float = 0.03,
   tau_range: tuple[float, float] = (0.0, 3.0),
-  chunk_size: int | None = None,
   max_iterations: int = 200,
 ) -> Calibrator:
   """ADSA with a bias b for each class: subtracts b instead of `tau * log pi`.
@@ -55,7 +54,7 @@ def adsa_vector(
     criterion: one of `CRITERIA`.
     strength: of the pull towards scalar ADSA; 0.03 lets through about half of what "confidence"
       asks for beyond scalar ADSA, and nine tenths of what the others do.
-    tau_range: as for `adsa.fit`; so is chunk_size.
+    tau_range: as for `adsa.fit`.
     max_iterations: of L-BFGS; each reads the logits once or twice, "confidence" twice as often.
 
   Raises:
@@ -65,13 +64,12 @@ def adsa_vector(
   base.check_number("adsa_vector", "strength", strength)
   base.check_number("adsa_vector", "max_iterations", max_iterations, least=1)
   base.check_range("adsa_vector", tau_range)
-  base.check_chunk("adsa_vector", chunk_size)
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> BiasParams:
     base.check_prior(log_prior)
     lp = np.asarray(log_prior, np.float64)
     with base.named("adsa_vector"):
-      rows = base.open_rows(logits, labels, lp, chunk_size)
+      rows = base.open_rows(logits, labels, lp)
       scalar = criteria.fit(rows, lp, criterion, tau_range)
     if base.is_uniform(lp):
       return to_params(rows, lp, np.zeros(rows.k), "uniform", 0, criterion, 0.0)
@@ -171,21 +169,8 @@ def apply(params: BiasParams, logits: jax.Array, log_prior: jax.Array) -> jax.Ar
 
 def bias_report(params: BiasParams, what: str, objective: str) -> dict[str, Any]:
   """The report of a calibrator with a bias; `what` begins its message, `objective` is a name."""
-  reason, iterations = lbfgs.REASONS[int(params.reason)], int(params.iterations)
-  before, after = (float(x) for x in params.objective)
-  return {
-    "tau": float(params.tau),
+  return lbfgs.report(params, what, objective) | {
     "bias": base.plain(params.bias),
-    "objective_before": base.plain(before),
-    "objective_after": base.plain(after),
-    "confidence_before": base.plain(params.confidence[0]),
-    "confidence_after": base.plain(params.confidence[1]),
     "mass_before": base.plain(params.mass[0]),
     "mass_after": base.plain(params.mass[1]),
-    "flat": reason == "flat",
-    "converged": lbfgs.converged(reason),
-    "reason": reason,
-    "iterations": iterations,
-    "message": f"{what}: {objective} goes from {before:.4f} to {after:.4f}; "
-    f"{lbfgs.explain(reason, iterations)}.",
   }

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ltdd_jax.calibrate import base
+
 # How a fit ended; the first two are convergence.
 REASONS = ("gradient", "rounding", "limit", "stuck", "uniform", "bound", "flat", "edge")
 _TEXT = {
@@ -35,11 +37,29 @@ def converged(reason: str) -> bool:
   return reason in ("gradient", "rounding", "uniform")
 
 
-def explain(reason: str, iterations: int) -> str:
-  """A few words for a report."""
-  if reason in ("uniform", "flat", "edge"):
-    return _TEXT[reason]
-  return f"{_TEXT[reason]} ({iterations} iterations)"
+def report(params: Any, what: str, objective: str) -> dict[str, Any]:
+  """What the reports of all fits have; `what` begins the message, `objective` is a name.
+
+  `params` have tau, the objective (2,) and the confidence (2, k) before and after, the number of
+  a reason, and iterations.
+  """
+  reason, iterations = REASONS[int(params.reason)], int(params.iterations)
+  before, after = (float(x) for x in params.objective)
+  end = _TEXT[reason]
+  if reason not in ("uniform", "flat", "edge"):
+    end += f" ({iterations} iterations)"
+  return {
+    "tau": float(params.tau),
+    "objective_before": base.plain(before),
+    "objective_after": base.plain(after),
+    "confidence_before": base.plain(params.confidence[0]),
+    "confidence_after": base.plain(params.confidence[1]),
+    "flat": reason == "flat",
+    "converged": converged(reason),
+    "reason": reason,
+    "iterations": iterations,
+    "message": f"{what}: {objective} goes from {before:.4f} to {after:.4f}; {end}.",
+  }
 
 
 def minimise(

@@ -18,7 +18,6 @@ def em(
   smoothing: float = 1e-3,
   tolerance: float = 1e-5,
   max_iterations: int = 200,
-  chunk_size: int | None = None,
 ) -> Calibrator:
   """Prior shift: corrects a teacher that was trained with prior pi to the set's own prior.
 
@@ -49,7 +48,6 @@ def em(
       that no w is zero. Not in the paper; for EM only.
     tolerance: EM ends when no w moves more.
     max_iterations: passes over the logits, about.
-    chunk_size: rows in one step.
 
   Raises:
     LtddError: bad options; from `fit`, whatever `streaming.Rows` refuses.
@@ -58,13 +56,12 @@ def em(
   base.check_number("em", "smoothing", smoothing)
   base.check_number("em", "tolerance", tolerance, above=True)
   base.check_number("em", "max_iterations", max_iterations, least=1)
-  base.check_chunk("em", chunk_size)
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> BiasParams:
     base.check_prior(log_prior)
     lp = np.asarray(log_prior, np.float64)
     with base.named("em"):
-      rows = base.open_rows(logits, labels, lp, chunk_size)
+      rows = base.open_rows(logits, labels, lp)
       streaming.describe(rows, None, 0.0)  # refuses rows that are not finite
     if base.is_uniform(lp):
       return class_bias.to_params(rows, lp, np.zeros(rows.k), "uniform", 0, "marginal")

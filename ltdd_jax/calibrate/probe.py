@@ -30,7 +30,6 @@ def adsa_probe(
   criterion: str = "confidence",
   strength: float = 0.03,
   tau_range: tuple[float, float] = (0.0, 3.0),
-  chunk_size: int | None = None,
   max_iterations: int = 200,
 ) -> Calibrator:
   """Subtracts `tau log pi + b`: ADSA's tau, and the bias b that a student of such labels has.
@@ -55,7 +54,7 @@ def adsa_probe(
   Args:
     criterion: of ADSA, one of `CRITERIA`.
     strength: of the pull of b towards a multiple of log pi; a large one leaves that multiple.
-    tau_range: of ADSA; so is chunk_size.
+    tau_range: of ADSA.
     max_iterations: of L-BFGS.
 
   Raises:
@@ -65,7 +64,7 @@ def adsa_probe(
   if min(tau_range) < 0:
     raise LtddError(f"adsa_probe: tau_range is {tau_range}; expected numbers from 0 up")
   with base.renamed("adsa", "adsa_probe"):
-    first = adsa(criterion=criterion, tau_range=tau_range, chunk_size=chunk_size)
+    first = adsa(criterion=criterion, tau_range=tau_range)
   with base.renamed("adsa_vector", "adsa_probe"):
     second = class_bias.adsa_vector(
       criterion="nll", strength=strength, tau_range=RANGE, max_iterations=max_iterations
@@ -82,7 +81,7 @@ def adsa_probe(
     if not len(labels):
       return params
     with base.named("adsa_probe, student's logits"):
-      base.open_rows(logits, labels, log_prior, chunk_size)
+      base.open_rows(logits, labels, log_prior)
     if not enough(labels, log_prior):
       return params
     present = np.unique(labels)

@@ -30,11 +30,11 @@ class ScalingParams(NamedTuple):
   tau: Leaf  # [] float32, slope of the regression of the bias on log pi
   objective: Leaf  # (2,) float32, mean log-loss before and after
   confidence: Leaf  # (2, k) float32, before and after, NaN for classes without an image
-  reason: Leaf  # [] int32, number in fitting.REASONS
+  reason: Leaf  # [] int32, number in `lbfgs.REASONS`
   iterations: Leaf  # [] int32
 
 
-def temperature(*, chunk_size: int | None = None, max_iterations: int = 100) -> Calibrator:
+def temperature(*, max_iterations: int = 100) -> Calibrator:
   """Divides logits by one T: the one with the least mean true-class log-loss.
 
       T = argmin  mean over n of -log softmax(f_n / T)_{y_n},   every class of y_n weighted equally
@@ -42,14 +42,12 @@ def temperature(*, chunk_size: int | None = None, max_iterations: int = 100) -> 
   searched between 1/100 and 100. The mean of a row is left out of the division and stays.
 
   Args:
-    chunk_size: rows in one step.
     max_iterations: of L-BFGS.
 
   Raises:
     LtddError: bad options; from `fit`, whatever `streaming.Rows` refuses.
   """
   base.check_number("temperature", "max_iterations", max_iterations, least=1)
-  base.check_chunk("temperature", chunk_size)
 
   def search(rows: streaming.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
     objective, zeros = streaming.log_loss(rows), np.zeros(rows.k)
@@ -64,15 +62,13 @@ def temperature(*, chunk_size: int | None = None, max_iterations: int = 100) -> 
 
   def report(params: ScalingParams) -> dict[str, Any]:
     t = 1 / float(params.scale[0])
-    return _report(params, f"T = {t:.3f}") | {"temperature": t}
+    return lbfgs.report(params, f"T = {t:.3f}", "mean log-loss") | {"temperature": t}
 
-  fit = _make_fit("temperature", search, chunk_size)
+  fit = _make_fit("temperature", search)
   return Calibrator(_init, fit, _apply, report, needs=())
 
 
-def vector_scaling(
-  *, strength: float = 0.03, chunk_size: int | None = None, max_iterations: int = 200
-) -> Calibrator:
+def vector_scaling(*, strength: float = 0.03, max_iterations: int = 200) -> Calibrator:
   """Gives each class a scale a and a bias b by the mean true-class log-loss.
 
       x_n = a * (f_n - mean f_n) - b
@@ -85,7 +81,6 @@ def vector_scaling(
 
   Args:
     strength: of the L2 term.
-    chunk_size: rows in one step.
     max_iterations: of L-BFGS.
 
   Raises:
@@ -93,7 +88,6 @@ def vector_scaling(
   """
   base.check_number("vector_scaling", "strength", strength)
   base.check_number("vector_scaling", "max_iterations", max_iterations, least=1)
-  base.check_chunk("vector_scaling", chunk_size)
 
   def search(rows: streaming.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
     objective, k = streaming.log_loss(rows), rows.k
@@ -110,9 +104,9 @@ def vector_scaling(
     low, high = float(params.scale.min()), float(params.scale.max())
     text = f"scales {low:.3f} to {high:.3f}, bias of slope {float(params.tau):.3f} on log pi"
     extra = {"scale": base.plain(params.scale), "bias": base.plain(params.bias)}
-    return _report(params, text) | extra
+    return lbfgs.report(params, text, "mean log-loss") | extra
 
-  fit = _make_fit("vector_scaling", search, chunk_size)
+  fit = _make_fit("vector_scaling", search)
   return Calibrator(_init, fit, _apply, report, needs=())
 
 
@@ -126,11 +120,10 @@ def _init(log_prior: Any) -> ScalingParams:
 def _make_fit(
   name: str,
   search: Callable[[streaming.Rows], tuple[np.ndarray, np.ndarray, lbfgs.Outcome]],
-  chunk_size: int | None,
 ) -> Callable[..., ScalingParams]:
   def fit(logits: Any, labels: Any, log_prior: Any) -> ScalingParams:
     with base.named(name):
-      rows = base.open_rows(logits, labels, log_prior, chunk_size)
+      rows = base.open_rows(logits, labels, log_prior)
       before = streaming.describe(rows, None, 0.0)  # refuses rows that are not finite
     scale, bias, found = search(rows)
     reason = "flat" if base.is_certain(before.confidence) else found.reason
@@ -157,21 +150,3 @@ def _apply(params: ScalingParams, logits: jax.Array, log_prior: jax.Array) -> ja
   lead = tuple(range(z.ndim - 1))
   x = jnp.expand_dims(params.scale, lead) * (z - mean) - jnp.expand_dims(params.bias, lead)
   return x - x.mean(-1, keepdims=True) + mean
-
-
-def _report(params: ScalingParams, what: str) -> dict[str, Any]:
-  reason, iterations = lbfgs.REASONS[int(params.reason)], int(params.iterations)
-  before, after = (float(x) for x in params.objective)
-  return {
-    "tau": float(params.tau),
-    "objective_before": base.plain(before),
-    "objective_after": base.plain(after),
-    "confidence_before": base.plain(params.confidence[0]),
-    "confidence_after": base.plain(params.confidence[1]),
-    "flat": reason == "flat",
-    "converged": lbfgs.converged(reason),
-    "reason": reason,
-    "iterations": iterations,
-    "message": f"{what}: mean log-loss goes from {before:.4f} to {after:.4f}; "
-    f"{lbfgs.explain(reason, iterations)}.",
-  }

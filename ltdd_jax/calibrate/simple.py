@@ -33,7 +33,7 @@ def fixed(*, tau: float = 1.0, target_prior: Sequence[float] | None = None) -> C
     target_prior: as for `adsa`.
 
   Raises:
-    LtddError: a tau that is not within 100 of zero, or a target prior that is none.
+    LtddError: a tau that is not within `adsa.FAR` of zero, or a target prior that is none.
   """
   if not abs(tau) <= adsa.FAR:
     raise LtddError(f"fixed: tau is {tau}; expected a number within {adsa.FAR:g} of zero.")

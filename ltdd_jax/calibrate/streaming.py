@@ -20,6 +20,8 @@ import numpy as np
 
 from ltdd_jax import adsa
 
+# (first row, logits (r, k), classes (r,), weights (r,)) -> value, whether rows are finite (r,)
+Step = Callable[[int, np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any]]
 # (scale (k,) or None, bias (k,)) -> value, its gradients by scale (0 for None) and by bias
 Objective = Callable[[Any, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
 
@@ -37,12 +39,11 @@ class Rows:
   def __init__(self, logits: Any, labels: Any, chunk_size: int | None = None) -> None:
     lazy = hasattr(logits, "rows")
     z = logits if lazy else np.asanyarray(logits)
-    adsa.check_logits(z)
-    shape = tuple(z.shape)
-    self.lead, self.k, self.n = shape[:-1], shape[-1], math.prod(shape[:-1])
-    self.labels = adsa.check_labels(labels, shape)
+    self.labels = adsa.check_rows(z, labels)
+    self.lead, self.k = tuple(z.shape[:-1]), z.shape[-1]
+    self.n = math.prod(self.lead)
     self.counts = np.bincount(self.labels, minlength=self.k) * (self.n // len(self.labels))
-    self.size = min(self.n, chunk_size or max(1, adsa.CHUNK // max(self.k, 256)))
+    self.size = min(self.n, chunk_size or adsa.block_size(self.k))
     flat = z if lazy else z.reshape(-1, self.k)
     self._read = flat.rows if lazy else lambda start, stop: flat[start:stop]
 
@@ -90,11 +91,30 @@ def ahead(items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
   yield from waiting
 
 
-def weighted_chunks(rows: Rows, weights: np.ndarray) -> Iterator[tuple[int, int, Any, Any, Any]]:
-  """Chunks as of `Rows.chunks` with weights (r,) float32 of their rows, 0 for rows to skip."""
-  for start, skip, z, y in rows.chunks():
-    w = np.where(np.arange(len(y)) < skip, 0.0, weights[y]).astype(np.float32)
-    yield start, skip, z, y, w
+def each(rows: Rows, weights: np.ndarray, step: Step) -> Iterator[tuple[Any, ...]]:
+  """Yields what a step makes of each chunk, in one pass over the rows.
+
+  Args:
+    rows: logits with their classes.
+    weights: (k,) of a row of each class.
+    step: (first row, logits (r, k), classes (r,), weights (r,) float32, which are 0 for rows to
+      skip) -> a value and whether each row is finite (r,).
+
+  Yields:
+    First row, rows to skip, classes, weights and the value.
+
+  Raises:
+    ValueError: a row that is not finite.
+  """
+
+  def parts() -> Iterator[tuple[Any, ...]]:
+    for start, skip, z, y in rows.chunks():
+      w = np.where(np.arange(len(y)) < skip, 0.0, weights[y]).astype(np.float32)
+      yield start, skip, y, w, step(start, z, y, w)
+
+  for *chunk, (value, finite) in ahead(parts()):
+    adsa.check_finite(finite, chunk[0], rows.lead)
+    yield *chunk, value
 
 
 def finite_rows(z: jax.Array) -> jax.Array:
@@ -104,10 +124,15 @@ def finite_rows(z: jax.Array) -> jax.Array:
 
 @jax.jit
 def _describe(z: Any, y: Any, v: Any, scale: Any, bias: Any, keep: Any) -> tuple[Any, ...]:
-  """Log-probability of each row's class (r,), sum of v p (k,), and whether rows are finite."""
+  """Log-probability of each row's class (r,) and sum of v p (k,); whether rows are finite."""
+  log_p, true = _log_probabilities(z, y, scale, bias, keep)
+  return (true, jnp.dot(v, jnp.exp(log_p), precision="highest")), finite_rows(z)
+
+
+def _log_probabilities(z: Any, y: Any, scale: Any, bias: Any, keep: Any) -> tuple[Any, Any]:
+  """Log-softmax over the classes in keep (r, k), and its value at each row's class (r,)."""
   log_p = jax.nn.log_softmax(jnp.where(keep[None], adjust(z, scale, bias), -jnp.inf))
-  true = jnp.take_along_axis(log_p, y[:, None], 1)[:, 0]
-  return true, jnp.dot(v, jnp.exp(log_p), precision="highest"), finite_rows(z)
+  return log_p, jnp.take_along_axis(log_p, y[:, None], 1)[:, 0]
 
 
 def _single(values: Any) -> np.ndarray | None:
@@ -126,16 +151,12 @@ def describe(rows: Rows, scale: Any, bias: Any, keep: np.ndarray | None = None) 
   Raises:
     ValueError: a row that is not finite.
   """
-  v, k = row_weights(rows), rows.k
+  k = rows.k
   keep = np.ones(k, bool) if keep is None else keep
-  theta = _single(scale), np.broadcast_to(np.asarray(bias, np.float32), (k,))
+  theta = _single(scale), np.broadcast_to(np.asarray(bias, np.float32), (k,)), keep
   confidence, mass, log_loss = np.zeros(k), np.zeros(k), 0.0
-  parts = (
-    (start, skip, y, w, _describe(z, y, w, *theta, keep))
-    for start, skip, z, y, w in weighted_chunks(rows, v)
-  )
-  for start, skip, y, w, (true, part, finite) in ahead(parts):
-    adsa.check_finite(finite, start, rows.lead)
+  step = lambda start, z, y, w: _describe(z, y, w, *theta)
+  for _, skip, y, w, (true, part) in each(rows, row_weights(rows), step):
     true = np.asarray(true, np.float64)
     confidence += np.bincount(y[skip:], np.exp(true[skip:]), k)
     mass += np.asarray(part, np.float64)
@@ -158,31 +179,28 @@ def spread_of(summary: Summary, criterion: str) -> float:
 
 @functools.partial(jax.jit, static_argnames="term")
 def _gradients(scale: Any, bias: Any, z: Any, y: Any, w: Any, keep: Any, term: str) -> Any:
-  """p_y or -log p_y of each row (r,); gradients of their sum, weighted by w, by scale and bias.
+  """p_y or -log p_y of each row (r,); gradients of their sum, weighted by w, by scale and bias;
+  and whether rows are finite.
 
   The sum itself is left to the host in float64: a line search sees its rounding.
   """
 
   def total(scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    log_p = jax.nn.log_softmax(jnp.where(keep[None], adjust(z, scale, bias), -jnp.inf))
-    true = jnp.take_along_axis(log_p, y[:, None], 1)[:, 0]
+    _, true = _log_probabilities(z, y, scale, bias, keep)
     terms = jnp.exp(true) if term == "confidence" else -true
     return w @ terms, terms
 
   (_, terms), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(scale, bias)
-  return terms, gradients
+  return (terms, gradients), finite_rows(z)
 
 
 def _pass(
   rows: Rows, weights: np.ndarray, term: str, scale: Any, bias: Any
 ) -> tuple[float, np.ndarray, np.ndarray]:
-  keep = present(rows)
-  theta = _single(scale), _single(bias)
+  keep, theta = present(rows), (_single(scale), _single(bias))
   value, by_scale, by_bias = 0.0, np.zeros(rows.k), np.zeros(rows.k)
-  parts = (
-    (w, *_gradients(*theta, z, y, w, keep, term)) for *_, z, y, w in weighted_chunks(rows, weights)
-  )
-  for w, terms, (ds, db) in ahead(parts):
+  step = lambda start, z, y, w: _gradients(*theta, z, y, w, keep, term)
+  for *_, w, (terms, (ds, db)) in each(rows, weights, step):
     value += float(w.astype(np.float64) @ np.asarray(terms, np.float64))
     by_scale += 0.0 if ds is None else np.asarray(ds, np.float64)
     by_bias += np.asarray(db, np.float64)

@@ -6,7 +6,6 @@ One pass over the logits each, in memory O(chunk x k) and that of the answer.
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,36 +29,25 @@ def class_means(
     masses = predicted_masses(rows, log_prior, taus, np.ones((1, rows.lead[-1])))[0]
     keep = streaming.present(rows)
     return np.where(keep, keep.sum() * masses, np.nan)
-  sums = np.zeros((rows.k, len(taus)))
-  for start, skip, y, p in _true_class(rows, log_prior, taus, criterion == "nll"):
-    del start
-    sums += adsa.sum_by(y[skip:], p[skip:], rows.k)
-  with np.errstate(invalid="ignore"):
-    return (sums / rows.counts[:, None]).T
+  log = criterion == "nll"
+  return adsa.class_means(rows.chunks(), rows.lead, rows.counts, log_prior, taus, log)
 
 
 def image_scores(rows: Rows, log_prior: np.ndarray, taus: np.ndarray, log: bool) -> np.ndarray:
   """Mean over label epochs of p_y, or of -log p_y, of each image: (n, g) float64."""
   n = rows.lead[-1]
   sums = np.zeros((n, len(taus)))
-  for start, skip, y, p in _true_class(rows, log_prior, taus, log):
-    np.add.at(sums, np.arange(start + skip, start + len(y)) % n, p[skip:])
+  lp, at = log_prior.astype(np.float32), taus.astype(np.float32)
+
+  def step(start: int, z: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[Any, Any]:
+    del start, w
+    p = adsa.true_class(z, y, lp, at, log)
+    return p, ~jnp.isnan(p[:, 0])
+
+  for start, skip, y, _, p in streaming.each(rows, np.ones(rows.k), step):
+    np.add.at(sums, np.arange(start + skip, start + len(y)) % n, np.asarray(p)[skip:])
   sums *= n / rows.n
   return sums
-
-
-def _true_class(
-  rows: Rows, log_prior: np.ndarray, taus: np.ndarray, log: bool
-) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-  """Yields first row, rows to skip, classes (r,), and p_y or -log p_y at each tau (r, g)."""
-  lp, taus = log_prior.astype(np.float32), taus.astype(np.float32)
-  parts = (
-    (start, skip, y, adsa.true_class(z, y, lp, taus, log)) for start, skip, z, y in rows.chunks()
-  )
-  for start, skip, y, p in streaming.ahead(parts):
-    p = np.asarray(p)
-    adsa.check_finite(~np.isnan(p[:, 0]), start, rows.lead)
-    yield start, skip, y, p
 
 
 def predicted_masses(
@@ -76,17 +64,15 @@ def predicted_masses(
   Raises:
     ValueError: a row that is not finite.
   """
-  per_class, n = streaming.row_weights(rows), rows.lead[-1]
-  out = np.zeros((len(weights), len(taus), rows.k))
+  n = rows.lead[-1]
   lp, taus = log_prior.astype(np.float32), taus.astype(np.float32)
 
-  def parts() -> Iterator[tuple[int, jax.Array, jax.Array]]:
-    for start, _, z, y, v in streaming.weighted_chunks(rows, per_class):
-      images = np.arange(start, start + len(y)) % n
-      yield start, *_masses(z, lp, taus, (weights[:, images] * v).astype(np.float32))
+  def step(start: int, z: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[Any, Any]:
+    images = np.arange(start, start + len(y)) % n
+    return _masses(z, lp, taus, (weights[:, images] * w).astype(np.float32))
 
-  for start, part, finite in streaming.ahead(parts()):
-    adsa.check_finite(finite, start, rows.lead)
+  out = np.zeros((len(weights), len(taus), rows.k))
+  for *_, part in streaming.each(rows, streaming.row_weights(rows), step):
     out += np.asarray(part, np.float64)
   return out
 

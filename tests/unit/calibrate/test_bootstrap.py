@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ltdd_jax import calibrate
 from ltdd_jax.calibrate import bootstrap, criteria
 from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core import rng
@@ -31,13 +32,30 @@ def draw(k, images, epochs, bias, noise):
   return (logits + bias * prior).astype(np.float32), labels, prior
 
 
-def exact_taus(logits, labels, prior, criterion, replicates):
-  """The tau of each replicate on a grid of steps of 1e-4, all in float64."""
+def drawn(labels, replicates):
+  """The weights (b, n) of images that the bootstrap draws."""
   draws = rng.np_rng(0, "adsa", "bootstrap")
   weights = np.empty((replicates, len(labels)))
   for c in np.unique(labels):
     members = np.flatnonzero(labels == c)
     weights[:, members] = bootstrap._draws(draws, len(members), replicates) / len(members)
+  return weights
+
+
+def resampled(labels, replicates):
+  """Weights (b, n) of images that are drawn from each class with replacement, and no more."""
+  random = np.random.default_rng(1)
+  weights = np.zeros((replicates, len(labels)))
+  for c in np.unique(labels):
+    members = np.flatnonzero(labels == c)
+    for row in weights:
+      again = random.choice(members, len(members))
+      row += np.bincount(again, minlength=len(labels)) / len(members)
+  return weights
+
+
+def exact_taus(logits, labels, prior, criterion, weights):
+  """The tau of each replicate on a grid of steps of 1e-4, all in float64."""
 
   def class_means(tau):  # (b, k)
     z = logits.astype(np.float64) - tau * prior
@@ -67,5 +85,23 @@ def test_replicates_are_exact_refits(problem, criterion):
   rows = Rows(logits, labels)
   fit = criteria.fit(rows, prior, criterion, (0, 3))
   found = bootstrap.replicate_taus(rows, prior, fit, criterion, REPLICATES)
-  expected = exact_taus(logits, labels, prior, criterion, REPLICATES)
+  expected = exact_taus(logits, labels, prior, criterion, drawn(labels, REPLICATES))
   np.testing.assert_allclose(found, expected, atol=1.2e-3)
+
+
+@pytest.mark.parametrize("criterion", criteria.CRITERIA)
+@pytest.mark.parametrize(
+  "problem",
+  ["two classes, many images, small tau", "two classes, beside the lower bound", "small tau",
+   "the upper bound"],
+)  # fmt: skip
+def test_the_interval_is_that_of_refits_on_resampled_images(problem, criterion):
+  """Of other draws: the ends of an interval of 300 replicates vary by a thirtieth of its width."""
+  logits, labels, prior = draw(*PROBLEMS[problem])
+  calibrator = calibrate.make_calibrator("adsa", criterion=criterion, bootstrap=300)
+  report = calibrator.report(calibrator.fit(logits, labels, prior))
+  low, high = report["tau_interval"]
+  taus = exact_taus(logits, labels, prior, criterion, resampled(labels, 300))
+  expected = np.percentile(taus, (2.5, 97.5))
+  np.testing.assert_allclose((low, high), expected, atol=0.15 * np.ptp(expected))
+  assert low <= report["tau"] <= high
