@@ -73,7 +73,7 @@ def fit(
   Raises:
     ValueError: shapes, dtypes or a range that do not fit; a NaN or infinite logit, a label outside
       [0, k) or a class without training images, naming the first; fewer than two classes with an
-      image; logits of a dead teacher, the same for every image but for a constant.
+      image; logits of a dead teacher, the same for all classes in every row.
 
   Example:
     >>> logits = np.array([[2.0, 0.0], [0.5, 0.0]], np.float32)
@@ -304,15 +304,9 @@ def check_rows(z: Any, labels: Any) -> ndarray:
 
 
 def check_alive(blocks: Blocks) -> None:
-  """Refuses logits of which all rows are the same but for a constant."""
-  first = None
-  for _, _, z, _ in blocks:
-    with np.errstate(invalid="ignore"):  # what is not finite is found later
-      gaps = z - z.max(1, keepdims=True)
-    first = gaps[0] if first is None else first
-    if (gaps != first).any():
-      return
-  raise ValueError("logits are the same for every image, but for a constant: the teacher is dead.")
+  """Refuses logits that say nothing in any row: equal rows alone may be those of equal images."""
+  if not any((z.max(1) != z.min(1)).any() for _, _, z, _ in blocks):
+    raise ValueError("logits are the same for all classes in every row: the teacher is dead.")
 
 
 def check_finite(finite: Any, start: int, lead: tuple[int, ...]) -> None:
