@@ -28,8 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from ltdd_jax import adsa
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import tau_curves
-from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core import startup
 
 IMBALANCE = 256  # of ImageNet-LT

@@ -17,8 +17,8 @@ import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
 from ltdd_jax import calibrate  # noqa: E402
+from ltdd_jax.adsa import Rows  # noqa: E402
 from ltdd_jax.calibrate import criteria  # noqa: E402
-from ltdd_jax.calibrate.streaming import Rows  # noqa: E402
 
 K, BIAS = 10, 0.9
 COUNTS = np.round(500 * 0.01 ** (np.arange(K) / (K - 1)))

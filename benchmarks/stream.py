@@ -114,8 +114,8 @@ def sides(path: pathlib.Path, labels: Any, counts: Any, views: int) -> dict[str,
   """What is timed in turn."""
   import numpy as np
 
+  from ltdd_jax.adsa import Rows
   from ltdd_jax.calibrate import criteria
-  from ltdd_jax.calibrate.streaming import Rows
 
   log_prior = np.log(counts / counts.sum())
 

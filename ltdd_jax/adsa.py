@@ -5,7 +5,6 @@
     aligned = adsa.align(logits, class_counts, result.tau)
     soft_labels = jax.nn.softmax(aligned / temperature)
 
-NumPy or JAX arrays from any pipeline, memory maps too; this file needs nothing but NumPy and JAX.
 Adaptive Soft-label Alignment is due to Jiang et al., NeurIPS 2025. With class frequencies `pi` of
 the long-tailed training set and `y_n` the class that image `n` was distilled for,
 
@@ -14,34 +13,36 @@ the long-tailed training set and `y_n` the class that image `n` was distilled fo
     tau*          = argmin over tau of the population standard deviation of q_1 .. q_K
 
 Here that is one pass over the logits with a grid of taus, and a parabola through the best three.
-Classes without a distilled image do not count. Confidences that are alike only because a few
-classes take everything are no minimum, and an objective too flat to determine tau is reported.
+Classes without a distilled image do not count. This file needs nothing but NumPy and JAX.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from numpy import ndarray
-
-Means = Callable[[ndarray], ndarray]  # class confidences (g, k) at taus (g,)
-# number of the first row, rows to skip, logits (r, k), classes (r,)
-Blocks = Iterable[tuple[int, int, ndarray, ndarray]]
 
 FLAT = 1e-3  # the range of the objective, or 1 - every class confidence at tau = 0, is below this
 COLLAPSED = 0.5  # confidences are alike for being low: their mean is below this part of tau = 0's
 FAR = 10.0  # no tau is further from zero
-STATUSES = ("fitted", "uniform", "flat", "bound", "edge")
 CHUNK = 2**20  # logits in one step: 4 MB of float32 stay in a core's cache
 UNIFORM = 1e-5  # the range of a log prior that counts as none
 _STEP = 0.01  # of the grid of taus
 _NOISE = 1e-8  # rounding of what is minimised
 _SAFE = 120.0  # range of tau * log pi that one pass can span; float32 exponents end at 87
+MESSAGES = {  # by status
+  "fitted": "tau = {tau:.3f}: {change}.",
+  "uniform": "tau = 0: all classes have equally many training images, no prior to remove.",
+  "flat": "tau = {tau:.3f}, but the objective is flat ({change}): these logits do not determine "
+  "tau. Fit on the augmented views that students see (random resized crop, flip, CutMix).",
+  "bound": "tau = {tau:.3f}, the lower bound: {change}. A tau_range from -1 searches below.",
+  "edge": "tau = {tau:.3f} is no minimum but an edge, of tau_range or of where a few classes "
+  "take everything: {change}. Check labels and class_counts, or widen tau_range.",
+}
+STATUSES = tuple(MESSAGES)
 
 
 class AdsaResult(NamedTuple):
@@ -55,7 +56,7 @@ class AdsaResult(NamedTuple):
   curve: ndarray  # (m, 2) float64, the searched (tau, objective) pairs, tau increasing
   flat: bool  # the objective does not determine tau
   message: str  # one or two sentences for people
-  status: str  # one of STATUSES; "bound": tau is 0, the least allowed; "edge": there is no minimum
+  status: str  # one of STATUSES
 
 
 def fit(
@@ -64,34 +65,30 @@ def fit(
   """Finds the tau whose class confidences are spread least, to about 1e-3.
 
   Args:
-    logits: (..., n, k) float16, bfloat16, float32 or float64; leading axes are label epochs and
-      are simply more rows. Average an ensemble beforehand.
+    logits: (..., n, k) floats; leading axes are label epochs and are simply more rows. Average an
+      ensemble beforehand.
     labels: (n,) or (..., n) integers, the classes that the images were distilled for.
     class_counts: (k,) training images of each class, or anything proportional to them.
     tau_range: what is searched, at least 1 wide.
 
   Raises:
-    ValueError: shapes, dtypes or a range that do not fit; a NaN or infinite logit, a label outside
-      [0, k) or a class without training images, naming the first; fewer than two classes with an
-      image; logits of a dead teacher, the same for all classes in every row.
+    ValueError: what does not fit; a NaN or infinite logit, a label outside [0, k) or a class
+      without training images, naming the first; logits that are the same for all classes.
 
   Example:
     >>> logits = np.array([[2.0, 0.0], [0.5, 0.0]], np.float32)
     >>> round(fit(logits, np.array([0, 1]), [100, 10]).tau, 2)
     0.54
   """
-  means, log_prior = _confidences(logits, labels, class_counts)
-  return search(means, log_prior, tau_range)
+  rows = Rows(logits, labels)
+  return search(rows, log_frequencies(class_counts, rows.k), tau_range)
 
 
-def align(logits: Any, class_counts: Any, tau: Any, *, centered: bool = False) -> Array:
+def align(logits: Any, class_counts: Any, tau: Any, *, centered: bool = False) -> jax.Array:
   """Returns `logits - tau * log pi` for logits (..., k): pure, jit-able, at least float32.
 
   With `centered`, `log pi` has mean zero, so that the mean of each row stays what it was. A softmax
   cannot see the difference; a loss on raw logits, such as MSE, can.
-
-  Raises:
-    ValueError: counts of another length, or (unless traced) a class without training images.
   """
   z = jnp.asarray(logits)
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
@@ -107,26 +104,14 @@ def confidence(logits: Any, labels: Any, class_counts: Any, tau: float) -> ndarr
   """Returns `q_c(tau)`, (k,) float64, NaN for classes without an image; arguments as of `fit`."""
   if not math.isfinite(tau):
     raise ValueError(f"tau is {tau}; expected a finite number.")
-  return _confidences(logits, labels, class_counts)[0](np.array([float(tau)]))[0]
+  rows = Rows(logits, labels)
+  return class_means(rows, log_frequencies(class_counts, rows.k), np.array([float(tau)]))[0]
 
 
-def _confidences(logits: Any, labels: Any, class_counts: Any) -> tuple[Means, ndarray]:
-  """Class confidences as a function of taus, and log frequencies (k,), of checked input."""
-  z = np.asanyarray(logits)  # no copy on a CPU
-  y, log_prior = check_rows(z, labels), log_frequencies(class_counts, z.shape[-1])
-  check_alive(_blocks(z, y))
-  lead, counts = z.shape[:-1], np.bincount(y, minlength=z.shape[-1])
-  counts *= math.prod(lead) // len(y)
-  return lambda taus: class_means(_blocks(z, y), lead, counts, log_prior, taus), log_prior
-
-
-# ---- the search ----
-
-
-def search(means: Means, log_prior: ndarray, tau_range: Any) -> AdsaResult:
-  """Fits tau to the class confidences (g, k) that `means` gives for taus (g,)."""
+def search(rows: "Rows", log_prior: ndarray, tau_range: Any) -> AdsaResult:
+  """Fits tau to rows of logits, for log class frequencies (k,)."""
   taus = grid(tau_range, log_prior)
-  *q, before = means(np.append(taus, 0.0))
+  *q, before = class_means(rows, log_prior, np.append(taus, 0.0))
   values, levels = np.nanvar(q, axis=1), np.nanmean(q, axis=1)
   healthy = levels >= COLLAPSED * np.nanmean(before)
   tau, status = lowest(taus, values, healthy if healthy.any() else levels == levels.max())
@@ -134,20 +119,30 @@ def search(means: Means, log_prior: ndarray, tau_range: Any) -> AdsaResult:
     tau, status = 0.0, "uniform"
   elif np.ptp(np.sqrt(values)) < FLAT or np.nanmin(before) > 1 - FLAT:
     status = "flat"
-  after = means(np.array([tau]))[0]
+  after = class_means(rows, log_prior, np.array([tau]))[0]
   ends = float(np.nanstd(before)), float(np.nanstd(after))
   curve = np.stack([taus, np.sqrt(values)], 1)
-  message, flat = explain(status, tau, *ends), status in ("flat", "uniform")
+  change = "the spread of confidences goes from {:.4f} to {:.4f}".format(*ends)
+  message, flat = MESSAGES[status].format(tau=tau, change=change), status in ("flat", "uniform")
   return AdsaResult(tau, *ends, before, after, curve, flat, message, status)
 
 
 def grid(tau_range: Any, log_prior: ndarray) -> ndarray:
   """The taus to search; raises ValueError for what is no range, or one too wide for this prior."""
-  lo, hi = check_range(tau_range)
-  if (max(hi, 0) - min(lo, 0)) * np.ptp(log_prior) > _SAFE:
+  try:
+    lo, hi = map(float, tau_range)
+  except (TypeError, ValueError):
+    lo = hi = math.nan
+  if not (lo >= -FAR and hi <= FAR and hi - lo > 1 - 1e-6):
     raise ValueError(
-      f"tau_range is {tau_range}; with these class_counts it may be "
-      f"{_SAFE / np.ptp(log_prior):.1f} wide, zero included."
+      f"tau_range is {tau_range}; expected two numbers within {FAR:g} of zero, the lower first, at "
+      "least 1 apart."
+    )
+  widest = _SAFE / max(np.ptp(log_prior), UNIFORM)
+  if max(hi, 0) - min(lo, 0) > widest:
+    raise ValueError(
+      f"tau_range is {tau_range}; with these class_counts it may be {widest:.1f} wide, zero "
+      "included."
     )
   return np.linspace(lo, hi, math.ceil(round((hi - lo) / _STEP, 6)) + 1)
 
@@ -171,34 +166,14 @@ def lowest(taus: ndarray, values: ndarray, allowed: Any = True) -> tuple[float, 
   return float(tau), "bound" if tau == 0 == taus[0] else "edge"
 
 
-def explain(
-  status: str, tau: float, before: float, after: float, what: str = "the spread of confidences"
-) -> str:
-  """The message of a result, from its status, tau and objectives, and what these are."""
-  change = f"{what} goes from {before:.4f} to {after:.4f}"
-  return {
-    "fitted": f"tau = {tau:.3f}: {change}.",
-    "uniform": "tau = 0: all classes have equally many training images, no prior to remove.",
-    "flat": f"tau = {tau:.3f}, but the objective is flat ({change}): these logits do not determine "
-    "tau. Fit on the augmented views that students see (random resized crop, flip, CutMix).",
-    "bound": f"tau = {tau:.3f}, the lower bound: {change}. A tau_range from -1 searches below.",
-    "edge": f"tau = {tau:.3f} is no minimum but an edge, of tau_range or of where a few classes "
-    f"take everything: {change}. Check labels and class_counts, or widen tau_range.",
-  }[status]
-
-
-# ---- class confidences ----
-
-
-@functools.partial(jax.jit, static_argnames="log")
-def true_class(z: Any, y: Any, log_prior: Any, taus: Any, log: bool = False) -> Array:
-  """p_y, or -log p_y, at each tau, (r, g), from logits (r, k); NaN in rows that are not finite."""
+@jax.jit
+def true_class(z: Any, y: Any, log_prior: Any, taus: Any) -> jax.Array:
+  """p_y at each tau, (r, g), from logits (r, k); NaN in rows that are not finite."""
   gaps, w, total = exponentials(z, log_prior, taus)
-  own = jnp.take_along_axis(gaps, y[:, None], 1)
-  return jnp.log(total) - own - jnp.log(w[y]) if log else jnp.exp(own) * w[y] / total
+  return jnp.exp(jnp.take_along_axis(gaps, y[:, None], 1)) * w[y] / total
 
 
-def exponentials(z: Array, log_prior: Array, taus: Array) -> tuple[Array, Array, Array]:
+def exponentials(z: Any, log_prior: Any, taus: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Parts of p_c(tau) = exp(gaps)_c * W_c / total: gaps (r, k), W (k, g) and total (r, g).
 
   Totals of all rows and taus are one matrix product. Taus count from their middle, and log priors
@@ -213,63 +188,69 @@ def exponentials(z: Array, log_prior: Array, taus: Array) -> tuple[Array, Array,
 
 
 def class_means(
-  blocks: Blocks, lead: Any, counts: ndarray, log_prior: ndarray, taus: ndarray, log: bool = False
+  rows: "Rows", log_prior: ndarray, taus: ndarray, score: Any = true_class
 ) -> ndarray:
-  """Means of p_y, or of -log p_y, over the rows of each class: (g, k) float64, NaN without one.
-
-  `lead` are the leading axes of the logits, by which an error names a row; `counts` (k,) are the
-  rows of each class.
-  """
-  sums, width = np.zeros(len(counts) * len(taus)), np.int64(len(taus))
-  for start, skip, z, y in blocks:
-    p = np.asarray(true_class(z, y, np.float32(log_prior), np.float32(taus), log))
-    check_finite(~np.isnan(p[:, 0]), start, lead)
-    cells = y[skip:, None] * width + np.arange(width)
-    sums += np.bincount(cells.reshape(-1), p[skip:].reshape(-1), len(sums))
+  """Means of a score, p_y by default, over the rows of each class: (g, k) float64, NaN without."""
+  sums, width = np.zeros(rows.k * len(taus)), np.int64(len(taus))
+  for start, z, y in rows.blocks():
+    p = np.asarray(score(z, y, np.float32(log_prior), np.float32(taus)))
+    rows.check_finite(~np.isnan(p[:, 0]), start)
+    cells = y[:, None] * width + np.arange(width)
+    sums += np.bincount(cells.reshape(-1), p.reshape(-1), len(sums))
   with np.errstate(invalid="ignore"):
-    return (sums.reshape(len(counts), -1) / counts[:, None]).T
+    return (sums.reshape(rows.k, -1) / rows.counts[:, None]).T
 
 
-def _blocks(z: ndarray, labels: ndarray) -> Blocks:
-  """Blocks, as of `class_means`, of logits z (..., n, k)."""
-  rows, size = z.reshape(-1, z.shape[-1]), block_size(z.shape[-1])
-  labels = np.resize(labels, len(rows))  # label epochs repeat them
-  for start in range(0, len(rows), size):
-    yield start, 0, to_single(rows[start : start + size]), labels[start : start + size]
+class Rows:
+  """Checked logits (..., n, k) as rows with their classes, read a block at a time.
 
+  Besides arrays, `logits` may be a *row source*: an object with `shape`, `dtype` and
+  `rows(start, stop)`, which gives NumPy logits (stop - start, k).
+  """
 
-def block_size(k: int) -> int:
-  """Rows in a block of k classes; a grid has some hundreds of taus."""
-  return max(1, CHUNK // max(k, 256))
+  def __init__(self, logits: Any, labels: Any) -> None:
+    lazy = hasattr(logits, "rows")
+    z, y = logits if lazy else np.asanyarray(logits), np.asarray(labels)  # no copy on a CPU
+    if len(z.shape) < 2 or 0 in z.shape or not jnp.issubdtype(z.dtype, jnp.floating):
+      raise ValueError(f"logits are {z.dtype} of shape {z.shape}; expected floats (..., n, k).")
+    self.lead, self.k = tuple(z.shape[:-1]), z.shape[-1]
+    if y.dtype.kind not in "iu":
+      raise ValueError(f"labels have dtype {y.dtype}; expected integers: labels.astype(int).")
+    if y.shape not in (self.lead, self.lead[-1:]):
+      shapes = " or ".join(str(s) for s in dict.fromkeys((self.lead[-1:], self.lead)))
+      raise ValueError(f"labels have shape {y.shape}; logits of shape {z.shape} need {shapes}.")
+    if (bad := np.flatnonzero((y < 0) | (y >= self.k))).size:
+      wrong = f"label {y.flat[bad[0]]} (number {bad[0]})"
+      raise ValueError(f"{wrong} is outside [0, {self.k}), the classes of the logits.")
+    if np.ptp(y) == 0:
+      raise ValueError("fewer than two classes have an image: there is no spread to minimise.")
+    self.labels, self.n = y.reshape(-1).astype(np.int32), math.prod(self.lead)
+    self.counts = np.bincount(self.labels, minlength=self.k) * (self.n // len(self.labels))
+    self.size = max(1, CHUNK // max(self.k, 256))  # rows of a block; a grid has hundreds of taus
+    flat = z if lazy else z.reshape(-1, self.k)
+    self._read = z.rows if lazy else lambda start, stop: flat[start:stop]
+    if not any((z.max(1) != z.min(1)).any() for _, z, _ in self.blocks()):  # most end at the first
+      raise ValueError("logits are the same for all classes in every row: the teacher is dead.")
 
+  def blocks(self) -> Iterator[tuple[int, ndarray, ndarray]]:
+    """Yields (first row, logits (r, k) of at most 4 bytes each, classes (r,))."""
+    for start in range(0, self.n, self.size):
+      stop = min(start + self.size, self.n)
+      z = self._read(start, stop)
+      if z.dtype.itemsize > 4:  # float32 has less room than float64
+        with np.errstate(invalid="ignore", over="ignore"):
+          z = (z - z.max(1, keepdims=True)).astype(np.float32)
+      yield start, z, self.labels[np.arange(start, stop) % len(self.labels)]
 
-def to_single(z: ndarray) -> ndarray:
-  """Logits (r, k) of at most 4 bytes: float64 less its row's largest, for float32 has less room."""
-  if z.dtype.itemsize <= 4:
-    return z
-  with np.errstate(invalid="ignore", over="ignore"):
-    return (z - z.max(1, keepdims=True)).astype(np.float32)
-
-
-# ---- checks, which raise ValueError ----
-
-
-def check_range(tau_range: Any) -> tuple[float, float]:
-  """The two ends of a range of tau."""
-  try:
-    lo, hi = (float(t) for t in tau_range)
-  except (TypeError, ValueError):
-    lo = hi = math.nan
-  if lo >= -FAR and hi <= FAR and hi - lo > 1 - 1e-6:
-    return lo, hi
-  raise ValueError(
-    f"tau_range is {tau_range}; expected two numbers within {FAR:g} of zero, the lower first, at "
-    "least 1 apart."
-  )
+  def check_finite(self, finite: Any, start: int) -> None:
+    """Refuses rows (r,), the first of which is number `start`, unless all are finite."""
+    if not np.all(finite):
+      index = map(int, np.unravel_index(start + int(np.argmin(finite)), self.lead))
+      raise ValueError(f"logits{[*index]} is the first row with a NaN or infinite value.")
 
 
 def log_frequencies(class_counts: Any, k: int) -> ndarray:
-  """Log class frequencies (k,) in float64."""
+  """Log class frequencies (k,) in float64; raises ValueError."""
   counts = np.asarray(class_counts, np.float64)
   if counts.shape != (k,):
     raise ValueError(f"class_counts has shape {counts.shape}; logits of {k} classes need ({k},).")
@@ -281,36 +262,3 @@ def log_frequencies(class_counts: Any, k: int) -> ndarray:
       "infinity. Add one to every count, or leave the class out."
     )
   return np.log(counts / counts.sum())
-
-
-def check_rows(z: Any, labels: Any) -> ndarray:
-  """Labels (n,) or (..., n) flat, int32, of logits z (..., n, k); of z, shape and dtype suffice."""
-  if len(z.shape) < 2 or 0 in z.shape or not jnp.issubdtype(z.dtype, jnp.floating):
-    raise ValueError(f"logits are {z.dtype} of shape {z.shape}; expected floats (..., n, k).")
-  y, lead, k = np.asarray(labels), tuple(z.shape[:-1]), z.shape[-1]
-  if y.dtype.kind not in "iu":
-    raise ValueError(f"labels have dtype {y.dtype}; expected integers: labels.astype(int).")
-  if y.shape not in (lead, lead[-1:]):
-    shapes = " or ".join(str(s) for s in dict.fromkeys((lead[-1:], lead)))
-    raise ValueError(f"labels have shape {y.shape}; logits of shape {z.shape} need {shapes}.")
-  y = y.reshape(-1)
-  bad = (y < 0) | (y >= k)
-  if bad.any():
-    i = int(np.argmax(bad))
-    raise ValueError(f"label {y[i]} (number {i}) is outside [0, {k}), the classes of the logits.")
-  if np.ptp(y) == 0:
-    raise ValueError("fewer than two classes have an image: there is no spread to minimise.")
-  return y.astype(np.int32)
-
-
-def check_alive(blocks: Blocks) -> None:
-  """Refuses logits that say nothing in any row: equal rows alone may be those of equal images."""
-  if not any((z.max(1) != z.min(1)).any() for _, _, z, _ in blocks):
-    raise ValueError("logits are the same for all classes in every row: the teacher is dead.")
-
-
-def check_finite(finite: Any, start: int, lead: tuple[int, ...]) -> None:
-  """Refuses rows (r,), the first of which is number `start` of `lead`, unless all are finite."""
-  if not np.all(finite):
-    index = map(int, np.unravel_index(start + int(np.argmin(finite)), lead))
-    raise ValueError(f"logits{[*index]} is the first row with a NaN or infinite value.")

@@ -70,7 +70,6 @@ def adsa(
       whatever `ltdd_jax.adsa.fit` refuses.
   """
   check_choice("adsa: criterion", criterion, tuple(CRITERIA))
-  target = base.target_shift("adsa", target_prior)
   if bootstrap != 0 and bootstrap < bootstrap_lib.LEAST:
     raise LtddError(
       f"adsa: bootstrap is {bootstrap}; expected {bootstrap_lib.LEAST} replicates or more, or 0 "
@@ -85,7 +84,6 @@ def adsa(
 
   def init(log_prior: Any) -> AdsaParams:
     k = log_prior.shape[0]
-    base.check_target("adsa", target, k)
     if max_head_drop is not None:
       head_bound.head_and_tail(head, np.zeros(k))
     return _init(k, CURVE if max_head_drop is not None else 0)
@@ -93,7 +91,7 @@ def adsa(
   def fit(logits: Any, labels: Any, log_prior: Any) -> AdsaParams:
     base.check_prior(log_prior)
     lp = np.asarray(log_prior, np.float64)
-    init(lp)  # refuses a target prior or a head for another number of classes
+    init(lp)  # refuses a head for another number of classes
     with base.named("adsa"):
       rows = base.open_rows(logits, labels, lp)
       if bootstrap:
@@ -109,17 +107,12 @@ def adsa(
     return params
 
   def apply(params: AdsaParams, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
-    out = base.shift(params.tau, logits, log_prior)
-    return out if target is None else base.subtract(-jnp.asarray(target, jnp.float32), out)
+    return base.shift(params.tau, logits, log_prior)
 
   def report(params: AdsaParams) -> dict[str, Any]:
-    found = _report(params, criterion, bootstrap, max_head_drop)
-    if target_prior is None:
-      return found
-    found["message"] += " The step to target_prior comes after that, and is not in these numbers."
-    return found | {"target_prior": base.plain(target_prior)}
+    return _report(params, criterion, bootstrap, max_head_drop)
 
-  return Calibrator(init, fit, apply, report)
+  return base.with_target("adsa", Calibrator(init, fit, apply, report), target_prior)
 
 
 def _init(k: int, points: int) -> AdsaParams:
@@ -158,7 +151,7 @@ def _resample(curve: np.ndarray) -> jax.Array:
 
 def _with_bound(
   params: AdsaParams,
-  rows: streaming.Rows,
+  rows: adsa_lib.Rows,
   log_prior: np.ndarray,
   found: head_bound.Bounded,
   criterion: str,
@@ -182,7 +175,7 @@ def _report(
   tau, free, (before, after) = float(params.tau), float(params.free_tau), params.objective
   status = adsa_lib.STATUSES[int(params.status)]
   if tau == free:
-    message = adsa_lib.explain(status, tau, float(before), float(after), CRITERIA[criterion])
+    message = criteria.explain(status, tau, float(before), float(after), criterion)
   else:
     message = (
       f"tau = {tau:.3f}, bounded by max_head_drop={max_head_drop:g} (without it {free:.3f}): the "

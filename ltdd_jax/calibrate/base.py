@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import adsa as adsa_lib
-from ltdd_jax.calibrate.streaming import Rows
+from ltdd_jax.adsa import Rows
 from ltdd_jax.core.types import LtddError
 
 
@@ -32,23 +32,17 @@ class Calibrator(NamedTuple):
 
 
 @contextlib.contextmanager
-def named(name: str) -> Iterator[None]:
-  """Turns a ValueError inside into an LtddError that begins with the calibrator's name."""
+def named(name: str, part: str | None = None) -> Iterator[None]:
+  """Turns a ValueError inside into an LtddError that begins with the calibrator's name.
+
+  An LtddError stays what it is, but that the name of a `part`, another calibrator, gives way.
+  """
   try:
     yield
-  except LtddError:
-    raise
   except ValueError as error:
-    raise LtddError(f"{name}: {error}") from error
-
-
-@contextlib.contextmanager
-def renamed(old: str, new: str) -> Iterator[None]:
-  """Gives an LtddError inside, which begins with one calibrator's name, that of another."""
-  try:
-    yield
-  except LtddError as error:
-    raise LtddError(f"{new}: {str(error).removeprefix(f'{old}: ')}") from error
+    if part is None and isinstance(error, LtddError):
+      raise
+    raise LtddError(f"{name}: {str(error).removeprefix(f'{part}: ')}") from error
 
 
 def check_prior(log_prior: Any) -> None:
@@ -73,7 +67,7 @@ def check_number(
 def check_range(name: str, tau_range: Any) -> None:
   """Raises LtddError for a range of tau that `adsa.fit` refuses."""
   with named(name):
-    adsa_lib.check_range(tau_range)
+    adsa_lib.grid(tau_range, np.zeros(1))
 
 
 def check_classes(calibrator: Calibrator, k: int) -> None:
@@ -88,18 +82,20 @@ def open_rows(logits: Any, labels: Any, log_prior: Any) -> Rows:
     raise ValueError(
       f"log_prior has shape {np.shape(log_prior)}; logits of {rows.k} classes need ({rows.k},)."
     )
-  adsa_lib.check_alive(rows.chunks())
   return rows
 
 
-def target_shift(name: str, target_prior: Sequence[float] | None) -> np.ndarray | None:
-  """Log frequencies (k,) of the classes in a test set, their mean taken off; None for none.
+def with_target(
+  name: str, calibrator: Calibrator, target_prior: Sequence[float] | None
+) -> Calibrator:
+  """A calibrator whose labels move on, by Bayes' rule, from equal classes to a target prior q.
 
   Raises:
-    LtddError: frequencies that are not positive or do not sum to one within 1e-6.
+    LtddError: frequencies that are not positive or do not sum to one within 1e-6; from `init` and
+      `fit`, those of another number of classes.
   """
   if target_prior is None:
-    return None
+    return calibrator
   q = np.asarray(target_prior, np.float64)
   if q.ndim != 1 or not q.size or not np.all((q > 0) & (q < np.inf)):
     raise LtddError(
@@ -110,13 +106,27 @@ def target_shift(name: str, target_prior: Sequence[float] | None) -> np.ndarray 
     raise LtddError(
       f"{name}: target_prior sums to {q.sum():.6g}; expected 1. Divide it by its sum."
     )
-  return np.log(q) - np.log(q).mean()
 
+  def init(log_prior: Any) -> Any:
+    k = log_prior.shape[0]
+    if len(q) != k:
+      raise LtddError(f"{name}: target_prior has {len(q)} entries; there are {k} classes.")
+    return calibrator.init(log_prior)
 
-def check_target(name: str, target: np.ndarray | None, k: int) -> None:
-  """Raises LtddError if a target prior is not one of k classes."""
-  if target is not None and len(target) != k:
-    raise LtddError(f"{name}: target_prior has {len(target)} entries; there are {k} classes.")
+  def fit(logits: Any, labels: Any, log_prior: Any) -> Any:
+    init(log_prior)
+    return calibrator.fit(logits, labels, log_prior)
+
+  def apply(params: Any, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
+    aligned = calibrator.apply(params, logits, log_prior)
+    return subtract(-jnp.asarray(centered(np.log(q)), jnp.float32), aligned)
+
+  def report(params: Any) -> dict[str, Any]:
+    found = calibrator.report(params)
+    found["message"] += " The step to target_prior comes after that, and is not in these numbers."
+    return found | {"target_prior": plain(q)}
+
+  return Calibrator(init, fit, apply, report)
 
 
 # ---- formulas ----

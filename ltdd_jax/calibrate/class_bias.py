@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import base, criteria, lbfgs, streaming
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.calibrate.criteria import CRITERIA
@@ -131,7 +132,7 @@ def fit_bias(
 
 
 def to_params(
-  rows: streaming.Rows,
+  rows: Rows,
   log_prior: np.ndarray,
   bias: np.ndarray,
   reason: str,

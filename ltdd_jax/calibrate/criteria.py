@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ltdd_jax import adsa
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import tau_curves
-from ltdd_jax.calibrate.streaming import Rows
 
 CRITERIA = {
   "confidence": "the spread of confidences",
@@ -31,7 +31,7 @@ def fit(rows: Rows, log_prior: np.ndarray, criterion: str, tau_range: Any) -> ad
   """
   confidences = functools.partial(tau_curves.class_means, rows, log_prior)
   if criterion == "confidence":
-    return adsa.search(confidences, log_prior, tau_range)
+    return adsa.search(rows, log_prior, tau_range)
   taus = adsa.grid(tau_range, log_prior)
   q = confidences(taus, criterion)
   tau, status = adsa.lowest(taus, smooth(q, criterion))
@@ -46,9 +46,15 @@ def fit(rows: Rows, log_prior: np.ndarray, criterion: str, tau_range: Any) -> ad
     tau, before, after, at_zero, at_tau,
     curve=np.stack([taus, objective(q, criterion)], 1),
     flat=status in ("flat", "uniform"),
-    message=adsa.explain(status, tau, before, after, CRITERIA[criterion]),
+    message=explain(status, tau, before, after, criterion),
     status=status,
   )  # fmt: skip
+
+
+def explain(status: str, tau: float, before: float, after: float, criterion: str) -> str:
+  """The message of a result, as `adsa.fit` writes it for its criterion."""
+  change = f"{CRITERIA[criterion]} goes from {before:.4f} to {after:.4f}"
+  return adsa.MESSAGES[status].format(tau=tau, change=change)
 
 
 def smooth(q: np.ndarray, criterion: str) -> np.ndarray:

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ltdd_jax.adsa import AdsaResult
+from ltdd_jax.adsa import AdsaResult, Rows
 from ltdd_jax.calibrate import criteria, streaming, tau_curves
-from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import base, class_bias, streaming
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.calibrate.class_bias import BiasParams
@@ -50,7 +51,7 @@ def em(
     max_iterations: passes over the logits, about.
 
   Raises:
-    LtddError: bad options; from `fit`, whatever `streaming.Rows` refuses.
+    LtddError: bad options; from `fit`, whatever `adsa.Rows` refuses.
   """
   check_choice("em: known", known, (None, "uniform"))
   base.check_number("em", "smoothing", smoothing)
@@ -85,7 +86,7 @@ def em(
 
 
 def _expectation(
-  rows: streaming.Rows, log_prior: np.ndarray, smoothing: float, tolerance: float, limit: int
+  rows: Rows, log_prior: np.ndarray, smoothing: float, tolerance: float, limit: int
 ) -> tuple[np.ndarray, str, int]:
   """EM for the prior of the classes with an image: bias (k,), reason and iterations."""
   keep = streaming.present(rows)

@@ -63,9 +63,9 @@ def adsa_probe(
   base.check_range("adsa_probe", tau_range)
   if min(tau_range) < 0:
     raise LtddError(f"adsa_probe: tau_range is {tau_range}; expected numbers from 0 up")
-  with base.renamed("adsa", "adsa_probe"):
+  with base.named("adsa_probe", "adsa"):
     first = adsa(criterion=criterion, tau_range=tau_range)
-  with base.renamed("adsa_vector", "adsa_probe"):
+  with base.named("adsa_probe", "adsa_vector"):
     second = class_bias.adsa_vector(
       criterion="nll", strength=strength, tau_range=RANGE, max_iterations=max_iterations
     )
@@ -74,7 +74,7 @@ def adsa_probe(
     return ProbeParams(first.init(log_prior), second.init(log_prior))
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> ProbeParams:
-    with base.renamed("adsa", "adsa_probe"):
+    with base.named("adsa_probe", "adsa"):
       return ProbeParams(first.fit(logits, labels, log_prior), second.init(log_prior))
 
   def refine(params: ProbeParams, logits: Any, labels: Any, log_prior: Any) -> ProbeParams:
@@ -85,7 +85,7 @@ def adsa_probe(
     if not enough(labels, log_prior):
       return params
     present = np.unique(labels)
-    with base.renamed("adsa_vector", "adsa_probe, student's logits"):
+    with base.named("adsa_probe, student's logits", "adsa_vector"):
       if len(present) == len(log_prior):
         return params._replace(student=second.fit(logits, labels, log_prior))
       labels = np.searchsorted(present, labels)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import base, lbfgs, streaming
 from ltdd_jax.calibrate.base import Calibrator
 from ltdd_jax.core.types import Leaf
@@ -45,11 +46,11 @@ def temperature(*, max_iterations: int = 100) -> Calibrator:
     max_iterations: of L-BFGS.
 
   Raises:
-    LtddError: bad options; from `fit`, whatever `streaming.Rows` refuses.
+    LtddError: bad options; from `fit`, whatever `adsa.Rows` refuses.
   """
   base.check_number("temperature", "max_iterations", max_iterations, least=1)
 
-  def search(rows: streaming.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
+  def search(rows: Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
     objective, zeros = streaming.log_loss(rows), np.zeros(rows.k)
 
     def fn(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -84,12 +85,12 @@ def vector_scaling(*, strength: float = 0.03, max_iterations: int = 200) -> Cali
     max_iterations: of L-BFGS.
 
   Raises:
-    LtddError: bad options; from `fit`, whatever `streaming.Rows` refuses.
+    LtddError: bad options; from `fit`, whatever `adsa.Rows` refuses.
   """
   base.check_number("vector_scaling", "strength", strength)
   base.check_number("vector_scaling", "max_iterations", max_iterations, least=1)
 
-  def search(rows: streaming.Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
+  def search(rows: Rows) -> tuple[np.ndarray, np.ndarray, lbfgs.Outcome]:
     objective, k = streaming.log_loss(rows), rows.k
 
     def fn(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -119,7 +120,7 @@ def _init(log_prior: Any) -> ScalingParams:
 
 def _make_fit(
   name: str,
-  search: Callable[[streaming.Rows], tuple[np.ndarray, np.ndarray, lbfgs.Outcome]],
+  search: Callable[[Rows], tuple[np.ndarray, np.ndarray, lbfgs.Outcome]],
 ) -> Callable[..., ScalingParams]:
   def fit(logits: Any, labels: Any, log_prior: Any) -> ScalingParams:
     with base.named(name):

@@ -33,26 +33,20 @@ def fixed(*, tau: float = 1.0, target_prior: Sequence[float] | None = None) -> C
     target_prior: as for `adsa`.
 
   Raises:
-    LtddError: a tau that is not within `adsa.FAR` of zero, or a target prior that is none.
+    LtddError: a tau that is not within `adsa.FAR` of zero; a bad target prior.
   """
   if not abs(tau) <= adsa.FAR:
     raise LtddError(f"fixed: tau is {tau}; expected a number within {adsa.FAR:g} of zero.")
-  target = base.target_shift("fixed", target_prior)
 
   def init(log_prior: Any) -> jax.Array:
-    base.check_target("fixed", target, len(log_prior))
+    del log_prior
     return jnp.float32(tau)
 
   def fit(logits: Any, labels: Any, log_prior: Any) -> jax.Array:
     base.check_prior(log_prior)
     return init(log_prior)
 
-  def apply(params: jax.Array, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
-    out = base.shift(params, logits, log_prior)
-    return out if target is None else base.subtract(-jnp.asarray(target, jnp.float32), out)
-
   def report(params: jax.Array) -> dict[str, Any]:
-    extra = {} if target_prior is None else {"target_prior": base.plain(target_prior)}
-    return {"tau": float(params), "message": f"tau = {float(params):g}, given."} | extra
+    return {"tau": float(params), "message": f"tau = {float(params):g}, given."}
 
-  return Calibrator(init, fit, apply, report)
+  return base.with_target("fixed", Calibrator(init, fit, base.shift, report), target_prior)

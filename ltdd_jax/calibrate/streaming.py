@@ -1,4 +1,4 @@
-"""Rows of logits in chunks; their statistics and gradients, in memory O(chunk x k).
+"""Statistics and gradients of rows of logits, in one pass and memory O(block x k).
 
 Every calibrator that is fitted here makes of logits z (k,)
 
@@ -10,7 +10,6 @@ an image the same weight: a row of class c weighs v = 1 / (number of such classe
 
 import collections
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,41 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax import adsa
+from ltdd_jax.adsa import Rows
 
 # (first row, logits (r, k), classes (r,), weights (r,)) -> value, whether rows are finite (r,)
 Step = Callable[[int, np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any]]
 # (scale (k,) or None, bias (k,)) -> value, its gradients by scale (0 for None) and by bias
 Objective = Callable[[Any, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
-
-
-class Rows:
-  """Checked logits as rows (n, k) with their classes.
-
-  Besides arrays, `logits` may be a *row source*: an object with `shape` (..., n, k), `dtype` and
-  `rows(start, stop)`, which gives NumPy logits (stop - start, k); leading axes count in C order.
-
-  Raises:
-    ValueError: what `adsa.fit` refuses, but for the values of the logits.
-  """
-
-  def __init__(self, logits: Any, labels: Any, chunk_size: int | None = None) -> None:
-    lazy = hasattr(logits, "rows")
-    z = logits if lazy else np.asanyarray(logits)
-    self.labels = adsa.check_rows(z, labels)
-    self.lead, self.k = tuple(z.shape[:-1]), z.shape[-1]
-    self.n = math.prod(self.lead)
-    self.counts = np.bincount(self.labels, minlength=self.k) * (self.n // len(self.labels))
-    self.size = min(self.n, chunk_size or adsa.block_size(self.k))
-    flat = z if lazy else z.reshape(-1, self.k)
-    self._read = flat.rows if lazy else lambda start, stop: flat[start:stop]
-
-  def chunks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-    """Yields (first row, rows to skip, logits (r, k), classes (r,)), of one shape."""
-    for i in range(-(-self.n // self.size)):
-      start = min(i * self.size, self.n - self.size)  # the last overlaps the one before it
-      y = self.labels[np.arange(start, start + self.size) % len(self.labels)]
-      yield start, i * self.size - start, adsa.to_single(self._read(start, start + self.size)), y
 
 
 class Summary(NamedTuple):
@@ -92,29 +62,26 @@ def ahead(items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
 
 
 def each(rows: Rows, weights: np.ndarray, step: Step) -> Iterator[tuple[Any, ...]]:
-  """Yields what a step makes of each chunk, in one pass over the rows.
+  """Yields (first row, classes, weights, value) of each block, in one pass over the rows.
 
   Args:
     rows: logits with their classes.
     weights: (k,) of a row of each class.
-    step: (first row, logits (r, k), classes (r,), weights (r,) float32, which are 0 for rows to
-      skip) -> a value and whether each row is finite (r,).
-
-  Yields:
-    First row, rows to skip, classes, weights and the value.
+    step: (first row, logits (r, k), classes (r,), weights (r,) float32) -> a value and whether each
+      row is finite (r,).
 
   Raises:
     ValueError: a row that is not finite.
   """
 
   def parts() -> Iterator[tuple[Any, ...]]:
-    for start, skip, z, y in rows.chunks():
-      w = np.where(np.arange(len(y)) < skip, 0.0, weights[y]).astype(np.float32)
-      yield start, skip, y, w, step(start, z, y, w)
+    for start, z, y in rows.blocks():
+      w = weights[y].astype(np.float32)
+      yield start, y, w, step(start, z, y, w)
 
-  for *chunk, (value, finite) in ahead(parts()):
-    adsa.check_finite(finite, chunk[0], rows.lead)
-    yield *chunk, value
+  for *block, (value, finite) in ahead(parts()):
+    rows.check_finite(finite, block[0])
+    yield *block, value
 
 
 def finite_rows(z: jax.Array) -> jax.Array:
@@ -140,25 +107,15 @@ def _single(values: Any) -> np.ndarray | None:
 
 
 def describe(rows: Rows, scale: Any, bias: Any, keep: np.ndarray | None = None) -> Summary:
-  """One pass over the rows.
-
-  Args:
-    rows: logits with their classes.
-    scale: (k,), or None.
-    bias: (k,), or one number.
-    keep: (k,) bool, classes of the softmax; all by default.
-
-  Raises:
-    ValueError: a row that is not finite.
-  """
+  """What labels say, for a scale (k,) or None, a bias (k,) or one, and the classes in keep (k,)."""
   k = rows.k
   keep = np.ones(k, bool) if keep is None else keep
   theta = _single(scale), np.broadcast_to(np.asarray(bias, np.float32), (k,)), keep
   confidence, mass, log_loss = np.zeros(k), np.zeros(k), 0.0
   step = lambda start, z, y, w: _describe(z, y, w, *theta)
-  for _, skip, y, w, (true, part) in each(rows, row_weights(rows), step):
+  for _, y, w, (true, part) in each(rows, row_weights(rows), step):
     true = np.asarray(true, np.float64)
-    confidence += np.bincount(y[skip:], np.exp(true[skip:]), k)
+    confidence += np.bincount(y, np.exp(true), k)
     mass += np.asarray(part, np.float64)
     log_loss -= float(w.astype(np.float64) @ true)
   with np.errstate(invalid="ignore"):

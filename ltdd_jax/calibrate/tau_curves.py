@@ -2,7 +2,7 @@
 
     p(c | x; tau) = softmax(f(x) - tau * log pi)_c
 
-One pass over the logits each, in memory O(chunk x k) and that of the answer.
+One pass over the logits each, in memory O(block x k) and that of the answer.
 """
 
 import functools
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import adsa
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import streaming
-from ltdd_jax.calibrate.streaming import Rows
 
 
 def class_means(
@@ -29,11 +29,20 @@ def class_means(
     masses = predicted_masses(rows, log_prior, taus, np.ones((1, rows.lead[-1])))[0]
     keep = streaming.present(rows)
     return np.where(keep, keep.sum() * masses, np.nan)
-  log = criterion == "nll"
-  return adsa.class_means(rows.chunks(), rows.lead, rows.counts, log_prior, taus, log)
+  return adsa.class_means(rows, log_prior, taus, SCORES[criterion])
 
 
-def image_scores(rows: Rows, log_prior: np.ndarray, taus: np.ndarray, log: bool) -> np.ndarray:
+@jax.jit
+def true_class_log_loss(z: Any, y: Any, log_prior: Any, taus: Any) -> jax.Array:
+  """-log p_y at each tau, (r, g), as `adsa.true_class` gives p_y."""
+  gaps, w, total = adsa.exponentials(z, log_prior, taus)
+  return jnp.log(total) - jnp.take_along_axis(gaps, y[:, None], 1) - jnp.log(w[y])
+
+
+SCORES = {"confidence": adsa.true_class, "nll": true_class_log_loss}  # what criteria average
+
+
+def image_scores(rows: Rows, log_prior: np.ndarray, taus: np.ndarray, criterion: str) -> np.ndarray:
   """Mean over label epochs of p_y, or of -log p_y, of each image: (n, g) float64."""
   n = rows.lead[-1]
   sums = np.zeros((n, len(taus)))
@@ -41,11 +50,11 @@ def image_scores(rows: Rows, log_prior: np.ndarray, taus: np.ndarray, log: bool)
 
   def step(start: int, z: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[Any, Any]:
     del start, w
-    p = adsa.true_class(z, y, lp, at, log)
+    p = SCORES[criterion](z, y, lp, at)
     return p, ~jnp.isnan(p[:, 0])
 
-  for start, skip, y, _, p in streaming.each(rows, np.ones(rows.k), step):
-    np.add.at(sums, np.arange(start + skip, start + len(y)) % n, np.asarray(p)[skip:])
+  for start, y, _, p in streaming.each(rows, np.ones(rows.k), step):
+    np.add.at(sums, np.arange(start, start + len(y)) % n, np.asarray(p))
   sums *= n / rows.n
   return sums
 

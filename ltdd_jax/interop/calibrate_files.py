@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import calibrate
+from ltdd_jax.adsa import Rows
 from ltdd_jax.artefacts import provenance
 from ltdd_jax.calibrate import base
-from ltdd_jax.calibrate.streaming import Rows, ahead
+from ltdd_jax.calibrate.streaming import ahead
 from ltdd_jax.core import config
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
@@ -125,14 +126,14 @@ def _blocks(
     LtddError: a row that is not finite, or labels that the dtype cannot hold.
   """
   step = jax.jit(functools.partial(_step, job, calibrated))
-  parts = ((start, skip, y, step(z, y)) for start, skip, z, y in rows.chunks())
-  for start, skip, y, (labels, of_class, finite) in ahead(parts):
+  parts = ((start, y, step(z, y)) for start, z, y in rows.blocks())
+  for start, y, (labels, of_class, finite) in ahead(parts):
     if not np.all(finite):
       index = map(int, np.unravel_index(start + int(np.argmin(finite)), rows.lead))
       raise LtddError(f"{job.text}: row {[*index]} is the first one with a NaN or infinite value.")
     for total, p in zip(sums, np.asarray(of_class, np.float64), strict=True):
-      total += np.bincount(y[skip:], p[skip:], rows.k)
-    yield _stored(job, start, np.asarray(labels))[skip:]
+      total += np.bincount(y, p, rows.k)
+    yield _stored(job, start, np.asarray(labels))
 
 
 def _step(

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import base
-from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.interop import read
 

@@ -9,7 +9,7 @@
 The folder is a Zarr v3 group, written and read by tensorstore: arrays `values`, and where the
 encoding needs them `indices` and `rows`, each with one chunk (a shard of chunks of about a megabyte
 if it is large) and so one file for each label epoch. docs/reference/formats.md says how other
-programs read it. A store is a row source for `calibrate.streaming.Rows`: calibrators stream it.
+programs read it. A store is a row source for `adsa.Rows`: calibrators stream it.
 """
 
 import dataclasses

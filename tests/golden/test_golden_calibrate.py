@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ltdd_jax import adsa, calibrate
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import bootstrap, criteria, streaming, tau_curves
-from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core import rng
+from tests.golden.test_golden_criteria import in_blocks
 from tests.reference import adsa_ref
 from tests.reference import calibrate_ref as ref
 
@@ -43,12 +44,12 @@ def scalar(logits, labels, criterion, tau_range=(0, 3)):
 def test_a_summary():
   logits, labels = draw()
   bias = np.linspace(-1, 2, K)
-  found = streaming.describe(Rows(logits, labels, 7), None, bias)
+  found = streaming.describe(in_blocks(logits, labels, 7), None, bias)
   np.testing.assert_allclose(found.confidence, ref.confidences(logits, labels, bias), atol=1e-6)
   np.testing.assert_allclose(found.mass, ref.masses(logits, labels, bias), atol=1e-6)
   assert found.log_loss == pytest.approx(ref.log_loss(logits - bias, labels), abs=1e-6)
   scale = np.linspace(0.5, 1.5, K)
-  found = streaming.describe(Rows(logits, labels, 7), scale, bias)
+  found = streaming.describe(in_blocks(logits, labels, 7), scale, bias)
   moved = ref.scaled(logits.astype(np.float64), scale, bias)
   np.testing.assert_allclose(found.mass, ref.masses(moved, labels, 0 * bias), atol=1e-6)
 
@@ -56,7 +57,7 @@ def test_a_summary():
 @pytest.mark.parametrize("criterion", ["confidence", "potential"])
 def test_objectives_and_their_gradients(criterion):
   logits, labels = draw(1)
-  rows, bias, h = Rows(logits, labels, 11), np.linspace(1, -1, K), 1e-5
+  rows, bias, h = in_blocks(logits, labels, 11), np.linspace(1, -1, K), 1e-5
   if criterion == "confidence":
     fn, oracle = streaming.confidence_variance(rows), ref.variance
   else:  # they differ by a constant
@@ -183,7 +184,7 @@ def test_bootstrap(criterion):
   for c in range(K):
     members = np.flatnonzero(labels == c)
     draws[:, members] = generator.multinomial(3, [1 / 3] * 3, replicates)
-  rows = Rows(logits, labels, 7)
+  rows = in_blocks(logits, labels, 7)
   whole = criteria.fit(rows, PRIOR, criterion, (0, 3))
   found = bootstrap.replicate_taus(rows, PRIOR, whole, criterion, replicates)
   expected = ref.bootstrap(logits.astype(np.float64), labels, COUNTS, draws, criterion)
@@ -216,7 +217,7 @@ def test_the_curve_of_the_head():
 
 def test_confidences_and_masses_at_many_tau():
   logits, labels = draw(12)
-  rows, taus = Rows(logits, labels, 9), np.array([0.0, 0.5, 2.0])
+  rows, taus = in_blocks(logits, labels, 9), np.array([0.0, 0.5, 2.0])
   q = tau_curves.class_means(rows, PRIOR, taus)
   mass = tau_curves.predicted_masses(rows, PRIOR, taus, np.ones((1, len(labels))))[0]
   for i, tau in enumerate(taus):

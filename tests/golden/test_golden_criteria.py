@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ltdd_jax import calibrate
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import criteria, tau_curves
-from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core.types import LtddError
 from tests.golden.test_golden_adsa import COUNTS, K, draw
 from tests.reference import adsa_ref as ref
@@ -16,8 +16,15 @@ PRIOR = np.array(ref.log_prior(COUNTS))
 some = np.concatenate([np.arange(60), np.arange(0, 60, 5), np.arange(0, 60, 5)])  # class 0 thrice
 
 
-def fit(logits, labels, prior=PRIOR, *, criterion, chunk_size=None, tau_range=(0, 3)):
-  return criteria.fit(Rows(logits, labels, chunk_size), prior, criterion, tau_range)
+def in_blocks(logits, labels, size):
+  """Rows that are read `size` at a time."""
+  rows = Rows(logits, labels)
+  rows.size = size
+  return rows
+
+
+def fit(logits, labels, prior=PRIOR, *, criterion, size=1000, tau_range=(0, 3)):
+  return criteria.fit(in_blocks(logits, labels, size), prior, criterion, tau_range)
 
 
 @pytest.mark.parametrize("criterion", OTHERS)
@@ -55,7 +62,7 @@ def test_a_class_without_an_image(criterion):
 @pytest.mark.parametrize("tau", [0.8, -30.0, 60.0])
 def test_class_means(criterion, tau):
   logits, labels = draw(4, 35)
-  means = tau_curves.class_means(Rows(logits, labels, 8), PRIOR, np.array([tau]), criterion)
+  means = tau_curves.class_means(in_blocks(logits, labels, 8), PRIOR, np.array([tau]), criterion)
   score = ref.CRITERIA[criterion](logits, labels, COUNTS, tau)
   assert criteria.objective(means, criterion)[0] == pytest.approx(score, rel=2e-5, abs=2e-6)
 
@@ -74,7 +81,7 @@ def test_nll_of_balanced_classes_is_a_condition_on_masses():
 def test_chunks_and_duplicates_change_nothing(criterion):
   logits, labels = draw(7, 40)
   whole = fit(logits, labels, criterion=criterion)
-  parts = fit(logits, labels, criterion=criterion, chunk_size=7)
+  parts = fit(logits, labels, criterion=criterion, size=7)
   twice = fit(np.stack([logits, logits]), labels, criterion=criterion)
   assert parts.tau == pytest.approx(whole.tau, abs=1e-3)
   assert twice.tau == pytest.approx(whole.tau, abs=1e-3)

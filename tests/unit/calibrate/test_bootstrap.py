@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ltdd_jax import calibrate
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import bootstrap, criteria
-from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core import rng
 
 REPLICATES = 60

@@ -14,8 +14,8 @@ import tensorstore
 from etils import epath
 
 from ltdd_jax import adsa
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import criteria
-from ltdd_jax.calibrate.streaming import Rows
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.labels import zarr_files
@@ -119,9 +119,9 @@ def test_calibration_streams_the_store(tmp_path):
   store = filled(tmp_path / "s", Encoding("float32"))
   labels, counts = np.array([0, 1, 2, 3, 0]), np.array([9, 5, 2, 1])
   whole = adsa.fit(LOGITS[:2], labels, counts)
-  streamed = criteria.fit(
-    Rows(store.first(2), labels, 3), np.log(counts / 17), "confidence", (0, 3)
-  )
+  rows = Rows(store.first(2), labels)
+  rows.size = 3
+  streamed = criteria.fit(rows, np.log(counts / 17), "confidence", (0, 3))
   assert streamed.tau == pytest.approx(whole.tau, abs=1e-5)
 
 
