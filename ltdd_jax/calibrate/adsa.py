@@ -18,8 +18,6 @@ from ltdd_jax.core.types import Leaf, LtddError
 VERSION = 1
 
 CURVE = 128  # points of a stored curve; finer searches are interpolated
-
-
 _BOUNDED = {  # what a status adds to the message of a bounded tau
   "flat": " But it is flat: these logits do not determine tau.",
   "edge": " Without the bound tau is no minimum but an edge. Check labels and class_counts.",
@@ -34,7 +32,6 @@ class AdsaParams(NamedTuple):
   confidence: Leaf  # (2, k) float32, before and after, NaN for classes without an image
   curve: Leaf  # (CURVE, 2) float32, (tau, objective)
   status: Leaf  # [] int32, number in adsa.STATUSES
-  flat: Leaf  # [] bool
   interval: Leaf  # (2,) float32, of the bootstrap, or NaN
   free_tau: Leaf  # [] float32, tau without the bound on the head
   head_curve: Leaf  # (CURVE, 4) float32: tau, objective, head and tail confidence; or (0, 4)
@@ -54,20 +51,18 @@ def adsa(
   Args:
     criterion: one of `CRITERIA`; "confidence" is the published one.
     target_prior: (k,) frequencies q of the classes where students will be used; the shift is then
-      `tau * log pi - log q`. tau is measured as before: it brings labels to equal classes, and q
-      moves them on, by Bayes' rule. Uniform gives plain ADSA.
-    bootstrap: replicates, 20 or more, for the 95 % interval of tau, over images
-      (`calibrate.bootstrap`); it measures the luck of the draw of images, not whether the criterion
-      is right. Memory grows with the number of images (not of rows), and there is none where a
-      class has one image. With `max_head_drop` it is the interval of the tau without that bound.
+      `tau * log pi - log q`. Uniform gives plain ADSA.
+    bootstrap: replicates, 20 or more, for the 95 % interval of tau over draws of images
+      (`calibrate.bootstrap`), of the tau without the bound of `max_head_drop`. There is none where
+      a class has one image.
     max_head_drop: how much the mean confidence of head classes may fall from its value at tau = 0
-      (`calibrate.head_bound`); tau is the best that satisfies it. None for no bound.
+      (`calibrate.head_bound`); tau is the best that satisfies it.
     head: classes that it protects; by default the first third by training images.
     tau_range: as for `adsa.fit`.
 
   Raises:
-    LtddError: bad options; from `init` and `fit`, a target prior of another length; from `fit`,
-      whatever `ltdd_jax.adsa.fit` refuses.
+    LtddError: bad options; from `init` and `fit`, a target prior or a head that is not one of k
+      classes; from `fit`, whatever `ltdd_jax.adsa.fit` refuses.
   """
   check_choice("adsa: criterion", criterion, tuple(CRITERIA))
   if bootstrap != 0 and bootstrap < bootstrap_lib.LEAST:
@@ -100,7 +95,7 @@ def adsa(
       params = _to_params(result)
       if bootstrap:
         interval = bootstrap_lib.interval(rows, lp, result, criterion, bootstrap)
-        params = params._replace(interval=jnp.asarray(interval, jnp.float32))
+        params = params._replace(interval=base.single(interval))
       if max_head_drop is not None:
         found = head_bound.bounded(rows, lp, result, criterion, max_head_drop, head)
         params = _with_bound(params, rows, lp, found, criterion)
@@ -117,27 +112,19 @@ def adsa(
 
 def _init(k: int, points: int) -> AdsaParams:
   nan = lambda *shape: jnp.full(shape, jnp.nan, jnp.float32)
+  zero = jnp.float32(0)
   return AdsaParams(
-    tau=jnp.float32(0),
-    objective=nan(2),
-    confidence=nan(2, k),
-    curve=nan(CURVE, 2),
-    status=jnp.int32(0),
-    flat=jnp.bool_(False),
-    interval=nan(2),
-    free_tau=jnp.float32(0),
-    head_curve=nan(points, 4),
+    zero, nan(2), nan(2, k), nan(CURVE, 2), jnp.int32(0), nan(2), zero, nan(points, 4)
   )
 
 
 def _to_params(result: adsa_lib.AdsaResult) -> AdsaParams:
   return _init(len(result.confidence_before), 0)._replace(
     tau=jnp.float32(result.tau),
-    objective=jnp.array([result.objective_before, result.objective_after], jnp.float32),
-    confidence=jnp.array([result.confidence_before, result.confidence_after], jnp.float32),
+    objective=base.single([result.objective_before, result.objective_after]),
+    confidence=base.single([result.confidence_before, result.confidence_after]),
     curve=_resample(result.curve),
     status=jnp.int32(adsa_lib.STATUSES.index(result.status)),
-    flat=jnp.bool_(result.flat),
     free_tau=jnp.float32(result.tau),
   )
 
@@ -146,7 +133,7 @@ def _resample(curve: np.ndarray) -> jax.Array:
   """A curve (m, 1 + f) at CURVE evenly spaced tau: (CURVE, 1 + f) float32."""
   taus = np.linspace(curve[0, 0], curve[-1, 0], CURVE)
   columns = [np.interp(taus, curve[:, 0], column) for column in curve.T[1:]]
-  return jnp.asarray(np.stack([taus, *columns], 1), jnp.float32)
+  return base.single(np.stack([taus, *columns], 1))
 
 
 def _with_bound(
@@ -165,43 +152,42 @@ def _with_bound(
   return params._replace(
     tau=jnp.float32(found.tau),
     objective=params.objective.at[1].set(after),
-    confidence=params.confidence.at[1].set(jnp.asarray(summary.confidence, jnp.float32)),
+    confidence=params.confidence.at[1].set(base.single(summary.confidence)),
   )
 
 
 def _report(
   params: AdsaParams, criterion: str, replicates: int, max_head_drop: float | None
 ) -> dict[str, Any]:
-  tau, free, (before, after) = float(params.tau), float(params.free_tau), params.objective
-  status = adsa_lib.STATUSES[int(params.status)]
+  report = base.fit_report(params)
+  report |= {"criterion": criterion, "curve": base.plain(params.curve)}
+  tau, free = report["tau"], float(params.free_tau)
+  status, (before, after) = adsa_lib.STATUSES[int(params.status)], map(float, params.objective)
   if tau == free:
-    message = criteria.explain(status, tau, float(before), float(after), criterion)
+    message = criteria.explain(status, tau, before, after, criterion)
   else:
     message = (
       f"tau = {tau:.3f}, bounded by max_head_drop={max_head_drop:g} (without it {free:.3f}): the "
-      f"objective goes from {float(before):.4f} to {float(after):.4f}."
+      f"objective goes from {before:.4f} to {after:.4f}."
     ) + _BOUNDED.get(status, "")
-  report = {
-    "tau": tau,
-    "criterion": criterion,
-    "objective_before": base.plain(before),
-    "objective_after": base.plain(after),
-    "confidence_before": base.plain(params.confidence[0]),
-    "confidence_after": base.plain(params.confidence[1]),
-    "curve": base.plain(params.curve),
-    "flat": bool(params.flat),
-  }
+  report |= {"flat": status in ("flat", "uniform"), "message": message}
   if max_head_drop is not None:
     report |= {"free_tau": free, "head_curve": base.plain(params.head_curve)}
-  if replicates:
-    low, high = base.plain(params.interval)
-    interval = None if low is None else [low, high]  # replicates have no bound on the head
-    report["tau_interval"] = interval if tau == free else None
-    if max_head_drop is not None:
-      report["free_tau_interval"] = interval
-    if low is not None:
-      of = "" if tau == free else " of tau without the bound,"
-      message += f" 95 % interval{of} over {replicates} draws of images: {low:.3f} to {high:.3f}."
-    elif not np.isnan(params.objective[0]):  # it was fitted
-      message += " No interval of tau: a class has one image only."
-  return report | {"message": message}
+  return report | _interval(report, params.interval, replicates) if replicates else report
+
+
+def _interval(report: dict[str, Any], interval: Any, replicates: int) -> dict[str, Any]:
+  """What a bootstrap adds to a report: replicates have no bound on the head."""
+  low, high = base.plain(interval)
+  found = None if low is None else [low, high]
+  bounded = report.get("free_tau", report["tau"]) != report["tau"]
+  out = {"tau_interval": None if bounded else found}
+  if "free_tau" in report:
+    out["free_tau_interval"] = found
+  message = report["message"]
+  if found:
+    of = " of tau without the bound," if bounded else ""
+    message += f" 95 % interval{of} over {replicates} draws of images: {low:.3f} to {high:.3f}."
+  elif report["objective_before"] is not None:  # it was fitted
+    message += " No interval of tau: a class has one image only."
+  return out | {"message": message}

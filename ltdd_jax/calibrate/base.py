@@ -176,7 +176,23 @@ def subtract(bias: jax.Array, logits: jax.Array) -> jax.Array:
   return logits.astype(jnp.float32) - jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
 
 
-# ---- reports ----
+# ---- params and reports ----
+
+
+def single(values: Any) -> jax.Array:
+  """Numbers as a float32 array."""
+  return jnp.asarray(np.asarray(values), jnp.float32)
+
+
+def fit_report(params: Any) -> dict[str, Any]:
+  """What the reports of all fits have: tau, objective and confidence, before and after."""
+  return {
+    "tau": float(params.tau),
+    "objective_before": plain(params.objective[0]),
+    "objective_after": plain(params.objective[1]),
+    "confidence_before": plain(params.confidence[0]),
+    "confidence_after": plain(params.confidence[1]),
+  }
 
 
 def plain(values: Any) -> Any:

@@ -29,18 +29,11 @@ def replicate_taus(
 ) -> np.ndarray:
   """The tau of each bootstrap replicate, (b,) float64.
 
-  A replicate draws, within each class, as many images as there are, with replacement; an image
-  comes with all its label epochs, since these are views of one thing. Images are those of the last
-  leading axis of the logits. What a replicate needs is a mean over images with weights: p_y (or
-  -log p_y) is averaged over the epochs of each image at every tau, O(images x taus) numbers; for
-  "marginal" the masses of all replicates are summed as the chunks go by, O(replicates x taus x k)
-  numbers and as many times the arithmetic.
-
-  Its tau is found as `adsa.fit` finds it, by a parabola through the least points of what has no
-  kink, in two passes over the logits: on a grid of the range that the fit searched, then on one of
-  the range of the first answers. The draws come from a fixed seed. Departures from the mean of a
-  class of n images are multiplied by sqrt(n / (n - 1)), without which a bootstrap of few images is
-  too sure.
+  A replicate draws, within each class, as many images as there are, with replacement; an image, the
+  last leading axis of the logits, comes with all its label epochs. Its tau is found as `adsa.fit`
+  finds it, in two passes over the logits: on a grid of the range that the fit searched, then on one
+  of the range of the first answers. Departures from the mean of a class of n images are multiplied
+  by sqrt(n / (n - 1)), without which a bootstrap of few images is too sure.
 
   Returns NaN where a class has one image: nothing is known then of the luck of its draw.
 

@@ -94,11 +94,9 @@ def adsa_vector(
 def init(log_prior: Any) -> BiasParams:
   """The params of a calibrator with a bias that changes nothing."""
   k = log_prior.shape[0]
-  number, many = jnp.float32(jnp.nan), jnp.full((2, k), jnp.nan, jnp.float32)
-  zeros, no = jnp.zeros(k, jnp.float32), jnp.int32(0)
-  return BiasParams(
-    zeros, jnp.float32(0), number, jnp.full(2, jnp.nan, jnp.float32), many, many, no, no
-  )
+  nan = lambda *shape: jnp.full(shape, jnp.nan, jnp.float32)
+  zero, no = jnp.float32(0), jnp.int32(0)
+  return BiasParams(jnp.zeros(k), zero, nan(), nan(2), nan(2, k), nan(2, k), no, no)
 
 
 def fit_bias(
@@ -108,17 +106,14 @@ def fit_bias(
   strength: float,
   max_iterations: int,
 ) -> tuple[np.ndarray, lbfgs.Outcome]:
-  """Minimises an objective over the biases `anchor + offset`.
+  """Minimises `objective + strength * mean over keep of offset^2` over biases anchor + offset.
 
   Args:
     objective: from `streaming`.
     anchor: (k,).
     keep: (k,) classes with an image; the rest keep the anchor.
-    strength: of the penalty, times the mean over `keep` of offset^2.
+    strength: of the penalty.
     max_iterations: of L-BFGS.
-
-  Returns:
-    The bias (k,) and how the fit ended.
   """
   share = keep / keep.sum()
 
@@ -149,7 +144,7 @@ def to_params(
   ends = [streaming.describe(rows, None, b) for b in (np.zeros(rows.k), bias)]
   if certain_is_flat and reason != "uniform" and base.is_certain(ends[0].confidence):
     reason = "flat"
-  single = lambda x: jnp.asarray(np.asarray(x), jnp.float32)
+  single = base.single
   return BiasParams(
     bias=single(bias),
     tau=single(base.slope(bias, log_prior)),

@@ -38,22 +38,16 @@ def converged(reason: str) -> bool:
 
 
 def report(params: Any, what: str, objective: str) -> dict[str, Any]:
-  """What the reports of all fits have; `what` begins the message, `objective` is a name.
+  """The report of a fit, whose params have `base.fit_report`'s, the number of a reason, iterations.
 
-  `params` have tau, the objective (2,) and the confidence (2, k) before and after, the number of
-  a reason, and iterations.
+  `what` begins its message, and `objective` is a name.
   """
   reason, iterations = REASONS[int(params.reason)], int(params.iterations)
   before, after = (float(x) for x in params.objective)
   end = _TEXT[reason]
   if reason not in ("uniform", "flat", "edge"):
     end += f" ({iterations} iterations)"
-  return {
-    "tau": float(params.tau),
-    "objective_before": base.plain(before),
-    "objective_after": base.plain(after),
-    "confidence_before": base.plain(params.confidence[0]),
-    "confidence_after": base.plain(params.confidence[1]),
+  return base.fit_report(params) | {
     "flat": reason == "flat",
     "converged": converged(reason),
     "reason": reason,

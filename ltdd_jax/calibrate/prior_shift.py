@@ -27,21 +27,19 @@ def em(
 
       p_nc = softmax(f_n + log w - log pi)_c         w_c <- mean over n of p_nc       from w = pi
 
-  and the shift is b = log pi - log w. It assumes that the teacher is calibrated for pi, takes the
-  whole of log pi away, and then moves labels *towards* the estimated w: close to tau = 1 where
-  images are sure and balanced.
+  and the shift is b = log pi - log w. It assumes that the teacher is calibrated for pi, and is
+  close to tau = 1 where images are sure and balanced.
 
   With `known="uniform"` (prior matching) the distilled set is known to be balanced, and the prior r
   that the teacher behaves as if trained with is unknown: b = log r such that
 
       mean over n of softmax(f_n - b)_c = 1 / K       by log b_c <- log b_c + log(K m_c)
 
-  whose solution minimises a convex potential (`streaming.log_loss`); L-BFGS does so in fewer
-  passes. This is `adsa_vector` with criterion "marginal" and strength 0.
+  whose solution minimises a convex potential (`streaming.log_loss`). This is `adsa_vector` with
+  criterion "marginal" and strength 0.
 
-  Means over n give every class of y_n the same weight; labels enter in no other way. Classes
-  without an image are left out and get the bias of the regression line on log pi. A uniform pi is
-  the identity.
+  Means over n give every class of y_n the same weight. Classes without an image are left out and
+  get the bias of the regression line on log pi. A uniform pi is the identity.
 
   Args:
     known: None or "uniform".

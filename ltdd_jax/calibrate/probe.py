@@ -34,22 +34,18 @@ def adsa_probe(
 ) -> Calibrator:
   """Subtracts `tau log pi + b`: ADSA's tau, and the bias b that a student of such labels has.
 
-  A student does not end up with the bias of its labels. It learns the shift in part, has a bias of
-  its own, and learns from labels of images that the teacher has memorised. So a probe student is
-  trained on labels with ADSA's tau, and its bias is read on the real training set, with the same
-  weight for each class, as `adsa_vector` with "nll" reads it:
+  A student learns the shift of its labels in part, and has a bias of its own. So a probe student is
+  trained on labels with ADSA's tau, and its bias is read on training images that it has not seen,
+  with the same weight for each class, as `adsa_vector` with "nll" reads it:
 
       b = argmin  mean -log softmax(g(x_n) - b)_{y_n} + strength * mean_c (b_c - slope log pi_c)^2
 
-  for the student's logits g. The student has not seen these images: those that are in the
-  distilled set as they are, are left out. So they are to it what test images are, and the estimate
-  is that of label shift, maximum likelihood (docs/explanation/criteria.md). Images made of crops
-  of training images (RDED) or by changing them (EDC) are not recognised: where these are most of a
-  class's images, its part of b is too large. A class without an image left gets the value of the
-  regression of the others' b on log pi, if these are four fifths of the classes and cover four
-  fifths of its range. If not, nothing is taken off, and the report says so. Students
-  are then trained on labels corrected by both. No test data are used. The probe has other initial
-  weights and another order than the students that are scored. Ours, from no paper.
+  for the student's logits g (label shift by maximum likelihood; docs/explanation/criteria.md).
+  Images that are in the distilled set as they are, are left out; crops or changes of them (RDED,
+  EDC) are not recognised, and make b of their class too large. A class without an image left gets
+  the value of the regression of the others' b on log pi, if these are four fifths of the classes
+  and cover four fifths of its range. If not, nothing is taken off, and the report says so. No test
+  data are used. Ours, from no paper.
 
   Args:
     criterion: of ADSA, one of `CRITERIA`.

@@ -42,9 +42,6 @@ def temperature(*, max_iterations: int = 100) -> Calibrator:
 
   searched between 1/100 and 100. The mean of a row is left out of the division and stays.
 
-  Args:
-    max_iterations: of L-BFGS.
-
   Raises:
     LtddError: bad options; from `fit`, whatever `adsa.Rows` refuses.
   """
@@ -114,8 +111,8 @@ def vector_scaling(*, strength: float = 0.03, max_iterations: int = 200) -> Cali
 def _init(log_prior: Any) -> ScalingParams:
   k = log_prior.shape[0]
   nan = lambda *shape: jnp.full(shape, jnp.nan, jnp.float32)
-  zeros, no = jnp.zeros(k, jnp.float32), jnp.int32(0)
-  return ScalingParams(1 + zeros, zeros, jnp.float32(0), nan(2), nan(2, k), no, no)
+  zero, no = jnp.float32(0), jnp.int32(0)
+  return ScalingParams(jnp.ones(k), jnp.zeros(k), zero, nan(2), nan(2, k), no, no)
 
 
 def _make_fit(
@@ -129,7 +126,7 @@ def _make_fit(
     scale, bias, found = search(rows)
     reason = "flat" if base.is_certain(before.confidence) else found.reason
     after = streaming.describe(rows, scale, bias)
-    single = lambda x: jnp.asarray(np.asarray(x), jnp.float32)
+    single = base.single
     return ScalingParams(
       scale=single(scale),
       bias=single(bias),

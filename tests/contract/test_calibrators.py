@@ -232,7 +232,7 @@ def test_chunks_memory_maps_and_row_sources(variant, tmp_path, monkeypatch):
     params = small.fit(z, labels, log_prior())
     outs = [jax.nn.softmax(small.apply(p, logits, log_prior())) for p in (params, whole)]
     close(*outs, tolerance(variant))
-  assert set(asked) == {7}
+  assert set(asked) == {7, logits.size // K % 7}  # the rest in the last block
 
 
 @pytest.mark.parametrize("name", FITTED)

@@ -1,6 +1,5 @@
 """Logits of any origin: every format gives what arrays give, streamed; outputs are whole."""
 
-import functools
 import json
 import sys
 import types
@@ -15,7 +14,7 @@ from safetensors.numpy import save_file
 from ltdd_jax import adsa, calibrate, interop
 from ltdd_jax.artefacts import provenance
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.interop import calibrate_files, inputs, job, read
+from ltdd_jax.interop import inputs, job, read
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.report import calibration
 
@@ -169,10 +168,7 @@ def test_torch_tensors_are_recognised_without_torch():
 @pytest.mark.parametrize("name", sorted({*calibrate.CALIBRATORS} - {"adsa_probe"}))
 @pytest.mark.parametrize("suffix", ["npz", "npy"])
 def test_files_hold_what_the_array_holds(tmp_path, monkeypatch, name, suffix):
-  blocks_of_seven = functools.partial(
-    calibrate_files.Rows, chunk_size=7
-  )  # of 60: the last overlaps
-  monkeypatch.setattr(calibrate_files, "Rows", blocks_of_seven)
+  monkeypatch.setattr(adsa, "CHUNK", 7 * 256)  # blocks of seven of 60: the last is smaller
   path = tmp_path / f"labels.{suffix}"
   memory = interop.calibrate_logits(LOGITS, LABELS, COUNTS, calibrator=name)
   file = interop.calibrate_logits(LOGITS, LABELS, COUNTS, calibrator=name, out=path)
