@@ -7,6 +7,8 @@ The same command, given again, goes on where it stopped and skips what is done.
 import logging as std_logging
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from ltdd_jax.core import startup
 
@@ -45,6 +47,7 @@ def main(argv: list[str]) -> int:
 
   try:
     config = command_line.override(command_line.read_config(str(_CONFIG.value)), argv[1:])
+    run: Callable[..., Any]
     if "study" in config:
       from ltdd_jax.studies import run
     else:

@@ -8,6 +8,7 @@ line is changed in all of them. It can be stopped and started again as a run can
 of runs and of an analysis that takes seconds.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ltdd_jax.core import config as config_lib
@@ -16,33 +17,23 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.studies import bound_study, networks_study, perturbation_study
 from ltdd_jax.studies.runs import Runner
 
-STUDIES = {
-  "perturbation": perturbation_study,
-  "bound": bound_study,
-  "networks": networks_study,
+STUDIES: Mapping[str, Callable[..., dict[str, Any] | None]] = {
+  "perturbation": perturbation_study.run,
+  "bound": bound_study.run,
+  "networks": networks_study.run,
 }
 
 
 def run(
-  config: Any,
-  workdir: files.Pathlike,
-  *,
-  cache: files.Pathlike | None = None,
-  stage: str | None = None,
-  dry_run: bool = False,
-  checkpoint_seconds: float = 30.0,
-  show_progress: bool = True,
+  config: Any, workdir: files.Pathlike, *, stage: str | None = None, **options: Any
 ) -> dict[str, Any] | None:
-  """Runs the study of a config; arguments as of `pipeline.run`.
+  """Runs the study of a config.
 
   Args:
     config: of a run, with a group `study`: {"name": ..., **arguments}.
-    workdir: folder of the study; its runs have folders in it.
-    cache: shared by the runs; by default `workdir/cache`.
+    workdir: folder of the study; its runs have folders in it, and share `cache` there by default.
     stage: must be None: a study needs all stages of its runs.
-    dry_run: print the plans of those runs that can be planned now.
-    checkpoint_seconds: least time between two checkpoints.
-    show_progress: whether to show bars.
+    **options: of `pipeline.run`.
 
   Returns:
     What is written to `workdir/report/NAME.json`; None after a dry run.
@@ -56,14 +47,7 @@ def run(
   if name not in STUDIES:
     hint = config_lib.suggest(str(name), STUDIES)
     raise LtddError(f"config.study.name is {name!r}. {hint} Known studies: {', '.join(STUDIES)}")
-  config_lib.bind("config.study", STUDIES[name].options, study)
+  config_lib.bind("config.study", STUDIES[name], study)
   if stage is not None:
     raise LtddError(f"--stage={stage} is for runs; a study runs whole. Leave it out")
-  runner = Runner(
-    files.path(workdir),
-    cache=cache or files.path(workdir) / "cache",
-    dry_run=dry_run,
-    checkpoint_seconds=checkpoint_seconds,
-    show_progress=show_progress,
-  )
-  return STUDIES[name].run(plain, config_lib.with_defaults(STUDIES[name].options, study), runner)
+  return STUDIES[name](plain, Runner(files.path(workdir), options), **study)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from ltdd_jax.core.types import LtddError
 
@@ -37,18 +38,10 @@ class Marginal(NamedTuple):
   """A divergence between two sets of feature vectors."""
 
   value: float
-  bias: float  # what the estimator gives on average at equal distributions, as far as is known
-  shrinkage: tuple[float, float]  # of the two covariances; zeros if there is none
+  shrinkage: float  # of the covariance of q, 0 if there is none
 
 
 # ---- the conditional term ----
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-  """Log-probabilities (..., k) in float64."""
-  logits = np.asarray(logits, np.float64)
-  shifted = logits - logits.max(-1, keepdims=True)
-  return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def conditional_kl(
@@ -57,12 +50,9 @@ def conditional_kl(
   """Mean over x of KL(reference(y|x) || labels(y|x)).
 
   It is the conditional term if (1) the reference is p_te(y|x), (2) the images are drawn from
-  p_te(x), and (3) the labels are p_dd(y|x) there, that is, the soft labels as a function of x:
-  calibrated teacher logits on held-out images. In practice (1) is a teacher trained on balanced
-  data, with its own errors and, after training to low loss, too certain: what both get wrong in the
-  same way is not seen, and two such teachers that differ by their seed alone are not at zero. With
-  images from the distilled set in place of (2) it is the same integrand averaged over p_dd(x),
-  where students learn.
+  p_te(x), and (3) the labels are p_dd(y|x) there: calibrated teacher logits on held-out images. In
+  practice (1) is a teacher trained on balanced data, with its own errors. With images from the
+  distilled set in place of (2) it is the same integrand averaged over p_dd(x).
 
   Args:
     reference_logits: (n, k) of the reference.
@@ -75,18 +65,16 @@ def conditional_kl(
   """
   _check_rows("reference_logits", reference_logits, classes, num_classes)
   _check_rows("label_logits", label_logits, classes, num_classes)
-  log_p, log_q = log_softmax(reference_logits), log_softmax(label_logits)
+  log_p, log_q = _log_p(reference_logits), _log_p(label_logits)
   return _mean((np.exp(log_p) * (log_p - log_q)).sum(-1), classes, num_classes)
 
 
 def log_loss(label_logits: np.ndarray, classes: np.ndarray, num_classes: int) -> Conditional:
   """Mean of -log labels(y|x) over held-out pairs (x, y).
 
-  In expectation it is KL(p_te(y|x) || labels(y|x)) + H(y|x), for any labels: no reference is
-  needed, and the entropy of y given x is a constant of the data set. So differences between label
-  sources are differences of the conditional term, but its zero is not known; the entropy is below
-  the smallest log-loss that any labels reach. By class it is a mean given y, and its classes do not
-  compare with a divergence class by class.
+  In expectation it is KL(p_te(y|x) || labels(y|x)) + H(y|x), for any labels. The entropy of y given
+  x is a constant of the data set, so differences between label sources are differences of the
+  conditional term, but its zero is not known.
 
   Args:
     label_logits: (n, k) of what writes the labels, after calibration, on held-out images.
@@ -97,7 +85,11 @@ def log_loss(label_logits: np.ndarray, classes: np.ndarray, num_classes: int) ->
     LtddError: shapes or classes that do not fit, or logits that are not finite.
   """
   _check_rows("label_logits", label_logits, classes, num_classes)
-  return _mean(-log_softmax(label_logits)[np.arange(len(classes)), classes], classes, num_classes)
+  return _mean(-_log_p(label_logits)[np.arange(len(classes)), classes], classes, num_classes)
+
+
+def _log_p(logits: np.ndarray) -> np.ndarray:
+  return special.log_softmax(np.asarray(logits, np.float64), -1)
 
 
 def _mean(rows: np.ndarray, classes: np.ndarray, num_classes: int) -> Conditional:
@@ -127,10 +119,8 @@ def pca(features: np.ndarray, dims: int) -> Callable[[np.ndarray], np.ndarray]:
   """Makes the projection on the `dims` directions in which features (n, f) vary most, whitened.
 
   A divergence after any map is at most the divergence before it (data processing), so what is
-  measured in features, and after a projection, is a lower bound of KL(p_te(x) || p_dd(x)). Fitted
-  on test features alone, the projection does not see directions in which only distilled images
-  vary. Whitening is a bijection and changes neither divergence; it puts axes on one scale for
-  neighbours.
+  measured after a projection is a lower bound of KL(p_te(x) || p_dd(x)). Whitening is a bijection
+  and changes neither.
 
   Raises:
     LtddError: fewer directions with any variance than asked for.
@@ -162,8 +152,7 @@ def gaussian_kl(
     root_p, root_q = np.linalg.cholesky(cov_p), np.linalg.cholesky(cov_q)
   except np.linalg.LinAlgError as error:
     raise LtddError(
-      "a covariance is singular: there are fewer vectors than dimensions, or they do not vary. Use "
-      "shrinkage, or fewer dimensions"
+      "a covariance is singular: the vectors do not vary in every dimension. Use fewer dimensions"
     ) from error
   shape = np.linalg.solve(root_q, root_p)
   shift = np.linalg.solve(root_q, mean_q - mean_p)
@@ -171,50 +160,27 @@ def gaussian_kl(
   return float(0.5 * ((shape**2).sum() + (shift**2).sum() - len(mean_p)) + log_ratio)
 
 
-def gaussian_marginal(
-  x: np.ndarray, y: np.ndarray, *, shrinkage: float | str = "ledoit_wolf"
-) -> Marginal:
-  """KL(p(x) || q(y)) from samples, as if both were Gaussian.
+def gaussian_marginal(x: np.ndarray, y: np.ndarray) -> Marginal:
+  """KL(p(x) || q(y)) from samples x (n, d) of the test set and y (m, d) of the distilled set, as if
+  both were Gaussian: for other distributions neither a lower nor an upper bound of theirs.
 
-  For other distributions it is the divergence between the Gaussians of the same moments: neither a
-  lower nor an upper bound of theirs. A mixture of a few images and their views is far from
-  Gaussian.
-
-  Covariances are (1 - s) C + s tr(C)/d I. With few vectors, C_q is singular or nearly so and the
-  plain estimate (s = 0) is too large: at equal distributions its mean is about d (d + 3) / 4 (1/n +
-  1/m), which is returned as `bias` and not subtracted. Ledoit and Wolf's s (2004; scikit-learn's)
+  Covariances are (1 - s) C + s tr(C)/d I with Ledoit and Wolf's s (2004; scikit-learn's), which
   goes to 0 as samples grow. It makes covariances rounder: with few vectors it usually makes the
-  divergence too small, mostly in directions in which q hardly varies, and `bias` is then an upper
-  guide only.
-
-  Args:
-    x: (n, d) from p, the test set.
-    y: (m, d) from q, the distilled set.
-    shrinkage: s in [0, 1], or "ledoit_wolf" for one of each sample's own.
+  divergence too small.
 
   Raises:
-    LtddError: samples that do not fit, a bad shrinkage, or singular covariances.
+    LtddError: samples that do not fit, or singular covariances.
   """
   x, y = _samples(x, y)
-  (cov_p, s_p), (cov_q, s_q) = _covariance(x, shrinkage), _covariance(y, shrinkage)
-  d = x.shape[1]
-  return Marginal(
-    value=gaussian_kl(x.mean(0), cov_p, y.mean(0), cov_q),
-    bias=d * (d + 3) / 4 * (1 / len(x) + 1 / len(y)),
-    shrinkage=(s_p, s_q),
-  )
+  (cov_p, _), (cov_q, share) = _covariance(x), _covariance(y)
+  return Marginal(gaussian_kl(x.mean(0), cov_p, y.mean(0), cov_q), share)
 
 
-def _covariance(x: np.ndarray, shrinkage: float | str) -> tuple[np.ndarray, float]:
+def _covariance(x: np.ndarray) -> tuple[np.ndarray, float]:
+  from sklearn.covariance import ledoit_wolf_shrinkage  # takes a second to import
+
   centred = x - x.mean(0)
-  if shrinkage == "ledoit_wolf":
-    from sklearn.covariance import ledoit_wolf_shrinkage  # takes a second to import
-
-    share = float(ledoit_wolf_shrinkage(centred, assume_centered=True))
-  elif isinstance(shrinkage, str) or not 0 <= shrinkage <= 1:
-    raise LtddError(f"shrinkage is {shrinkage!r}; expected a number in [0, 1] or 'ledoit_wolf'")
-  else:
-    share = float(shrinkage)
+  share = float(ledoit_wolf_shrinkage(centred, assume_centered=True))
   cov = centred.T @ centred / (len(x) - 1)
   return (1 - share) * cov + share * np.trace(cov) / len(cov) * np.eye(len(cov)), share
 
@@ -226,9 +192,8 @@ def knn_marginal(x: np.ndarray, y: np.ndarray, *, neighbours: int = 5) -> Margin
 
   rho_k(i) is the distance from x_i to its k-th neighbour among the other x, nu_k(i) among the y.
   Source: Wang, Kulkarni and Verdu, IEEE Transactions on Information Theory 55 (2009). Consistent
-  for densities; nothing else is assumed. Two warnings: the error falls slowly in high dimension
-  (use about ten or fewer), and a sample that consists of views of few images is no sample of a
-  density: its points are clustered, not independent. Negative values are estimates of about zero.
+  for densities; the error falls slowly in high dimension, and views of few images are no sample of
+  a density, but clusters. Negative values are estimates of about zero.
 
   Args:
     x: (n, d) from p, the test set.
@@ -255,7 +220,7 @@ def knn_marginal(x: np.ndarray, y: np.ndarray, *, neighbours: int = 5) -> Margin
       "0; expected samples of a density. Drop the copies, or use more neighbours"
     )
   value = x.shape[1] * np.mean(np.log(nu) - np.log(rho)) + np.log(len(y) / (len(x) - 1))
-  return Marginal(float(value), 0.0, (0.0, 0.0))
+  return Marginal(float(value), 0.0)
 
 
 def _samples(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

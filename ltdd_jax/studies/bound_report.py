@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-
 from ltdd_jax.report import plots, tables
 
 _MARGINALS = ("gaussian_images", "gaussian_views", "knn_images", "knn_views")
@@ -89,21 +87,11 @@ def marginal_table(results: Mapping[str, Any]) -> str:
 
 
 def _marginal(term: Mapping[str, Any]) -> str:
-  share = term["shrinkage"][1]
+  share = term["shrinkage"]
   return f"{term['value']:.2f}" + (f" ({share:.2f})" if share else "")
 
 
 # ---- figures ----
-
-
-def write_plots(results: Mapping[str, Any], folder: epath.Path) -> tuple[epath.Path, ...]:
-  """Writes `bound.png` and `bound_calibrators.png`; nothing if matplotlib is not installed."""
-  if not plots.available():
-    return ()
-  made = {"bound.png": figure(results), "bound_calibrators.png": calibrators_figure(results)}
-  for name, drawn in made.items():
-    plots.save(drawn, folder / name)
-  return tuple(folder / name for name in made)
 
 
 def figure(results: Mapping[str, Any]) -> Any:
@@ -185,3 +173,6 @@ def _style(source: str, labels: str, results: Mapping[str, Any]) -> dict[str, An
   dash = lines[_sources(results).index(source) % len(lines)]
   shade = {"color": f"C{number % 10}", "alpha": 1 if number < 10 else 0.5}  # ten colours, twice
   return shade | {"linestyle": dash, "label": f"{labels}, {source}"}
+
+
+FIGURES = {"bound.png": figure, "bound_calibrators.png": calibrators_figure}

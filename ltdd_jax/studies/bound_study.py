@@ -21,34 +21,24 @@ from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.models import taps
 from ltdd_jax.pipeline import check, graph, stages
-from ltdd_jax.pipeline.context import Context, Row
+from ltdd_jax.pipeline import results as results_lib
+from ltdd_jax.pipeline.context import Context
+from ltdd_jax.report import tables
 from ltdd_jax.studies import bound, bound_report, runs
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.training import forward
 
-SCHEMA = 2  # 2: with image_bytes and label_bytes
 _BATCH = 500
 _DRAWS = 10  # of the baseline
 
 
-def options(
-  *,
-  imbalance_factors: Sequence[float] = (1.0, 10.0, 50.0, 100.0),
-  dims: int = 4,
-  neighbours: int = 1,
-  view_epochs: int = 20,
-  students: bool = True,
-) -> None:
-  """Schema of `config.study`, beside its name.
+class Study(NamedTuple):
+  """Numbers of the study, those of `run`."""
 
-  Args:
-    imbalance_factors: of the runs, in place of `config.data.imbalance_factor`.
-    dims: directions of the feature space that the marginal term is estimated in.
-    neighbours: k of the nearest-neighbour estimator.
-    view_epochs: label epochs whose views stand for the distilled distribution, the run's at most.
-    students: whether to train students too, to show their accuracy beside the terms; without them
-      calibrators that ask a student are left out.
-  """
+  dims: int
+  neighbours: int
+  view_epochs: int
+  students: bool
 
 
 class Reference(NamedTuple):
@@ -63,53 +53,76 @@ class Reference(NamedTuple):
 
 
 def run(
-  config: Mapping[str, Any], study: Mapping[str, Any], runner: runs.Runner
+  config: Mapping[str, Any],
+  runner: runs.Runner,
+  *,
+  imbalance_factors: Sequence[float] = (1.0, 10.0, 50.0, 100.0),
+  dims: int = 4,
+  neighbours: int = 1,
+  view_epochs: int = 20,
+  students: bool = True,
 ) -> dict[str, Any] | None:
-  """Runs the study; see `studies.run`. Returns the contents of `report/bound.json`."""
+  """Runs the study.
+
+  Args:
+    config: of a run.
+    runner: runs it.
+    imbalance_factors: of the runs, in place of `config.data.imbalance_factor`.
+    dims: directions of the feature space that the marginal term is estimated in.
+    neighbours: k of the nearest-neighbour estimator.
+    view_epochs: label epochs whose views stand for the distilled distribution, the run's at most.
+    students: whether to train students too, to show their accuracy beside the terms; without them
+      calibrators that ask a student are left out.
+
+  Returns:
+    The contents of `report/bound.json`, or None after a dry run.
+  """
+  study = Study(dims, neighbours, view_epochs, students)
   config = runs.with_plain(check.check(config))
   _check_labels(config)
-  if not study["students"]:
+  if not students:
     config = runs.without_probes(config)
-  reference = at_factor(config, 1.0) | {"seed": config["seed"] + 1}
-  factors = {f"if{factor:g}": float(factor) for factor in study["imbalance_factors"]}
-  if not factors:
+  if not imbalance_factors:
     raise LtddError("config.study.imbalance_factors is empty; expected numbers >= 1")
+  reference = at_factor(config, 1.0) | {"seed": config["seed"] + 1}
+  parts = {factor: at_factor(config, float(factor)) for factor in imbalance_factors}
   check_study(study, Context(reference))
-  for factor in factors.values():
-    Context(at_factor(config, factor)).split()  # refuses a factor that there is none of
+  for part in parts.values():
+    Context(part).split()  # refuses a factor that there is none of
   runner("reference", reference, stage="teacher")
-  for name, factor in factors.items():
-    runner(name, at_factor(config, factor), stage=None if study["students"] else "calibrate")
+  for factor, part in parts.items():
+    runner(f"if{factor:g}", part, stage=None if students else "calibrate")
   if runner.dry_run:
     return None
-  balanced = runner.context("reference", reference)
-  there = make_reference(balanced, study["dims"])
-  results = {
-    "schema": SCHEMA,
-    "study": dict(study),
-    "seed": config["seed"],
-    "plain": runs.plain_name(config),
+  contexts = {f: runner.context(f"if{f:g}", part) for f, part in parts.items()}
+  results = collect(runner.context("reference", reference), contexts, study)
+  runner.write_report("bound", results, bound_report.render(results), bound_report.FIGURES)
+  return results
+
+
+def collect(balanced: Context, contexts: Mapping[float, Context], study: Study) -> dict[str, Any]:
+  """Gathers the terms of all runs into plain values."""
+  there = make_reference(balanced, study.dims)
+  first = next(iter(contexts.values()))
+  targets = first.distilled(graph.image_sources(first.config)[0])["labels"]
+  results: dict[str, Any] = {
+    "study": study._asdict(),
+    "seed": first.config["seed"],
+    "dataset": first.source.spec.name,
+    "class_names": list(first.source.class_names),
+    "plain": runs.plain_name(first.config),
     "reference_top1": 100.0 * np.mean(there.test_logits.argmax(1) == there.test_labels),
-    "baseline": None,
+    "baseline": baseline(balanced, there, targets, study),
     "conditional": [],
     "marginal": [],
-    "seconds": 0.0,
+    "seconds": sum(map(runs.seconds, contexts.values())),
   }
-  for name, factor in factors.items():
-    ctx = runner.context(name, at_factor(config, factor))
-    results["dataset"] = ctx.source.spec.name
-    results["class_names"] = list(ctx.source.class_names)
+  for factor, ctx in contexts.items():
     for source in graph.image_sources(ctx.config):
       about = {"imbalance": factor, "images": source}
       results["marginal"].append(about | marginal(ctx, source, there, study))
       results["conditional"] += [about | r for r in conditional(ctx, source, there, study)]
-    targets = ctx.distilled(graph.image_sources(ctx.config)[0])["labels"]
-    results["baseline"] = results["baseline"] or baseline(balanced, there, targets, study)
-    results["seconds"] += runs.seconds(ctx)
-  results = runs.jsonable(results)
-  folder = runner.write_report("bound", results, bound_report.render(results))
-  bound_report.write_plots(results, folder)
-  return results
+  return runs.jsonable(results)
 
 
 def _check_labels(config: Mapping[str, Any]) -> None:
@@ -132,13 +145,8 @@ def _check_labels(config: Mapping[str, Any]) -> None:
     )
 
 
-def check_study(study: Mapping[str, Any], ctx: Context) -> None:
-  """Refuses numbers that the estimators would, before anything is trained.
-
-  Raises:
-    LtddError: more directions than features or test images, more neighbours than images, or less
-      than one of a number.
-  """
+def check_study(study: Study, ctx: Context) -> None:
+  """Refuses numbers that the estimators would, before anything is trained."""
   model, spec = ctx.networks[min(ctx.networks)], ctx.source.spec
   image = jax.ShapeDtypeStruct((1, *spec.image_shape), np.float32)
   features_of = lambda variables, x: taps.features(model, variables, x)[1]
@@ -152,8 +160,8 @@ def check_study(study: Mapping[str, Any], ctx: Context) -> None:
     "view_epochs": (np.inf, "1 or more"),
   }
   for key, (most, text) in expected.items():
-    if not 1 <= study[key] <= most:
-      raise LtddError(f"config.study.{key} is {study[key]}; expected {text}")
+    if not 1 <= (value := getattr(study, key)) <= most:
+      raise LtddError(f"config.study.{key} is {value}; expected {text}")
 
 
 def at_factor(config: Mapping[str, Any], factor: float) -> dict[str, Any]:
@@ -206,10 +214,7 @@ def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], 
 
 
 def make_views(ctx: Context, source: str, num_epochs: int) -> np.ndarray:
-  """The first views (e, n, h, w, c) of an image source, normalised: those that students see.
-
-  They are as many as there are label epochs at most, since students see these views again.
-  """
+  """The first views (e, n, h, w, c) of an image source, those that students see, normalised."""
   num_epochs = min(num_epochs, ctx.config["label"]["num_epochs"])
   distilled = ctx.distilled(source)
   images, targets = (jax.numpy.asarray(distilled[k]) for k in ("images", "labels"))
@@ -223,13 +228,11 @@ def make_views(ctx: Context, source: str, num_epochs: int) -> np.ndarray:
 # ---- the terms of one image source ----
 
 
-def conditional(
-  ctx: Context, source: str, there: Reference, study: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def conditional(ctx: Context, source: str, there: Reference, study: Study) -> list[dict[str, Any]]:
   """The conditional term for each kind of soft label of an image source."""
   distilled = ctx.distilled(source)
   k, targets = ctx.source.spec.num_classes, np.asarray(distilled["labels"])
-  views = make_views(ctx, source, study["view_epochs"])
+  views = make_views(ctx, source, study.view_epochs)
   epochs = len(views)
   on_views = there.logits_of(views.reshape(-1, *views.shape[2:]))
   on_test = teacher_logits(ctx)(there.test_images)
@@ -247,7 +250,7 @@ def conditional(
         "kl_test": bound.conditional_kl(there.test_logits, own, there.test_labels, k),
         "log_loss": bound.log_loss(own, there.test_labels, k),
         "kl_views": bound.conditional_kl(on_views, seen, np.tile(targets, epochs), k),
-        "top1": _top1(ctx, row) if study["students"] else None,
+        "top1": results_lib.student_row(ctx, row, {})["top1"] if study.students else None,
         "image_bytes": distilled["images"].nbytes,
         "label_bytes": stages.label_bytes(ctx, row),
       }
@@ -255,26 +258,22 @@ def conditional(
   return out
 
 
-def marginal(
-  ctx: Context, source: str, there: Reference, study: Mapping[str, Any]
-) -> dict[str, Any]:
+def marginal(ctx: Context, source: str, there: Reference, study: Study) -> dict[str, Any]:
   """The marginal term of an image source: of its images as they are, and of its views."""
   spec = ctx.source.spec
-  views = make_views(ctx, source, study["view_epochs"])
+  views = make_views(ctx, source, study.view_epochs)
   plain = np.asarray(augment.normalize(ctx.distilled(source)["images"], spec.mean, spec.std))
   out = {}
   for name, images in {"images": plain, "views": views.reshape(-1, *views.shape[2:])}.items():
     points = there.points_of(images)
     out[f"gaussian_{name}"] = bound.gaussian_marginal(there.test_points, points)
-    out[f"knn_{name}"] = bound.knn_marginal(
-      there.test_points, points, neighbours=study["neighbours"]
-    )
+    out[f"knn_{name}"] = bound.knn_marginal(there.test_points, points, neighbours=study.neighbours)
   return out
 
 
 def baseline(
-  ctx: Context, there: Reference, targets: np.ndarray, study: Mapping[str, Any]
-) -> dict[str, dict[str, float]]:
+  ctx: Context, there: Reference, targets: np.ndarray, study: Study
+) -> dict[str, dict[str, float | None]]:
   """What the estimators give for as many real images of each class, drawn from the balanced set.
 
   The truth is zero there, but for what the teacher knows of its training images: this is the bias
@@ -283,24 +282,15 @@ def baseline(
   data, spec = ctx.train_data(), ctx.source.spec
   points = there.points_of(np.asarray(augment.normalize(data.images, spec.mean, spec.std)))
   draw = rng.np_rng(ctx.config["seed"], "bound", "baseline")
+  wanted = np.bincount(targets, minlength=spec.num_classes)
   members = [np.flatnonzero(np.asarray(data.labels) == c) for c in range(spec.num_classes)]
   found: dict[str, list[float]] = {"gaussian_images": [], "knn_images": []}
   for _ in range(_DRAWS):
     rows = np.concatenate(
-      [draw.choice(members[c], n, replace=n > len(members[c])) for c, n in _counts(targets)]
+      [draw.choice(m, n, replace=n > len(m)) for m, n in zip(members, wanted, strict=True)]
     )
     found["gaussian_images"].append(bound.gaussian_marginal(there.test_points, points[rows]).value)
     found["knn_images"].append(
-      bound.knn_marginal(there.test_points, points[rows], neighbours=study["neighbours"]).value
+      bound.knn_marginal(there.test_points, points[rows], neighbours=study.neighbours).value
     )
-  return {k: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1))} for k, v in found.items()}
-
-
-def _counts(targets: np.ndarray) -> list[tuple[int, int]]:
-  return [(int(c), int(n)) for c, n in zip(*np.unique(targets, return_counts=True), strict=True)]
-
-
-def _top1(ctx: Context, row: Row) -> dict[str, float | None]:
-  arrays = ctx.workdir.load(row.stage("student")).arrays
-  top1 = 100.0 * arrays["correct"][:, -1].sum(-1) / arrays["total"].sum()
-  return {"mean": float(top1.mean()), "std": float(top1.std(ddof=1)) if len(top1) > 1 else None}
+  return {name: tables.mean_std(np.array(values)) for name, values in found.items()}

@@ -16,27 +16,26 @@ from ltdd_jax.pipeline.context import Context
 from ltdd_jax.report import tables
 from ltdd_jax.students import recipes
 from ltdd_jax.students.recipes import changes
-from ltdd_jax.studies import networks_report, runs
-
-SCHEMA = 1
-
-
-def options(*, networks: Mapping[str, Any]) -> None:
-  """Schema of `config.study`, beside its name.
-
-  Args:
-    networks: {name: {name, **kwargs} of `models.make_model`}; the table's columns, alphabetically.
-  """
+from ltdd_jax.studies import runs
 
 
 def run(
-  config: Mapping[str, Any], study: Mapping[str, Any], runner: runs.Runner
+  config: Mapping[str, Any], runner: runs.Runner, *, networks: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-  """Runs the study; see `studies.run`. Returns the contents of `report/networks.json`."""
-  config, networks = check.check(config), dict(sorted(study["networks"].items()))
+  """Runs the study.
+
+  Args:
+    config: of a run.
+    runner: runs it.
+    networks: {name: {name, **kwargs} of `models.make_model`}; the table's columns, alphabetically.
+
+  Returns:
+    The contents of `report/networks.json`, or None after a dry run.
+  """
   if not networks:
     raise LtddError("config.study.networks is empty; expected at least one, {name: {'name': ...}}")
-  parts = {name: with_network(config, model) for name, model in networks.items()}
+  config = check.check(config)
+  parts = {name: with_network(config, model) for name, model in sorted(networks.items())}
   for part in parts.values():  # all of them, before the first is trained
     check.check_with_data(Context(part))
   for name, part in parts.items():
@@ -44,7 +43,7 @@ def run(
   if runner.dry_run:
     return None
   results = collect({name: runner.context(name, part) for name, part in parts.items()})
-  runner.write_report("networks", results, networks_report.render(results))
+  runner.write_report("networks", results, render(results))
   return results
 
 
@@ -84,7 +83,6 @@ def collect(contexts: Mapping[str, Context]) -> dict[str, Any]:
     first = next(iter(by_network.values()))
     rows.append({"images": row.images, "labels": tables.short(first), "networks": by_network})
   results = {
-    "schema": SCHEMA,
     "dataset": ctx.source.spec.name,
     "class_names": list(ctx.source.class_names),
     "counts": ctx.counts,
@@ -109,3 +107,59 @@ def _about(ctx: Context) -> dict[str, Any]:
     "recipe": changes.sentence_of(ctx.config, len(ctx.slots().labels), spec.num_classes),
     "seeds": trained["num_seeds"],
   }
+
+
+# ---- the report ----
+
+
+def render(results: Mapping[str, Any]) -> str:
+  """The report as Markdown."""
+  parts = [
+    f"# {results['dataset']}: students of {len(results['networks'])} networks",
+    f"Imbalance factor {results['imbalance_factor']:g}. Accuracies in percent of the balanced test "
+    "set, of the last step; ± is the standard deviation over seeds. Images and labels are the same "
+    "for all networks, but for labels of `adsa_probe`, which asks a student of the same network.",
+    "## Top-1",
+    scores_table(results, lambda row: row["top1"]),
+    *(part for group in tables.GROUPS for part in _group(results, group)),
+    "## Networks",
+    networks_table(results),
+  ]
+  return "\n\n".join(parts) + "\n"
+
+
+def _group(results: Mapping[str, Any], group: str) -> list[str]:
+  """The table of head, mid or tail, if it has classes."""
+  if group not in results["groups"] or not results["groups"][group]:
+    return []
+  return [f"## {group.capitalize()}", scores_table(results, lambda row: row["groups"].get(group))]
+
+
+def scores_table(results: Mapping[str, Any], score: Any) -> str:
+  """A line for each image source and kind of label, a column for each network."""
+  cell = lambda value: "-" if value is None else tables.plus_minus(value)
+  rows = []
+  for r in results["rows"]:
+    of_networks = [*r["networks"].values()]
+    sizes = tables.size_cells(of_networks[0])
+    rows.append([r["images"], r["labels"], *(cell(score(x)) for x in of_networks), *sizes])
+  return tables.table(["images", "labels", *results["networks"], *tables.SIZES], rows)
+
+
+def networks_table(results: Mapping[str, Any]) -> str:
+  """What each network is."""
+  rows = [
+    [
+      name,
+      f"{about['model']['name']}({', '.join(_arguments(about['model']))})",
+      f"{about['parameters']:,}",
+      about["recipe"] or "-",
+      str(about["seeds"]),
+    ]
+    for name, about in results["networks"].items()
+  ]
+  return tables.table(["network", "model", "parameters", "recipe", "seeds"], rows)
+
+
+def _arguments(model: Mapping[str, Any]) -> list[str]:
+  return [f"{k}={v}" for k, v in model.items() if k != "name"]

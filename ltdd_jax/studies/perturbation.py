@@ -22,12 +22,18 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import LtddError
 
-CELLS = ("bb", "bi", "ib", "ii")  # images first, then the teacher
-TERMS = ("teacher", "image", "interaction")
+CELLS = {  # images first, then the teacher
+  "bb": "balanced images, balanced teacher",
+  "bi": "balanced images, imbalanced teacher",
+  "ib": "imbalanced images, balanced teacher",
+  "ii": "imbalanced images, imbalanced teacher",
+}
+TERMS = {"teacher": "teacher bias", "image": "image bias", "interaction": "interaction"}
 
 
 class Cells(NamedTuple):
@@ -78,19 +84,10 @@ class Decomposition(NamedTuple):
 
 
 def mean_soft_labels(chunks: Iterable[np.ndarray]) -> np.ndarray:
-  """Averages the softmax of logits over label epochs.
-
-  Args:
-    chunks: logits (e, n, k) of some label epochs each; together all of them.
-
-  Returns:
-    (n, k) float64.
-  """
+  """Averages the softmax of logits (e, n, k), some label epochs in each chunk: (n, k) float64."""
   total, epochs = np.zeros(()), 0
   for logits in chunks:
-    logits = np.asarray(logits, np.float64)
-    exp = np.exp(logits - logits.max(-1, keepdims=True))
-    total = total + (exp / exp.sum(-1, keepdims=True)).sum(0)
+    total = total + special.softmax(np.asarray(logits, np.float64), -1).sum(0)
     epochs += len(logits)
   if not epochs:
     raise LtddError("no label epoch to average; expected logits (e, n, k) with e > 0")
@@ -124,20 +121,14 @@ def decompose(
 
   **Bootstrap.** Images are resampled with replacement within their class, all label epochs of an
   image together. The images of the two sources are independent samples; the same images under the
-  two teachers are one draw, so that T and X are differences within images. Deviations of class
-  means are multiplied by sqrt(n_c / (n_c - 1)), without which a bootstrap of few images is too
-  narrow (by 11 percent with five). Intervals are percentiles; with five images a class they are
-  those of a normal and not of a t distribution, hence still somewhat narrow. A class with one image
-  in a source has none. That images are each other's partners in CutMix is ignored.
+  two teachers are one draw. Deviations of class means are multiplied by sqrt(n_c / (n_c - 1)),
+  without which a bootstrap of few images is too narrow. Intervals are percentiles. A class with one
+  image in a source has none. That images are each other's partners in CutMix is ignored.
 
-  **Test of additivity.** X is the difference between the two image sources in the mean of D =
-  (label by the imbalanced teacher) - (label by the balanced one). Null hypothesis: X = 0 in every
-  class that has two images or more in both sources. Statistic: the Frobenius norm of X over those
-  classes. Its null distribution is that of ||X* - X||, with X* of the bootstrap above (centred at
-  what was measured, so that equal means are all that is assumed, not equal distributions), and p =
-  (1 + #{||X* - X|| >= ||X||}) / (1 + B). On simulated data its level at 5 percent is 4 to 5
-  percent with three classes, and it is conservative with many classes of few images (1.1 percent
-  with ten classes of five).
+  **Test of additivity.** Null hypothesis: X = 0 in every class that has two images or more in both
+  sources. Statistic: the Frobenius norm of X over those classes. Its null distribution is that of
+  ||X* - X||, with X* of the bootstrap above, and p = (1 + #{||X* - X|| >= ||X||}) / (1 + B). It is
+  conservative with many classes of few images (docs/explanation/perturbation.md).
 
   Args:
     cells: see `Cells`.

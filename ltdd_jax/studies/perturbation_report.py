@@ -4,17 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from ltdd_jax.report import plots, tables
+from ltdd_jax.studies.perturbation import CELLS, TERMS
 
-CELLS = {
-  "bb": "balanced images, balanced teacher",
-  "bi": "balanced images, imbalanced teacher",
-  "ib": "imbalanced images, balanced teacher",
-  "ii": "imbalanced images, imbalanced teacher",
-}
-TERMS = {"teacher": "teacher bias", "image": "image bias", "interaction": "interaction"}
 SIDES = {"b": "balanced", "i": "imbalanced"}
 
 # ---- Markdown ----
@@ -165,26 +158,6 @@ def _kind(row: Mapping[str, Any]) -> str:
 # ---- figures ----
 
 
-def write_plots(results: Mapping[str, Any], folder: epath.Path) -> tuple[epath.Path, ...]:
-  """Writes the figures; none if matplotlib is not installed.
-
-  Returns:
-    The files that were written.
-  """
-  if not plots.available():
-    return ()
-  makers = {
-    "labels": matrices_figure,
-    "confidences": confidences_figure,
-    "accuracies": accuracies_figure,
-  }
-  written = []
-  for name, make in makers.items():
-    written.append(folder / f"perturbation-{name}.png")
-    plots.save(make(results), written[-1])
-  return tuple(written)
-
-
 def matrices_figure(results: Mapping[str, Any]) -> Any:
   """Heat maps: class-mean soft labels in the four cells, and below them the three terms."""
   found = results["labels"][results["plain"]]
@@ -256,3 +229,10 @@ def accuracies_figure(results: Mapping[str, Any]) -> Any:
 def _bins(results: Mapping[str, Any]) -> plots.Bins:
   counts = {"counts": results["counts"]["imbalanced"]}
   return plots.bins({"class_names": results["class_names"], "split": counts})
+
+
+FIGURES = {
+  "perturbation-labels.png": matrices_figure,
+  "perturbation-confidences.png": confidences_figure,
+  "perturbation-accuracies.png": accuracies_figure,
+}

@@ -20,27 +20,28 @@ from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.studies import perturbation, perturbation_report, runs
 
 SIDES = ("balanced", "imbalanced")  # of images and of teachers
-SCHEMA = 2
-
-
-def options(*, num_bootstrap: int = 2000) -> None:
-  """Schema of `config.study`, beside its name.
-
-  Args:
-    num_bootstrap: bootstrap samples.
-  """
 
 
 def run(
-  config: Mapping[str, Any], study: Mapping[str, Any], runner: runs.Runner
+  config: Mapping[str, Any], runner: runs.Runner, *, num_bootstrap: int = 2000
 ) -> dict[str, Any] | None:
-  """Runs the study; see `studies.run`. Returns the contents of `report/perturbation.json`."""
+  """Runs the study.
+
+  Args:
+    config: of a run.
+    runner: runs it.
+    num_bootstrap: bootstrap samples.
+
+  Returns:
+    The contents of `report/perturbation.json`, or None after a dry run.
+  """
   config = check.check(config)
-  perturbation.check_bootstrap("config.study.num_bootstrap", study["num_bootstrap"])
-  for group, names in (
-    ("distil.methods", config["distil"]["methods"]),
-    ("label.sources", config["label"]["sources"]),
-  ):
+  perturbation.check_bootstrap("config.study.num_bootstrap", num_bootstrap)
+  groups = {
+    "distil.methods": config["distil"]["methods"],
+    "label.sources": config["label"]["sources"],
+  }
+  for group, names in groups.items():
     if sorted(names) != sorted(SIDES):
       raise LtddError(
         f"config.{group} has {', '.join(names) or 'nothing'}; the perturbation study crosses "
@@ -49,22 +50,20 @@ def run(
   runner("", config)
   if runner.dry_run:
     return None
-  ctx = runner.context("", config)
-  results = collect(ctx, study)
-  folder = runner.write_report("perturbation", results, perturbation_report.render(results))
-  perturbation_report.write_plots(results, folder)
+  results = collect(runner.context("", config), num_bootstrap)
+  text = perturbation_report.render(results)
+  runner.write_report("perturbation", results, text, perturbation_report.FIGURES)
   return results
 
 
-def collect(ctx: Context, study: Mapping[str, Any]) -> dict[str, Any]:
+def collect(ctx: Context, num_bootstrap: int) -> dict[str, Any]:
   """Gathers the analysis and the students' scores into plain values."""
   rule, rows = ctx.config["report"]["groups"], graph.rows(ctx.config)
   groups = longtail.groups(ctx.counts, rule)
   own = [str(r.calibrator) for r in rows if r[:2] == ("imbalanced", "imbalanced")]
   splits = {"balanced": "balanced", "imbalanced": None}
   results = {
-    "schema": SCHEMA,
-    "study": dict(study),
+    "study": {"num_bootstrap": num_bootstrap},
     "dataset": ctx.source.spec.name,
     "class_names": list(ctx.source.class_names),
     "counts": {side: ctx.split(split).counts for side, split in splits.items()},
@@ -75,7 +74,7 @@ def collect(ctx: Context, study: Mapping[str, Any]) -> dict[str, Any]:
     "group_rule": rule,
     "plain": runs.plain_name(ctx.config),
     "teachers": results_lib.teacher_rows(ctx, groups),
-    "labels": {name: decomposition(ctx, name, study["num_bootstrap"]) for name in own},
+    "labels": {name: decomposition(ctx, name, num_bootstrap) for name in own},
     "students": [
       results_lib.student_row(ctx, row, groups) | {"teacher": row.labels} for row in rows
     ],

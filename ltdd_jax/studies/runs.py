@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import files
 from ltdd_jax.pipeline import check, graph, stages
 from ltdd_jax.pipeline.context import Context, Row
+from ltdd_jax.report import plots
 
 _CHUNK = 1 << 22  # logits that are calibrated at once
 
@@ -23,31 +25,32 @@ class Runner:
   """Starts runs of the pipeline in folders of a study's work directory."""
 
   workdir: epath.Path
-  cache: files.Pathlike
-  dry_run: bool = False
-  checkpoint_seconds: float = 30.0
-  show_progress: bool = True
+  options: Mapping[str, Any]  # of `pipeline.run`
+
+  @property
+  def dry_run(self) -> bool:
+    """Whether runs only print their plans."""
+    return bool(self.options.get("dry_run"))
 
   def __call__(self, name: str, config: Mapping[str, Any], stage: str | None = None) -> None:
     """Runs a config in `workdir/name`, up to a stage or to the end, or prints its plan."""
     if self.dry_run:
       print(f"---- {name}")
-    pipeline.run(
-      config,
-      self.workdir / name,
-      cache=self.cache,
-      stage=stage,
-      dry_run=self.dry_run,
-      checkpoint_seconds=self.checkpoint_seconds,
-      show_progress=self.show_progress,
-    )
+    cache = self.options.get("cache") or self.workdir / "cache"
+    pipeline.run(config, self.workdir / name, stage=stage, **{**self.options, "cache": cache})
 
   def context(self, name: str, config: Mapping[str, Any]) -> Context:
     """A finished run, to read from."""
     return Context(check.check(config), workdir_lib.Workdir(self.workdir / name))
 
-  def write_report(self, name: str, results: Mapping[str, Any], text: str) -> epath.Path:
-    """Writes `report/NAME.json` and `report/NAME.md`, prints the latter; returns the folder.
+  def write_report(
+    self,
+    name: str,
+    results: Mapping[str, Any],
+    text: str,
+    figures: Mapping[str, Callable[[Mapping[str, Any]], Any]] = types.MappingProxyType({}),
+  ) -> None:
+    """Writes `report/NAME.json`, `report/NAME.md` and figures, and prints the text.
 
     Of a pod, the first process writes and prints.
     """
@@ -57,7 +60,20 @@ class Runner:
       files.write_text(folder / f"{name}.json", content + "\n")
       files.write_text(folder / f"{name}.md", text)
       print(text)
-    return folder
+    write_plots(results, folder, figures)
+
+
+def write_plots(
+  results: Mapping[str, Any],
+  folder: epath.Path,
+  figures: Mapping[str, Callable[[Mapping[str, Any]], Any]],
+) -> tuple[epath.Path, ...]:
+  """Writes figures of the results under their names; none if matplotlib is not installed."""
+  if not plots.available():
+    return ()
+  for name, figure in figures.items():
+    plots.save(figure(results), folder / name)
+  return tuple(folder / name for name in figures)
 
 
 def label_chunks(ctx: Context, row: Row, num_epochs: int | None = None) -> Iterator[np.ndarray]:
@@ -87,16 +103,16 @@ def plain_name(config: Mapping[str, Any]) -> str:
 
 def with_plain(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config that has plain soft labels among its calibrators."""
-  calibrators = {plain_name(config): {"name": "none"}} | dict(config["calibrate"]["calibrators"])
-  return _with_calibrators(config, calibrators)
+  return _with_calibrators(
+    config, {plain_name(config): {"name": "none"}} | dict(config["calibrate"]["calibrators"])
+  )
 
 
 def without_probes(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config without the calibrators that train a student."""
   known = config["calibrate"]["calibrators"]
-  needs = lambda v: calibrate.make_calibrator(**v).needs
-  kept = {k: v for k, v in known.items() if "probe" not in needs(v)}
-  return _with_calibrators(config, kept)
+  asks = lambda v: "probe" in calibrate.make_calibrator(**v).needs
+  return _with_calibrators(config, {k: v for k, v in known.items() if not asks(v)})
 
 
 def _with_calibrators(config: Mapping[str, Any], calibrators: Any) -> dict[str, Any]:

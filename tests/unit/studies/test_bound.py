@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import special
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.studies import bound
@@ -46,7 +47,7 @@ def test_log_loss_is_the_divergence_plus_the_entropy():
   draw = np.random.default_rng(1)
   n, k = 200_000, 4
   p, q = draw.normal(0, 1.5, (2, n, k))
-  probs = np.exp(bound.log_softmax(p))
+  probs = np.exp(special.log_softmax(p, -1))
   y = (draw.random((n, 1)) > probs.cumsum(1)).sum(1).clip(max=k - 1)
   entropy = -(probs * np.log(probs)).sum(1).mean()
   want = bound.conditional_kl(p, q, y, k).total + entropy
@@ -96,42 +97,26 @@ def test_gaussian_kl_closed_form(d):
   assert bound.gaussian_kl(*moments[:2], *moments[:2]) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, "ledoit_wolf"])
 @pytest.mark.parametrize("d", [1, 2, 5, 20])
-def test_gaussian_marginal_finds_the_truth_and_comes_nearer_with_more_samples(d, shrinkage):
+def test_gaussian_marginal_finds_the_truth_and_comes_nearer_with_more_samples(d):
   _, truth, sample = gaussians(d)
   error = lambda n: np.mean(
-    [
-      abs(bound.gaussian_marginal(*sample(n, n, s), shrinkage=shrinkage).value - truth)
-      for s in range(10)
-    ]
+    [abs(bound.gaussian_marginal(*sample(n, n, s)).value - truth) for s in range(10)]
   )
   assert error(20_000) < 0.02 * (1 + truth)
   assert error(20_000) < 0.5 * error(400)
 
 
-def test_gaussian_bias_at_equal_distributions_is_as_said():
-  n, m, d = 400, 300, 6
-  draw = np.random.default_rng(0)
-  got = [
-    bound.gaussian_marginal(
-      draw.standard_normal((n, d)), draw.standard_normal((m, d)), shrinkage=0.0
-    )
-    for _ in range(200)
-  ]
-  mean = np.mean([g.value for g in got])
-  assert mean == pytest.approx(got[0].bias, rel=0.1)  # first order in 1/n and 1/m
-
-
 def test_shrinkage_saves_few_vectors():
   _, truth, sample = gaussians(20)
   x, y = sample(2000, 15, 0)
+  moments = [a for v in (x, y) for a in (v.mean(0), np.cov(v.T))]
   with pytest.raises(LtddError, match="singular"):
-    bound.gaussian_marginal(x, y, shrinkage=0.0)
+    bound.gaussian_kl(*moments)
   got = bound.gaussian_marginal(x, y)
-  assert 0 < got.shrinkage[1] <= 1
+  assert 0 < got.shrinkage <= 1
   assert 0.3 * truth < got.value < 3 * truth
-  assert got.shrinkage[0] < 0.1
+  assert bound.gaussian_marginal(y, x).shrinkage < 0.1
 
 
 @pytest.mark.parametrize(("d", "tolerance"), [(1, 0.05), (2, 0.05), (5, 0.15)])
@@ -190,8 +175,6 @@ def test_pca_is_whitened_and_keeps_the_largest_directions():
     (lambda: bound.knn_marginal(np.eye(3), np.eye(3) * np.nan), "not finite"),
     (lambda: bound.knn_marginal(np.eye(3), np.eye(3) + 1, neighbours=3), "expected 1 to 2"),
     (lambda: bound.knn_marginal(np.zeros((9, 1)), np.ones((9, 1))), "9 vectors have 5 copies"),
-    (lambda: bound.gaussian_marginal(np.eye(3), np.eye(3), shrinkage=2.0), "shrinkage is 2.0"),
-    (lambda: bound.gaussian_marginal(np.eye(3), np.eye(3), shrinkage="oas"), "shrinkage is 'oas'"),
   ],
 )
 def test_marginals_refuse_what_does_not_fit(call, message):

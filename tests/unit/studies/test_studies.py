@@ -305,7 +305,8 @@ def test_perturbation_report_says_what_the_results_say(tmp_path):
   assert "+20.0 [10.0, 30.0]" in text
   assert "| i i adsa |" in text
   assert len(re.findall(r"2 kB \| +on line \|", text)) == 2 * 8  # soft labels
-  written = perturbation_report.write_plots(json.loads(json.dumps(results)), tmp_path)
+  plain = json.loads(json.dumps(results))
+  written = runs.write_plots(plain, tmp_path, perturbation_report.FIGURES)
   assert [p.name.removeprefix("perturbation-") for p in written] == [
     "labels.png", "confidences.png", "accuracies.png"
   ]  # fmt: skip
@@ -320,12 +321,12 @@ def test_perturbation_report_of_one_image_a_class_and_of_many_classes(tmp_path):
       found["mass"][term] = {e: [None] * 30 for e in ("value", "low", "high")}
       found[term] |= {e: [[None] * 30] * 30 for e in ("low", "high")}
   assert "| - | - | - | - |" in perturbation_report.render(results).replace(" " * 12, "")
-  assert len(perturbation_report.write_plots(results, tmp_path)) == 3
+  assert len(runs.write_plots(results, tmp_path, perturbation_report.FIGURES)) == 3
 
 
 def bound_results(k=3):
   term = {"total": 0.5, "per_class": [0.25, None, 0.75][:k], "standard_error": 0.125}
-  marginal = lambda value, share: {"value": value, "bias": 0.0, "shrinkage": [0.0, share]}
+  marginal = lambda value, share: {"value": value, "shrinkage": share}
   return {
     "dataset": "small", "class_names": ["a", "b", "c"], "plain": "plain", "reference_top1": 97.5,
     "baseline": {n: {"mean": 0.5, "std": 0.25} for n in ("gaussian_images", "knn_images")},
@@ -358,7 +359,7 @@ def test_bound_report_says_what_the_results_say(tmp_path):
   assert "-0.12 |" in text
   assert "|   - |   real |      0.50 ± 0.25 |               - | 0.50 ± 0.25 |" in text
   assert text.count("| 0.25 | - | 0.75 |") == 6  # plain once a factor, adsa by image source
-  paths = bound_report.write_plots(results, tmp_path)
+  paths = runs.write_plots(results, tmp_path, bound_report.FIGURES)
   assert [p.name for p in paths] == ["bound.png", "bound_calibrators.png"]
   assert min(p.stat().st_size for p in paths) > 1000
   axes = bound_report.figure(results).axes
