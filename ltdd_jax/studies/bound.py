@@ -24,6 +24,7 @@ import numpy as np
 from scipy import special
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.studies.by_class import check_rows, class_means
 
 
 class Conditional(NamedTuple):
@@ -63,8 +64,8 @@ def conditional_kl(
   Raises:
     LtddError: shapes or classes that do not fit, or logits that are not finite.
   """
-  _check_rows("reference_logits", reference_logits, classes, num_classes)
-  _check_rows("label_logits", label_logits, classes, num_classes)
+  check_rows("reference_logits", reference_logits, classes, num_classes)
+  check_rows("label_logits", label_logits, classes, num_classes)
   log_p, log_q = _log_p(reference_logits), _log_p(label_logits)
   return _mean((np.exp(log_p) * (log_p - log_q)).sum(-1), classes, num_classes)
 
@@ -84,7 +85,7 @@ def log_loss(label_logits: np.ndarray, classes: np.ndarray, num_classes: int) ->
   Raises:
     LtddError: shapes or classes that do not fit, or logits that are not finite.
   """
-  _check_rows("label_logits", label_logits, classes, num_classes)
+  check_rows("label_logits", label_logits, classes, num_classes)
   return _mean(-_log_p(label_logits)[np.arange(len(classes)), classes], classes, num_classes)
 
 
@@ -93,23 +94,8 @@ def _log_p(logits: np.ndarray) -> np.ndarray:
 
 
 def _mean(rows: np.ndarray, classes: np.ndarray, num_classes: int) -> Conditional:
-  per_class = np.full(num_classes, np.nan)
-  for c in np.unique(classes):
-    per_class[c] = rows[classes == c].mean()
   error = rows.std(ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.nan
-  return Conditional(float(rows.mean()), per_class, float(error))
-
-
-def _check_rows(name: str, logits: np.ndarray, classes: np.ndarray, num_classes: int) -> None:
-  if np.shape(logits) != (len(classes), num_classes) or not len(classes):
-    raise LtddError(
-      f"{name} has shape {np.shape(logits)}; expected ({len(classes)}, {num_classes}), a row for "
-      "each image, and at least one"
-    )
-  if not np.isfinite(logits).all():
-    raise LtddError(f"{name} has values that are not finite")
-  if classes.dtype.kind not in "iu" or ((classes < 0) | (classes >= num_classes)).any():
-    raise LtddError(f"classes: expected integers in [0, {num_classes})")
+  return Conditional(float(rows.mean()), class_means(rows, classes, num_classes), float(error))
 
 
 # ---- the marginal term ----

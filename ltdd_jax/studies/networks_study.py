@@ -75,8 +75,7 @@ def _recipe(config: Mapping[str, Any], model: Mapping[str, Any]) -> recipes.Sett
 def collect(contexts: Mapping[str, Context]) -> dict[str, Any]:
   """Gathers the scores of all runs into plain values."""
   ctx = next(iter(contexts.values()))
-  rule = ctx.config["report"]["groups"]
-  groups = longtail.groups(ctx.counts, rule)
+  groups = longtail.groups(ctx.counts, ctx.config["report"]["groups"])
   rows = []
   for row in graph.rows(ctx.config):
     by_network = {name: results_lib.student_row(c, row, groups) for name, c in contexts.items()}
@@ -84,13 +83,9 @@ def collect(contexts: Mapping[str, Context]) -> dict[str, Any]:
     rows.append({"images": row.images, "labels": tables.short(first), "networks": by_network})
   results = {
     "dataset": ctx.source.spec.name,
-    "class_names": list(ctx.source.class_names),
-    "counts": ctx.counts,
     "imbalance_factor": ctx.split().imbalance_factor,
     "groups": groups,
-    "group_rule": rule,
     "networks": {name: _about(c) for name, c in contexts.items()},
-    "teachers": results_lib.teacher_rows(ctx, groups),
     "rows": rows,
   }
   return runs.jsonable(results)

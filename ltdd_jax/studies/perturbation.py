@@ -26,6 +26,7 @@ from scipy import special
 
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.studies.by_class import check_rows, class_means
 
 CELLS = {  # images first, then the teacher
   "bb": "balanced images, balanced teacher",
@@ -94,15 +95,6 @@ def mean_soft_labels(chunks: Iterable[np.ndarray]) -> np.ndarray:
   return total / epochs
 
 
-def class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-  """Averages rows (n, j) within each class; (k, j), NaN for a class without a row."""
-  out = np.full((num_classes, values.shape[1]), np.nan)
-  for c in range(num_classes):
-    if (labels == c).any():
-      out[c] = values[labels == c].mean(0)
-  return out
-
-
 def resampling_weights(seed: int, source: str, c: int, n: int, num_bootstrap: int) -> np.ndarray:
   """Shares (B, n) that bootstrap samples of the n images of class c give to each of them."""
   draw = rng.np_rng(seed, "bootstrap", source, c)
@@ -140,11 +132,12 @@ def decompose(
   Raises:
     LtddError: shapes or labels that do not fit, values that are not finite, or no bootstrap sample.
   """
-  _check(cells, num_classes)
   check_bootstrap("num_bootstrap", num_bootstrap)
-  means = {
-    cell: class_means(getattr(cells, cell), labels_of(cells, cell), num_classes) for cell in CELLS
-  }
+  means = {}
+  for cell in CELLS:
+    values, labels = getattr(cells, cell), labels_of(cells, cell)
+    check_rows(f"cell {cell}", values, labels, num_classes, f"labels_{cell[0]}")
+    means[cell] = class_means(values, labels, num_classes)
   value = contrasts(means)
   tails = [(1 - level) / 2, (1 + level) / 2]
   spans = {name: np.full((2, num_classes, num_classes), np.nan) for name in TERMS}
@@ -229,19 +222,3 @@ def check_bootstrap(name: str, num_bootstrap: int) -> None:
   """Raises LtddError for fewer than one bootstrap sample."""
   if num_bootstrap < 1:
     raise LtddError(f"{name} is {num_bootstrap}; expected 1 or more bootstrap samples")
-
-
-def _check(cells: Cells, num_classes: int) -> None:
-  for cell in CELLS:
-    values, labels = getattr(cells, cell), labels_of(cells, cell)
-    if values.shape != (len(labels), num_classes):
-      raise LtddError(
-        f"cell {cell} has shape {values.shape}; expected ({len(labels)}, {num_classes}): a mean "
-        "soft label for each image"
-      )
-    if not np.isfinite(values).all():
-      raise LtddError(f"cell {cell} has values that are not finite; expected probabilities")
-  for name in ("labels_b", "labels_i"):
-    labels = getattr(cells, name)
-    if labels.dtype.kind not in "iu" or ((labels < 0) | (labels >= num_classes)).any():
-      raise LtddError(f"{name}: expected integers in [0, {num_classes})")

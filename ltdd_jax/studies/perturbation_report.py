@@ -37,15 +37,7 @@ def render(results: Mapping[str, Any]) -> str:
     confidence_table(results),
     "## Probability that each class gains or loses, mean over images of all classes, percent",
     mass_table(results),
-    "## Students",
-    "Accuracies in percent, of the last step; ± is the standard deviation over seeds. Students of "
-    "one image source see the same views whoever labels them. With the balanced teacher the prior "
-    "is uniform, and calibrators that follow the prior change nothing.",
-    students_table(results),
-    "Teachers:",
-    tables.teachers_table(results),
-    "## Accuracy of each class",
-    accuracy_table(results),
+    "Students, teachers and the accuracy of each class are in `report.md`.",
     f"{results['seconds']:.0f} s in all stages.",
   ]
   return "\n\n".join(parts) + "\n"
@@ -109,52 +101,6 @@ def _interval(numbers: Sequence[float | None], form: str = ".3f") -> str:
   return text if low is None else f"{text} [{low:{form}}, {high:{form}}]"
 
 
-def students_table(results: Mapping[str, Any]) -> str:
-  """The main table of students."""
-  header = ["images", "teacher", "labels", "tau", "top-1", *tables.GROUPS, "worst class"]
-  header += tables.SIZES
-  names = results["class_names"]
-  rows = [
-    [
-      r["images"],
-      "-" if r["calibrator"] is None else r["teacher"],
-      _kind(r),
-      tables.or_dash(r["tau"], ".3f"),
-      tables.plus_minus(r["top1"]),
-      *tables.group_cells(r),
-      f"{r['worst_class']['mean']:.1f} ({names[r['worst_class']['class']]})",
-      *tables.size_cells(r),
-    ]
-    for r in results["students"]
-  ]
-  return tables.table(header, rows)
-
-
-def accuracy_table(results: Mapping[str, Any]) -> str:
-  """Accuracy of each class in each cell, a column for each kind of label."""
-  header = ["class", "images", *map(_short, results["students"])]
-  rows = [
-    [
-      name,
-      f"{results['counts']['imbalanced'][c]:,}",
-      *(tables.or_dash(r["per_class"][c], ".1f") for r in results["students"]),
-    ]
-    for c, name in enumerate(results["class_names"])
-  ]
-  legend = "b balanced, i imbalanced: images, then teacher."
-  return legend + "\n\n" + tables.table(header, rows)
-
-
-def _short(row: Mapping[str, Any]) -> str:
-  teacher = "" if row["calibrator"] is None else f" {row['teacher'][0]}"
-  return f"{row['images'][0]}{teacher} {_kind(row)}"
-
-
-def _kind(row: Mapping[str, Any]) -> str:
-  """The calibrator of a row, or "hard"."""
-  return row["calibrator"] or row["labels"]
-
-
 # ---- figures ----
 
 
@@ -196,8 +142,8 @@ def _heat_map(axis, matrix, order, names, *, cmap: str, low: float, high: float)
 def confidences_figure(results: Mapping[str, Any]) -> Any:
   """Class confidences: a panel for each image source, bars for teachers and calibrators."""
   labels, plain = results["labels"], results["plain"]
-  kinds = {_kind(r): r["calibrator_name"] for r in results["students"]}
-  first, *rest = plots.colours([{"calibrator_name": c} for c in (None, *map(kinds.get, labels))])
+  kinds = [None, *(found["calibrator_name"] for found in labels.values())]
+  first, *rest = plots.colours([{"calibrator_name": kind} for kind in kinds])
   panels = {}
   for short, side in SIDES.items():
     cell = lambda teacher, regime, s=short: _series(labels[regime]["confidence"][s + teacher])
@@ -208,31 +154,16 @@ def confidences_figure(results: Mapping[str, Any]) -> Any:
         for r, c in zip(labels, rest, strict=True)
       ),
     ]
-  return plots.bars(panels, _bins(results), "mean confidence", top=1.0)
+  counts = {"counts": results["counts"]["imbalanced"]}
+  groups = plots.bins({"class_names": results["class_names"], "split": counts})
+  return plots.bars(panels, groups, "mean confidence", top=1.0)
 
 
 def _series(estimate: Mapping[str, Any]) -> dict[str, Any]:
   return {"values": estimate["value"], "low": estimate["low"], "high": estimate["high"]}
 
 
-def accuracies_figure(results: Mapping[str, Any]) -> Any:
-  """Accuracies of students by class: a panel for each image source."""
-  return plots.accuracies_figure(
-    {
-      "rows": results["students"],
-      "class_names": results["class_names"],
-      "split": {"counts": results["counts"]["imbalanced"]},
-    }
-  )
-
-
-def _bins(results: Mapping[str, Any]) -> plots.Bins:
-  counts = {"counts": results["counts"]["imbalanced"]}
-  return plots.bins({"class_names": results["class_names"], "split": counts})
-
-
 FIGURES = {
   "perturbation-labels.png": matrices_figure,
   "perturbation-confidences.png": confidences_figure,
-  "perturbation-accuracies.png": accuracies_figure,
 }

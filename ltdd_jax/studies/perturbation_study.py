@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import longtail
 from ltdd_jax.pipeline import check, graph
-from ltdd_jax.pipeline import results as results_lib
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.studies import perturbation, perturbation_report, runs
 
@@ -57,9 +55,8 @@ def run(
 
 
 def collect(ctx: Context, num_bootstrap: int) -> dict[str, Any]:
-  """Gathers the analysis and the students' scores into plain values."""
-  rule, rows = ctx.config["report"]["groups"], graph.rows(ctx.config)
-  groups = longtail.groups(ctx.counts, rule)
+  """Gathers the analysis into plain values; students are in the report of the run."""
+  rows, named = graph.rows(ctx.config), ctx.config["calibrate"]["calibrators"]
   own = [str(r.calibrator) for r in rows if r[:2] == ("imbalanced", "imbalanced")]
   splits = {"balanced": "balanced", "imbalanced": None}
   results = {
@@ -70,14 +67,11 @@ def collect(ctx: Context, num_bootstrap: int) -> dict[str, Any]:
     "method": ctx.config["distil"]["methods"]["imbalanced"],
     "images": {side: len(ctx.distilled(side)["labels"]) for side in SIDES},
     "label_epochs": ctx.config["label"]["num_epochs"],
-    "groups": groups,
-    "group_rule": rule,
     "plain": runs.plain_name(ctx.config),
-    "teachers": results_lib.teacher_rows(ctx, groups),
-    "labels": {name: decomposition(ctx, name, num_bootstrap) for name in own},
-    "students": [
-      results_lib.student_row(ctx, row, groups) | {"teacher": row.labels} for row in rows
-    ],
+    "labels": {
+      name: decomposition(ctx, name, num_bootstrap) | {"calibrator_name": named[name]["name"]}
+      for name in own
+    },
     "seconds": runs.seconds(ctx),
   }
   return runs.jsonable(results)

@@ -10,7 +10,9 @@ from ltdd_jax.artefacts import manifest
 from ltdd_jax.data import longtail
 from ltdd_jax.labels import label as labels_lib
 from ltdd_jax.labels import store as label_store
+from ltdd_jax.report import tables
 from ltdd_jax.studies import perturbation
+from ltdd_jax.studies.by_class import class_means
 
 ADSA = {"name": "adsa", "tau_range": (0.0, 1.0)}
 
@@ -47,11 +49,12 @@ def test_perturbation(tmp_path, capsys):
   artefact = manifest.open_artefact(tmp_path / "label" / "imbalanced" / "imbalanced")
   chunks = [label_store.open_store(artefact.folder(labels_lib.STORE)).logits()]
   shifted = [x - tau * longtail.log_prior(counts) for x in chunks]
-  want = perturbation.class_means(perturbation.mean_soft_labels(shifted), labels, 10)
+  want = class_means(perturbation.mean_soft_labels(shifted), labels, 10)
   np.testing.assert_allclose(
     results["labels"]["adsa"]["matrices"]["ii"], want, atol=1e-5
   )  # float32
-  cells = [(r["images"], r["teacher"], r["calibrator"]) for r in results["students"]]
+  students = tables.read_results(tmp_path)["rows"]
+  cells = [(r["images"], r["labels"], r["calibrator"]) for r in students]
   assert cells == [
     (images, *rest)
     for images in ("balanced", "imbalanced")

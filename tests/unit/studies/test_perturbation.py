@@ -5,6 +5,7 @@ import pytest
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.studies import perturbation
+from ltdd_jax.studies.by_class import class_means
 from tests.reference import perturbation_ref as ref
 
 K = 3
@@ -167,7 +168,7 @@ def test_no_bootstrap_sample_is_refused(count):
 
 
 def test_a_class_without_an_image_is_nan():
-  values = perturbation.class_means(np.ones((2, K)), np.array([0, 2]), K)
+  values = class_means(np.ones((2, K)), np.array([0, 2]), K)
   np.testing.assert_array_equal(values, [[1] * K, [np.nan] * K, [1] * K])
 
 

@@ -1,0 +1,28 @@
+"""Rows of numbers, one an image, by the classes of the images: checked, and averaged."""
+
+import numpy as np
+
+from ltdd_jax.core.types import LtddError
+
+
+def class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+  """Averages rows (n, ...) within each class; (k, ...), NaN for a class without a row."""
+  out = np.full((num_classes, *values.shape[1:]), np.nan)
+  for c in np.unique(labels):
+    out[c] = values[labels == c].mean(0)
+  return out
+
+
+def check_rows(
+  name: str, values: np.ndarray, labels: np.ndarray, num_classes: int, of_labels: str = "classes"
+) -> None:
+  """Raises LtddError unless values (n, k) are finite and labels (n,) are classes, n above 0."""
+  if np.shape(values) != (len(labels), num_classes) or not len(labels):
+    raise LtddError(
+      f"{name} has shape {np.shape(values)}; expected ({len(labels)}, {num_classes}), a row for "
+      "each image, and at least one"
+    )
+  if not np.isfinite(values).all():
+    raise LtddError(f"{name} has values that are not finite")
+  if labels.dtype.kind not in "iu" or ((labels < 0) | (labels >= num_classes)).any():
+    raise LtddError(f"{of_labels}: expected integers in [0, {num_classes})")
