@@ -16,7 +16,7 @@ package and put it in `CALIBRATORS`; `tests/contract/test_calibrators.py` says w
     probe.py        adsa_probe
     prior_shift.py  em
     scaling.py      temperature and vector_scaling
-    streaming.py    rows of logits in chunks, their statistics and gradients
+    streaming.py    statistics and gradients of rows of logits in one pass
     tau_curves.py   averages over these rows at many tau at once
     lbfgs.py        L-BFGS on the gradients, and the report of such a fit
 """

@@ -97,8 +97,10 @@ def adsa(
         interval = bootstrap_lib.interval(rows, lp, result, criterion, bootstrap)
         params = params._replace(interval=base.single(interval))
       if max_head_drop is not None:
-        found = head_bound.bounded(rows, lp, result, criterion, max_head_drop, head)
-        params = _with_bound(params, rows, lp, found, criterion)
+        tau, curve = head_bound.bounded(rows, lp, result, criterion, max_head_drop, head)
+        params = params._replace(head_curve=_resample(curve))
+        if tau != result.tau:
+          params = _with_tau(params, rows, lp, tau, criterion)
     return params
 
   def apply(params: AdsaParams, logits: jax.Array, log_prior: jax.Array) -> jax.Array:
@@ -136,21 +138,14 @@ def _resample(curve: np.ndarray) -> jax.Array:
   return base.single(np.stack([taus, *columns], 1))
 
 
-def _with_bound(
-  params: AdsaParams,
-  rows: adsa_lib.Rows,
-  log_prior: np.ndarray,
-  found: head_bound.Bounded,
-  criterion: str,
+def _with_tau(
+  params: AdsaParams, rows: adsa_lib.Rows, log_prior: np.ndarray, tau: float, criterion: str
 ) -> AdsaParams:
-  """The params of a tau that spares the head."""
-  params = params._replace(head_curve=_resample(found.curve))
-  if jnp.float32(found.tau) == params.free_tau:
-    return params
-  summary = streaming.describe(rows, None, found.tau * log_prior)
+  """The params of a fit with another tau."""
+  summary = streaming.describe(rows, None, tau * log_prior)
   after = streaming.spread_of(summary, criterion)
   return params._replace(
-    tau=jnp.float32(found.tau),
+    tau=jnp.float32(tau),
     objective=params.objective.at[1].set(after),
     confidence=params.confidence.at[1].set(base.single(summary.confidence)),
   )

@@ -7,21 +7,12 @@ tau = 0 satisfies it always. Where h falls below its bound between two taus of t
 are 0.01 apart, it is a straight line but for some 1e-5.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from ltdd_jax.adsa import AdsaResult, Rows
 from ltdd_jax.calibrate import criteria, streaming, tau_curves
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
-
-
-class Bounded(NamedTuple):
-  """The answer, and what it was chosen from."""
-
-  tau: float
-  curve: np.ndarray  # (m, 4) float64: tau, objective, confidence of head and of tail classes
 
 
 def head_and_tail(head: tuple[int, ...] | None, log_prior: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -51,16 +42,19 @@ def bounded(
   criterion: str,
   max_drop: float,
   head: tuple[int, ...] | None,
-) -> Bounded:
+) -> tuple[float, np.ndarray]:
   """Keeps the tau of a fit if it costs the head no more than `max_drop`, else finds the best.
 
   Args:
     rows: logits.
     log_prior: (k,).
-    result: of `adsa.fit`, whose curve is the grid.
+    result: of the fit, whose curve is the grid.
     criterion: that it was fitted with.
     max_drop: how much h may fall.
     head: its classes, or None for the first third.
+
+  Returns:
+    tau, and what it was chosen from: tau, objective, confidence of head and tail (m, 4) float64.
 
   Raises:
     LtddError: from `head_and_tail`; no image of a head class.
@@ -77,12 +71,12 @@ def bounded(
   least = h[-2] - max_drop
   curve = np.stack([taus, objective, h[:-2], tail[:-2]], 1)
   if h[-1] >= least:
-    return Bounded(result.tau, curve)
+    return result.tau, curve
   inside, ends = h[:-2] >= least, np.append(_crossings(taus, h[:-2] - least), 0.0)
   at_ends = criteria.objective(tau_curves.class_means(rows, log_prior, ends, criterion), criterion)
   options = np.concatenate([ends, taus[inside]])
   values = np.concatenate([at_ends, objective[inside]])
-  return Bounded(float(options[np.argmin(values)]), curve)
+  return float(options[np.argmin(values)]), curve
 
 
 def _crossings(taus: np.ndarray, gaps: np.ndarray) -> np.ndarray:

@@ -7,9 +7,7 @@ import numpy as np
 
 from ltdd_jax.calibrate import base
 
-# How a fit ended; the first two are convergence.
-REASONS = ("gradient", "rounding", "limit", "stuck", "uniform", "bound", "flat", "edge")
-_TEXT = {
+_TEXT = {  # how a fit ended; the first two are convergence
   "gradient": "converged",
   "rounding": "converged to the rounding error of the objective",
   "limit": "NOT converged: the limit of iterations was reached",
@@ -21,6 +19,7 @@ _TEXT = {
   "edge": "scalar tau is an edge of tau_range, and further out there is no minimum but where a few "
   "classes take everything. Check labels and class_counts",
 }
+REASONS = tuple(_TEXT)
 _SMALL = 3e-3  # a gradient that rounding may leave, times the number of parameters
 
 
@@ -66,8 +65,8 @@ def minimise(
   """L-BFGS-B from `start` (p,), which is deterministic.
 
   Args:
-    fn: value and gradient (p,), both float64. They are multiplied by p, since a mean over classes
-      has gradients of 1 / p, and a tolerance should mean the same for ten classes and a thousand.
+    fn: value and gradient (p,), both float64. They are multiplied by p, so that a tolerance means
+      the same for ten classes and a thousand.
     start: first guess.
     max_iterations: steps, each of which takes one value and gradient or a few.
     bound: on the absolute value of each parameter.

@@ -64,14 +64,8 @@ def predicted_masses(
 ) -> np.ndarray:
   """Mean predicted mass of each class, every class of y_n weighted equally: (b, g, k) float64.
 
-  Args:
-    rows: logits.
-    log_prior: (k,).
-    taus: (g,).
-    weights: (b, n) times that each of the n images counts.
-
-  Raises:
-    ValueError: a row that is not finite.
+  `weights` (b, n) are times that each of the n images counts. Raises ValueError for a row that is
+  not finite.
   """
   n = rows.lead[-1]
   lp, taus = log_prior.astype(np.float32), taus.astype(np.float32)
