@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from ltdd_jax import adsa
 from ltdd_jax.adsa import Rows
-from ltdd_jax.calibrate import tau_curves
+from ltdd_jax.calibrate import criteria
 from ltdd_jax.core import startup
 
 IMBALANCE = 256  # of ImageNet-LT
@@ -78,7 +78,7 @@ def cases(labels: np.ndarray, counts: np.ndarray) -> dict[str, tuple[Callable, C
     "fit, float32, JAX array": (to_device, fit),
     "fit, float16": (half, fit),
     "fit, float16, memory map": (memory_map, fit),
-    "32 taus in one pass": (same, lambda z: tau_curves.class_means(Rows(z, labels), prior, taus)),
+    "32 taus in one pass": (same, lambda z: criteria.class_means(Rows(z, labels), prior, taus)),
     "1 tau through jax softmax": (to_device, lambda z: by_softmax(z, 1.0).block_until_ready()),
   }
 

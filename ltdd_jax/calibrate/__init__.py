@@ -11,13 +11,13 @@ package and put it in `CALIBRATORS`; `tests/contract/test_calibrators.py` says w
 
     base.py         the interface, and what the calibrators share
     simple.py       none, fixed
-    adsa.py         adsa; its options are in criteria.py, bootstrap.py and head_bound.py
+    adsa.py         adsa; its options are in criteria.py (averages at many tau at once),
+                    bootstrap.py and head_bound.py
     class_bias.py   adsa_vector
     probe.py        adsa_probe
     prior_shift.py  em
     scaling.py      temperature and vector_scaling
     streaming.py    statistics and gradients of rows of logits in one pass
-    tau_curves.py   averages over these rows at many tau at once
     lbfgs.py        L-BFGS on the gradients, and the report of such a fit
 """
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from ltdd_jax import adsa
 from ltdd_jax.adsa import Rows
-from ltdd_jax.calibrate import criteria, streaming, tau_curves
+from ltdd_jax.calibrate import criteria, streaming
 from ltdd_jax.core import rng
 
 LEVEL = (2.5, 97.5)  # percentiles of the interval
@@ -97,7 +97,7 @@ def _draws(generator: np.random.Generator, count: int, replicates: int) -> np.nd
 
 def _replicate_means(rows, log_prior, taus, labels, draw, replicates, criterion) -> np.ndarray:
   """Class means of p_y or -log p_y in each replicate, (b, g, k), NaN without an image."""
-  scores = tau_curves.image_scores(rows, log_prior, taus, criterion)
+  scores = criteria.image_scores(rows, log_prior, taus, criterion)
   out = np.full((replicates, len(taus), rows.k), np.nan)
   for c in np.unique(labels):
     members = np.flatnonzero(labels == c)
@@ -112,7 +112,7 @@ def _replicate_masses(rows, log_prior, taus, labels, draw, replicates, criterion
   for c in np.unique(labels):
     members = np.flatnonzero(labels == c)
     weights[:, members] = _draws(draw, len(members), replicates)
-  masses = tau_curves.predicted_masses(rows, log_prior, taus, weights)
+  masses = criteria.predicted_masses(rows, log_prior, taus, weights)
   keep = streaming.present(rows)
   masses *= keep.sum()
   masses[..., ~keep] = np.nan

@@ -10,7 +10,7 @@ are 0.01 apart, it is a straight line but for some 1e-5.
 import numpy as np
 
 from ltdd_jax.adsa import AdsaResult, Rows
-from ltdd_jax.calibrate import criteria, streaming, tau_curves
+from ltdd_jax.calibrate import criteria, streaming
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
 
@@ -63,7 +63,7 @@ def bounded(
   if not streaming.present(rows)[first].any():
     raise LtddError(f"adsa: max_head_drop, but no head class {first.tolist()} has an image.")
   mean = lambda q, members: np.nanmean(q[:, members], 1)
-  confidences = lambda taus: tau_curves.class_means(rows, log_prior, taus)
+  confidences = lambda taus: criteria.class_means(rows, log_prior, taus)
   taus, objective = result.curve.T
   q = confidences(np.concatenate([taus, [0.0, result.tau]]))
   h = mean(q, first)
@@ -73,7 +73,7 @@ def bounded(
   if h[-1] >= least:
     return result.tau, curve
   inside, ends = h[:-2] >= least, np.append(_crossings(taus, h[:-2] - least), 0.0)
-  at_ends = criteria.objective(tau_curves.class_means(rows, log_prior, ends, criterion), criterion)
+  at_ends = criteria.objective(criteria.class_means(rows, log_prior, ends, criterion), criterion)
   options = np.concatenate([ends, taus[inside]])
   values = np.concatenate([at_ends, objective[inside]])
   return float(options[np.argmin(values)]), curve

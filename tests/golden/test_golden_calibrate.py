@@ -11,7 +11,7 @@ import pytest
 
 from ltdd_jax import adsa, calibrate
 from ltdd_jax.adsa import Rows
-from ltdd_jax.calibrate import bootstrap, criteria, streaming, tau_curves
+from ltdd_jax.calibrate import bootstrap, criteria, streaming
 from ltdd_jax.core import rng
 from tests.golden.test_golden_criteria import in_blocks
 from tests.reference import adsa_ref
@@ -218,8 +218,8 @@ def test_the_curve_of_the_head():
 def test_confidences_and_masses_at_many_tau():
   logits, labels = draw(12)
   rows, taus = in_blocks(logits, labels, 9), np.array([0.0, 0.5, 2.0])
-  q = tau_curves.class_means(rows, PRIOR, taus)
-  mass = tau_curves.predicted_masses(rows, PRIOR, taus, np.ones((1, len(labels))))[0]
+  q = criteria.class_means(rows, PRIOR, taus)
+  mass = criteria.predicted_masses(rows, PRIOR, taus, np.ones((1, len(labels))))[0]
   for i, tau in enumerate(taus):
     np.testing.assert_allclose(q[i], ref.confidences(logits, labels, tau * PRIOR), atol=1e-6)
     np.testing.assert_allclose(mass[i], ref.masses(logits, labels, tau * PRIOR), atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 
 from ltdd_jax import calibrate
 from ltdd_jax.adsa import Rows
-from ltdd_jax.calibrate import criteria, tau_curves
+from ltdd_jax.calibrate import criteria
 from ltdd_jax.core.types import LtddError
 from tests.golden.test_golden_adsa import COUNTS, K, draw
 from tests.reference import adsa_ref as ref
@@ -62,7 +62,7 @@ def test_a_class_without_an_image(criterion):
 @pytest.mark.parametrize("tau", [0.8, -30.0, 60.0])
 def test_class_means(criterion, tau):
   logits, labels = draw(4, 35)
-  means = tau_curves.class_means(in_blocks(logits, labels, 8), PRIOR, np.array([tau]), criterion)
+  means = criteria.class_means(in_blocks(logits, labels, 8), PRIOR, np.array([tau]), criterion)
   score = ref.CRITERIA[criterion](logits, labels, COUNTS, tau)
   assert criteria.objective(means, criterion)[0] == pytest.approx(score, rel=2e-5, abs=2e-6)
 
