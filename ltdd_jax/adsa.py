@@ -12,8 +12,8 @@ the long-tailed training set and `y_n` the class that image `n` was distilled fo
     q_c(tau)      = mean over { n : y_n = c } of p(c | x_n; tau)
     tau*          = argmin over tau of the population standard deviation of q_1 .. q_K
 
-Here that is one pass over the logits with a grid of taus, and a parabola through the best three.
-Classes without a distilled image do not count. This file needs nothing but NumPy and JAX.
+in one pass over the logits with a grid of taus, and a parabola through the best three. Classes
+without a distilled image do not count. This file needs nothing but NumPy and JAX.
 """
 
 import math
@@ -87,8 +87,7 @@ def fit(
 def align(logits: Any, class_counts: Any, tau: Any, *, centered: bool = False) -> jax.Array:
   """Returns `logits - tau * log pi` for logits (..., k): pure, jit-able, at least float32.
 
-  With `centered`, `log pi` has mean zero, so that the mean of each row stays what it was. A softmax
-  cannot see the difference; a loss on raw logits, such as MSE, can.
+  With `centered`, `log pi` has mean zero, so that the mean of each row stays: for losses on logits.
   """
   z = jnp.asarray(logits)
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
@@ -204,8 +203,7 @@ def class_means(
 class Rows:
   """Checked logits (..., n, k) as rows with their classes, read a block at a time.
 
-  Besides arrays, `logits` may be a *row source*: an object with `shape`, `dtype` and
-  `rows(start, stop)`, which gives NumPy logits (stop - start, k).
+  They may be a *row source*: `shape`, `dtype` and `rows(start, stop)`, NumPy (stop - start, k).
   """
 
   def __init__(self, logits: Any, labels: Any) -> None:

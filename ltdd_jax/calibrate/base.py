@@ -33,9 +33,9 @@ class Calibrator(NamedTuple):
 
 @contextlib.contextmanager
 def named(name: str, part: str | None = None) -> Iterator[None]:
-  """Turns a ValueError inside into an LtddError that begins with the calibrator's name.
+  """Turns a ValueError inside into an LtddError of a calibrator.
 
-  An LtddError stays what it is, but that the name of a `part`, another calibrator, gives way.
+  An LtddError stays what it is, unless it is of a `part`, another calibrator, whose name gives way.
   """
   try:
     yield

@@ -47,14 +47,12 @@ def adsa_vector(
                            uniform. Convex, and but for a constant the mean log-loss of b, so that
                            both criteria differ in their tau only.
 
-  Means over rows give every class the same weight. A strong regulariser gives scalar ADSA. Classes
-  without an image take no part in D (the softmax is over the others) and keep `tau log pi`. With a
-  uniform prior there is nothing to remove, and b = 0. Our extension of ADSA; from no paper.
+  Classes without an image take no part in D (the softmax is over the others) and keep `tau log pi`.
+  With a uniform prior b = 0. Our extension of ADSA; from no paper.
 
   Args:
     criterion: one of `CRITERIA`.
-    strength: of the pull towards scalar ADSA; 0.03 lets through about half of what "confidence"
-      asks for beyond scalar ADSA, and nine tenths of what the others do.
+    strength: of the pull towards scalar ADSA, which a strong one gives.
     tau_range: as for `adsa.fit`.
     max_iterations: of L-BFGS; each reads the logits once or twice, "confidence" twice as often.
 

@@ -27,11 +27,7 @@ CRITERIA = {
 
 
 def fit(rows: Rows, log_prior: np.ndarray, criterion: str, tau_range: Any) -> adsa.AdsaResult:
-  """What `adsa.fit` finds for "confidence", and the like by another criterion.
-
-  Raises:
-    ValueError: a row that is not finite, or a range that is none.
-  """
+  """What `adsa.fit` finds for "confidence", and the like by another criterion."""
   confidences = functools.partial(class_means, rows, log_prior)
   if criterion == "confidence":
     return adsa.search(rows, log_prior, tau_range)
@@ -76,11 +72,7 @@ def objective(q: np.ndarray, criterion: str) -> np.ndarray:
 def class_means(
   rows: Rows, log_prior: np.ndarray, taus: np.ndarray, criterion: str = "confidence"
 ) -> np.ndarray:
-  """Class means of what a criterion averages: (g, k) float64, NaN for classes without an image.
-
-  Raises:
-    ValueError: a row that is not finite.
-  """
+  """Class means of what a criterion averages: (g, k) float64, NaN for classes without an image."""
   if criterion == "marginal":
     masses = predicted_masses(rows, log_prior, taus, np.ones((1, rows.lead[-1])))[0]
     keep = streaming.present(rows)

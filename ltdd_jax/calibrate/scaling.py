@@ -72,9 +72,8 @@ def vector_scaling(*, strength: float = 0.03, max_iterations: int = 200) -> Cali
       x_n = a * (f_n - mean f_n) - b
       a, b = argmin  mean of -log softmax(x_n)_{y_n} + strength * (mean (a - 1)^2 + mean b^2)
 
-  with every class of y_n weighted equally, and the mean over classes in the penalty. In what we
-  differ from Guo et al.: the mean of a row is taken off first, so that a constant added to a row
-  changes nothing, and put back; and there is an L2 term towards the identity. Classes without an
+  with every class of y_n weighted equally. In what we differ from Guo et al.: the mean of a row is
+  taken off first and put back, and there is an L2 term towards the identity. Classes without an
   image are left out of the softmax and stay as they are.
 
   Args:

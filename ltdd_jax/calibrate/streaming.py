@@ -165,11 +165,10 @@ def _pass(
 
 
 def log_loss(rows: Rows) -> Objective:
-  """Mean of -log p_y by the weights v: convex in the bias, one pass for value and gradient.
+  """Mean of -log p_y by the weights v: convex in the bias.
 
   By the bias of class c its gradient is (1 / number of classes with an image) - m_c, with the mean
-  predicted mass m: at its minimum the mass is uniform, so this is also the potential of prior
-  matching, `mean of logsumexp(z - b) + mean of b`, but for a constant.
+  predicted mass m: at its minimum the mass is uniform.
   """
   return functools.partial(_pass, rows, row_weights(rows), "nll")
 
