@@ -37,15 +37,13 @@ def main(argv: list[str]) -> int:
   logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
   logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
-  facts = startup.setup_jax(
-    _CPU_DEVICES.value, cache_dir=_COMPILE_CACHE.value or None, distributed=_DISTRIBUTED.value
-  )
-  logging.info("%s", facts)
   from ltdd_jax.artefacts import checkpoint
   from ltdd_jax.core import command_line
   from ltdd_jax.core.types import LtddError
 
   try:
+    cache = _COMPILE_CACHE.value or None
+    logging.info("%s", startup.setup_jax(_CPU_DEVICES.value, cache, _DISTRIBUTED.value))
     config = command_line.override(command_line.read_config(str(_CONFIG.value)), argv[1:])
     run: Callable[..., Any]
     if "study" in config:

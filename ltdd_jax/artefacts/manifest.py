@@ -30,27 +30,26 @@ def canonical_json(value: Any) -> str:
   return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str], code_version: int = 1) -> str:
+def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
   """Identifies the result of a stage.
 
   Args:
-    config: the part of the config that the stage depends on.
+    config: the part of the config that the stage depends on, with the versions of its code.
     inputs: {stage: fingerprint} of what it reads.
-    code_version: of the code that makes it, raised when a change of code changes results.
 
   Returns:
     A SHA-256 in hexadecimal. It depends on nothing but the values: not on the order of keys, on
     tuples or lists, or on versions of packages.
   """
-  text = canonical_json({"config": config, "inputs": inputs, "code_version": code_version})
+  text = canonical_json({"config": config, "inputs": inputs})
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Artefact(NamedTuple):
   """A finished stage; its large arrays are mapped, not read.
 
-  `meta` has the keys stage, config, inputs {stage: fingerprint}, code_version, fingerprint,
-  split_sha256, class_names, versions, code {revision, dirty}, seconds, peak_bytes, arrays
+  `meta` has the keys stage, config, inputs {stage: fingerprint}, fingerprint, split_sha256,
+  class_names, versions, code {revision, dirty}, seconds, peak_bytes, arrays
   {name: {dtype, shape}}, trees [name], folders [name], files {path: {bytes, sha256}}, extra and
   meta_sha256.
   """

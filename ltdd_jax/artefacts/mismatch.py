@@ -17,7 +17,6 @@ def explain(
   meta: Mapping[str, Any],
   config: Mapping[str, Any],
   inputs: Mapping[str, str],
-  code_version: int,
 ) -> str:
   """Says what differs between an artefact and what is wanted, and what to delete.
 
@@ -26,15 +25,12 @@ def explain(
     meta: of the artefact that is there.
     config: the part of the config that the stage depends on.
     inputs: {stage: fingerprint} of what it reads.
-    code_version: of its code.
   """
   folder = root / meta["stage"]
   if changes := config_lib.diff(meta["config"], config):
-    what = "was made with another config"
+    of_code = all(key.startswith("version.") for key in changes)
+    what = f"was made {'by code that gives other results' if of_code else 'with another config'}"
     lines = [f"  {k}: {_show(old)} -> {_show(new)}" for k, (old, new) in changes.items()]
-  elif meta["code_version"] != code_version:
-    what = "was made by code that gives other results"
-    lines = [f"  code_version: {meta['code_version']} -> {code_version}"]
   else:
     what = "has this config, but was made from other inputs (fingerprints)"
     differ = config_lib.diff(meta["inputs"], inputs)

@@ -8,10 +8,10 @@
 
 `workdir/<stage>/` holds `meta.json`, one `.npy` file for each array, one Orbax folder for each
 tree, and folders that a stage wrote by itself, such as a label store. A stage is identified by its
-fingerprint, a hash of the part of the config that it depends on, of the version of its code and of
-the fingerprints of the stages that it read. Versions of packages and the git revision are recorded,
-but are no part of the fingerprint. A cache folder, if there is one, holds artefacts of many work
-directories under `cache/<stage>/<fingerprint>/`.
+fingerprint, a hash of the part of the config that it depends on, which names the versions of its
+code, and of the fingerprints of the stages that it read. Versions of packages and the git revision
+are recorded, but are no part of the fingerprint. A cache folder, if there is one, holds artefacts
+of many work directories under `cache/<stage>/<fingerprint>/`.
 
 Both may be in an object store (`gs://...`), which has no locks: there it is for the user to start
 one run at a time in a work directory.
@@ -134,24 +134,21 @@ class Workdir:
     """Whether a stage has an artefact, whatever its config."""
     return (self.folder(stage) / META).exists()
 
-  def status(
-    self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], code_version: int = 1
-  ) -> str:
+  def status(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Says whether a stage has to run.
 
     Args:
       stage: its name, "teacher" or "distil/sre2l".
       config: the part of the config that it depends on.
       inputs: {stage: fingerprint} of what it reads.
-      code_version: of the code of the stage and of its method.
 
     Returns:
       "ready" if its artefact is there (or was brought from the cache), else "missing".
 
     Raises:
-      LtddError: an artefact of another config, inputs or code is there, or a damaged one.
+      LtddError: an artefact of another config or inputs is there, or a damaged one.
     """
-    mark = fingerprint(config, inputs, code_version)
+    mark = fingerprint(config, inputs)
     if not self.exists(stage):
       self._check_free(self.folder(stage))
       if self._writes:
@@ -159,7 +156,7 @@ class Workdir:
     barrier("artefact fetched")
     if not self.exists(stage):
       return "ready" if not self._writes and self._cached(stage, mark) else "missing"
-    meta = self._check(stage, config, inputs, code_version)
+    meta = self._check(stage, config, inputs)
     if note := provenance.difference(meta["versions"]):
       logging.info("%s: made with %s; results may differ by rounding", stage, note)
     return "ready"
@@ -169,12 +166,10 @@ class Workdir:
     if files.is_local(folder) and folder.exists() and any(p.is_file() for p in folder.iterdir()):
       raise LtddError(f"{folder} has files but no {META}: it is no artefact. Delete {folder}")
 
-  def _check(
-    self, stage: str, config: Any, inputs: Mapping[str, str], code_version: int
-  ) -> dict[str, Any]:
+  def _check(self, stage: str, config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
     meta = manifest.read_meta(self.folder(stage))
-    if meta["fingerprint"] != fingerprint(config, inputs, code_version):
-      raise LtddError(mismatch.explain(self.path, meta, config, inputs, code_version))
+    if meta["fingerprint"] != fingerprint(config, inputs):
+      raise LtddError(mismatch.explain(self.path, meta, config, inputs))
     return meta
 
   def _cached(self, stage: str, mark: str) -> bool:
@@ -194,11 +189,9 @@ class Workdir:
 
   # ---- writing ----
 
-  def scratch(
-    self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], code_version: int = 1
-  ) -> epath.Path:
+  def scratch(self, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> epath.Path:
     """A folder for work in progress on a stage; other configs have others; gone after commit."""
-    folder = self._scratch(stage) / fingerprint(config, inputs, code_version)[:16]
+    folder = self._scratch(stage) / fingerprint(config, inputs)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -212,7 +205,6 @@ class Workdir:
     *,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
-    code_version: int = 1,
     arrays: Mapping[str, Any],
     trees: Mapping[str, Any] | None = None,
     folders: Mapping[str, epath.Path] | None = None,
@@ -228,7 +220,6 @@ class Workdir:
       stage: its name.
       config: the part of the config that it depends on.
       inputs: {stage: fingerprint} of what it read.
-      code_version: of the code of the stage and of its method.
       arrays: name -> array.
       trees: name -> pytree of arrays made of dicts and lists, such as variables of a network.
       folders: name -> folder that the stage wrote, in its scratch; it becomes part of the artefact.
@@ -256,8 +247,7 @@ class Workdir:
       "stage": stage,
       "config": config,
       "inputs": inputs,
-      "code_version": code_version,
-      "fingerprint": fingerprint(config, inputs, code_version),
+      "fingerprint": fingerprint(config, inputs),
       "split_sha256": split_sha256,
       "class_names": list(class_names),
       "versions": provenance.versions(),
@@ -271,7 +261,7 @@ class Workdir:
     }
     if self._writes:
       if self.exists(stage):
-        self._check(stage, config, inputs, code_version)
+        self._check(stage, config, inputs)
       else:
         self._write(stage, config_lib.canonical(meta, "meta"), arrays, trees, folders)
         self._offer(stage, meta["fingerprint"])

@@ -157,6 +157,9 @@ def test_the_program_says_one_line(tmp_path):
   assert bad.returncode == 2
   assert bad.stderr.splitlines()[-1].startswith("error: config.label.views: unexpected key 'crop'")
   assert "Traceback" not in bad.stderr
+  store = program(*both, "--compile_cache=ftp://host/cache")
+  assert store.returncode == 2
+  assert store.stderr.startswith("error: path ftp://host/cache: expected a local path")
   for args, text in ((both[:2], "--workdir are needed"), ((*both, "x"), "unexpected 'x'")):
     done = program(*args)
     assert done.returncode == 1
