@@ -9,8 +9,8 @@ import numpy as np
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data.images import image_shape, measure, resize
-from ltdd_jax.data.specs import SPECS, DatasetSpec, DataSource
+from ltdd_jax.data.images import image_shape, measured_source, resize
+from ltdd_jax.data.specs import SPECS, DataSource
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
@@ -52,18 +52,7 @@ def open_arrays(
       "expected one shape (image_size resizes both)."
     )
   read = lambda split, indices: images[split][np.asarray(indices)]
-  mean, std = measure(lambda indices: read("train", indices), len(images["train"]))
-  spec = DatasetSpec(
-    name=name,
-    num_classes=k,
-    image_shape=shapes["train"],
-    mean=mean,
-    std=std,
-    num_train=len(labels["train"]),
-    num_test=len(labels["test"]),
-    class_names=classes,
-  )
-  return DataSource(spec, labels["train"], labels["test"], read, classes)
+  return measured_source(name, classes, labels, read)
 
 
 def _chosen(
@@ -172,6 +161,8 @@ def read_npz(
       with np.load(opened, allow_pickle=False) as stored:
         keys = (*_chosen(name, stored.files, expected), *optional)
         return {key: stored[key] for key in keys if key in stored.files}
+  except LtddError:  # is a ValueError too
+    raise
   except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
     raise LtddError(f"{name}: not a readable npz file of plain arrays ({error}).") from error
 

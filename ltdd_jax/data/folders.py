@@ -8,8 +8,8 @@ from etils import epath
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import class_folders
-from ltdd_jax.data.images import UNREADABLE, decode, image_shape, map_threads, measure
-from ltdd_jax.data.specs import DatasetSpec, DataSource
+from ltdd_jax.data.images import UNREADABLE, decode, image_shape, map_threads, measured_source
+from ltdd_jax.data.specs import DataSource
 
 _TEST_FOLDERS = ("test", "val", "validation")
 
@@ -71,18 +71,7 @@ def open_folder(
     chosen = [images[split][i] for i in indices]
     return np.stack(map_threads(lambda file: _decode(file, size), chosen))
 
-  mean, std = measure(lambda indices: read("train", indices), len(images["train"]))
-  spec = DatasetSpec(
-    name=name,
-    num_classes=len(classes),
-    image_shape=(*size, 3),
-    mean=mean,
-    std=std,
-    num_train=len(images["train"]),
-    num_test=len(images["test"]),
-    class_names=classes,
-  )
-  return DataSource(spec, labels["train"], labels["test"], read, classes, tuple(notes))
+  return measured_source(name, classes, labels, read, notes)
 
 
 def _test_folder(root: epath.Path) -> tuple[epath.Path, list[str]]:

@@ -1,8 +1,9 @@
 """From image files to uint8 arrays of one size, and the mean and std of a set of images."""
 
+import functools
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data.specs import DatasetSpec, DataSource
 
 # What Pillow raises for files that it cannot turn into pixels.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -118,6 +120,31 @@ def map_threads(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
   """Maps in threads: Pillow lets go of the interpreter lock while it decodes."""
   with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
     return list(pool.map(fn, items))
+
+
+def measured_source(
+  name: str,
+  class_names: tuple[str, ...],
+  labels: Mapping[str, np.ndarray],
+  read: Callable[[str, np.ndarray], np.ndarray],
+  notes: Sequence[str] = (),
+) -> DataSource:
+  """Makes a data source whose mean, std and size of images are measured.
+
+  Args:
+    name: of the data source.
+    class_names: (k,) the class map.
+    labels: (n,) int32 of "train" and "test".
+    read: as `DataSource.read`.
+    notes: as `DataSource.notes`.
+  """
+  train, test = labels["train"], labels["test"]
+  mean, std = measure(functools.partial(read, "train"), len(train))
+  shape = read("train", np.arange(1)).shape[1:]
+  spec = DatasetSpec(
+    name, len(class_names), shape, mean, std, len(train), len(test), class_names=class_names
+  )
+  return DataSource(spec, train, test, read, class_names, tuple(notes))
 
 
 def measure(

@@ -229,7 +229,7 @@ def _builder(name: str, data_dir: str | None):
   except tfds.core.DatasetNotFoundError as error:
     known = ("digits", *SPECS, *tfds.list_builders(with_community_datasets=False))
     raise LtddError(_unknown(name, known)) from error
-  except (ImportError, OSError, KeyError, ValueError) as error:
+  except (ImportError, OSError, KeyError, ValueError, AssertionError) as error:
     raise LtddError(
       f"data source {name!r}: TFDS cannot set it up here ({type(error).__name__}: {error}). "
       "Export it as a folder or an npz file instead."

@@ -118,7 +118,8 @@ def _interval(numbers: Sequence[float | None], form: str = ".3f") -> str:
 
 def students_table(results: Mapping[str, Any]) -> str:
   """The main table of students."""
-  header = ["images", "teacher", "labels", "tau", "top-1", *tables.GROUPS, "worst class"]
+  groups = tables.present_groups(results["students"])
+  header = ["images", "teacher", "labels", "tau", "top-1", *groups, "worst class"]
   header += tables.SIZES
   names = results["class_names"]
   rows = [
@@ -128,7 +129,7 @@ def students_table(results: Mapping[str, Any]) -> str:
       _kind(r),
       tables.or_dash(r["tau"], ".3f"),
       tables.plus_minus(r["top1"]),
-      *tables.group_cells(r),
+      *tables.group_cells(r, groups),
       f"{r['worst_class']['mean']:.1f} ({names[r['worst_class']['class']]})",
       *tables.size_cells(r),
     ]

@@ -152,7 +152,7 @@ def test_npz_of_medmnist(tmp_path):
 def test_npz_with_other_names_lists_what_is_there(tmp_path):
   np.savez(tmp_path / "set.npz", X=blobs(3), y=np.arange(3))
   with pytest.raises(
-    LtddError, match=r"set\.npz: found X, y; expected x_train, .*, or train_images, "
+    LtddError, match=r"^npz:\S*set\.npz: found X, y; expected x_train, .*, or train_images, "
   ):
     open_source(f"npz:{tmp_path}/set.npz")
 
@@ -293,7 +293,7 @@ def test_links_to_folders_and_files_are_followed(folder, tmp_path_factory):
   for i in range(3):
     Image.fromarray(np.full((6, 6, 3), 100 + i, np.uint8)).save(there / f"{i}.png")
   (folder / "train" / "ant" / "more").symlink_to(there)
-  (folder / "train" / "dog").symlink_to(there)
+  (folder / "train" / "dog").symlink_to(shutil.copytree(there, there / ".." / "copy"))
   (folder / "train" / "cat" / "x.png").symlink_to(there / "2.png")
   source = open_source(f"folder:{folder}", image_size=6)
   assert np.bincount(source.train_labels).tolist() == [5, 5, 3]
@@ -314,9 +314,21 @@ def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
     open_source(f"folder:{folder}", image_size=6)
 
 
-def test_links_in_a_circle_are_refused(folder):
-  (folder / "train" / "cat" / "again").symlink_to(folder / "train" / "cat")
-  with pytest.raises(LtddError, match="cat/again: a link to a folder that it lies in; remove it"):
+@pytest.mark.parametrize("target", ["train/cat", "train/ant", "train", "."])
+@pytest.mark.parametrize("outside", [False, True])
+def test_links_by_which_images_count_twice_are_refused(folder, target, outside, tmp_path_factory):
+  if outside:  # the class folder is a link itself
+    there = tmp_path_factory.mktemp("more") / "cats"
+    (folder / "train" / "cat").rename(there)
+    (folder / "train" / "cat").symlink_to(there)
+  (folder / "train" / "cat" / "again").symlink_to(folder / target)
+  with pytest.raises(LtddError, match=r"cat/again.*: is the same folder as .*; remove the link"):
+    open_source(f"folder:{folder}", image_size=6)
+
+
+def test_one_folder_is_not_read_for_two_classes(folder):
+  (folder / "train" / "ant" / "others").symlink_to(folder / "train" / "cat")
+  with pytest.raises(LtddError, match=r"train/cat: is the same folder as \S*/ant/others, so that"):
     open_source(f"folder:{folder}", image_size=6)
 
 
@@ -603,6 +615,7 @@ def test_unknown_name_is_corrected():
     (3, "data source 3 is of type int; expected a name"),
     ("", "'' is not known"),
     ("cifar10/none", "TFDS cannot set it up here"),
+    ("cifar10:9.9.9", "TFDS cannot set it up here"),
   ],
 )
 def test_names_that_are_no_set_say_what_was_meant(name, message):
