@@ -4,8 +4,7 @@
   views = augment(key, normalize(images_uint8, spec.mean, spec.std))
 
 Functions take the key first, then float32 NHWC images; shapes never depend on data and gradients
-flow to the images. The geometric views live in `crops`, CutMix and mixup in `mixes`; all are
-reachable from here.
+flow to the images. The geometric views live in `crops`, CutMix and mixup in `mixes`.
 """
 
 import functools
@@ -19,42 +18,7 @@ from jaxtyping import Array, Float, Key, Num, UInt8
 
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import checks
-from ltdd_jax.data.crops import (
-  crop_resize,
-  crop_shrink,
-  flip_where,
-  random_crop,
-  random_flip,
-  random_resized_crop,
-  random_roll,
-  rrc_box,
-  shuffle_patches,
-)
-from ltdd_jax.data.mixes import Mix, cutmix, cutmix_box, mixup
-
-__all__ = [
-  "AUGMENTS",
-  "Mix",
-  "clip_to_pixels",
-  "color_jitter",
-  "compose",
-  "crop_resize",
-  "crop_shrink",
-  "cutmix",
-  "cutmix_box",
-  "denormalize",
-  "flip_where",
-  "mixup",
-  "normalize",
-  "normalize_pixels",
-  "random_crop",
-  "random_flip",
-  "random_resized_crop",
-  "random_roll",
-  "rrc_box",
-  "shuffle_patches",
-]
+from ltdd_jax.data import checks, crops, mixes
 
 Augment = Callable[[Key[Array, ""], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
@@ -182,13 +146,13 @@ def _images_only(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 AUGMENTS: dict[str, Callable[..., Any]] = {
-  "random_crop": random_crop,
-  "random_flip": random_flip,
-  "random_resized_crop": random_resized_crop,
-  "random_roll": random_roll,
+  "random_crop": crops.random_crop,
+  "random_flip": crops.random_flip,
+  "random_resized_crop": crops.random_resized_crop,
+  "random_roll": crops.random_roll,
   "color_jitter": color_jitter,
-  "cutmix": _images_only(cutmix),
-  "mixup": _images_only(mixup),
+  "cutmix": _images_only(mixes.cutmix),
+  "mixup": _images_only(mixes.mixup),
 }
 
 

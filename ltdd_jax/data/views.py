@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ltdd_jax.core.types import Leaf, LtddError
-from ltdd_jax.data import augment, checks
+from ltdd_jax.data import augment, checks, crops, mixes
 from ltdd_jax.data import rand_augment as rand_augment_lib
 from ltdd_jax.data.specs import DatasetSpec
 
@@ -99,13 +99,13 @@ def view_fn(
       image = rand_augment_lib.rand_augment(key_of(_OPERATIONS), image, magnitude=rand_augment)
     image = augment.to_pixels(image)
     if shuffle_patches != 1:
-      image = augment.shuffle_patches(key_of(_SHUFFLE), image, factor=shuffle_patches)
+      image = crops.shuffle_patches(key_of(_SHUFFLE), image, factor=shuffle_patches)
     if padding:
-      image = augment.random_crop(key_of(_PAD), image[None], padding=padding)[0]
+      image = crops.random_crop(key_of(_PAD), image[None], padding=padding)[0]
     if crop_scale is not None:
       h, w, _ = image.shape
-      box = augment.rrc_box(key_of(_CROP), h, w, _pair(crop_scale), _pair(crop_ratio))
-      image = augment.crop_resize(image, box)
+      box = crops.rrc_box(key_of(_CROP), h, w, _pair(crop_scale), _pair(crop_ratio))
+      image = crops.crop_resize(image, box)
     if flip:
       image = jnp.where(jax.random.bernoulli(key_of(_FLIP)), image[:, ::-1], image)
     return image
@@ -141,7 +141,7 @@ def _pair(numbers: Sequence[float]) -> tuple[float, float]:
 
 def _cutmix(key: jax.Array, own: jax.Array, other: jax.Array, alpha: float) -> Mixed:
   h, w, _ = own.shape
-  inside, weight = augment.cutmix_box(key, h, w, alpha)
+  inside, weight = mixes.cutmix_box(key, h, w, alpha)
   return jnp.where(inside[..., None], other, own), weight
 
 

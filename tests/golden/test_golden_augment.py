@@ -33,14 +33,14 @@ BOXES = [(0, 0, 8, 10), (2, 3, 4, 5), (0, 9, 8, 1), (7, 0, 1, 10), (1, 2, 7, 3),
 
 @pytest.mark.parametrize("box", BOXES)
 def test_crop_resize_is_the_bilinear_resize_of_the_box_alone(images, batch, box):
-  view = augment.crop_resize(batch[0], tuple(jnp.int32(v) for v in box))
+  view = crops.crop_resize(batch[0], tuple(jnp.int32(v) for v in box))
   np.testing.assert_allclose(view, ref.resized_crop(images[0], box), atol=ATOL)
 
 
 @pytest.mark.parametrize("box", BOXES)
 def test_crop_resize_equals_pillow(images, batch, box):
   top, left, height, width = box
-  view = augment.crop_resize(batch[0], tuple(jnp.int32(v) for v in box))
+  view = crops.crop_resize(batch[0], tuple(jnp.int32(v) for v in box))
   for c in range(C):
     cut = Image.fromarray(images[0, top : top + height, left : left + width, c])
     expected = np.asarray(cut.resize((W, H), Image.Resampling.BILINEAR))
@@ -48,9 +48,9 @@ def test_crop_resize_equals_pillow(images, batch, box):
 
 
 def test_random_resized_crop_of_each_image_is_its_own_box(images, batch, key):
-  crop = jax.jit(lambda k: augment.random_resized_crop(k, batch, scale=(0.2, 0.9)))
+  crop = jax.jit(lambda k: crops.random_resized_crop(k, batch, scale=(0.2, 0.9)))
   views = crop(jax.random.clone(key))
-  draw = jax.jit(jax.vmap(lambda k: augment.rrc_box(k, H, W, scale=(0.2, 0.9))))
+  draw = jax.jit(jax.vmap(lambda k: crops.rrc_box(k, H, W, scale=(0.2, 0.9))))
   boxes = np.stack(draw(jax.random.split(key, B)), 1)
   assert len(np.unique(boxes, axis=0)) == B
   for view, image, box in zip(views, images, boxes, strict=True):
@@ -58,9 +58,9 @@ def test_random_resized_crop_of_each_image_is_its_own_box(images, batch, key):
 
 
 def test_shared_random_resized_crop_uses_one_box(images, batch, key):
-  crop = jax.jit(lambda k: augment.random_resized_crop(k, batch, shared=True))
+  crop = jax.jit(lambda k: crops.random_resized_crop(k, batch, shared=True))
   views = crop(jax.random.clone(key))
-  box = jax.jit(lambda k: augment.rrc_box(k, H, W))(key)
+  box = jax.jit(lambda k: crops.rrc_box(k, H, W))(key)
   for view, image in zip(views, images, strict=True):
     np.testing.assert_allclose(view, ref.resized_crop(image, box), atol=ATOL)
 
@@ -84,7 +84,7 @@ def test_boxes_have_torchvisions_distribution():
   """Means of 4,000 boxes against the loop with NumPy's draws; 4 standard errors."""
   n, h, w, scale, ratio = 4000, 24, 32, (0.08, 1.0), (3 / 4, 4 / 3)
   keys = jax.random.split(jax.random.key(3), n)
-  boxes = np.stack(jax.jit(jax.vmap(lambda k: augment.rrc_box(k, h, w)))(keys), 1)
+  boxes = np.stack(jax.jit(jax.vmap(lambda k: crops.rrc_box(k, h, w)))(keys), 1)
   rng = np.random.RandomState(4)
   expected = []
   for _ in range(n):
@@ -103,7 +103,7 @@ def test_boxes_have_torchvisions_distribution():
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("fill", [0.0, (0.1, 0.2, 0.3)])
 def test_random_crop_is_one_of_the_windows(images, batch, shared, fill, key):
-  views = np.asarray(augment.random_crop(key, batch, padding=2, fill=fill, shared=shared))
+  views = np.asarray(crops.random_crop(key, batch, padding=2, fill=fill, shared=shared))
   found = []
   for view, image in zip(views, images, strict=True):
     fill32 = np.asarray(fill, np.float32)
@@ -115,7 +115,7 @@ def test_random_crop_is_one_of_the_windows(images, batch, shared, fill, key):
 
 def test_every_window_is_equally_likely(key):
   image = jnp.arange(1, 17, dtype=jnp.float32).reshape(1, 4, 4, 1)
-  one = jax.jit(jax.vmap(lambda k: augment.random_crop(k, image, padding=1)[0]))
+  one = jax.jit(jax.vmap(lambda k: crops.random_crop(k, image, padding=1)[0]))
   views = np.asarray(one(jax.random.split(key, 2700)))
   counts = [
     (views == w).all((1, 2, 3)).sum() for w in ref.windows(np.asarray(image[0]), 1, 0.0).values()
@@ -126,7 +126,7 @@ def test_every_window_is_equally_likely(key):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_random_flip_mirrors_or_not(images, batch, shared, key):
-  views = np.asarray(augment.random_flip(key, batch, shared=shared))
+  views = np.asarray(crops.random_flip(key, batch, shared=shared))
   flipped = [np.array_equal(v, x[:, ::-1]) for v, x in zip(views, images, strict=True)]
   kept = [np.array_equal(v, x) for v, x in zip(views, images, strict=True)]
   assert all(a != b for a, b in zip(flipped, kept, strict=True))
@@ -135,7 +135,7 @@ def test_random_flip_mirrors_or_not(images, batch, shared, key):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_random_roll_is_a_shift_in_the_range(images, batch, shared, key):
-  views = np.asarray(augment.random_roll(key, batch, low=-1, high=2, shared=shared))
+  views = np.asarray(crops.random_roll(key, batch, low=-1, high=2, shared=shared))
   found = []
   for view, image in zip(views, images, strict=True):
     shifts = [(dy, dx) for dy in range(-1, 3) for dx in range(-1, 3)]
@@ -147,7 +147,7 @@ def test_random_roll_is_a_shift_in_the_range(images, batch, shared, key):
 
 def test_roll_reaches_both_ends_of_its_range():
   image = jnp.arange(49, dtype=jnp.float32).reshape(1, 7, 7, 1)
-  roll = jax.jit(jax.vmap(lambda k: augment.random_roll(k, image, low=-1, high=1)[0, 0, 0, 0]))
+  roll = jax.jit(jax.vmap(lambda k: crops.random_roll(k, image, low=-1, high=1)[0, 0, 0, 0]))
   corners = np.unique(roll(jax.random.split(jax.random.key(1), 200)))
   expected = [
     ref.rolled(np.asarray(image[0]), dy, dx)[0, 0, 0] for dy in (-1, 0, 1) for dx in (-1, 0, 1)
@@ -171,7 +171,7 @@ def test_cutmix_mask_for_every_centre_and_many_lambdas():
 def test_cutmix_shows_the_partner_in_a_box_and_states_what_is_left(
   images, batch, shared, alpha, key
 ):
-  views, mix = augment.cutmix(key, batch, alpha=alpha, shared=shared)
+  views, mix = mixes.cutmix(key, batch, alpha=alpha, shared=shared)
   assert sorted(mix.partner.tolist()) == list(range(B))
   for i in range(B):
     # an image that is its own partner shows no box: compare all pixels with both candidates
@@ -187,7 +187,7 @@ def test_cutmix_shows_the_partner_in_a_box_and_states_what_is_left(
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_mixup_is_the_stated_mixture(images, batch, shared, key):
-  views, mix = augment.mixup(key, batch, shared=shared)
+  views, mix = mixes.mixup(key, batch, shared=shared)
   weight = np.asarray(mix.weight, np.float64)[:, None, None, None]
   np.testing.assert_allclose(views, weight * images + (1 - weight) * images[mix.partner], atol=ATOL)
   assert (len(set(mix.weight.tolist())) == 1) == shared
@@ -251,12 +251,12 @@ def test_clip_to_pixels(images):
 
 
 LINEAR = {
-  "random_crop": lambda k, x, s: augment.random_crop(k, x, padding=2, shared=s),
-  "random_flip": lambda k, x, s: augment.random_flip(k, x, shared=s),
-  "random_resized_crop": lambda k, x, s: augment.random_resized_crop(k, x, shared=s),
-  "random_roll": lambda k, x, s: augment.random_roll(k, x, low=-2, high=2, shared=s),
-  "cutmix": lambda k, x, s: augment.cutmix(k, x, shared=s)[0],
-  "mixup": lambda k, x, s: augment.mixup(k, x, shared=s)[0],
+  "random_crop": lambda k, x, s: crops.random_crop(k, x, padding=2, shared=s),
+  "random_flip": lambda k, x, s: crops.random_flip(k, x, shared=s),
+  "random_resized_crop": lambda k, x, s: crops.random_resized_crop(k, x, shared=s),
+  "random_roll": lambda k, x, s: crops.random_roll(k, x, low=-2, high=2, shared=s),
+  "cutmix": lambda k, x, s: mixes.cutmix(k, x, shared=s)[0],
+  "mixup": lambda k, x, s: mixes.mixup(k, x, shared=s)[0],
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltdd_jax.data import arrays, augment, feed, longtail
+from ltdd_jax.data import arrays, augment, crops, feed, longtail, mixes
 
 SHORT = settings(max_examples=40, deadline=None)
 VIEWS = settings(max_examples=25, deadline=None)  # each view is compiled once, for one shape
@@ -132,7 +132,7 @@ def test_views_keep_shape_type_and_range(name, shared, seed):
 
 @functools.cache
 def _mix(name):
-  return jax.jit(functools.partial(getattr(augment, name), shared=False))
+  return jax.jit(functools.partial(getattr(mixes, name), shared=False))
 
 
 @VIEWS
@@ -146,7 +146,7 @@ def test_mixing_weights_are_shares_and_partners_a_permutation(name, seed):
   assert ((weight >= 0) & (weight <= 1)).all()
 
 
-_flip = jax.jit(augment.flip_where)
+_flip = jax.jit(crops.flip_where)
 
 
 @VIEWS

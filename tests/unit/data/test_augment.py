@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import augment, crops
+from ltdd_jax.data import augment, crops, mixes
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def test_compose_chains_in_order_and_is_deterministic(images, key):
   once = augment.compose(specs)(jax.random.clone(key), images)
   again = jax.jit(augment.compose(specs))(jax.random.clone(key), images)
   np.testing.assert_array_equal(once, again)
-  crop = augment.random_crop(jax.random.fold_in(key, 0), images, padding=1)
-  both = augment.random_flip(jax.random.fold_in(key, 1), crop)
+  crop = crops.random_crop(jax.random.fold_in(key, 0), images, padding=1)
+  both = crops.random_flip(jax.random.fold_in(key, 1), crop)
   np.testing.assert_array_equal(once, both)
 
 
@@ -66,13 +66,13 @@ def test_compose_does_not_change_the_config():
 
 def test_resized_crop_of_full_scale_is_the_identity_on_square_images(key):
   image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
-  view = jax.jit(jax.vmap(lambda k: augment.random_resized_crop(k, image, scale=(1.0, 1.0))[0]))
+  view = jax.jit(jax.vmap(lambda k: crops.random_resized_crop(k, image, scale=(1.0, 1.0))[0]))
   views = view(jax.random.split(key, 1000))
   np.testing.assert_array_equal(views, jnp.broadcast_to(image, views.shape))
 
 
 def test_the_scale_of_a_resized_crop_may_be_traced(images, key):
-  crop = jax.jit(lambda k, low: augment.random_resized_crop(k, images, scale=(low, 1.0)))
+  crop = jax.jit(lambda k, low: crops.random_resized_crop(k, images, scale=(low, 1.0)))
   assert crop(jax.random.clone(key), 0.1).shape == images.shape
   assert crop(key, 0.5).shape == images.shape
   assert crop._cache_size() == 1
@@ -88,13 +88,13 @@ def test_fallback_box_is_central_with_the_aspect_clipped(h, w, box):
 
 def test_views_can_be_made_image_by_image_from_their_own_keys(images, key):
   keys = jax.random.split(jax.random.clone(key), 4)
-  one = lambda k, image: augment.crop_resize(image, augment.rrc_box(k, 8, 8))
-  batch = augment.random_resized_crop(key, images)
+  one = lambda k, image: crops.crop_resize(image, crops.rrc_box(k, 8, 8))
+  batch = crops.random_resized_crop(key, images)
   np.testing.assert_allclose(jax.vmap(one)(keys, images), batch, atol=1e-6)
 
 
 def test_a_batch_of_one_is_its_own_partner(images, key):
-  views, mix = augment.cutmix(key, images[:1])
+  views, mix = mixes.cutmix(key, images[:1])
   np.testing.assert_array_equal(views, images[:1])
   assert mix.partner.tolist() == [0]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import augment, dsa, rand_augment
+from ltdd_jax.data import augment, crops, dsa, mixes, rand_augment
 from ltdd_jax.data import views as views_lib
 from tests import small
 
@@ -155,11 +155,11 @@ def shared_keys(fn, *args):
 
 BATCH = jnp.asarray(IMAGES, jnp.float32)
 DRAWS = {
-  "crop": lambda k: augment.random_resized_crop(k, BATCH),
-  "cutmix": lambda k: augment.cutmix(k, BATCH, shared=False),
-  "mixup": lambda k: augment.mixup(k, BATCH),
+  "crop": lambda k: crops.random_resized_crop(k, BATCH),
+  "cutmix": lambda k: mixes.cutmix(k, BATCH, shared=False),
+  "mixup": lambda k: mixes.mixup(k, BATCH),
   "jitter": lambda k: augment.color_jitter(k, BATCH, brightness=1.0, contrast=1.0),
-  "shuffle": lambda k: augment.shuffle_patches(k, BATCH[0], factor=2),
+  "shuffle": lambda k: crops.shuffle_patches(k, BATCH[0], factor=2),
   "dsa": lambda k: dsa.dsa(k, BATCH),
   "rand_augment": lambda k: rand_augment.rand_augment(k, IMAGES[0]),
   "compose": augment.compose([{"name": "cutmix"}, {"name": "random_flip"}]),
