@@ -38,8 +38,9 @@ def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None)
   An image of another shape than `size` is scaled (bilinear, anti-aliased) until it covers it, and
   its centre is cut out. What becomes of each kind of image:
 
-    16-bit grey        divided by 257 and rounded; 32-bit whole numbers from 0 to 65535 likewise,
-                       and images with others, or with floats, are refused
+    16-bit grey        divided by 257 and rounded; 32-bit whole numbers from 0 to 65535 likewise.
+                       Others and floats are refused, and TIFFs of 32 bits with no number above 255,
+                       which may be levels of 8 bits or of 16
     1-bit              0 and 255
     palette            the colours that it names
     transparency       dropped: a pixel has the colour that is stored, however transparent it is
@@ -57,7 +58,8 @@ def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None)
   """
   with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
     opened.load()
-    image = _eight_bits(ImageOps.exif_transpose(opened)).convert(_MODES[channels])
+    ImageOps.exif_transpose(opened, in_place=True)
+    image = _eight_bits(opened).convert(_MODES[channels])
   return _fit(image, size)
 
 
@@ -72,10 +74,16 @@ def decode_all(encoded: Sequence[bytes], channels: int, size=None) -> list[np.nd
 def _eight_bits(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
     pixels = np.asarray(image).astype(np.float64)
-    if pixels.min() < 0 or pixels.max() > _SIXTEEN_BITS:
+    lowest, highest = pixels.min(), pixels.max()
+    if lowest < 0 or highest > _SIXTEEN_BITS:
       raise ValueError(
-        f"its pixels go from {pixels.min():.0f} to {pixels.max():.0f}; expected whole numbers from "
-        f"0 to {_SIXTEEN_BITS}"
+        f"its pixels go from {lowest:.0f} to {highest:.0f}; expected whole numbers from 0 to "
+        f"{_SIXTEEN_BITS}"
+      )
+    if (image.format, image.mode) == ("TIFF", "I") and 0 < highest <= 255:
+      raise ValueError(
+        f"its pixels have 32 bits and go from {lowest:.0f} to {highest:.0f}, so that white may be "
+        f"255 or {_SIXTEEN_BITS}; expected 8 or 16 bits"
       )
     return Image.fromarray((pixels / 257).round().astype(np.uint8))
   if image.mode == "F":

@@ -155,6 +155,7 @@ def check(config: Any) -> dict[str, Any]:
     check_choice(f"config.{group}.parallel", plain[group]["parallel"], many.PARALLEL)
   for group in ("teacher", "statistics"):
     _check_unmixed(group, plain[group]["augment"] or ())
+    augment.compose(plain[group]["augment"] or ())
   encoding.from_config(plain["label"])
   _check_student(plain["student"])
   _check_splits(plain)
@@ -262,8 +263,6 @@ def _check_teacher(ctx: Context) -> None:
   for step in config["derive"]:
     recalibrate.make_step(**step)
   supervised.make_tx(config["optimizer"], config["schedule"], 10, where="config.teacher")
-  for specs in (config["augment"], ctx.config["statistics"]["augment"] or ()):
-    augment.compose(specs)
 
 
 def _check_students(ctx: Context) -> None:

@@ -57,13 +57,19 @@ def scores(
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A Markdown table whose columns line up in a terminal too; numbers are right-aligned."""
-  header, *rows = [[cell.replace("|", "\\|") for cell in r] for r in (header, *rows)]
+  header, *rows = [[_in_one_line(cell) for cell in r] for r in (header, *rows)]
   widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
   line = lambda cells: (
     "| " + " | ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) + " |"
   )
   rule = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
   return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def _in_one_line(cell: str) -> str:
+  """Escapes what ends a cell, a line or a page: bars, line breaks and control characters."""
+  shown = (c if c.isprintable() else ascii(c)[1:-1] for c in cell)
+  return "".join(shown).replace("|", "\\|")
 
 
 def plus_minus(value: Mapping[str, float]) -> str:

@@ -447,12 +447,18 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     (np.array([[0, 65536]], np.int32), "its pixels go from 0 to 65536; expected whole numbers"),
     (np.array([[-1, 5]], np.int32), "its pixels go from -1 to 5; expected whole numbers"),
     (np.array([[0.0, 0.5]], np.float32), "its pixels are floats"),
+    (np.array([[0, 255]], np.int32), "have 32 bits and go from 0 to 255, .* expected 8 or 16"),
   ],
 )
 def test_pixels_outside_sixteen_bits_are_refused(pixels, message, tmp_path, folder):
   Image.fromarray(pixels).save(folder / "train" / "cat" / "x.tiff")
   with pytest.raises(LtddError, match=rf"x\.tiff: cannot be read as an image \(.*{message}"):
     open_source(f"folder:{folder}", image_size=6)
+
+
+def test_black_of_thirty_two_bits_is_black(tmp_path):
+  Image.fromarray(np.zeros((1, 2), np.int32)).save(tmp_path / "x.tiff")
+  assert image_files.decode(tmp_path / "x.tiff", 1).ravel().tolist() == [0, 0]
 
 
 def test_thirty_two_bits_that_hold_sixteen_are_scaled(tmp_path):

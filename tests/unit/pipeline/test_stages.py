@@ -222,6 +222,12 @@ def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeyp
     ("student.parallel", "pmap", r"student\.parallel is 'pmap'"),
     ("teacher.parallel", "pmap", r"teacher\.parallel is 'pmap'"),
     ("teacher.augment", ({"name": "cutmix"},), "mixes images"),
+    (
+      "teacher.augment",
+      ({"name": "random_crop", "padding": -4},),
+      "padding is -4; expected a whole",
+    ),
+    ("statistics.augment", ({"name": "random_crop", "padding": -1},), "padding is -1; expected"),
     ("seed", -1, "seed is -1"),
     ("student.widht", 3, "widht"),
     ("studnet", {"a": 1}, "studnet"),

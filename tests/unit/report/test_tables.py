@@ -30,3 +30,11 @@ def test_two_classes_have_no_column_for_mid():
   header, _, row = text.splitlines()
   assert header.replace(" ", "") == "|teacher|top-1|head|tail|"
   assert row.replace(" ", "") == "|net|55.0|90.0|20.0|"
+
+
+@pytest.mark.parametrize("name", ["a|b", "a\nb", "a\tb", "a\x00b", "a\u2028b", "a\udcffb"])
+def test_any_name_stays_in_its_cell(name):
+  text = tables.table(["class", "top-1"], [[name, "50.0"]])
+  assert len(text.splitlines()) == 3
+  assert text.encode()
+  assert text.splitlines()[2].replace("\\|", "").count("|") == 3
