@@ -8,7 +8,7 @@ from etils import epath
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import class_folders
-from ltdd_jax.data.images import UNREADABLE, decode, image_shape, map_threads, measured_source
+from ltdd_jax.data.images import UNREADABLE, decode, image_shape, make_source, map_threads
 from ltdd_jax.data.specs import DataSource
 
 _TEST_FOLDERS = ("test", "val", "validation")
@@ -71,7 +71,7 @@ def open_folder(
     chosen = [images[split][i] for i in indices]
     return np.stack(map_threads(lambda file: _decode(file, size), chosen))
 
-  return measured_source(name, classes, labels, read, notes)
+  return make_source(name, classes, labels, read, notes)
 
 
 def _test_folder(root: epath.Path) -> tuple[epath.Path, list[str]]:

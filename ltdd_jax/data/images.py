@@ -130,14 +130,15 @@ def map_threads(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     return list(pool.map(fn, items))
 
 
-def measured_source(
+def make_source(
   name: str,
   class_names: tuple[str, ...],
   labels: Mapping[str, np.ndarray],
   read: Callable[[str, np.ndarray], np.ndarray],
   notes: Sequence[str] = (),
+  known: DatasetSpec | None = None,
 ) -> DataSource:
-  """Makes a data source whose mean, std and size of images are measured.
+  """Makes a data source: sizes are those found, mean and std those known, or else measured.
 
   Args:
     name: of the data source.
@@ -145,9 +146,13 @@ def measured_source(
     labels: (n,) int32 of "train" and "test".
     read: as `DataSource.read`.
     notes: as `DataSource.notes`.
+    known: facts about the data set.
   """
   train, test = labels["train"], labels["test"]
-  mean, std = measure(functools.partial(read, "train"), len(train))
+  if known is None:
+    mean, std = measure(functools.partial(read, "train"), len(train))
+  else:
+    mean, std = known.mean, known.std
   shape = read("train", np.arange(1)).shape[1:]
   spec = DatasetSpec(
     name, len(class_names), shape, mean, std, len(train), len(test), class_names=class_names
