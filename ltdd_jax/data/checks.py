@@ -26,13 +26,8 @@ def _range(value: Any, most: float = math.inf) -> bool:
   return pair and 0 < value[0] <= value[1] <= most
 
 
-_STRENGTH = (lambda x: is_number(x) and x >= 0, "a number >= 0")
-_POSITIVE = (lambda x: is_number(x) and x > 0, "a number > 0")
 _KINDS = {
-  "alpha": _POSITIVE,
-  "brightness": _STRENGTH,
-  "contrast": _STRENGTH,
-  "saturation": _STRENGTH,
+  "alpha": (lambda x: is_number(x) and x > 0, "a number > 0"),
   "factor": (lambda x: is_whole(x) and x >= 1, "a whole number >= 1"),
   "padding": (lambda x: is_whole(x) and x >= 0, "a whole number >= 0"),
   "low": (is_whole, "a whole number"),

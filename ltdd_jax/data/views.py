@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ltdd_jax.core.types import Leaf, LtddError
+from ltdd_jax.core.registry import check_choice
+from ltdd_jax.core.types import Leaf
 from ltdd_jax.data import augment, checks, crops, mixes
 from ltdd_jax.data import rand_augment as rand_augment_lib
 from ltdd_jax.data.specs import DatasetSpec
@@ -36,7 +37,6 @@ class Views(NamedTuple):
   partners: Leaf  # (b,) int32, number of the image mixed in
 
 
-Mixed = tuple[jax.Array, jax.Array]  # image (h, w, c), share of its own ()
 ViewFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Views]
 
 
@@ -49,7 +49,7 @@ def view_fn(
   flip: bool = True,
   mix: str | None = "cutmix",
   mix_alpha: float = 1.0,
-  rand_augment: bool | int = False,
+  rand_augment: bool = False,
   shuffle_patches: int = 1,
 ) -> ViewFn:
   """Makes the function that recomputes views.
@@ -67,8 +67,7 @@ def view_fn(
     flip: whether to flip left to right with probability 1/2.
     mix: "cutmix", "mixup" or None.
     mix_alpha: parameter of the Beta(alpha, alpha) distribution of the share.
-    rand_augment: True for `data.rand_augment` before all else, or a bin of magnitudes for another
-      than 9 of 31. EDC's students have it, not on ImageNet.
+    rand_augment: whether `data.rand_augment` comes before all else.
     shuffle_patches: f to shuffle the strips of f x f mosaics before they are cropped, as RDED does.
 
   Returns:
@@ -77,8 +76,7 @@ def view_fn(
   Raises:
     LtddError: an unknown mix, or a number that its argument cannot have.
   """
-  if mix is not None and mix not in _MIXES:
-    raise LtddError(f"config.label.views.mix is {mix!r}; expected 'cutmix', 'mixup' or None")
+  check_choice("config.label.views.mix", mix, (*mixes.MIXES, None))
   for name, kind, value in (
     ("crop_scale", "scale", (1, 1) if crop_scale is None else crop_scale),
     ("crop_ratio", "ratio", crop_ratio),
@@ -87,16 +85,12 @@ def view_fn(
     ("shuffle_patches", "factor", shuffle_patches),
   ):
     checks.check(f"config.label.views.{name}", kind, value)
-  if rand_augment is True:
-    rand_augment = rand_augment_lib.MAGNITUDE
-  if rand_augment is not False:
-    rand_augment_lib.check_magnitude(rand_augment)
 
   def view_of_one(key: jax.Array, image: jax.Array) -> jax.Array:
     """Augments, crops and flips one stored image (h, w, c), into [0, 1]."""
     key_of = lambda purpose: jax.random.fold_in(key, purpose)
-    if rand_augment is not False:
-      image = rand_augment_lib.rand_augment(key_of(_OPERATIONS), image, magnitude=rand_augment)
+    if rand_augment:
+      image = rand_augment_lib.rand_augment(key_of(_OPERATIONS), image)
     image = augment.to_pixels(image)
     if shuffle_patches != 1:
       image = crops.shuffle_patches(key_of(_SHUFFLE), image, factor=shuffle_patches)
@@ -125,7 +119,7 @@ def view_fn(
       both = jnp.concatenate([indices, partner])
       numbers = jnp.concatenate([first, first]) + both
       own, other = jnp.split(jax.vmap(view_of_one)(_keys(image_key, numbers), images[both]), 2)
-      mix_pair = functools.partial(_MIXES[mix], alpha=mix_alpha)
+      mix_pair = functools.partial(mixes.MIXES[mix], alpha=mix_alpha)
       own, weight = jax.vmap(mix_pair)(_each(keys, _BOX), own, other)
     normalised = augment.normalize_pixels(own, spec.mean, spec.std)
     return Views(normalised, labels[indices], labels[partner], weight, partner)
@@ -137,20 +131,6 @@ def _pair(numbers: Sequence[float]) -> tuple[float, float]:
   """A pair of a config, which may be a list, as a tuple."""
   low, high = numbers
   return low, high
-
-
-def _cutmix(key: jax.Array, own: jax.Array, other: jax.Array, alpha: float) -> Mixed:
-  h, w, _ = own.shape
-  inside, weight = mixes.cutmix_box(key, h, w, alpha)
-  return jnp.where(inside[..., None], other, own), weight
-
-
-def _mixup(key: jax.Array, own: jax.Array, other: jax.Array, alpha: float) -> Mixed:
-  weight = jax.random.beta(key, alpha, alpha)
-  return weight * own + (1 - weight) * other, weight
-
-
-_MIXES = {"cutmix": _cutmix, "mixup": _mixup}
 
 
 def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:

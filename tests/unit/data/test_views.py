@@ -62,8 +62,6 @@ def test_rand_augment_comes_before_the_crop(key):
   again = views(key, floats, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
   np.testing.assert_allclose(got, again, atol=1e-5)
   assert (np.abs(levels - IMAGES).max((1, 2, 3)) > 0.5).sum() >= 2
-  with pytest.raises(LtddError, match="magnitude 40"):
-    make(rand_augment=40)
 
 
 def test_cutmix_takes_every_pixel_from_one_of_two_images(key):
@@ -156,13 +154,12 @@ def shared_keys(fn, *args):
 BATCH = jnp.asarray(IMAGES, jnp.float32)
 DRAWS = {
   "crop": lambda k: crops.random_resized_crop(k, BATCH),
-  "cutmix": lambda k: mixes.cutmix(k, BATCH, shared=False),
-  "mixup": lambda k: mixes.mixup(k, BATCH),
-  "jitter": lambda k: augment.color_jitter(k, BATCH, brightness=1.0, contrast=1.0),
+  "cutmix": lambda k: mixes.cutmix(k, BATCH[0], BATCH[1], 1.0),
+  "mixup": lambda k: mixes.mixup(k, BATCH[0], BATCH[1], 0.8),
   "shuffle": lambda k: crops.shuffle_patches(k, BATCH[0], factor=2),
   "dsa": lambda k: dsa.dsa(k, BATCH),
   "rand_augment": lambda k: rand_augment.rand_augment(k, IMAGES[0]),
-  "compose": augment.compose([{"name": "cutmix"}, {"name": "random_flip"}]),
+  "compose": augment.compose([{"name": "random_resized_crop"}, {"name": "random_flip"}]),
 }
 
 

@@ -221,7 +221,7 @@ def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeyp
     ("student.hard_weight", 1.5, r"student\.hard_weight is 1\.5"),
     ("student.parallel", "pmap", r"student\.parallel is 'pmap'"),
     ("teacher.parallel", "pmap", r"teacher\.parallel is 'pmap'"),
-    ("teacher.augment", ({"name": "cutmix"},), "mixes images"),
+    ("teacher.augment", ({"name": "cutmix"},), "unknown name 'cutmix'. Known: random_crop"),
     (
       "teacher.augment",
       ({"name": "random_crop", "padding": -4},),
