@@ -12,8 +12,8 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.images import image_shape, make_source, resize
 from ltdd_jax.data.specs import SPECS, DataSource
 
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+NAMES = (("x_train", "y_train", "x_test", "y_test"), _MEDMNIST)
 _HELD_OUT = 60  # test images of each class of digits
 _KEPT = 114  # training images: the rarest class has 174
 
@@ -33,7 +33,7 @@ def open_arrays(
     LtddError: naming the array that is missing or has the wrong type, shape or values.
   """
   arrays = arrays or {}
-  keys = _chosen(name, arrays, (_KEYS, _MEDMNIST))
+  keys = _chosen(name, arrays, NAMES)
   images, labels = {}, {}
   names = {"train": keys[:2], "test": keys[2:]}
   for split, (x, y) in names.items():
@@ -122,12 +122,6 @@ def check_images(where: str, images: np.ndarray, image_size) -> np.ndarray:
       "or (n, h, w)."
     )
   return resize(images, image_shape(image_size))
-
-
-def open_npz(path: str, *, image_size: int | Sequence[int] | None = None) -> DataSource:
-  """Opens an npz file with the arrays of `open_arrays`; raises as that and `read_npz` do."""
-  arrays = read_npz(f"npz:{path}", path, (_KEYS, _MEDMNIST), ("classes",))
-  return open_arrays(f"npz:{path}", arrays, image_size=image_size)
 
 
 def read_npz(

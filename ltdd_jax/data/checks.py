@@ -21,9 +21,9 @@ def is_whole(value: Any) -> bool:
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _range(value: Any, most: float = math.inf) -> bool:
+def _range(value: Any) -> bool:
   pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
-  return pair and 0 < value[0] <= value[1] <= most
+  return pair and 0 < value[0] <= value[1]
 
 
 _KINDS = {
@@ -34,7 +34,7 @@ _KINDS = {
   "high": (is_whole, "a whole number"),
   "ratio": (_range, "a pair of numbers with 0 < low <= high, such as (0.75, 1.33)"),
   "scale": (
-    lambda x: _range(x, 1.0),
+    lambda x: _range(x) and x[1] <= 1,
     "a pair of numbers with 0 < low <= high <= 1, such as (0.08, 1.0)",
   ),
 }

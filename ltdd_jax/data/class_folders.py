@@ -50,18 +50,18 @@ def list_images(
       or two, or a folder that cannot be read.
   """
   hidden: list[epath.Path] = []
+  others: list[epath.Path] = []
+  images: list[tuple[epath.Path, int]] = []
   seen = {os.path.realpath(folder): folder}
-  found = [
-    (file, label)
-    for label, name in enumerate(classes)
-    if (folder / name).is_dir()
-    for file in _walk(folder / name, hidden, seen)
-  ]
-  _check_links([file for file, _ in found])
-  is_image = lambda file: file.suffix.lower() in _SUFFIXES and file.is_file()
-  images = [(file, label) for file, label in found if is_image(file)]
-  kept = {file for file, _ in images}
-  notes = ignored("files that are not images", [f for f, _ in found if f not in kept])
+  for label, name in enumerate(classes):
+    files = list(_walk(folder / name, hidden, seen)) if (folder / name).is_dir() else []
+    _check_links(files)
+    for file in files:
+      if file.suffix.lower() in _SUFFIXES and file.is_file():
+        images.append((file, label))
+      else:
+        others.append(file)
+  notes = ignored("files that are not images", others)
   return images, notes + ignored("hidden or system files and folders", hidden)
 
 

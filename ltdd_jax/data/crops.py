@@ -1,10 +1,7 @@
 """Geometric views: crop, flip, resized crop, roll. Pure, jit-able, differentiable in the images.
 
-Each random view is a box or a shift drawn from a key and a deterministic function of it. The parts
-are public, so that a view can be made image by image from per-image keys:
-
-  box = rrc_box(key, h, w)
-  view = crop_resize(image, box)
+  view = crop_resize(image, rrc_box(key, h, w))       # of one image, from its own key
+  views = random_resized_crop(key, images)            # of a batch
 
 `shared=True` uses one draw for the whole batch, as the published methods do.
 """
@@ -53,12 +50,8 @@ def random_resized_crop(
 ) -> Float[Array, "b h w c"]:
   """Cuts a random box and resizes it to the size of the image: torchvision's RandomResizedCrop.
 
-  Args:
-    key: a typed key.
-    images: a batch.
-    scale: range of the box's share of the area; may be traced (a curriculum moves it).
-    ratio: range of width / height, log-uniform.
-    shared: one box for the whole batch.
+  `scale` is the range of the box's share of the area, and may be traced (a curriculum moves it);
+  `ratio` is that of width / height, log-uniform.
   """
   b, h, w, _ = images.shape
   if shared:
@@ -132,14 +125,13 @@ def crop_shrink(
   """Resizes a box of an image to any size, bilinear with anti-aliasing where that shrinks it.
 
   As PyTorch's `antialias=True`, and Pillow: the half width of the hat is the step between outputs,
-  or one pixel if that is more, and the hat is cut off at the edge of the box. Equals `crop_resize`
-  where the box is not larger than the output.
+  or one pixel if that is more, and the hat is cut off at the edge of the box.
   """
   h, w, _ = image.shape
   top, left, height, width = box
-  rows = _antialiased(top, height, h, size[0])
-  columns = _antialiased(left, width, w, size[1])
-  return _resample(rows, columns, image)
+  return _resample(
+    _antialiased(top, height, h, size[0]), _antialiased(left, width, w, size[1]), image
+  )
 
 
 def _resample(
@@ -186,13 +178,11 @@ def shuffle_patches(
 ) -> Float[Array, "h w c"]:
   """Permutes the `factor` strips of columns, then those of rows: RDED's ShufflePatches.
 
-  For a mosaic of factor x factor patches; each strip moves as a whole.
-
   Raises:
     LtddError: sides that cannot be cut into so many strips of one width.
   """
   h, w, c = image.shape
-  if factor < 1 or h % factor or w % factor:
+  if h % factor or w % factor:
     raise LtddError(
       f"shuffle_patches is {factor}; expected a number that divides the sides of images, {h} and "
       f"{w}"

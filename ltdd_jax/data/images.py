@@ -18,7 +18,6 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 _MODES = {1: "L", 3: "RGB"}
 _MEASURED = 10_000
 _WORTH_A_THREAD = 10_000  # bytes; at 32 x 32 pixels threads take three times as long as none
-_SMALLEST_STD = 1 / 255
 _SIXTEEN_BITS = 65535
 
 
@@ -102,23 +101,19 @@ def resize(images: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
   """Resizes uint8 (n, h, w, c) to (n, *size, c) as `decode` does."""
   if size is None or images.shape[1:3] == size:
     return images
-  fitted = [_fit(Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x), size) for x in images]
-  return np.stack(fitted)
+  return np.stack([_fit(_to_pillow(x), size) for x in images])
+
+
+def _to_pillow(image: np.ndarray) -> Image.Image:
+  return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def through_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
-  """Returns images as they come back from JPEG files with Pillow's default, 4:2:0 chroma.
-
-  Args:
-    images: uint8 (n, h, w, c), c = 1 or 3.
-    quality: 1 to 95; Pillow's default is 75.
-  """
+  """Returns uint8 images (n, h, w, c) as they come back from JPEG files, with 4:2:0 chroma."""
 
   def there_and_back(image: np.ndarray) -> np.ndarray:
     file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
-      file, "JPEG", quality=quality
-    )
+    _to_pillow(image).save(file, "JPEG", quality=quality)
     return decode(file.getvalue(), image.shape[-1])
 
   return np.stack([there_and_back(x) for x in images])
@@ -138,15 +133,9 @@ def make_source(
   notes: Sequence[str] = (),
   known: DatasetSpec | None = None,
 ) -> DataSource:
-  """Makes a data source: sizes are those found, mean and std those known, or else measured.
+  """Makes a data source of what is in a `DataSource`, with `labels` of "train" and "test".
 
-  Args:
-    name: of the data source.
-    class_names: (k,) the class map.
-    labels: (n,) int32 of "train" and "test".
-    read: as `DataSource.read`.
-    notes: as `DataSource.notes`.
-    known: facts about the data set.
+  Sizes are those found; mean and std are those of `known`, or else measured.
   """
   train, test = labels["train"], labels["test"]
   if known is None:
@@ -176,5 +165,5 @@ def measure(
     squares = squares + np.square(images).sum(axis=(0, 1, 2))
     pixels += images[..., 0].size
   mean = total / pixels
-  std = np.sqrt(np.maximum(squares / pixels - mean**2, _SMALLEST_STD**2))
+  std = np.sqrt(np.maximum(squares / pixels - mean**2, (1 / 255) ** 2))
   return tuple(round(float(m), 6) for m in mean), tuple(round(float(s), 6) for s in std)

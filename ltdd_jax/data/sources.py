@@ -17,12 +17,10 @@ import numpy as np
 from ltdd_jax.core import config, files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks
-from ltdd_jax.data.arrays import check_labels, open_arrays, open_digits, open_npz
+from ltdd_jax.data.arrays import NAMES, check_labels, open_arrays, open_digits, read_npz
 from ltdd_jax.data.folders import open_folder
 from ltdd_jax.data.images import UNREADABLE, decode_all, image_shape, make_source
 from ltdd_jax.data.specs import SPECS, DatasetSpec, DataSource
-
-__all__ = ["DataSource", "open_source"]
 
 _TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.+=,-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
 _CHUNK = 1024  # records held at a time
@@ -65,7 +63,8 @@ def open_source(
   elif name == "arrays":
     source = open_arrays(name, arrays, image_size=image_size)
   elif kind == "npz":
-    source = open_npz(path, image_size=image_size)
+    arrays = read_npz(name, path, NAMES, ("classes",))
+    source = open_arrays(name, arrays, image_size=image_size)
   elif kind == "folder":
     source = open_folder(path, image_size=image_size, on_unreadable=on_unreadable)
   else:
@@ -121,13 +120,13 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
     )
   records, labels, test_split = _labelled_splits(name, builder, image_key, label_key)
 
+  @_damage_named(builder)
   def read(split, indices):
     out = np.empty((len(indices), *size, channels), np.uint8)
     for start in range(0, len(out), _CHUNK):
-      rows = _fetch(builder, records[split], indices[start : start + _CHUNK])
-      with _damage_named(builder):
-        encoded = [row[image_key] for row in rows]
-        out[start : start + _CHUNK] = decode_all(encoded, channels, tuple(size))
+      rows = records[split].__getitems__([int(i) for i in indices[start : start + _CHUNK]])
+      encoded = [row[image_key] for row in rows]
+      out[start : start + _CHUNK] = decode_all(encoded, channels, tuple(size))
     return out
 
   for split, values in labels.items():
@@ -155,7 +154,7 @@ def _labelled_splits(
       continue
     with _damage_named(builder):
       found = builder.as_data_source(split=split, decoders=encoded, file_format="array_record")
-    values = _read_labels(builder, found, label_key)
+      values = _read_labels(found, label_key)
     role = "train" if split == "train" else "test"
     if len(values) and (split == "train" or values.min() >= 0):
       records[role], labels[role] = found, values
@@ -250,17 +249,12 @@ def _keys(name: str, info) -> tuple[str, str]:
   return image, label
 
 
-def _fetch(builder, records, indices) -> list[dict[str, Any]]:
-  with _damage_named(builder):
-    return records.__getitems__([int(i) for i in indices])
-
-
-def _read_labels(builder, records, label_key: str) -> np.ndarray:
-  labels = np.empty(len(records), np.int64)
-  for start in range(0, len(labels), _CHUNK):
-    rows = _fetch(builder, records, range(start, min(start + _CHUNK, len(labels))))
-    labels[start : start + _CHUNK] = [row[label_key] for row in rows]
-  return labels
+def _read_labels(records, label_key: str) -> np.ndarray:
+  labels: list[int] = []
+  for start in range(0, len(records), _CHUNK):
+    rows = records.__getitems__(list(range(start, min(start + _CHUNK, len(records)))))
+    labels += [row[label_key] for row in rows]
+  return np.array(labels, np.int64)
 
 
 @contextlib.contextmanager
