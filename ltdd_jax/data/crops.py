@@ -45,18 +45,16 @@ def random_resized_crop(
   images: Float[Array, "b h w c"],
   *,
   scale: tuple[ArrayLike, ArrayLike] = (0.08, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
   shared: bool = False,
 ) -> Float[Array, "b h w c"]:
   """Cuts a random box and resizes it to the size of the image: torchvision's RandomResizedCrop.
 
-  `scale` is the range of the box's share of the area, and may be traced (a curriculum moves it);
-  `ratio` is that of width / height, log-uniform.
+  `scale` is the range of the box's share of the area, and may be traced (a curriculum moves it).
   """
   b, h, w, _ = images.shape
   if shared:
-    return crop_resize(images, rrc_box(key, h, w, scale, ratio))
-  boxes = jax.vmap(lambda k: rrc_box(k, h, w, scale, ratio))(jax.random.split(key, b))
+    return crop_resize(images, rrc_box(key, h, w, scale))
+  boxes = jax.vmap(lambda k: rrc_box(k, h, w, scale))(jax.random.split(key, b))
   return jax.vmap(crop_resize)(images, boxes)
 
 

@@ -88,7 +88,6 @@ def make_split(
       f"expected labels in [0, {num_classes})."
     )
   wanted = _wanted_counts(rule, available, imbalance_factor, counts)
-  _check_enough(available, wanted)
   if rule == "as_is":
     indices = np.arange(len(train_labels), dtype=np.int64)
   else:
@@ -130,10 +129,6 @@ def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
     wanted = class_counts(int(available.sum() / len(available)), len(available), imbalance_factor)
   if wanted.sum() == 0:
     raise LtddError("the split has no image at all: every class count is 0.")
-  return wanted
-
-
-def _check_enough(available: np.ndarray, wanted: np.ndarray) -> None:
   short = np.flatnonzero(wanted > available)
   if len(short):
     c = short[0]
@@ -143,6 +138,7 @@ def _check_enough(available: np.ndarray, wanted: np.ndarray) -> None:
       f"{int(available.sum() / len(available))} images a class; use rule='as_is' for data that are "
       "long-tailed already, or rule='counts' with an explicit vector."
     )
+  return wanted
 
 
 def _choose(labels: np.ndarray, wanted: np.ndarray, rule: str, seed: int) -> np.ndarray:

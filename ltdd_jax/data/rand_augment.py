@@ -5,8 +5,7 @@
 
 Pixels are those of PIL, whose floats sometimes fall just short of a whole number: one level less.
 Every operation is one gather (where a pixel comes from), one table of 256 levels for each channel,
-and for `color` and `sharpness` a blend with a grey or smoothed image. The numbers of the operation
-drawn choose among constants, so that the function works under `vmap` and `jit`.
+and for `color` and `sharpness` a blend with a grey or smoothed image: it works under `vmap`.
 """
 
 import math
@@ -57,7 +56,9 @@ def apply_op(image: Image, op: ArrayLike, negative: ArrayLike) -> Image:
   image = _move(image, op, negative)
   tables = _tables(image, change)
   which = jnp.asarray([[*tables].index(name if name in tables else "identity") for name in OPS])
-  image = _look_up(jnp.stack([*tables.values()])[which[op]], image)
+  table = jnp.stack([*tables.values()])[which[op]]
+  levels = image.reshape(-1, image.shape[-1])
+  image = jnp.take_along_axis(table, levels, axis=0).reshape(image.shape)
   image = jnp.where(op == OPS.index("color"), _blend(_grey(image), image, change), image)
   return jnp.where(op == OPS.index("sharpness"), _blend(_smooth(image), image, change), image)
 
@@ -122,10 +123,6 @@ def _tables(image: Image, change: Float[Array, ""]) -> dict[str, Table]:
     "auto_contrast": _auto_contrast(counts),
     "equalize": _equalize(counts),
   }
-
-
-def _look_up(table: Table, image: Image) -> Image:
-  return jnp.take_along_axis(table, image.reshape(-1, image.shape[-1]), axis=0).reshape(image.shape)
 
 
 def _histogram(image: Image) -> Table:

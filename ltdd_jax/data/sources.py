@@ -44,7 +44,7 @@ def open_source(
     data_dir: where prepared TFDS sets lie; None is TFDS's own default.
     image_size: side or (h, w) to resize to; required for images of different sizes.
     on_unreadable: for folders, "error" or "skip".
-    arrays: for "arrays", a dict of x_train, y_train, x_test, y_test and maybe classes.
+    arrays: for "arrays", see `arrays.open_arrays`.
     mean: with `std`, channel constants instead of the table's or measured ones.
     std: see mean.
 

@@ -8,7 +8,7 @@ with another image. Nothing of it is stored.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -45,7 +45,6 @@ def view_fn(
   *,
   crop_scale: tuple[float, float] | None = (0.08, 1.0),
   padding: int = 0,
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
   flip: bool = True,
   mix: str | None = "cutmix",
   mix_alpha: float = 1.0,
@@ -63,7 +62,6 @@ def view_fn(
     spec: facts of the data set.
     crop_scale: least and largest share of the image in a crop, or None for no crop.
     padding: black pixels on every side for a random crop of the image's own size, before that.
-    crop_ratio: least and largest aspect ratio.
     flip: whether to flip left to right with probability 1/2.
     mix: "cutmix", "mixup" or None.
     mix_alpha: parameter of the Beta(alpha, alpha) distribution of the share.
@@ -79,7 +77,6 @@ def view_fn(
   check_choice("config.label.views.mix", mix, (*mixes.MIXES, None))
   for name, kind, value in (
     ("crop_scale", "scale", (1, 1) if crop_scale is None else crop_scale),
-    ("crop_ratio", "ratio", crop_ratio),
     ("padding", "padding", padding),
     ("mix_alpha", "alpha", mix_alpha),
     ("shuffle_patches", "factor", shuffle_patches),
@@ -98,8 +95,8 @@ def view_fn(
       image = crops.random_crop(key_of(_PAD), image[None], padding=padding)[0]
     if crop_scale is not None:
       h, w, _ = image.shape
-      box = crops.rrc_box(key_of(_CROP), h, w, _pair(crop_scale), _pair(crop_ratio))
-      image = crops.crop_resize(image, box)
+      low, high = crop_scale  # a list, maybe
+      image = crops.crop_resize(image, crops.rrc_box(key_of(_CROP), h, w, (low, high)))
     if flip:
       image = jnp.where(jax.random.bernoulli(key_of(_FLIP)), image[:, ::-1], image)
     return image
@@ -125,12 +122,6 @@ def view_fn(
     return Views(normalised, labels[indices], labels[partner], weight, partner)
 
   return views
-
-
-def _pair(numbers: Sequence[float]) -> tuple[float, float]:
-  """A pair of a config, which may be a list, as a tuple."""
-  low, high = numbers
-  return low, high
 
 
 def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
