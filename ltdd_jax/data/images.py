@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,8 +31,8 @@ def image_shape(image_size: int | Sequence[int] | None) -> tuple[int, int] | Non
   return pair
 
 
-def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None) -> np.ndarray:
-  """Decodes an image to uint8 (h, w, c), upright, in grey or RGB.
+def decode(data: bytes, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+  """Decodes an image file to uint8 (h, w, c), upright, in grey or RGB.
 
   An image of another shape than `size` is scaled (bilinear, anti-aliased) until it covers it, and
   its centre is cut out. What becomes of each kind of image:
@@ -47,15 +47,10 @@ def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None)
     EXIF orientation   applied, so that images are upright
     several frames     the first
 
-  Args:
-    file: a path, a file or the bytes of one.
-    channels: 1 or 3.
-    size: (h, w), or None to keep the image's own.
-
   Raises:
     One of `UNREADABLE`.
   """
-  with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+  with Image.open(io.BytesIO(data)) as opened:
     opened.load()
     ImageOps.exif_transpose(opened, in_place=True)
     image = _eight_bits(opened).convert(_MODES[channels])

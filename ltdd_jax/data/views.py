@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import Leaf
-from ltdd_jax.data import augment, checks, crops, mixes
+from ltdd_jax.data import augment, checks, crops
 from ltdd_jax.data import rand_augment as rand_augment_lib
 from ltdd_jax.data.specs import DatasetSpec
 
@@ -37,6 +38,7 @@ class Views(NamedTuple):
   partners: Leaf  # (b,) int32, number of the image mixed in
 
 
+Mixed = tuple[Float[Array, "h w c"], Float[Array, ""]]  # image, share of its own
 ViewFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Views]
 
 
@@ -74,7 +76,7 @@ def view_fn(
   Raises:
     LtddError: an unknown mix, or a number that its argument cannot have.
   """
-  check_choice("config.label.views.mix", mix, (*mixes.MIXES, None))
+  check_choice("config.label.views.mix", mix, (*MIXES, None))
   for name, kind, value in (
     ("crop_scale", "scale", (1, 1) if crop_scale is None else crop_scale),
     ("padding", "padding", padding),
@@ -116,12 +118,60 @@ def view_fn(
       both = jnp.concatenate([indices, partner])
       numbers = jnp.concatenate([first, first]) + both
       own, other = jnp.split(jax.vmap(view_of_one)(_keys(image_key, numbers), images[both]), 2)
-      mix_pair = functools.partial(mixes.MIXES[mix], alpha=mix_alpha)
+      mix_pair = functools.partial(MIXES[mix], alpha=mix_alpha)
       own, weight = jax.vmap(mix_pair)(_each(keys, _BOX), own, other)
     normalised = augment.normalize_pixels(own, spec.mean, spec.std)
     return Views(normalised, labels[indices], labels[partner], weight, partner)
 
   return views
+
+
+# ---- mixes ----
+
+
+def cutmix(
+  key: Key[Array, ""], own: Float[Array, "h w c"], other: Float[Array, "h w c"], alpha: float | int
+) -> Mixed:
+  """Replaces a box of an image by the same box of another.
+
+  `lambda ~ Beta(alpha, alpha)`, sides `floor(side sqrt(1 - lambda))`, the centre uniform on the
+  pixels, the box clipped at the border; the weight is the exact fraction outside the box.
+  """
+  h, w, _ = own.shape
+  lam_key, row_key, column_key = jax.random.split(key, 3)
+  row = jax.random.randint(row_key, (), 0, h)
+  column = jax.random.randint(column_key, (), 0, w)
+  uniform = alpha == 1  # the general sampler compiles a rejection loop
+  lam = jax.random.uniform(lam_key) if uniform else jax.random.beta(lam_key, alpha, alpha)
+  inside, weight = box_mask(lam, row, column, h, w)
+  return jnp.where(inside[..., None], other, own), weight
+
+
+def box_mask(
+  lam: Float[Array, ""], row: Int[Array, ""], column: Int[Array, ""], h: int, w: int
+) -> tuple[Bool[Array, "h w"], Float[Array, ""]]:
+  """Returns mask and weight of the CutMix box for a given lambda and centre."""
+  inside = []
+  for centre, size in ((row, h), (column, w)):
+    half = jnp.floor(size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+    pixel = jnp.arange(size)
+    inside.append((pixel >= centre - half) & (pixel < centre + half))
+  mask = inside[0][:, None] & inside[1][None, :]
+  return mask, 1 - jnp.sum(mask, dtype=jnp.float32) / (h * w)
+
+
+def mixup(
+  key: Key[Array, ""], own: Float[Array, "h w c"], other: Float[Array, "h w c"], alpha: float | int
+) -> Mixed:
+  """Returns `lambda own + (1 - lambda) other`, `lambda ~ Beta(alpha, alpha)`, and lambda."""
+  weight = jax.random.beta(key, alpha, alpha)
+  return weight * own + (1 - weight) * other, weight
+
+
+MIXES = {"cutmix": cutmix, "mixup": mixup}
+
+
+# ---- keys ----
 
 
 def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:

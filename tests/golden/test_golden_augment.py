@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltdd_jax.data import augment, crops, mixes
+from ltdd_jax.data import augment, crops
+from ltdd_jax.data import views as views_lib
 from tests.reference import augment_ref as ref
 
 B, H, W, C = 6, 8, 10, 3
@@ -154,7 +155,7 @@ def test_roll_reaches_both_ends_of_its_range():
 
 
 def test_cutmix_mask_for_every_centre_and_many_lambdas():
-  box_mask = jax.jit(mixes.box_mask, static_argnums=(3, 4))
+  box_mask = jax.jit(views_lib.box_mask, static_argnums=(3, 4))
   for lam in (0.0, 0.03, 0.33, 0.5, 0.81, 0.99, 1.0):
     for row in (0, 1, 4, 7):
       for column in (0, 3, 9):
@@ -174,7 +175,7 @@ def mixed(batch, key):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_cutmix_shows_the_partner_in_a_box_and_states_what_is_left(images, mixed, alpha):
-  views, weight = mixed(mixes.cutmix, alpha)
+  views, weight = mixed(views_lib.cutmix, alpha)
   for i in range(B):
     own = (views[i] == images[i]).all(-1)
     other = (views[i] == images[(i + 1) % B]).all(-1)
@@ -186,7 +187,7 @@ def test_cutmix_shows_the_partner_in_a_box_and_states_what_is_left(images, mixed
 
 
 def test_mixup_is_the_stated_mixture(images, mixed):
-  views, weight = mixed(mixes.mixup, 0.8)
+  views, weight = mixed(views_lib.mixup, 0.8)
   share = weight.astype(np.float64)[:, None, None, None]
   other = np.roll(images, -1, 0)
   np.testing.assert_allclose(views, share * images + (1 - share) * other, atol=ATOL)
@@ -197,7 +198,7 @@ def test_mixup_is_the_stated_mixture(images, mixed):
 def test_shares_have_the_stated_moments(alpha):
   """Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)); 4 standard errors of 3,000 draws."""
   image = jnp.zeros((1, 1, 1))
-  draw = jax.jit(jax.vmap(lambda k: mixes.mixup(k, image, image, alpha)[1]))
+  draw = jax.jit(jax.vmap(lambda k: views_lib.mixup(k, image, image, alpha)[1]))
   draws = np.asarray(draw(jax.random.split(jax.random.key(5), 3000)))
   assert abs(draws.mean() - 0.5) < 4 * draws.std() / np.sqrt(3000)
   assert draws.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
@@ -207,7 +208,7 @@ def test_shares_have_the_stated_moments(alpha):
 def test_boxes_of_cutmix_have_the_stated_mean_area(alpha):
   """Area of unclipped boxes is 1 - lambda; clipped ones are compared with the reference's."""
   image = jnp.zeros((H, W, 1))
-  draw = jax.jit(jax.vmap(lambda k: mixes.cutmix(k, image, image, alpha)[1]))
+  draw = jax.jit(jax.vmap(lambda k: views_lib.cutmix(k, image, image, alpha)[1]))
   weights = np.asarray(draw(jax.random.split(jax.random.key(6), 3000)), np.float64)
   rng = np.random.RandomState(7)
   draw = lambda: (rng.beta(alpha, alpha), rng.randint(0, H), rng.randint(0, W))
@@ -244,8 +245,8 @@ LINEAR = {
   "random_flip": lambda k, x, s: crops.random_flip(k, x, shared=s),
   "random_resized_crop": lambda k, x, s: crops.random_resized_crop(k, x, shared=s),
   "random_roll": lambda k, x, s: crops.random_roll(k, x, low=-2, high=2, shared=s),
-  "cutmix": lambda k, x, s: mixes.cutmix(k, x[0], x[1], 1.0)[0],
-  "mixup": lambda k, x, s: mixes.mixup(k, x[0], x[1], 0.8)[0],
+  "cutmix": lambda k, x, s: views_lib.cutmix(k, x[0], x[1], 1.0)[0],
+  "mixup": lambda k, x, s: views_lib.mixup(k, x[0], x[1], 0.8)[0],
 }
 
 

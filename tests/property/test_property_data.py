@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltdd_jax.data import arrays, augment, feed, longtail, mixes
+from ltdd_jax.data import arrays, augment, feed, longtail
+from ltdd_jax.data import views as views_lib
 
 SHORT = settings(max_examples=40, deadline=None)
 VIEWS = settings(max_examples=25, deadline=None)  # each view is compiled once, for one shape
@@ -129,13 +130,13 @@ def test_views_keep_shape_type_and_range(name, shared, seed):
 
 @functools.cache
 def _mix(name):
-  mix = jax.vmap(mixes.MIXES[name], (0, 0, 0, None))
+  mix = jax.vmap(views_lib.MIXES[name], (0, 0, 0, None))
   return jax.jit(lambda key, x: mix(jax.random.split(key, len(x)), x, x[::-1], 0.8))
 
 
 @VIEWS
 @given(seed=seeds)
-@pytest.mark.parametrize("name", mixes.MIXES)
+@pytest.mark.parametrize("name", views_lib.MIXES)
 def test_mixing_weights_are_shares(name, seed):
   images = _pixels(seed)
   views, weight = _mix(name)(jax.random.key(seed), images)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import augment, crops, dsa, mixes, rand_augment
+from ltdd_jax.data import augment, crops, dsa, rand_augment
 from ltdd_jax.data import views as views_lib
 from tests import small
 
@@ -151,8 +151,8 @@ def shared_keys(fn, *args):
 BATCH = jnp.asarray(IMAGES, jnp.float32)
 DRAWS = {
   "crop": lambda k: crops.random_resized_crop(k, BATCH),
-  "cutmix": lambda k: mixes.cutmix(k, BATCH[0], BATCH[1], 1.0),
-  "mixup": lambda k: mixes.mixup(k, BATCH[0], BATCH[1], 0.8),
+  "cutmix": lambda k: views_lib.cutmix(k, BATCH[0], BATCH[1], 1.0),
+  "mixup": lambda k: views_lib.mixup(k, BATCH[0], BATCH[1], 0.8),
   "shuffle": lambda k: crops.shuffle_patches(k, BATCH[0], factor=2),
   "dsa": lambda k: dsa.dsa(k, BATCH),
   "rand_augment": lambda k: rand_augment.rand_augment(k, IMAGES[0]),
