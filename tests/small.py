@@ -25,7 +25,6 @@ SPEC = DatasetSpec(
   num_train=int(COUNTS.sum()),
   num_test=9,
   class_names=("a", "b", "c"),
-  tfds_name=None,
 )
 NET = {"name": "convnet", "depth": 1, "width": 4}
 

@@ -2,18 +2,18 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data.images import image_shape, measure, resize
-from ltdd_jax.data.specs import SPECS, DatasetSpec, DataSource
+from ltdd_jax.data.images import image_shape, make_source, resize
+from ltdd_jax.data.specs import SPECS, DataSource
 
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+NAMES = (("x_train", "y_train", "x_test", "y_test"), _MEDMNIST)
 _HELD_OUT = 60  # test images of each class of digits
 _KEPT = 114  # training images: the rarest class has 174
 
@@ -25,52 +25,40 @@ def open_arrays(
 
   Args:
     name: how messages call the source.
-    arrays: the four arrays, under these names or those of MedMNIST's files (`train_images`,
-      `train_labels`, ...; labels may be (n, 1) there, and `val_images` are not used), and
-      optionally `classes`, the k class names.
+    arrays: the four arrays, and maybe `classes`, the k class names. Names of MedMNIST's files will
+      do: `train_images`, `train_labels` (n, 1), ...; its `val_images` are not used.
     image_size: side or (h, w) to resize to.
 
   Raises:
     LtddError: naming the array that is missing or has the wrong type, shape or values.
   """
   arrays = arrays or {}
-  keys = _chosen(name, arrays, (_KEYS, _MEDMNIST))
+  keys = _chosen(name, arrays, NAMES)
   images, labels = {}, {}
-  for split, x, y in (("train", *keys[:2]), ("test", *keys[2:])):
+  names = {"train": keys[:2], "test": keys[2:]}
+  for split, (x, y) in names.items():
     images[split] = check_images(f"{name}: {x}", np.asarray(arrays[x]), image_size)
     values = np.asarray(arrays[y])
     column = keys == _MEDMNIST and values.ndim == 2 and values.shape[1] == 1
     labels[split] = check_integers(f"{name}: {y}", values[:, 0] if column else values)
   classes = _class_names(name, arrays.get("classes"), labels)
-  k = len(classes)
-  for split, y in (("train", keys[1]), ("test", keys[3])):
-    labels[split] = check_labels(f"{name}: {y}", labels[split], k, len(images[split]))
-  shapes = {split: x.shape[1:] for split, x in images.items()}
-  if shapes["train"] != shapes["test"]:
+  for split, (_, y) in names.items():
+    where = f"{name}: {y}"
+    labels[split] = check_labels(where, labels[split], len(classes), len(images[split]))
+  train, test = (images[split].shape[1:] for split in names)
+  if train != test:
     raise LtddError(
-      f"{name}: {keys[0]} holds {shapes['train']} images and {keys[2]} {shapes['test']}; "
-      "expected one shape (image_size resizes both)."
+      f"{name}: {keys[0]} holds {train} images and {keys[2]} {test}; expected one shape "
+      "(image_size resizes both)."
     )
   read = lambda split, indices: images[split][np.asarray(indices)]
-  mean, std = measure(lambda indices: read("train", indices), len(images["train"]))
-  spec = DatasetSpec(
-    name=name,
-    num_classes=k,
-    image_shape=shapes["train"],
-    mean=mean,
-    std=std,
-    num_train=len(labels["train"]),
-    num_test=len(labels["test"]),
-    class_names=classes,
-  )
-  return DataSource(spec, labels["train"], labels["test"], read, classes)
+  return make_source(name, classes, labels, read)
 
 
 def _chosen(
-  name: str, found: Iterable[str], expected: Sequence[tuple[str, ...]]
+  name: str, found: Collection[str], expected: Sequence[tuple[str, ...]]
 ) -> tuple[str, ...]:
   """Returns the first of the expected tuples of names that is there; raises LtddError if none."""
-  found = list(found)
   for keys in expected:
     if set(keys) <= set(found):
       return keys
@@ -136,26 +124,16 @@ def check_images(where: str, images: np.ndarray, image_size) -> np.ndarray:
   return resize(images, image_shape(image_size))
 
 
-def open_npz(path: str, *, image_size: int | Sequence[int] | None = None) -> DataSource:
-  """Opens an npz file with the arrays of `open_arrays`. Pickled objects are refused.
-
-  Raises:
-    LtddError: for a file that is missing, damaged or holds other things.
-  """
-  arrays = read_npz(f"npz:{path}", path, (_KEYS, _MEDMNIST), ("classes",))
-  return open_arrays(f"npz:{path}", arrays, image_size=image_size)
-
-
 def read_npz(
   name: str,
   path: files.Pathlike,
   expected: Sequence[tuple[str, ...]],
   optional: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
-  """Reads arrays of an npz file; nothing is ever unpickled.
+  """Reads arrays of an npz file, which messages call `name`; nothing is ever unpickled.
 
   Args:
-    name: how messages call the file.
+    name: see above.
     path: of the file.
     expected: tuples of names; the first whose arrays are all there is read.
     optional: names of arrays that are read if they are there.
@@ -172,6 +150,8 @@ def read_npz(
       with np.load(opened, allow_pickle=False) as stored:
         keys = (*_chosen(name, stored.files, expected), *optional)
         return {key: stored[key] for key in keys if key in stored.files}
+  except LtddError:  # is a ValueError too
+    raise
   except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
     raise LtddError(f"{name}: not a readable npz file of plain arrays ({error}).") from error
 
@@ -187,15 +167,15 @@ def open_digits(*, image_size: int | Sequence[int] | None = None) -> DataSource:
 
   bunch = load_digits()
   pixels = np.round(bunch.images[..., None] * 255 / 16).astype(np.uint8)
-  parts: dict[str, list[np.ndarray]] = {"test": [], "train": []}
+  pixels = resize(pixels, image_shape(image_size))
+  parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
   for c in range(10):
     members = np.flatnonzero(bunch.target == c)
     order = members[np.random.RandomState(0).permutation(len(members))]
     parts["test"].append(order[:_HELD_OUT])
     parts["train"].append(order[_HELD_OUT : _HELD_OUT + _KEPT])
   chosen = {split: np.sort(np.concatenate(rows)) for split, rows in parts.items()}
-  images = {s: resize(pixels[rows], image_shape(image_size)) for s, rows in chosen.items()}
-  spec = SPECS["digits"]._replace(image_shape=images["train"].shape[1:])
-  train_labels, test_labels = (bunch.target[chosen[s]].astype(np.int32) for s in ("train", "test"))
-  read = lambda split, indices: images[split][np.asarray(indices)]
-  return DataSource(spec, train_labels, test_labels, read, spec.class_names or ())
+  labels = {split: bunch.target[rows].astype(np.int32) for split, rows in chosen.items()}
+  read = lambda split, indices: pixels[chosen[split][np.asarray(indices)]]
+  classes = tuple(str(c) for c in range(10))
+  return make_source("digits", classes, labels, read, known=SPECS["digits"])

@@ -4,11 +4,9 @@
   views = augment(key, normalize(images_uint8, spec.mean, spec.std))
 
 Functions take the key first, then float32 NHWC images; shapes never depend on data and gradients
-flow to the images. The geometric views live in `crops`, CutMix and mixup in `mixes`; all are
-reachable from here.
+flow to the images. The augmentations live in `crops`.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,45 +17,9 @@ from jaxtyping import Array, Float, Key, Num, UInt8
 
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import checks
-from ltdd_jax.data.crops import (
-  crop_resize,
-  crop_shrink,
-  flip_where,
-  random_crop,
-  random_flip,
-  random_resized_crop,
-  random_roll,
-  rrc_box,
-  shuffle_patches,
-)
-from ltdd_jax.data.mixes import Mix, cutmix, cutmix_box, mixup
-
-__all__ = [
-  "AUGMENTS",
-  "Mix",
-  "clip_to_pixels",
-  "color_jitter",
-  "compose",
-  "crop_resize",
-  "crop_shrink",
-  "cutmix",
-  "cutmix_box",
-  "denormalize",
-  "flip_where",
-  "mixup",
-  "normalize",
-  "normalize_pixels",
-  "random_crop",
-  "random_flip",
-  "random_resized_crop",
-  "random_roll",
-  "rrc_box",
-  "shuffle_patches",
-]
+from ltdd_jax.data import checks, crops
 
 Augment = Callable[[Key[Array, ""], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
-_LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 
 
 def to_pixels(images: Num[Array | np.ndarray, "*n h w c"]) -> Float[Array, "*n h w c"]:
@@ -112,90 +74,16 @@ def _channels(values: Sequence[float], ndim: int) -> Float[Array, "..."]:
   return jnp.asarray(values, jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
 
 
-def color_jitter(
-  key: Key[Array, ""],
-  images: Float[Array, "b h w c"],
-  *,
-  brightness: float | int = 0.0,
-  contrast: float | int = 0.0,
-  saturation: float | int = 0.0,
-  mean: Sequence[float] | None = None,
-  std: Sequence[float] | None = None,
-  shared: bool = False,
-) -> Float[Array, "b h w c"]:
-  """Changes brightness, contrast and saturation by factors `U(max(0, 1 - s), 1 + s)`.
-
-  torchvision's ColorJitter without hue and in a fixed order (that of the arguments); it draws the
-  order too. Each operation blends with black, the mean grey of the image, or its grey version and
-  clips to [0, 1].
-
-  Args:
-    key: a typed key.
-    images: pixels in [0, 1], or normalised if `mean` and `std` are given.
-    brightness: strength, 0 leaves it out; likewise contrast and saturation.
-    contrast: see brightness.
-    saturation: see brightness; no effect on one channel.
-    mean: with `std`, the constants by which the images were normalised.
-    std: see mean.
-    shared: one set of factors for the whole batch.
-
-  Raises:
-    LtddError: `mean` without `std`, or the other way round.
-  """
-  if (mean is None) != (std is None):
-    raise LtddError(f"color_jitter: mean is {mean} and std {std}; expected both or neither")
-  if mean is not None and std is not None:
-    images = denormalize_pixels(images, mean, std)
-  keys = jax.random.split(key, 3)
-  operations = ((brightness, _black), (contrast, _mean_grey), (saturation, _grey))
-  for op_key, (strength, base) in zip(keys, operations, strict=True):
-    if strength:
-      shape = (1 if shared else len(images), 1, 1, 1)
-      low, high = max(0.0, 1 - strength), 1 + strength
-      factor = jax.random.uniform(op_key, shape, minval=low, maxval=high)
-      images = jnp.clip(factor * images + (1 - factor) * base(images), 0, 1)
-  return images if mean is None or std is None else normalize_pixels(images, mean, std)
-
-
-def _black(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-  return jnp.zeros_like(images)
-
-
-def _grey(images: Float[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
-  if images.shape[-1] == 1:
-    return images
-  return jnp.sum(images * _channels(_LUMA, 4), axis=-1, keepdims=True)
-
-
-def _mean_grey(images: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 1"]:
-  return jnp.mean(_grey(images), axis=(1, 2, 3), keepdims=True)
-
-
-def _images_only(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Drops the Mix, for recipes whose labels come from a network that sees the mixed image."""
-
-  @functools.wraps(fn)
-  def mixed(key, images, **kwargs):
-    return fn(key, images, **kwargs)[0]
-
-  return mixed
-
-
 AUGMENTS: dict[str, Callable[..., Any]] = {
-  "random_crop": random_crop,
-  "random_flip": random_flip,
-  "random_resized_crop": random_resized_crop,
-  "random_roll": random_roll,
-  "color_jitter": color_jitter,
-  "cutmix": _images_only(cutmix),
-  "mixup": _images_only(mixup),
+  "random_crop": crops.random_crop,
+  "random_flip": crops.random_flip,
+  "random_resized_crop": crops.random_resized_crop,
+  "random_roll": crops.random_roll,
 }
 
 
 def compose(specs: Iterable[Mapping[str, Any]]) -> Augment:
   """Chains augmentations by name; each draws from its own fold of the key.
-
-  `cutmix` and `mixup` return the images alone here; call them directly for their weights.
 
   Args:
     specs: mappings with `name` and keyword arguments, e.g. `dict(name="random_crop", padding=4)`.

@@ -21,27 +21,16 @@ def is_whole(value: Any) -> bool:
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _range(value: Any, most: float = math.inf) -> bool:
+def _is_scale(value: Any) -> bool:
   pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
-  return pair and 0 < value[0] <= value[1] <= most
+  return pair and 0 < value[0] <= value[1] <= 1
 
 
-_STRENGTH = (lambda x: is_number(x) and x >= 0, "a number >= 0")
-_POSITIVE = (lambda x: is_number(x) and x > 0, "a number > 0")
 _KINDS = {
-  "alpha": _POSITIVE,
-  "brightness": _STRENGTH,
-  "contrast": _STRENGTH,
-  "saturation": _STRENGTH,
+  "alpha": (lambda x: is_number(x) and x > 0, "a number > 0"),
   "factor": (lambda x: is_whole(x) and x >= 1, "a whole number >= 1"),
   "padding": (lambda x: is_whole(x) and x >= 0, "a whole number >= 0"),
-  "low": (is_whole, "a whole number"),
-  "high": (is_whole, "a whole number"),
-  "ratio": (_range, "a pair of numbers with 0 < low <= high, such as (0.75, 1.33)"),
-  "scale": (
-    lambda x: _range(x, 1.0),
-    "a pair of numbers with 0 < low <= high <= 1, such as (0.08, 1.0)",
-  ),
+  "scale": (_is_scale, "a pair of numbers with 0 < low <= high <= 1, such as (0.08, 1.0)"),
 }
 
 

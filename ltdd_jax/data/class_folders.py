@@ -46,21 +46,22 @@ def list_images(
     are no images, and hidden ones and those of systems, as `.DS_Store` or `@eaDir`.
 
   Raises:
-    LtddError: a link that leads nowhere or to a folder that it lies in, or a folder that cannot be
-      read.
+    LtddError: a link that leads nowhere, a folder that is found twice through links, for one class
+      or two, or a folder that cannot be read.
   """
   hidden: list[epath.Path] = []
-  found = [
-    (file, label)
-    for label, name in enumerate(classes)
-    if (folder / name).is_dir()
-    for file in _walk(folder / name, hidden)
-  ]
-  _check_links([file for file, _ in found])
-  is_image = lambda file: file.suffix.lower() in _SUFFIXES and file.is_file()
-  images = [(file, label) for file, label in found if is_image(file)]
-  kept = {file for file, _ in images}
-  notes = ignored("files that are not images", [f for f, _ in found if f not in kept])
+  others: list[epath.Path] = []
+  images: list[tuple[epath.Path, int]] = []
+  seen = {os.path.realpath(folder): folder}
+  for label, name in enumerate(classes):
+    files = list(_walk(folder / name, hidden, seen)) if (folder / name).is_dir() else []
+    _check_links(files)
+    for file in files:
+      if file.suffix.lower() in _SUFFIXES and file.is_file():
+        images.append((file, label))
+      else:
+        others.append(file)
+  notes = ignored("files that are not images", others)
   return images, notes + ignored("hidden or system files and folders", hidden)
 
 
@@ -80,17 +81,21 @@ def _entries(folder: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
 
 
 def _walk(
-  folder: epath.Path, hidden: list[epath.Path], above: tuple[str, ...] = ()
+  folder: epath.Path, hidden: list[epath.Path], seen: dict[str, epath.Path]
 ) -> Iterator[epath.Path]:
-  """Yields the files of a folder and its folders; what is hidden goes to that list."""
+  """Yields the files of a folder and its folders; `hidden` and `seen` (real paths) are added to."""
   real = os.path.realpath(folder)
-  if real in above:
-    raise LtddError(f"{folder}: a link to a folder that it lies in; remove it.")
+  if real in seen:
+    raise LtddError(
+      f"{folder}: is the same folder as {seen[real]}, so that its images would count twice; remove "
+      "the link."
+    )
+  seen[real] = folder
   entries, more = _entries(folder)
   hidden += more
   for entry in entries:
     if entry.is_dir():
-      yield from _walk(entry, hidden, (*above, real))
+      yield from _walk(entry, hidden, seen)
     else:
       yield entry
 

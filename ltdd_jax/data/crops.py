@@ -1,20 +1,16 @@
 """Geometric views: crop, flip, resized crop, roll. Pure, jit-able, differentiable in the images.
 
-Each random view is a box or a shift drawn from a key and a deterministic function of it. The parts
-are public, so that a view can be made image by image from per-image keys:
-
-  box = rrc_box(key, h, w)
-  view = crop_resize(image, box)
+  view = crop_resize(image, rrc_box(key, h, w))       # of one image, from its own key
+  views = random_resized_crop(key, images)            # of a batch
 
 `shared=True` uses one draw for the whole batch, as the published methods do.
 """
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from ltdd_jax.core.types import LtddError
 
@@ -23,31 +19,17 @@ _TRIES = 10
 
 
 def random_crop(
-  key: Key[Array, ""],
-  images: Float[Array, "b h w c"],
-  *,
-  padding: int,
-  fill: float | int | Sequence[float] = 0.0,
-  shared: bool = False,
+  key: Key[Array, ""], images: Float[Array, "b h w c"], *, padding: int, shared: bool = False
 ) -> Float[Array, "b h w c"]:
-  """Pads every side and cuts a window of the original size.
+  """Pads every side by `padding` zeros and cuts a window of the original size.
 
-  Args:
-    key: a typed key.
-    images: a batch; on normalised images `fill=0` is the mean colour of the data set.
-    padding: pixels on every side.
-    fill: value of the padding, one number or one a channel.
-    shared: one window for the whole batch.
+  On normalised images 0 is the mean colour of the data set.
   """
-  b, h, w, c = images.shape
-  colour = jnp.broadcast_to(jnp.asarray(fill, images.dtype).reshape(1, 1, 1, -1), (1, 1, 1, c))
-  canvas = jnp.broadcast_to(colour, (b, h + 2 * padding, w + 2 * padding, c))
-  canvas = canvas.at[:, padding : padding + h, padding : padding + w].set(images)
-  corner = jax.random.randint(key, (2,) if shared else (b, 2), 0, 2 * padding + 1)
-  if shared:
-    return jax.lax.dynamic_slice(canvas, (0, corner[0], corner[1], 0), images.shape)
-  cut = lambda image, yx: jax.lax.dynamic_slice(image, (yx[0], yx[1], 0), (h, w, c))
-  return jax.vmap(cut)(canvas, corner)
+  sides = (padding, padding)
+  canvas = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
+  corner = jax.random.randint(key, (2,) if shared else (len(images), 2), 0, 2 * padding + 1)
+  cut = lambda image, yx: jax.lax.dynamic_slice(image, (yx[0], yx[1], 0), images.shape[1:])
+  return jax.vmap(cut, (0, None if shared else 0))(canvas, corner)
 
 
 def random_flip(
@@ -55,13 +37,6 @@ def random_flip(
 ) -> Float[Array, "b h w c"]:
   """Mirrors left and right with probability one half."""
   flip = jax.random.bernoulli(key, 0.5, (1 if shared else len(images),))
-  return flip_where(images, flip)
-
-
-def flip_where(
-  images: Shaped[Array, "b h w c"], flip: Bool[Array, " #b"]
-) -> Shaped[Array, "b h w c"]:
-  """Mirrors the images for which `flip` is true."""
   return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
@@ -70,24 +45,16 @@ def random_resized_crop(
   images: Float[Array, "b h w c"],
   *,
   scale: tuple[ArrayLike, ArrayLike] = (0.08, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
   shared: bool = False,
 ) -> Float[Array, "b h w c"]:
   """Cuts a random box and resizes it to the size of the image: torchvision's RandomResizedCrop.
 
-  Args:
-    key: a typed key.
-    images: a batch.
-    scale: range of the box's share of the area; may be traced (a curriculum moves it).
-    ratio: range of width / height, log-uniform.
-    shared: one box for the whole batch.
+  `scale` is the range of the box's share of the area, and may be traced (a curriculum moves it).
   """
   b, h, w, _ = images.shape
   if shared:
-    rows, columns = _box_weights(rrc_box(key, h, w, scale, ratio), h, w)
-    images = jnp.einsum("oi,biwc->bowc", rows, images, precision="highest")
-    return jnp.einsum("pj,bojc->bopc", columns, images, precision="highest")
-  boxes = jax.vmap(lambda k: rrc_box(k, h, w, scale, ratio))(jax.random.split(key, b))
+    return crop_resize(images, rrc_box(key, h, w, scale))
+  boxes = jax.vmap(lambda k: rrc_box(k, h, w, scale))(jax.random.split(key, b))
   return jax.vmap(crop_resize)(images, boxes)
 
 
@@ -139,16 +106,15 @@ def central_box(h: int, w: int, ratio: tuple[float, float]) -> tuple[int, int, i
   return (h - height) // 2, (w - width) // 2, height, width
 
 
-def crop_resize(image: Float[Array, "h w c"], box: Box) -> Float[Array, "h w c"]:
-  """Resizes a box of an image to the image's size, bilinear, never looking outside the box.
+def crop_resize(images: Float[Array, "*b h w c"], box: Box) -> Float[Array, "*b h w c"]:
+  """Resizes a box of images to the images' size, bilinear, never looking outside the box.
 
   Half-pixel centres with the edge repeated, as PyTorch's `align_corners=False`. The box is at most
   as large as the image, so no anti-aliasing is called for.
   """
-  h, w, _ = image.shape
-  rows, columns = _box_weights(box, h, w)
-  image = jnp.einsum("oi,iwc->owc", rows, image, precision="highest")
-  return jnp.einsum("pj,ojc->opc", columns, image, precision="highest")
+  h, w, _ = images.shape[-3:]
+  top, left, height, width = box
+  return _resample(_interpolation(top, height, h), _interpolation(left, width, w), images)
 
 
 def crop_shrink(
@@ -157,15 +123,20 @@ def crop_shrink(
   """Resizes a box of an image to any size, bilinear with anti-aliasing where that shrinks it.
 
   As PyTorch's `antialias=True`, and Pillow: the half width of the hat is the step between outputs,
-  or one pixel if that is more, and the hat is cut off at the edge of the box. Equals `crop_resize`
-  where the box is not larger than the output.
+  or one pixel if that is more, and the hat is cut off at the edge of the box.
   """
   h, w, _ = image.shape
   top, left, height, width = box
-  rows = _antialiased(top, height, h, size[0])
-  columns = _antialiased(left, width, w, size[1])
-  image = jnp.einsum("oi,iwc->owc", rows, image, precision="highest")
-  return jnp.einsum("pj,ojc->opc", columns, image, precision="highest")
+  return _resample(
+    _antialiased(top, height, h, size[0]), _antialiased(left, width, w, size[1]), image
+  )
+
+
+def _resample(
+  rows: Float[Array, "o i"], columns: Float[Array, "p j"], images: Float[Array, "*b i j c"]
+) -> Float[Array, "*b o p c"]:
+  images = jnp.einsum("oi,...ijc->...ojc", rows, images, precision="highest")
+  return jnp.einsum("pj,...ojc->...opc", columns, images, precision="highest")
 
 
 def _antialiased(
@@ -179,11 +150,6 @@ def _antialiased(
   inside = (pixel >= start) & (pixel < start + length)
   weights = jnp.where(inside[None, :], hat, 0)
   return weights / weights.sum(1, keepdims=True)
-
-
-def _box_weights(box: Box, h: int, w: int) -> tuple[Float[Array, "h h"], Float[Array, "w w"]]:
-  top, left, height, width = box
-  return _interpolation(top, height, h), _interpolation(left, width, w)
 
 
 def _interpolation(
@@ -201,9 +167,8 @@ def random_roll(
 ) -> Float[Array, "b h w c"]:
   """Shifts rows and columns in a circle by independent integers uniform on {low, ..., high}."""
   shift = jax.random.randint(key, (2,) if shared else (len(images), 2), low, high + 1)
-  if shared:
-    return jnp.roll(images, shift, axis=(1, 2))
-  return jax.vmap(lambda image, yx: jnp.roll(image, yx, axis=(0, 1)))(images, shift)
+  roll = lambda image, yx: jnp.roll(image, yx, axis=(0, 1))
+  return jax.vmap(roll, (0, None if shared else 0))(images, shift)
 
 
 def shuffle_patches(
@@ -211,13 +176,11 @@ def shuffle_patches(
 ) -> Float[Array, "h w c"]:
   """Permutes the `factor` strips of columns, then those of rows: RDED's ShufflePatches.
 
-  For a mosaic of factor x factor patches; each strip moves as a whole.
-
   Raises:
     LtddError: sides that cannot be cut into so many strips of one width.
   """
   h, w, c = image.shape
-  if factor < 1 or h % factor or w % factor:
+  if h % factor or w % factor:
     raise LtddError(
       f"shuffle_patches is {factor}; expected a number that divides the sides of images, {h} and "
       f"{w}"

@@ -34,11 +34,8 @@ def dsa(
   Args:
     key: a typed key.
     images: a batch, normalised: what comes in from outside is 0.
-    strategy: names of `OPS` joined by "_"; leave out "flip" for digits.
+    strategy: see `check_strategy`; leave out "flip" for digits.
     shared: one set of strengths for the whole batch ("Siamese").
-
-  Raises:
-    LtddError: an operation that does not exist.
   """
   op, numbers = draw(key, strategy, 1 if shared else len(images))
   numbers = jnp.broadcast_to(numbers, (len(images), 3))
@@ -56,7 +53,7 @@ def draw(
 
 
 def check_strategy(strategy: str) -> list[str]:
-  """Returns the names in a strategy; raises LtddError for one that does not exist."""
+  """Returns the names in a strategy, joined by "_"; raises LtddError if one is none of `OPS`."""
   names = strategy.split("_")
   for name in names:
     if name not in OPS:

@@ -8,8 +8,8 @@ from etils import epath
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import class_folders
-from ltdd_jax.data.images import UNREADABLE, decode, image_shape, map_threads, measure
-from ltdd_jax.data.specs import DatasetSpec, DataSource
+from ltdd_jax.data.images import UNREADABLE, decode, image_shape, make_source, map_threads
+from ltdd_jax.data.specs import DataSource
 
 _TEST_FOLDERS = ("test", "val", "validation")
 
@@ -21,7 +21,6 @@ def open_folder(
 
   Images of any size and mode become RGB of `image_size` (see `images.decode`). Every file is
   decoded once when the source is opened, so an unreadable one is found before any work starts.
-  What is left out is counted in `notes`.
 
   Args:
     path: the folder with `train` and `test` (or `val`, `validation`) in it.
@@ -29,8 +28,8 @@ def open_folder(
     on_unreadable: "error", or "skip" to leave unreadable images out, counted in `notes`.
 
   Raises:
-    LtddError: for a missing or empty folder, classes that differ, an unreadable image, or a link
-      that leads nowhere.
+    LtddError: a missing or empty folder, classes that differ, an unreadable image, or what
+      `class_folders` refuses.
   """
   name = f"folder:{path}"
   size = image_shape(image_size)
@@ -55,11 +54,9 @@ def open_folder(
   images, labels = {}, {}
   for split, folder in folders.items():
     found, ignored = class_folders.list_images(folder, classes)
-    found, skipped = _readable(found, size, on_unreadable)
-    if skipped:
-      about[split].append(
-        f"skipped {len(skipped)} unreadable images: {class_folders.some(skipped)}"
-      )
+    found, bad = _readable(found, size, on_unreadable)
+    if bad:
+      about[split].append(f"skipped {len(bad)} unreadable images: {class_folders.some(bad)}")
     notes += [f"{split}: {note}" for note in about[split] + ignored]
     images[split] = [file for file, _ in found]
     labels[split] = np.array([label for _, label in found], np.int32)
@@ -71,18 +68,7 @@ def open_folder(
     chosen = [images[split][i] for i in indices]
     return np.stack(map_threads(lambda file: _decode(file, size), chosen))
 
-  mean, std = measure(lambda indices: read("train", indices), len(images["train"]))
-  spec = DatasetSpec(
-    name=name,
-    num_classes=len(classes),
-    image_shape=(*size, 3),
-    mean=mean,
-    std=std,
-    num_train=len(images["train"]),
-    num_test=len(images["test"]),
-    class_names=classes,
-  )
-  return DataSource(spec, labels["train"], labels["test"], read, classes, tuple(notes))
+  return make_source(name, classes, labels, read, notes)
 
 
 def _test_folder(root: epath.Path) -> tuple[epath.Path, list[str]]:
@@ -126,15 +112,19 @@ def _readable(found, size, on_unreadable):
       return f"{type(error).__name__}: {error}"
     return None
 
-  problems = map_threads(problem, found)
-  bad = [(file, why) for (file, _), why in zip(found, problems, strict=True) if why]
+  good, bad = [], {}
+  for pair, why in zip(found, map_threads(problem, found), strict=True):
+    if why is None:
+      good.append(pair)
+    else:
+      bad[pair[0]] = why
   if bad and on_unreadable == "error":
-    file, why = bad[0]
+    file, why = next(iter(bad.items()))
     raise LtddError(
       f"{file}: cannot be read as an image ({why}); {len(bad)} of {len(found)} images in this "
       "split are unreadable. Repair or delete them, or set data.on_unreadable='skip'."
     )
-  return [pair for pair, why in zip(found, problems, strict=True) if not why], [f for f, _ in bad]
+  return good, list(bad)
 
 
 def _decode(file: epath.Path, size: tuple[int, int]) -> np.ndarray:

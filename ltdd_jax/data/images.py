@@ -1,22 +1,23 @@
 """From image files to uint8 arrays of one size, and the mean and std of a set of images."""
 
+import functools
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data.specs import DatasetSpec, DataSource
 
 # What Pillow raises for files that it cannot turn into pixels.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _MODES = {1: "L", 3: "RGB"}
 _MEASURED = 10_000
 _WORTH_A_THREAD = 10_000  # bytes; at 32 x 32 pixels threads take three times as long as none
-_SMALLEST_STD = 1 / 255
 _SIXTEEN_BITS = 65535
 
 
@@ -30,14 +31,15 @@ def image_shape(image_size: int | Sequence[int] | None) -> tuple[int, int] | Non
   return pair
 
 
-def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None) -> np.ndarray:
-  """Decodes an image to uint8 (h, w, c), upright, in grey or RGB.
+def decode(data: bytes, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+  """Decodes an image file to uint8 (h, w, c), upright, in grey or RGB.
 
   An image of another shape than `size` is scaled (bilinear, anti-aliased) until it covers it, and
   its centre is cut out. What becomes of each kind of image:
 
-    16-bit grey        divided by 257 and rounded; 32-bit whole numbers from 0 to 65535 likewise,
-                       and images with others, or with floats, are refused
+    16-bit grey        divided by 257 and rounded; 32-bit whole numbers from 0 to 65535 likewise.
+                       Others and floats are refused, and TIFFs of 32 bits with no number above 255,
+                       which may be levels of 8 bits or of 16
     1-bit              0 and 255
     palette            the colours that it names
     transparency       dropped: a pixel has the colour that is stored, however transparent it is
@@ -45,17 +47,13 @@ def decode(file: str | os.PathLike | BinaryIO | bytes, channels: int, size=None)
     EXIF orientation   applied, so that images are upright
     several frames     the first
 
-  Args:
-    file: a path, a file or the bytes of one.
-    channels: 1 or 3.
-    size: (h, w), or None to keep the image's own.
-
   Raises:
     One of `UNREADABLE`.
   """
-  with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+  with Image.open(io.BytesIO(data)) as opened:
     opened.load()
-    image = _eight_bits(ImageOps.exif_transpose(opened)).convert(_MODES[channels])
+    ImageOps.exif_transpose(opened, in_place=True)
+    image = _eight_bits(opened).convert(_MODES[channels])
   return _fit(image, size)
 
 
@@ -70,10 +68,16 @@ def decode_all(encoded: Sequence[bytes], channels: int, size=None) -> list[np.nd
 def _eight_bits(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
     pixels = np.asarray(image).astype(np.float64)
-    if pixels.min() < 0 or pixels.max() > _SIXTEEN_BITS:
+    lowest, highest = pixels.min(), pixels.max()
+    if lowest < 0 or highest > _SIXTEEN_BITS:
       raise ValueError(
-        f"its pixels go from {pixels.min():.0f} to {pixels.max():.0f}; expected whole numbers from "
-        f"0 to {_SIXTEEN_BITS}"
+        f"its pixels go from {lowest:.0f} to {highest:.0f}; expected whole numbers from 0 to "
+        f"{_SIXTEEN_BITS}"
+      )
+    if (image.format, image.mode) == ("TIFF", "I") and 0 < highest <= 255:
+      raise ValueError(
+        f"its pixels have 32 bits and go from {lowest:.0f} to {highest:.0f}, so that white may be "
+        f"255 or {_SIXTEEN_BITS}; expected 8 or 16 bits"
       )
     return Image.fromarray((pixels / 257).round().astype(np.uint8))
   if image.mode == "F":
@@ -92,23 +96,19 @@ def resize(images: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
   """Resizes uint8 (n, h, w, c) to (n, *size, c) as `decode` does."""
   if size is None or images.shape[1:3] == size:
     return images
-  fitted = [_fit(Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x), size) for x in images]
-  return np.stack(fitted)
+  return np.stack([_fit(_to_pillow(x), size) for x in images])
+
+
+def _to_pillow(image: np.ndarray) -> Image.Image:
+  return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def through_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
-  """Returns images as they come back from JPEG files with Pillow's default, 4:2:0 chroma.
-
-  Args:
-    images: uint8 (n, h, w, c), c = 1 or 3.
-    quality: 1 to 95; Pillow's default is 75.
-  """
+  """Returns uint8 images (n, h, w, c) as they come back from JPEG files, with 4:2:0 chroma."""
 
   def there_and_back(image: np.ndarray) -> np.ndarray:
     file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
-      file, "JPEG", quality=quality
-    )
+    _to_pillow(image).save(file, "JPEG", quality=quality)
     return decode(file.getvalue(), image.shape[-1])
 
   return np.stack([there_and_back(x) for x in images])
@@ -118,6 +118,30 @@ def map_threads(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
   """Maps in threads: Pillow lets go of the interpreter lock while it decodes."""
   with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
     return list(pool.map(fn, items))
+
+
+def make_source(
+  name: str,
+  class_names: tuple[str, ...],
+  labels: Mapping[str, np.ndarray],
+  read: Callable[[str, np.ndarray], np.ndarray],
+  notes: Sequence[str] = (),
+  known: DatasetSpec | None = None,
+) -> DataSource:
+  """Makes a data source of what is in a `DataSource`, with `labels` of "train" and "test".
+
+  Sizes are those found; mean and std are those of `known`, or else measured.
+  """
+  train, test = labels["train"], labels["test"]
+  if known is None:
+    mean, std = measure(functools.partial(read, "train"), len(train))
+  else:
+    mean, std = known.mean, known.std
+  shape = read("train", np.arange(1)).shape[1:]
+  spec = DatasetSpec(
+    name, len(class_names), shape, mean, std, len(train), len(test), class_names=class_names
+  )
+  return DataSource(spec, train, test, read, class_names, tuple(notes))
 
 
 def measure(
@@ -136,5 +160,5 @@ def measure(
     squares = squares + np.square(images).sum(axis=(0, 1, 2))
     pixels += images[..., 0].size
   mean = total / pixels
-  std = np.sqrt(np.maximum(squares / pixels - mean**2, _SMALLEST_STD**2))
+  std = np.sqrt(np.maximum(squares / pixels - mean**2, (1 / 255) ** 2))
   return tuple(round(float(m), 6) for m in mean), tuple(round(float(s), 6) for s in std)

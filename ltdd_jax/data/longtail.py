@@ -17,8 +17,7 @@ import numpy as np
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks
 
-RULES = ("ltdd", "ldam", "counts", "as_is")
-_SEEDS = {"ltdd": 42, "ldam": 0, "counts": 42, "as_is": 0}
+_SEEDS = {"ltdd": 42, "ldam": 0, "counts": 42, "as_is": 0}  # the published ones, by rule
 
 
 class Split(NamedTuple):
@@ -33,17 +32,10 @@ class Split(NamedTuple):
 
 
 def class_counts(n_max: int, num_classes: int, imbalance_factor: float | int) -> np.ndarray:
-  """Returns the truncated exponential profile, class 0 being the head.
+  """Returns the truncated exponential profile, (k,) int64, class 0 being the head.
 
   `n_c = int(n_max * (1 / IF) ** (c / (k - 1)))`, as LDAM's `imbalance_cifar.py` and LTDD have it.
   Truncation matters: rounding gives CIFAR-100 at IF 100 10,899 images instead of 10,847.
-
-  Example:
-    >>> int(class_counts(5000, 10, 100).sum())
-    12406
-
-  Returns:
-    (k,) int64.
 
   Raises:
     LtddError: for an imbalance factor below 1 or fewer than two classes.
@@ -56,9 +48,8 @@ def class_counts(n_max: int, num_classes: int, imbalance_factor: float | int) ->
   if num_classes < 2:
     raise LtddError(f"num_classes={num_classes}: a long-tailed set needs at least 2 classes.")
   ratio = 1 / imbalance_factor
-  return np.array(
-    [int(n_max * ratio ** (c / (num_classes - 1))) for c in range(num_classes)], np.int64
-  )
+  counts = [int(n_max * ratio ** (c / (num_classes - 1))) for c in range(num_classes)]
+  return np.array(counts, np.int64)
 
 
 def make_split(
@@ -72,17 +63,14 @@ def make_split(
 ) -> Split:
   """Chooses the images of a long-tailed training set.
 
-  Rules:
-    ltdd: counts by `class_counts`; class by class `RandomState(42).choice(available, n_c)`. All
-      classes use the same positions, and a smaller subset is a prefix of a larger one.
-    ldam: same counts; one `RandomState(0)` shuffles each class in turn and keeps its first n_c.
-    counts: the given vector, images chosen as in `ltdd`.
-    as_is: every image, in the source's order (the data are long-tailed already).
-
   Args:
     train_labels: (N,) integers.
     num_classes: k.
-    rule: one of the above.
+    rule: `ltdd` has counts by `class_counts`, and class by class `RandomState(42).choice(available,
+      n_c)`: all classes use the same positions, and a smaller subset is a prefix of a larger one;
+      `ldam` has the same counts, and one `RandomState(0)` shuffles each class in turn and keeps its
+      first n_c; `counts` has the given vector, images chosen as by `ltdd`; `as_is` has every image
+      in the source's order (the data are long-tailed already).
     imbalance_factor: for `ltdd` and `ldam` only.
     counts: for `counts` only, k integers >= 0.
     seed: another seed than the published one.
@@ -93,23 +81,21 @@ def make_split(
   """
   if seed is not None and not 0 <= seed < 2**32:
     raise LtddError(f"seed={seed}: expected a whole number from 0 to 2**32 - 1, or None.")
-  labels = np.asarray(train_labels)
-  available = np.bincount(labels, minlength=num_classes)
+  available = np.bincount(train_labels, minlength=num_classes)
   if len(available) != num_classes:
     raise LtddError(
       f"train_labels reach {len(available) - 1} but num_classes={num_classes}: "
       f"expected labels in [0, {num_classes})."
     )
   wanted = _wanted_counts(rule, available, imbalance_factor, counts)
-  _check_enough(available, wanted)
   if rule == "as_is":
-    indices = np.arange(len(labels), dtype=np.int64)
+    indices = np.arange(len(train_labels), dtype=np.int64)
   else:
-    indices = _choose(labels, wanted, rule, _SEEDS[rule] if seed is None else seed)
+    indices = _choose(train_labels, wanted, rule, _SEEDS[rule] if seed is None else seed)
   if rule in ("counts", "as_is"):
     kept = wanted[wanted > 0]
     imbalance_factor = float(kept.max() / kept.min())
-  chosen = labels[indices].astype(np.int32)
+  chosen = train_labels[indices].astype(np.int32)
   return Split(
     rule=rule,
     imbalance_factor=float(imbalance_factor),
@@ -121,8 +107,8 @@ def make_split(
 
 
 def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
-  if rule not in RULES:
-    raise LtddError(f"split rule {rule!r} is not known. Rules: {', '.join(RULES)}.")
+  if rule not in _SEEDS:
+    raise LtddError(f"split rule {rule!r} is not known. Rules: {', '.join(_SEEDS)}.")
   if (counts is not None) != (rule == "counts"):
     raise LtddError(
       f"rule={rule!r} with counts={counts}: the vector `counts` and rule='counts' go together."
@@ -143,19 +129,16 @@ def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
     wanted = class_counts(int(available.sum() / len(available)), len(available), imbalance_factor)
   if wanted.sum() == 0:
     raise LtddError("the split has no image at all: every class count is 0.")
-  return wanted
-
-
-def _check_enough(available: np.ndarray, wanted: np.ndarray) -> None:
   short = np.flatnonzero(wanted > available)
   if len(short):
-    c = int(short[0])
+    c = short[0]
     raise LtddError(
       f"class {c} has {available[c]} training images but the split asks for {wanted[c]} "
       f"({len(short)} class(es) are short). The exponential rules assume a balanced source of "
       f"{int(available.sum() / len(available))} images a class; use rule='as_is' for data that are "
       "long-tailed already, or rule='counts' with an explicit vector."
     )
+  return wanted
 
 
 def _choose(labels: np.ndarray, wanted: np.ndarray, rule: str, seed: int) -> np.ndarray:
@@ -190,11 +173,12 @@ def log_prior(counts: Sequence[int] | np.ndarray) -> np.ndarray:
 def groups(counts: Sequence[int] | np.ndarray, rule: str = "thirds") -> dict[str, tuple[int, ...]]:
   """Assigns classes to head, mid and tail by their number of training images.
 
-  Rules:
-    counts(a,b): head n > a, tail n < b, mid between; `counts(100,20)` is Kang et al.'s.
-    thirds: by descending count (ties by class number), head and tail k // 3 classes each, mid the
-      rest: 3/4/3 for ten classes. Of two classes the larger is the head and the smaller the tail;
-      a single class is mid.
+  Args:
+    counts: (k,) training images.
+    rule: `counts(a,b)` has head n > a, tail n < b, mid between; `counts(100,20)` is Kang et al.'s.
+      `thirds` has, by descending count (ties by class number), k // 3 classes in head and tail, the
+      rest in mid: 3/4/3 for ten classes. Of two classes the larger is the head and the smaller the
+      tail; a single class is mid.
 
   Raises:
     LtddError: for another rule.

@@ -1,12 +1,11 @@
 """RandAugment with torchvision's defaults: two of fourteen operations on each image.
 
   view = rand_augment(key, image)               # (h, w, c) uint8 in, levels as int32 out
-  view = apply_op(image, OPS.index("rotate"), negative=True, magnitude=9)
+  view = apply_op(image, OPS.index("rotate"), negative=True)
 
 Pixels are those of PIL, whose floats sometimes fall just short of a whole number: one level less.
 Every operation is one gather (where a pixel comes from), one table of 256 levels for each channel,
-and for `color` and `sharpness` a blend with a grey or smoothed image. The numbers of the operation
-drawn choose among constants, so that the function works under `vmap` and `jit`.
+and for `color` and `sharpness` a blend with a grey or smoothed image: it works under `vmap`.
 """
 
 import math
@@ -16,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
-from ltdd_jax.core.types import LtddError
-
 OPS = (
   "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
   "contrast", "sharpness", "posterize", "solarize", "auto_contrast", "equalize",
 )  # fmt: skip
-NUM_BINS = 31
-MAGNITUDE = 9  # torchvision's default bin
+MAGNITUDE = 9 / 30
+"""Share of the largest change, torchvision's default: shear 0.09, translation by 0.136 of the side,
+9 degrees, factors 1 +- 0.27, 7 bits and the threshold 178.5."""
 _GREY = (19595, 38470, 7471)  # weights of red, green and blue in 65536ths
 _LEVELS = np.arange(256)
 
@@ -31,59 +29,36 @@ Image = Int[Array, "h w c"]  # levels 0..255
 Table = Int[Array, "256 c"]  # new level of each level, by channel
 
 
-def rand_augment(
-  key: Key[Array, ""],
-  image: Num[Array | np.ndarray, "h w c"],
-  *,
-  num_ops: int = 2,
-  magnitude: int = MAGNITUDE,
-) -> Image:
-  """Applies operations drawn uniformly with replacement, each with a random sign if it has one.
+def rand_augment(key: Key[Array, ""], image: Num[Array | np.ndarray, "h w c"]) -> Image:
+  """Applies two operations, uniform with replacement, each with a random sign if it has one.
 
   torchvision's `RandAugment()` on PIL images: nearest neighbour, black where nothing was.
 
   Args:
     key: a typed key.
     image: levels 0 to 255, or pixels in [0, 1], which are rounded to levels; one channel or three.
-    num_ops: how many, one after another.
-    magnitude: bin of 31; 9 gives shear 0.09, translation by 0.136 of the side, 9 degrees, factors
-      1 +- 0.27, 7 bits and the threshold 178.5.
-
-  Raises:
-    LtddError: a bin that does not exist.
   """
-  check_magnitude(magnitude)
   image = jnp.asarray(image)
   if jnp.issubdtype(image.dtype, jnp.floating):
     image = jnp.rint(255 * jnp.clip(image, 0, 1))
   image = image.astype(jnp.int32)
-  for op_key in jax.random.split(key, num_ops):
+  for op_key in jax.random.split(key, 2):
     choice_key, sign_key = jax.random.split(op_key)
     op = jax.random.randint(choice_key, (), 0, len(OPS))
-    image = apply_op(image, op, jax.random.bernoulli(sign_key), magnitude=magnitude)
+    image = apply_op(image, op, jax.random.bernoulli(sign_key))
   return image
 
 
-def check_magnitude(magnitude: int) -> None:
-  """Raises LtddError unless it is a bin."""
-  if not 0 <= magnitude < NUM_BINS:
-    raise LtddError(
-      f"rand_augment: magnitude {magnitude}; expected a bin from 0 to {NUM_BINS - 1}, or True for "
-      f"{MAGNITUDE}"
-    )
-
-
-def apply_op(
-  image: Image, op: ArrayLike, negative: ArrayLike, *, magnitude: int = MAGNITUDE
-) -> Image:
+def apply_op(image: Image, op: ArrayLike, negative: ArrayLike) -> Image:
   """Applies operation number `op` of `OPS`; `negative` turns the sign of those that have one."""
   op, negative = jnp.asarray(op), jnp.asarray(negative)
-  at = magnitude / (NUM_BINS - 1)
-  change = jnp.where(negative, jnp.float32(1 - 0.9 * at), jnp.float32(1 + 0.9 * at))
-  image = _move(image, op, negative, at)
-  tables = _tables(image, change, at)
+  change = jnp.where(negative, jnp.float32(1 - 0.9 * MAGNITUDE), jnp.float32(1 + 0.9 * MAGNITUDE))
+  image = _move(image, op, negative)
+  tables = _tables(image, change)
   which = jnp.asarray([[*tables].index(name if name in tables else "identity") for name in OPS])
-  image = _look_up(jnp.stack([*tables.values()])[which[op]], image)
+  table = jnp.stack([*tables.values()])[which[op]]
+  levels = image.reshape(-1, image.shape[-1])
+  image = jnp.take_along_axis(table, levels, axis=0).reshape(image.shape)
   image = jnp.where(op == OPS.index("color"), _blend(_grey(image), image, change), image)
   return jnp.where(op == OPS.index("sharpness"), _blend(_smooth(image), image, change), image)
 
@@ -91,10 +66,11 @@ def apply_op(
 # ---- where pixels come from ----
 
 
-def _move(image: Image, op: jax.Array, negative: jax.Array, at: float) -> Image:
+def _move(image: Image, op: jax.Array, negative: jax.Array) -> Image:
   """Gathers each pixel from where the operation takes it, in fixed point as PIL does."""
   h, w, _ = image.shape
-  matrices = np.asarray([[_matrix(name, sign * at, h, w) for sign in (1, -1)] for name in OPS])
+  shares = (MAGNITUDE, -MAGNITUDE)
+  matrices = np.asarray([[_matrix(name, share, h, w) for share in shares] for name in OPS])
   a, b, c, d, e, f = jnp.asarray(_fixed_point(matrices))[op, negative.astype(jnp.int32)]
   x, y = jnp.arange(w)[None, :], jnp.arange(h)[:, None]
   column, row = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
@@ -132,25 +108,21 @@ def _fixed_point(m: np.ndarray) -> np.ndarray:
 # ---- tables of levels ----
 
 
-def _tables(image: Image, change: Float[Array, ""], at: float) -> dict[str, Table]:
+def _tables(image: Image, change: Float[Array, ""]) -> dict[str, Table]:
   """The table of each operation that has one, and of "identity"."""
   c = image.shape[-1]
   everywhere = lambda table: jnp.broadcast_to(jnp.asarray(table, jnp.int32)[:, None], (256, c))
-  mask = 256 - (1 << round(4 * at))  # keeps 8 - round(4 at) bits
+  mask = 256 - (1 << round(4 * MAGNITUDE))  # keeps 8 - round(4 m) bits
   counts = _histogram(image)
   return {
     "identity": everywhere(_LEVELS),
     "brightness": everywhere(_blend(jnp.int32(0), jnp.asarray(_LEVELS), change)),
     "contrast": everywhere(_blend(_mean_grey(image), jnp.asarray(_LEVELS), change)),
     "posterize": everywhere(_LEVELS & mask),
-    "solarize": everywhere(np.where(255 * (1 - at) > _LEVELS, _LEVELS, 255 - _LEVELS)),
+    "solarize": everywhere(np.where(255 * (1 - MAGNITUDE) > _LEVELS, _LEVELS, 255 - _LEVELS)),
     "auto_contrast": _auto_contrast(counts),
     "equalize": _equalize(counts),
   }
-
-
-def _look_up(table: Table, image: Image) -> Image:
-  return jnp.take_along_axis(table, image.reshape(-1, image.shape[-1]), axis=0).reshape(image.shape)
 
 
 def _histogram(image: Image) -> Table:

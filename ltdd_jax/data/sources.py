@@ -17,16 +17,13 @@ import numpy as np
 from ltdd_jax.core import config, files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks
-from ltdd_jax.data.arrays import check_labels, open_arrays, open_digits, open_npz
+from ltdd_jax.data.arrays import NAMES, check_labels, open_arrays, open_digits, read_npz
 from ltdd_jax.data.folders import open_folder
-from ltdd_jax.data.images import UNREADABLE, decode_all, image_shape, measure
+from ltdd_jax.data.images import UNREADABLE, decode_all, image_shape, make_source
 from ltdd_jax.data.specs import SPECS, DatasetSpec, DataSource
-
-__all__ = ["DataSource", "open_source"]
 
 _TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.+=,-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
 _CHUNK = 1024  # records held at a time
-_TEST_SPLITS = ("test", "validation")
 
 
 def open_source(
@@ -47,7 +44,7 @@ def open_source(
     data_dir: where prepared TFDS sets lie; None is TFDS's own default.
     image_size: side or (h, w) to resize to; required for images of different sizes.
     on_unreadable: for folders, "error" or "skip".
-    arrays: for "arrays", a dict of x_train, y_train, x_test, y_test and maybe classes.
+    arrays: for "arrays", see `arrays.open_arrays`.
     mean: with `std`, channel constants instead of the table's or measured ones.
     std: see mean.
 
@@ -66,7 +63,8 @@ def open_source(
   elif name == "arrays":
     source = open_arrays(name, arrays, image_size=image_size)
   elif kind == "npz":
-    source = open_npz(path, image_size=image_size)
+    arrays = read_npz(name, path, NAMES, ("classes",))
+    source = open_arrays(name, arrays, image_size=image_size)
   elif kind == "folder":
     source = open_folder(path, image_size=image_size, on_unreadable=on_unreadable)
   else:
@@ -109,54 +107,77 @@ def _with_constants(source: DataSource, mean, std) -> DataSource:
 
 
 def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
+  known = SPECS.get(_base_name(name))
   builder = _prepared_builder(name, data_dir)
   info = builder.info
   image_key, label_key = _keys(name, info)
-  shape = _output_shape(name, info.features[image_key], image_shape(image_size))
-  class_names = tuple(info.features[label_key].names)
-  k = len(class_names)
+  *size, channels = _output_shape(name, info.features[image_key], image_shape(image_size), known)
+  classes = tuple(info.features[label_key].names)
+  if known and known.num_classes != len(classes):
+    raise LtddError(
+      f"{name}: prepared with {len(classes)} classes, expected {known.num_classes}. "
+      "Is data_dir the right folder?"
+    )
+  records, labels, test_split = _labelled_splits(name, builder, image_key, label_key)
 
-  records, labels, test_split = {}, {}, None
-  for split in _usable_splits(name, info):
-    found = _open_split(builder, split, image_key)
-    values = _read_labels(builder, found, label_key)
-    if len(values) == 0:
-      raise LtddError(f"{name}: the {split} split is empty.")
-    if split != "train" and (values < 0).any():
-      continue  # ImageNet's test split has label -1 throughout: go on to validation
-    test_split = None if split == "train" else split
-    role = "test" if test_split else "train"
-    records[role] = found
-    labels[role] = check_labels(f"{name}: {split} labels", values, k, len(values))
-    if test_split:
-      break
-  if test_split is None:
-    raise LtddError(f"{name}: no test or validation split has labels.")
-
+  @_damage_named(builder)
   def read(split, indices):
-    out = np.empty((len(indices), *shape), np.uint8)
+    out = np.empty((len(indices), *size, channels), np.uint8)
     for start in range(0, len(out), _CHUNK):
-      rows = _fetch(builder, records[split], indices[start : start + _CHUNK])
-      with _damage_named(builder):
-        encoded = [row[image_key] for row in rows]
-        out[start : start + _CHUNK] = decode_all(encoded, shape[2], shape[:2])
+      rows = records[split].__getitems__([int(i) for i in indices[start : start + _CHUNK]])
+      encoded = [row[image_key] for row in rows]
+      out[start : start + _CHUNK] = decode_all(encoded, channels, tuple(size))
     return out
 
-  spec = _tfds_spec(name, class_names, shape, labels, read)
+  for split, values in labels.items():
+    labels[split] = check_labels(f"{name}: {split} labels", values, len(classes), len(values))
+  if known and known.class_names and classes == tuple(str(c) for c in range(len(classes))):
+    classes = known.class_names
   notes = () if test_split == "test" else (f"test: the {test_split} split of {name}",)
-  return DataSource(
-    spec, labels["train"], labels["test"], read, spec.class_names or class_names, notes
-  )
+  return make_source(name, classes, labels, read, notes, known)
 
 
-def _output_shape(name: str, image, size: tuple[int, int] | None) -> tuple[int, int, int]:
-  known = SPECS.get(_base_name(name))
+def _labelled_splits(
+  name: str, builder, image_key: str, label_key: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray], str]:
+  """Returns records and labels of "train" and "test", and which split is the test set.
+
+  Images stay encoded, so that labels can be read by themselves. A split whose labels are -1, as
+  ImageNet's test split, is no test set.
+  """
+  import tensorflow_datasets as tfds
+
+  encoded = {image_key: tfds.decode.SkipDecoding()}
+  records, labels = {}, {}
+  for split in ("train", "test", "validation"):
+    if split not in builder.info.splits:
+      continue
+    with _damage_named(builder):
+      found = builder.as_data_source(split=split, decoders=encoded, file_format="array_record")
+      values = _read_labels(found, label_key)
+    role = "train" if split == "train" else "test"
+    if len(values) and (split == "train" or values.min() >= 0):
+      records[role], labels[role] = found, values
+    if "test" in labels:
+      break
+  if len(labels) < 2:
+    raise LtddError(
+      f"{name} has the splits {', '.join(builder.info.splits)}; expected train, and test or "
+      "validation, with images and labels. Export it as a folder or an npz file with a test set of "
+      "your choice."
+    )
+  return records, labels, split
+
+
+def _output_shape(
+  name: str, image, size: tuple[int, int] | None, known: DatasetSpec | None
+) -> tuple[int, int, int]:
   height, width, channels = image.shape
   if channels not in (1, 3) or image.np_dtype != np.uint8:
     raise LtddError(
       f"{name}: {image.np_dtype} images of shape {image.shape}; expected 8-bit grey or RGB."
     )
-  if size is None and (height is None or width is None):
+  if size is None and None in (height, width):
     if known is None:
       raise LtddError(f"{name}: its images differ in size; set data.image_size, e.g. 64.")
     size = known.image_shape[:2]
@@ -166,32 +187,6 @@ def _output_shape(name: str, image, size: tuple[int, int] | None) -> tuple[int, 
 def _base_name(name: str) -> str:
   """The name without TFDS's `/config` and `:version`."""
   return re.split("[:/]", name)[0]
-
-
-def _tfds_spec(name, names, shape, labels, read) -> DatasetSpec:
-  """Facts from the table where it has them, else measured; sizes are those found."""
-  known = SPECS.get(_base_name(name))
-  if known and known.num_classes != len(names):
-    raise LtddError(
-      f"{name}: prepared with {len(names)} classes, expected {known.num_classes}. "
-      "Is data_dir the right folder?"
-    )
-  if known:
-    mean, std = known.mean, known.std
-  else:
-    mean, std = measure(lambda indices: read("train", indices), len(labels["train"]))
-  unnamed = names == tuple(str(c) for c in range(len(names)))
-  return DatasetSpec(
-    name=name,
-    num_classes=len(names),
-    image_shape=shape,
-    mean=mean,
-    std=std,
-    num_train=len(labels["train"]),
-    num_test=len(labels["test"]),
-    class_names=known.class_names if known and known.class_names and unnamed else names,
-    tfds_name=known.tfds_name if known else name,
-  )
 
 
 def _prepared_builder(name: str, data_dir: str | None):
@@ -229,7 +224,7 @@ def _builder(name: str, data_dir: str | None):
   except tfds.core.DatasetNotFoundError as error:
     known = ("digits", *SPECS, *tfds.list_builders(with_community_datasets=False))
     raise LtddError(_unknown(name, known)) from error
-  except (ImportError, OSError, KeyError, ValueError) as error:
+  except (ImportError, OSError, KeyError, ValueError, AssertionError) as error:
     raise LtddError(
       f"data source {name!r}: TFDS cannot set it up here ({type(error).__name__}: {error}). "
       "Export it as a folder or an npz file instead."
@@ -254,36 +249,12 @@ def _keys(name: str, info) -> tuple[str, str]:
   return image, label
 
 
-def _usable_splits(name: str, info) -> list[str]:
-  found = [s for s in ("train", *_TEST_SPLITS) if s in info.splits]
-  if "train" not in found or len(found) < 2:
-    raise LtddError(
-      f"{name} has the splits {', '.join(info.splits)}; expected train and test or validation. "
-      "Export it as a folder or an npz file with a test set of your choice."
-    )
-  return found
-
-
-def _open_split(builder, split: str, image_key: str):
-  """Opens a split whose images stay encoded, so that labels can be read by themselves."""
-  import tensorflow_datasets as tfds
-
-  encoded = {image_key: tfds.decode.SkipDecoding()}
-  with _damage_named(builder):
-    return builder.as_data_source(split=split, decoders=encoded, file_format="array_record")
-
-
-def _fetch(builder, records, indices) -> list[dict[str, Any]]:
-  with _damage_named(builder):
-    return records.__getitems__([int(i) for i in indices])
-
-
-def _read_labels(builder, records, label_key: str) -> np.ndarray:
-  labels = np.empty(len(records), np.int64)
-  for start in range(0, len(labels), _CHUNK):
-    rows = _fetch(builder, records, range(start, min(start + _CHUNK, len(labels))))
-    labels[start : start + _CHUNK] = [row[label_key] for row in rows]
-  return labels
+def _read_labels(records, label_key: str) -> np.ndarray:
+  labels: list[int] = []
+  for start in range(0, len(records), _CHUNK):
+    rows = records.__getitems__(list(range(start, min(start + _CHUNK, len(records)))))
+    labels += [row[label_key] for row in rows]
+  return np.array(labels, np.int64)
 
 
 @contextlib.contextmanager

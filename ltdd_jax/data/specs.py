@@ -8,7 +8,7 @@ opened (`sources.open_source`). `mean` and `std` are per channel, for pixels in 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,6 @@ class DatasetSpec(NamedTuple):
   num_train: int
   num_test: int
   class_names: tuple[str, ...] | None = None  # None: taken from the source when it is opened
-  tfds_name: str | None = None  # None: not read through TFDS
 
 
 class DataSource(NamedTuple):
@@ -38,94 +37,29 @@ class DataSource(NamedTuple):
   notes: tuple[str, ...] = ()  # what the user should be told, e.g. images that were skipped
 
 
-_CIFAR10_CLASSES = (
-  "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
 _FASHION_CLASSES = (
   "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
   "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-_TEN_DIGITS = tuple("0123456789")
 
 # The CIFAR constants are those that the published recipes use, not a new measurement: SRe2L's for
 # CIFAR-10, G-VBSM's and EDC's for CIFAR-100. Those of digits were measured on the 1,140 training
 # images of `sources` (0.30556330, 0.37561139).
-SPECS: dict[str, DatasetSpec] = {
-  spec.name: spec
-  for spec in (
-    DatasetSpec(
-      name="digits",
-      num_classes=10,
-      image_shape=(8, 8, 1),
-      mean=(0.3056,),
-      std=(0.3756,),
-      num_train=1140,
-      num_test=600,
-      class_names=_TEN_DIGITS,
-    ),
-    DatasetSpec(
-      name="cifar10",
-      num_classes=10,
-      image_shape=(32, 32, 3),
-      mean=(0.4914, 0.4822, 0.4465),
-      std=(0.2023, 0.1994, 0.2010),
-      num_train=50_000,
-      num_test=10_000,
-      class_names=_CIFAR10_CLASSES,
-      tfds_name="cifar10",
-    ),
-    DatasetSpec(
-      name="cifar100",
-      num_classes=100,
-      image_shape=(32, 32, 3),
-      mean=(0.5071, 0.4867, 0.4408),
-      std=(0.2675, 0.2565, 0.2761),
-      num_train=50_000,
-      num_test=10_000,
-      tfds_name="cifar100",
-    ),
-    DatasetSpec(
-      name="mnist",
-      num_classes=10,
-      image_shape=(28, 28, 1),
-      mean=(0.1307,),
-      std=(0.3081,),
-      num_train=60_000,
-      num_test=10_000,
-      class_names=_TEN_DIGITS,
-      tfds_name="mnist",
-    ),
-    DatasetSpec(
-      name="fashion_mnist",
-      num_classes=10,
-      image_shape=(28, 28, 1),
-      mean=(0.2860,),
-      std=(0.3530,),
-      num_train=60_000,
-      num_test=10_000,
-      class_names=_FASHION_CLASSES,
-      tfds_name="fashion_mnist",
-    ),
-    DatasetSpec(
-      name="svhn_cropped",
-      num_classes=10,
-      image_shape=(32, 32, 3),
-      mean=(0.4377, 0.4438, 0.4728),
-      std=(0.1980, 0.2010, 0.1970),
-      num_train=73_257,
-      num_test=26_032,
-      class_names=_TEN_DIGITS,
-      tfds_name="svhn_cropped",
-    ),
-    DatasetSpec(
-      name="imagenet2012",
-      num_classes=1000,
-      image_shape=(224, 224, 3),
-      mean=(0.485, 0.456, 0.406),
-      std=(0.229, 0.224, 0.225),
-      num_train=1_281_167,
-      num_test=50_000,
-      tfds_name="imagenet2012",
-    ),
-  )
-}
+_FACTS: dict[str, tuple[Any, ...]] = {  # in the order of the fields of `DatasetSpec`
+  "digits": (10, (8, 8, 1), (0.3056,), (0.3756,), 1140, 600),
+  "cifar10": (
+    10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 50_000, 10_000,
+  ),
+  "cifar100": (
+    100, (32, 32, 3), (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), 50_000, 10_000,
+  ),
+  "mnist": (10, (28, 28, 1), (0.1307,), (0.3081,), 60_000, 10_000),
+  "fashion_mnist": (10, (28, 28, 1), (0.2860,), (0.3530,), 60_000, 10_000, _FASHION_CLASSES),
+  "svhn_cropped": (
+    10, (32, 32, 3), (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), 73_257, 26_032,
+  ),
+  "imagenet2012": (
+    1000, (224, 224, 3), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1_281_167, 50_000,
+  ),
+}  # fmt: skip
+SPECS = {name: DatasetSpec(name, *facts) for name, facts in _FACTS.items()}

@@ -8,14 +8,16 @@ with another image. Nothing of it is stored.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from ltdd_jax.core.types import Leaf, LtddError
-from ltdd_jax.data import augment, checks
+from ltdd_jax.core.registry import check_choice
+from ltdd_jax.core.types import Leaf
+from ltdd_jax.data import augment, checks, crops
 from ltdd_jax.data import rand_augment as rand_augment_lib
 from ltdd_jax.data.specs import DatasetSpec
 
@@ -36,7 +38,7 @@ class Views(NamedTuple):
   partners: Leaf  # (b,) int32, number of the image mixed in
 
 
-Mixed = tuple[jax.Array, jax.Array]  # image (h, w, c), share of its own ()
+Mixed = tuple[Float[Array, "h w c"], Float[Array, ""]]  # image, share of its own
 ViewFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Views]
 
 
@@ -45,11 +47,10 @@ def view_fn(
   *,
   crop_scale: tuple[float, float] | None = (0.08, 1.0),
   padding: int = 0,
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
   flip: bool = True,
   mix: str | None = "cutmix",
   mix_alpha: float = 1.0,
-  rand_augment: bool | int = False,
+  rand_augment: bool = False,
   shuffle_patches: int = 1,
 ) -> ViewFn:
   """Makes the function that recomputes views.
@@ -63,12 +64,10 @@ def view_fn(
     spec: facts of the data set.
     crop_scale: least and largest share of the image in a crop, or None for no crop.
     padding: black pixels on every side for a random crop of the image's own size, before that.
-    crop_ratio: least and largest aspect ratio.
     flip: whether to flip left to right with probability 1/2.
     mix: "cutmix", "mixup" or None.
     mix_alpha: parameter of the Beta(alpha, alpha) distribution of the share.
-    rand_augment: True for `data.rand_augment` before all else, or a bin of magnitudes for another
-      than 9 of 31. EDC's students have it, not on ImageNet.
+    rand_augment: whether `data.rand_augment` comes before all else.
     shuffle_patches: f to shuffle the strips of f x f mosaics before they are cropped, as RDED does.
 
   Returns:
@@ -77,35 +76,29 @@ def view_fn(
   Raises:
     LtddError: an unknown mix, or a number that its argument cannot have.
   """
-  if mix is not None and mix not in _MIXES:
-    raise LtddError(f"config.label.views.mix is {mix!r}; expected 'cutmix', 'mixup' or None")
+  check_choice("config.label.views.mix", mix, (*MIXES, None))
   for name, kind, value in (
     ("crop_scale", "scale", (1, 1) if crop_scale is None else crop_scale),
-    ("crop_ratio", "ratio", crop_ratio),
     ("padding", "padding", padding),
     ("mix_alpha", "alpha", mix_alpha),
     ("shuffle_patches", "factor", shuffle_patches),
   ):
     checks.check(f"config.label.views.{name}", kind, value)
-  if rand_augment is True:
-    rand_augment = rand_augment_lib.MAGNITUDE
-  if rand_augment is not False:
-    rand_augment_lib.check_magnitude(rand_augment)
 
   def view_of_one(key: jax.Array, image: jax.Array) -> jax.Array:
     """Augments, crops and flips one stored image (h, w, c), into [0, 1]."""
     key_of = lambda purpose: jax.random.fold_in(key, purpose)
-    if rand_augment is not False:
-      image = rand_augment_lib.rand_augment(key_of(_OPERATIONS), image, magnitude=rand_augment)
+    if rand_augment:
+      image = rand_augment_lib.rand_augment(key_of(_OPERATIONS), image)
     image = augment.to_pixels(image)
     if shuffle_patches != 1:
-      image = augment.shuffle_patches(key_of(_SHUFFLE), image, factor=shuffle_patches)
+      image = crops.shuffle_patches(key_of(_SHUFFLE), image, factor=shuffle_patches)
     if padding:
-      image = augment.random_crop(key_of(_PAD), image[None], padding=padding)[0]
+      image = crops.random_crop(key_of(_PAD), image[None], padding=padding)[0]
     if crop_scale is not None:
       h, w, _ = image.shape
-      box = augment.rrc_box(key_of(_CROP), h, w, _pair(crop_scale), _pair(crop_ratio))
-      image = augment.crop_resize(image, box)
+      low, high = crop_scale  # a list, maybe
+      image = crops.crop_resize(image, crops.rrc_box(key_of(_CROP), h, w, (low, high)))
     if flip:
       image = jnp.where(jax.random.bernoulli(key_of(_FLIP)), image[:, ::-1], image)
     return image
@@ -125,7 +118,7 @@ def view_fn(
       both = jnp.concatenate([indices, partner])
       numbers = jnp.concatenate([first, first]) + both
       own, other = jnp.split(jax.vmap(view_of_one)(_keys(image_key, numbers), images[both]), 2)
-      mix_pair = functools.partial(_MIXES[mix], alpha=mix_alpha)
+      mix_pair = functools.partial(MIXES[mix], alpha=mix_alpha)
       own, weight = jax.vmap(mix_pair)(_each(keys, _BOX), own, other)
     normalised = augment.normalize_pixels(own, spec.mean, spec.std)
     return Views(normalised, labels[indices], labels[partner], weight, partner)
@@ -133,24 +126,52 @@ def view_fn(
   return views
 
 
-def _pair(numbers: Sequence[float]) -> tuple[float, float]:
-  """A pair of a config, which may be a list, as a tuple."""
-  low, high = numbers
-  return low, high
+# ---- mixes ----
 
 
-def _cutmix(key: jax.Array, own: jax.Array, other: jax.Array, alpha: float) -> Mixed:
+def cutmix(
+  key: Key[Array, ""], own: Float[Array, "h w c"], other: Float[Array, "h w c"], alpha: float | int
+) -> Mixed:
+  """Replaces a box of an image by the same box of another.
+
+  `lambda ~ Beta(alpha, alpha)`, sides `floor(side sqrt(1 - lambda))`, the centre uniform on the
+  pixels, the box clipped at the border; the weight is the exact fraction outside the box.
+  """
   h, w, _ = own.shape
-  inside, weight = augment.cutmix_box(key, h, w, alpha)
+  lam_key, row_key, column_key = jax.random.split(key, 3)
+  row = jax.random.randint(row_key, (), 0, h)
+  column = jax.random.randint(column_key, (), 0, w)
+  uniform = alpha == 1  # the general sampler compiles a rejection loop
+  lam = jax.random.uniform(lam_key) if uniform else jax.random.beta(lam_key, alpha, alpha)
+  inside, weight = box_mask(lam, row, column, h, w)
   return jnp.where(inside[..., None], other, own), weight
 
 
-def _mixup(key: jax.Array, own: jax.Array, other: jax.Array, alpha: float) -> Mixed:
+def box_mask(
+  lam: Float[Array, ""], row: Int[Array, ""], column: Int[Array, ""], h: int, w: int
+) -> tuple[Bool[Array, "h w"], Float[Array, ""]]:
+  """Returns mask and weight of the CutMix box for a given lambda and centre."""
+  inside = []
+  for centre, size in ((row, h), (column, w)):
+    half = jnp.floor(size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+    pixel = jnp.arange(size)
+    inside.append((pixel >= centre - half) & (pixel < centre + half))
+  mask = inside[0][:, None] & inside[1][None, :]
+  return mask, 1 - jnp.sum(mask, dtype=jnp.float32) / (h * w)
+
+
+def mixup(
+  key: Key[Array, ""], own: Float[Array, "h w c"], other: Float[Array, "h w c"], alpha: float | int
+) -> Mixed:
+  """Returns `lambda own + (1 - lambda) other`, `lambda ~ Beta(alpha, alpha)`, and lambda."""
   weight = jax.random.beta(key, alpha, alpha)
   return weight * own + (1 - weight) * other, weight
 
 
-_MIXES = {"cutmix": _cutmix, "mixup": _mixup}
+MIXES = {"cutmix": cutmix, "mixup": mixup}
+
+
+# ---- keys ----
 
 
 def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:

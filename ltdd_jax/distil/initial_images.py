@@ -17,7 +17,7 @@ import numpy as np
 
 from ltdd_jax.core import config
 from ltdd_jax.core.types import LtddError, Slots
-from ltdd_jax.data import augment
+from ltdd_jax.data import augment, crops
 from ltdd_jax.distil import patches, pixels
 from ltdd_jax.distil.base import Env, Notes, Resources, repeats
 
@@ -58,7 +58,7 @@ def real(env: Env, /, *, flip: bool = True) -> Start:
     images = augment.normalize(
       jnp.asarray(res["images"])[by_class[first + rank]], env.mean, env.std
     )
-    return augment.random_flip(flip_key, images) if flip else images
+    return crops.random_flip(flip_key, images) if flip else images
 
   return Start(draw, ("images", "labels"), _with_replacement)
 
@@ -98,7 +98,7 @@ def rded(
     number = jax.random.randint(number_key, labels.shape, 0, images_per_class)
     totals = jnp.full(labels.shape, images_per_class)
     images = patches.mosaics(set_key, env, recipe, res, labels, number, totals)
-    return augment.random_flip(flip_key, images)
+    return crops.random_flip(flip_key, images)
 
   def of_set(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
     return notes(have, np.where(want > 0, images_per_class, 0))

@@ -134,7 +134,7 @@ def cut_patches(
   size = (h // recipe.factor, w // recipe.factor)
   boxes = jax.vmap(lambda c, e: draw_box(pool.crop_key, recipe, env, c, e))(of_class, number)
   whole = augment.normalize(images[rows], env.mean, env.std)
-  return jax.vmap(lambda x, box: augment.crop_shrink(x, box, size))(whole, boxes)
+  return jax.vmap(lambda x, box: crops.crop_shrink(x, box, size))(whole, boxes)
 
 
 def draw_box(
@@ -142,7 +142,7 @@ def draw_box(
 ) -> crops.Box:
   """Draws the box of a candidate, the same each time: scale (0.08, 1), square."""
   key = jax.random.fold_in(crop_key, of_class * recipe.candidates + number)
-  return augment.rrc_box(key, *env.image_shape[:2], scale=(0.08, 1.0), ratio=(1.0, 1.0))
+  return crops.rrc_box(key, *env.image_shape[:2], scale=(0.08, 1.0), ratio=(1.0, 1.0))
 
 
 def rank_patches(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment as augment_lib
+from ltdd_jax.data import crops as crops_lib
 from ltdd_jax.distil import initial_images, objectives, pixels
 from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.models import taps
@@ -113,7 +114,7 @@ def cda(
   def views_of(key: jax.Array, images: jax.Array, step: jax.Array) -> jax.Array:
     crop_key, rest_key = jax.random.split(key)
     low = crop_scale(step, milestone * num_steps, curriculum, min_scale)
-    crops = augment_lib.random_resized_crop(crop_key, images, scale=(low, 1.0), shared=True)
+    crops = crops_lib.random_resized_crop(crop_key, images, scale=(low, 1.0), shared=True)
     return augment_fn(rest_key, crops)
 
   return _matching_batch_norms("cda", env, views_of, num_steps, lr, r_bn, first_bn_multiplier)

@@ -154,21 +154,12 @@ def check(config: Any) -> dict[str, Any]:
   for group in ("teacher", "student"):
     check_choice(f"config.{group}.parallel", plain[group]["parallel"], many.PARALLEL)
   for group in ("teacher", "statistics"):
-    _check_unmixed(group, plain[group]["augment"] or ())
+    augment.compose(plain[group]["augment"] or ())
   encoding.from_config(plain["label"])
   _check_student(plain["student"])
   _check_splits(plain)
   _check_labels(plain)
   return plain
-
-
-def _check_unmixed(group: str, augment_specs: Any) -> None:
-  for spec in augment_specs:
-    if dict(spec).get("name") in ("cutmix", "mixup"):
-      raise LtddError(
-        f"config.{group}.augment has {spec['name']!r}, which mixes images: teachers and statistics "
-        "know the label of one. Leave it out; students' views have it (config.label.views.mix)"
-      )
 
 
 def _check_student(student: Mapping[str, Any]) -> None:
@@ -262,8 +253,6 @@ def _check_teacher(ctx: Context) -> None:
   for step in config["derive"]:
     recalibrate.make_step(**step)
   supervised.make_tx(config["optimizer"], config["schedule"], 10, where="config.teacher")
-  for specs in (config["augment"], ctx.config["statistics"]["augment"] or ()):
-    augment.compose(specs)
 
 
 def _check_students(ctx: Context) -> None:

@@ -57,13 +57,19 @@ def scores(
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """A Markdown table whose columns line up in a terminal too; numbers are right-aligned."""
-  header, *rows = [[cell.replace("|", "\\|") for cell in r] for r in (header, *rows)]
+  header, *rows = [[_in_one_line(cell) for cell in r] for r in (header, *rows)]
   widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
   line = lambda cells: (
     "| " + " | ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) + " |"
   )
   rule = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
   return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def _in_one_line(cell: str) -> str:
+  """Escapes what ends a cell, a line or a page: bars, line breaks and control characters."""
+  shown = (c if c.isprintable() else ascii(c)[1:-1] for c in cell)
+  return "".join(shown).replace("|", "\\|")
 
 
 def plus_minus(value: Mapping[str, float]) -> str:
@@ -107,7 +113,7 @@ def _test_sentence(counts: Sequence[int]) -> str:
 
 def _group_sentence(results: Mapping[str, Any]) -> str:
   counts = results["split"]["counts"]
-  present = [g for g in GROUPS if g in results["rows"][0]["groups"]]
+  present = present_groups(results["rows"])
   sizes = []
   for g in present:
     n = [counts[c] for c in results["rows"][0]["groups"][g]["classes"]]
@@ -115,13 +121,19 @@ def _group_sentence(results: Mapping[str, Any]) -> str:
   return f"Groups by rule `{results['group_rule']}`: {'; '.join(sizes)}."
 
 
-def group_cells(row: Mapping[str, Any]) -> list[str]:
-  """Accuracies of head, mid and tail, with dashes for groups without a class."""
-  return [plus_minus(row["groups"][g]) if g in row["groups"] else "-" for g in GROUPS]
+def present_groups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Those of head, mid and tail that have a class; two classes, for one, have no mid."""
+  return [g for g in GROUPS if any(g in r["groups"] for r in rows)]
+
+
+def group_cells(row: Mapping[str, Any], groups: Sequence[str]) -> list[str]:
+  """Accuracies of groups of classes."""
+  return [plus_minus(row["groups"][g]) for g in groups]
 
 
 def students_table(results: Mapping[str, Any]) -> str:
   """The main table."""
+  groups = present_groups(results["rows"])
   header = [
     "images",
     "labels",
@@ -129,7 +141,7 @@ def students_table(results: Mapping[str, Any]) -> str:
     "tau",
     "top-1",
     "best top-1",
-    *GROUPS,
+    *groups,
     "worst class",
     "seeds",
   ]
@@ -142,7 +154,7 @@ def students_table(results: Mapping[str, Any]) -> str:
       "-" if r["tau"] is None else f"{r['tau']:.3f}",
       plus_minus(r["top1"]),
       plus_minus(r["best_top1"]),
-      *group_cells(r),
+      *group_cells(r, groups),
       f"{r['worst_class']['mean']:.1f} ({results['class_names'][r['worst_class']['class']]})",
       str(r["seeds"]),
       *size_cells(r),
@@ -160,9 +172,10 @@ def size_cells(row: Mapping[str, Any]) -> list[str]:
 
 def teachers_table(results: Mapping[str, Any]) -> str:
   """One line for each teacher."""
-  cells = lambda r: [f"{r['groups'][g]['mean']:.1f}" if g in r["groups"] else "-" for g in GROUPS]
+  groups = present_groups(results["teachers"])
+  cells = lambda r: [f"{r['groups'][g]['mean']:.1f}" for g in groups]
   rows = [[r["name"], f"{r['top1']['mean']:.1f}", *cells(r)] for r in results["teachers"]]
-  return table(["teacher", "top-1", *GROUPS], rows)
+  return table(["teacher", "top-1", *groups], rows)
 
 
 def _teachers(results: Mapping[str, Any]) -> list[str]:

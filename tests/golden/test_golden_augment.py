@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltdd_jax.data import augment, crops, mixes
+from ltdd_jax.data import augment, crops
+from ltdd_jax.data import views as views_lib
 from tests.reference import augment_ref as ref
 
 B, H, W, C = 6, 8, 10, 3
@@ -33,14 +34,14 @@ BOXES = [(0, 0, 8, 10), (2, 3, 4, 5), (0, 9, 8, 1), (7, 0, 1, 10), (1, 2, 7, 3),
 
 @pytest.mark.parametrize("box", BOXES)
 def test_crop_resize_is_the_bilinear_resize_of_the_box_alone(images, batch, box):
-  view = augment.crop_resize(batch[0], tuple(jnp.int32(v) for v in box))
+  view = crops.crop_resize(batch[0], tuple(jnp.int32(v) for v in box))
   np.testing.assert_allclose(view, ref.resized_crop(images[0], box), atol=ATOL)
 
 
 @pytest.mark.parametrize("box", BOXES)
 def test_crop_resize_equals_pillow(images, batch, box):
   top, left, height, width = box
-  view = augment.crop_resize(batch[0], tuple(jnp.int32(v) for v in box))
+  view = crops.crop_resize(batch[0], tuple(jnp.int32(v) for v in box))
   for c in range(C):
     cut = Image.fromarray(images[0, top : top + height, left : left + width, c])
     expected = np.asarray(cut.resize((W, H), Image.Resampling.BILINEAR))
@@ -48,9 +49,9 @@ def test_crop_resize_equals_pillow(images, batch, box):
 
 
 def test_random_resized_crop_of_each_image_is_its_own_box(images, batch, key):
-  crop = jax.jit(lambda k: augment.random_resized_crop(k, batch, scale=(0.2, 0.9)))
+  crop = jax.jit(lambda k: crops.random_resized_crop(k, batch, scale=(0.2, 0.9)))
   views = crop(jax.random.clone(key))
-  draw = jax.jit(jax.vmap(lambda k: augment.rrc_box(k, H, W, scale=(0.2, 0.9))))
+  draw = jax.jit(jax.vmap(lambda k: crops.rrc_box(k, H, W, scale=(0.2, 0.9))))
   boxes = np.stack(draw(jax.random.split(key, B)), 1)
   assert len(np.unique(boxes, axis=0)) == B
   for view, image, box in zip(views, images, boxes, strict=True):
@@ -58,9 +59,9 @@ def test_random_resized_crop_of_each_image_is_its_own_box(images, batch, key):
 
 
 def test_shared_random_resized_crop_uses_one_box(images, batch, key):
-  crop = jax.jit(lambda k: augment.random_resized_crop(k, batch, shared=True))
+  crop = jax.jit(lambda k: crops.random_resized_crop(k, batch, shared=True))
   views = crop(jax.random.clone(key))
-  box = jax.jit(lambda k: augment.rrc_box(k, H, W))(key)
+  box = jax.jit(lambda k: crops.rrc_box(k, H, W))(key)
   for view, image in zip(views, images, strict=True):
     np.testing.assert_allclose(view, ref.resized_crop(image, box), atol=ATOL)
 
@@ -84,7 +85,7 @@ def test_boxes_have_torchvisions_distribution():
   """Means of 4,000 boxes against the loop with NumPy's draws; 4 standard errors."""
   n, h, w, scale, ratio = 4000, 24, 32, (0.08, 1.0), (3 / 4, 4 / 3)
   keys = jax.random.split(jax.random.key(3), n)
-  boxes = np.stack(jax.jit(jax.vmap(lambda k: augment.rrc_box(k, h, w)))(keys), 1)
+  boxes = np.stack(jax.jit(jax.vmap(lambda k: crops.rrc_box(k, h, w)))(keys), 1)
   rng = np.random.RandomState(4)
   expected = []
   for _ in range(n):
@@ -101,13 +102,11 @@ def test_boxes_have_torchvisions_distribution():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("fill", [0.0, (0.1, 0.2, 0.3)])
-def test_random_crop_is_one_of_the_windows(images, batch, shared, fill, key):
-  views = np.asarray(augment.random_crop(key, batch, padding=2, fill=fill, shared=shared))
+def test_random_crop_is_one_of_the_windows(images, batch, shared, key):
+  views = np.asarray(crops.random_crop(key, batch, padding=2, shared=shared))
   found = []
   for view, image in zip(views, images, strict=True):
-    fill32 = np.asarray(fill, np.float32)
-    matches = [at for at, w in ref.windows(image, 2, fill32).items() if np.array_equal(view, w)]
+    matches = [at for at, w in ref.windows(image, 2).items() if np.array_equal(view, w)]
     assert len(matches) == 1
     found += matches
   assert (len(set(found)) == 1) == shared
@@ -115,10 +114,10 @@ def test_random_crop_is_one_of_the_windows(images, batch, shared, fill, key):
 
 def test_every_window_is_equally_likely(key):
   image = jnp.arange(1, 17, dtype=jnp.float32).reshape(1, 4, 4, 1)
-  one = jax.jit(jax.vmap(lambda k: augment.random_crop(k, image, padding=1)[0]))
+  one = jax.jit(jax.vmap(lambda k: crops.random_crop(k, image, padding=1)[0]))
   views = np.asarray(one(jax.random.split(key, 2700)))
   counts = [
-    (views == w).all((1, 2, 3)).sum() for w in ref.windows(np.asarray(image[0]), 1, 0.0).values()
+    (views == w).all((1, 2, 3)).sum() for w in ref.windows(np.asarray(image[0]), 1).values()
   ]
   assert sum(counts) == 2700
   assert np.square(np.array(counts) - 300).sum() / 300 < 26  # chi-square, 8 degrees, p = 0.001
@@ -126,7 +125,7 @@ def test_every_window_is_equally_likely(key):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_random_flip_mirrors_or_not(images, batch, shared, key):
-  views = np.asarray(augment.random_flip(key, batch, shared=shared))
+  views = np.asarray(crops.random_flip(key, batch, shared=shared))
   flipped = [np.array_equal(v, x[:, ::-1]) for v, x in zip(views, images, strict=True)]
   kept = [np.array_equal(v, x) for v, x in zip(views, images, strict=True)]
   assert all(a != b for a, b in zip(flipped, kept, strict=True))
@@ -135,7 +134,7 @@ def test_random_flip_mirrors_or_not(images, batch, shared, key):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_random_roll_is_a_shift_in_the_range(images, batch, shared, key):
-  views = np.asarray(augment.random_roll(key, batch, low=-1, high=2, shared=shared))
+  views = np.asarray(crops.random_roll(key, batch, low=-1, high=2, shared=shared))
   found = []
   for view, image in zip(views, images, strict=True):
     shifts = [(dy, dx) for dy in range(-1, 3) for dx in range(-1, 3)]
@@ -147,7 +146,7 @@ def test_random_roll_is_a_shift_in_the_range(images, batch, shared, key):
 
 def test_roll_reaches_both_ends_of_its_range():
   image = jnp.arange(49, dtype=jnp.float32).reshape(1, 7, 7, 1)
-  roll = jax.jit(jax.vmap(lambda k: augment.random_roll(k, image, low=-1, high=1)[0, 0, 0, 0]))
+  roll = jax.jit(jax.vmap(lambda k: crops.random_roll(k, image, low=-1, high=1)[0, 0, 0, 0]))
   corners = np.unique(roll(jax.random.split(jax.random.key(1), 200)))
   expected = [
     ref.rolled(np.asarray(image[0]), dy, dx)[0, 0, 0] for dy in (-1, 0, 1) for dx in (-1, 0, 1)
@@ -156,7 +155,7 @@ def test_roll_reaches_both_ends_of_its_range():
 
 
 def test_cutmix_mask_for_every_centre_and_many_lambdas():
-  box_mask = jax.jit(mixes.box_mask, static_argnums=(3, 4))
+  box_mask = jax.jit(views_lib.box_mask, static_argnums=(3, 4))
   for lam in (0.0, 0.03, 0.33, 0.5, 0.81, 0.99, 1.0):
     for row in (0, 1, 4, 7):
       for column in (0, 3, 9):
@@ -166,65 +165,56 @@ def test_cutmix_mask_for_every_centre_and_many_lambdas():
         assert weight == pytest.approx(1 - expected.mean(), abs=1e-6)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.fixture
+def mixed(batch, key):
+  """Mixes each image with the next one: (views, shares of their own)."""
+  keys = jax.random.split(key, B)
+  mix = lambda fn, alpha: jax.vmap(lambda *x: fn(*x, alpha))(keys, batch, jnp.roll(batch, -1, 0))
+  return lambda fn, alpha: [np.asarray(x) for x in mix(fn, alpha)]
+
+
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
-def test_cutmix_shows_the_partner_in_a_box_and_states_what_is_left(
-  images, batch, shared, alpha, key
-):
-  views, mix = augment.cutmix(key, batch, alpha=alpha, shared=shared)
-  assert sorted(mix.partner.tolist()) == list(range(B))
+def test_cutmix_shows_the_partner_in_a_box_and_states_what_is_left(images, mixed, alpha):
+  views, weight = mixed(views_lib.cutmix, alpha)
   for i in range(B):
-    # an image that is its own partner shows no box: compare all pixels with both candidates
-    own = (np.asarray(views[i]) == images[i]).all(-1)
-    other = (np.asarray(views[i]) == images[mix.partner[i]]).all(-1)
-    assert (own | other).all()
-    if mix.partner[i] != i:
-      assert mix.weight[i] == pytest.approx(own.mean(), abs=1e-6)
-      rows, columns = np.flatnonzero(other.any(1)), np.flatnonzero(other.any(0))
-      assert other.sum() == len(rows) * len(columns)
-  assert (len(set(mix.weight.tolist())) == 1) == shared
+    own = (views[i] == images[i]).all(-1)
+    other = (views[i] == images[(i + 1) % B]).all(-1)
+    assert (own ^ other).all()
+    assert weight[i] == pytest.approx(own.mean(), abs=1e-6)
+    rows, columns = np.flatnonzero(other.any(1)), np.flatnonzero(other.any(0))
+    assert other.sum() == len(rows) * len(columns)
+  assert len(set(weight.tolist())) > 1
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_mixup_is_the_stated_mixture(images, batch, shared, key):
-  views, mix = augment.mixup(key, batch, shared=shared)
-  weight = np.asarray(mix.weight, np.float64)[:, None, None, None]
-  np.testing.assert_allclose(views, weight * images + (1 - weight) * images[mix.partner], atol=ATOL)
-  assert (len(set(mix.weight.tolist())) == 1) == shared
+def test_mixup_is_the_stated_mixture(images, mixed):
+  views, weight = mixed(views_lib.mixup, 0.8)
+  share = weight.astype(np.float64)[:, None, None, None]
+  other = np.roll(images, -1, 0)
+  np.testing.assert_allclose(views, share * images + (1 - share) * other, atol=ATOL)
+  assert len(set(weight.tolist())) == B
 
 
-def test_beta_draws_have_the_stated_moments():
+@pytest.mark.parametrize("alpha", [0.8, 1.0])
+def test_shares_have_the_stated_moments(alpha):
   """Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)); 4 standard errors of 3,000 draws."""
-  for alpha in (0.8, 1.0):
-    draws = np.asarray(mixes._beta(jax.random.key(5), (3000,), alpha))
-    assert abs(draws.mean() - 0.5) < 4 * draws.std() / np.sqrt(3000)
-    assert draws.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
+  image = jnp.zeros((1, 1, 1))
+  draw = jax.jit(jax.vmap(lambda k: views_lib.mixup(k, image, image, alpha)[1]))
+  draws = np.asarray(draw(jax.random.split(jax.random.key(5), 3000)))
+  assert abs(draws.mean() - 0.5) < 4 * draws.std() / np.sqrt(3000)
+  assert draws.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
 
 
-@pytest.mark.parametrize("operation", ["brightness", "contrast", "saturation"])
-@pytest.mark.parametrize("shared", [False, True])
-def test_color_jitter_is_torchvisions_operation_for_some_factor(images, operation, shared, key):
-  images = 0.4 + 0.2 * images  # nothing is clipped, so the factor can be read off
-  jitter = jax.jit(lambda k, x: augment.color_jitter(k, x, **{operation: 0.3}, shared=shared))
-  views = np.asarray(jitter(key, images), np.float64)
-  factors = []
-  for view, image in zip(views, images, strict=True):
-    other = ref.jitter(image, operation, 0.0)
-    spread = image - other
-    factor = (spread * (view - other)).sum() / np.square(spread).sum()
-    assert 0.7 <= factor <= 1.3
-    np.testing.assert_allclose(view, ref.jitter(image, operation, factor), atol=ATOL)
-    factors.append(factor)
-  assert (np.ptp(factors) < 1e-4) == shared
-
-
-def test_color_jitter_clips_and_respects_the_constants(images, batch, key):
-  mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-  normalised = jnp.asarray((images - np.float32(mean)) / np.float32(std))
-  views = augment.color_jitter(jax.random.clone(key), batch, brightness=0.9)
-  again = augment.color_jitter(key, normalised, brightness=0.9, mean=mean, std=std)
-  assert views.max() <= 1
-  np.testing.assert_allclose(np.asarray(again) * std + np.array(mean), views, atol=1e-5)
+@pytest.mark.parametrize("alpha", [0.8, 1.0])
+def test_boxes_of_cutmix_have_the_stated_mean_area(alpha):
+  """Area of unclipped boxes is 1 - lambda; clipped ones are compared with the reference's."""
+  image = jnp.zeros((H, W, 1))
+  draw = jax.jit(jax.vmap(lambda k: views_lib.cutmix(k, image, image, alpha)[1]))
+  weights = np.asarray(draw(jax.random.split(jax.random.key(6), 3000)), np.float64)
+  rng = np.random.RandomState(7)
+  draw = lambda: (rng.beta(alpha, alpha), rng.randint(0, H), rng.randint(0, W))
+  expected = [1 - ref.cutmix_mask(*draw(), H, W).mean() for _ in range(3000)]
+  error = np.sqrt((weights.var() + np.var(expected)) / 3000)
+  assert abs(weights.mean() - np.mean(expected)) < 4 * error
 
 
 def test_normalize_and_back():
@@ -251,12 +241,12 @@ def test_clip_to_pixels(images):
 
 
 LINEAR = {
-  "random_crop": lambda k, x, s: augment.random_crop(k, x, padding=2, shared=s),
-  "random_flip": lambda k, x, s: augment.random_flip(k, x, shared=s),
-  "random_resized_crop": lambda k, x, s: augment.random_resized_crop(k, x, shared=s),
-  "random_roll": lambda k, x, s: augment.random_roll(k, x, low=-2, high=2, shared=s),
-  "cutmix": lambda k, x, s: augment.cutmix(k, x, shared=s)[0],
-  "mixup": lambda k, x, s: augment.mixup(k, x, shared=s)[0],
+  "random_crop": lambda k, x, s: crops.random_crop(k, x, padding=2, shared=s),
+  "random_flip": lambda k, x, s: crops.random_flip(k, x, shared=s),
+  "random_resized_crop": lambda k, x, s: crops.random_resized_crop(k, x, shared=s),
+  "random_roll": lambda k, x, s: crops.random_roll(k, x, low=-2, high=2, shared=s),
+  "cutmix": lambda k, x, s: views_lib.cutmix(k, x[0], x[1], 1.0)[0],
+  "mixup": lambda k, x, s: views_lib.mixup(k, x[0], x[1], 0.8)[0],
 }
 
 

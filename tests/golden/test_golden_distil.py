@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import augment
+from ltdd_jax.data import crops
 from ltdd_jax.distil import layer_statistics, objectives
 from ltdd_jax.distil.layer_statistics import Rule
 from ltdd_jax.distil.sre2l import CURRICULA, crop_scale
@@ -294,7 +294,7 @@ def test_a_traced_scale_of_one_leaves_the_image_whole(key):
   @jax.jit
   def view(key, step):
     low = crop_scale(step, 40.0)
-    return augment.random_resized_crop(key, x, scale=(low, 1.0), shared=True)
+    return crops.random_resized_crop(key, x, scale=(low, 1.0), shared=True)
 
   np.testing.assert_allclose(view(jax.random.clone(key), 0), x, rtol=1e-6)
   assert not np.allclose(view(key, 39), x, atol=1e-3)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax import distil
-from ltdd_jax.data import augment
+from ltdd_jax.data import augment, crops
 from ltdd_jax.distil import layer_statistics, objectives, pixels
 from ltdd_jax.models import taps
 from ltdd_jax.teachers import statistics
@@ -27,7 +27,7 @@ def views(monkeypatch):
   """Augmentations that have no chance in them, and that nothing but a view goes through."""
   monkeypatch.setattr(augment, "compose", lambda specs: lambda key, x: 0.1 * x + 0.02)
   crop = lambda key, x, *, scale, shared: x * scale[0]  # shows the least share of the area
-  monkeypatch.setattr(augment, "random_resized_crop", crop)
+  monkeypatch.setattr(crops, "random_resized_crop", crop)
   return lambda x: 0.1 * x + 0.02
 
 

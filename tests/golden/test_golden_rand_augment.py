@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import rand_augment
 from tests.reference import rand_augment_ref as ref
 
@@ -44,8 +43,3 @@ def test_two_operations_of_each_image_by_its_key(key):
   same = (out == image).all((1, 2, 3)).mean()
   assert same < 0.2  # 1/14 squared are the identity, and operations that do nothing here
   assert len(np.unique(out.reshape(60, -1), axis=0)) > 40
-
-
-def test_a_bin_that_does_not_exist(key):
-  with pytest.raises(LtddError, match="magnitude 31; expected a bin from 0 to 30"):
-    rand_augment.rand_augment(key, np.zeros((4, 4, 1), np.uint8), magnitude=31)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ltdd_jax import distil
-from ltdd_jax.data import augment
+from ltdd_jax.data import crops
 from ltdd_jax.distil import features, patches
 from tests import small
 from tests.reference import rded_ref as ref
@@ -18,7 +18,7 @@ BOXES = [(0, 0, 8, 8), (1, 1, 5, 7), (3, 0, 4, 4), (2, 2, 3, 3), (7, 7, 1, 1)]
 @pytest.mark.parametrize("side", [8, 4, 2, 1])
 def test_crop_shrink(side):
   image = np.random.RandomState(0).rand(8, 8, 3).astype(np.float32)
-  shrink = jax.jit(lambda box: augment.crop_shrink(jnp.asarray(image), box, (side, side)))
+  shrink = jax.jit(lambda box: crops.crop_shrink(jnp.asarray(image), box, (side, side)))
   for box in BOXES:
     got = shrink(tuple(jnp.int32(v) for v in box))
     np.testing.assert_allclose(got, ref.shrunk_crop(image, box, side), atol=1e-5)
@@ -27,8 +27,8 @@ def test_crop_shrink(side):
 def test_crop_shrink_equals_pillow_and_crop_resize():
   image = np.random.RandomState(1).rand(8, 8, 1).astype(np.float32)
   views = jax.jit(lambda x, box: (
-    augment.crop_shrink(x, box, (4, 4)), augment.crop_shrink(x, box, (8, 8)),
-    augment.crop_resize(x, box),
+    crops.crop_shrink(x, box, (4, 4)), crops.crop_shrink(x, box, (8, 8)),
+    crops.crop_resize(x, box),
   ))  # fmt: skip
   for box in BOXES:
     top, left, height, width = box

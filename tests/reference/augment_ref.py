@@ -47,11 +47,10 @@ def cutmix_mask(lam, row, column, h, w):
   return mask
 
 
-def windows(image, padding, fill):
+def windows(image, padding):
   """Every window that a padded crop may cut: {(row, column): window}."""
   h, w, c = image.shape
   canvas = np.zeros((h + 2 * padding, w + 2 * padding, c))
-  canvas[:] = fill
   canvas[padding : padding + h, padding : padding + w] = image
   steps = range(2 * padding + 1)
   return {(i, j): canvas[i : i + h, j : j + w] for i in steps for j in steps}
@@ -65,19 +64,3 @@ def rolled(image, dy, dx):
     for j in range(w):
       out[i, j] = image[(i - dy) % h, (j - dx) % w]
   return out
-
-
-def grey(image):
-  """ITU-R 601-2 luma, as torchvision has it."""
-  return 0.2989 * image[..., 0] + 0.587 * image[..., 1] + 0.114 * image[..., 2]
-
-
-def jitter(image, operation, factor):
-  """One operation of torchvision's ColorJitter on pixels in [0, 1]."""
-  image = np.asarray(image, np.float64)
-  other = {
-    "brightness": np.zeros_like(image),
-    "contrast": np.full_like(image, grey(image).mean()),
-    "saturation": np.repeat(grey(image)[..., None], 3, axis=-1),
-  }[operation]
-  return np.clip(factor * image + (1 - factor) * other, 0, 1)

@@ -32,17 +32,9 @@ class Reference(NamedTuple):
     return f"{self.name}{dataset}{':released' if self.released else ''}"
 
 
-KNOWN = {
-  "cifar10": "cifar10",
-  "cifar100": "cifar100",
-  "tiny": "tiny",
-  "tiny_imagenet": "tiny",
-  "imagenet": "imagenet",
-  "imagenet2012": "imagenet",
-}
-"""Names of data sets, to the names of them here."""
-
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny": 200, "imagenet": 1000}
+KNOWN = {name: name for name in CLASSES} | {"tiny_imagenet": "tiny", "imagenet2012": "imagenet"}
+"""Names of data sets, to the names of them here."""
 
 _REFERENCE = re.compile(r"(?P<name>\w+)(/(?P<dataset>\w+))?(?P<rel>:released)?")
 
@@ -58,8 +50,7 @@ def parse(reference: str) -> Reference:
   if found is None or name not in RECIPES:
     hint = config_lib.suggest(name, RECIPES)
     raise LtddError(f"unknown recipe {reference!r}. {hint} Known: {', '.join(RECIPES)}.")
-  recipe = RECIPES[name]
-  if found["rel"] and not recipe.released:
+  if found["rel"] and not RECIPES[name].released:
     differing = [k for k, r in RECIPES.items() if r.released]
     raise LtddError(
       f"recipe {name!r} has no ':released'; paper and code differ for {', '.join(differing)} only"
@@ -67,14 +58,7 @@ def parse(reference: str) -> Reference:
   return Reference(name, found["dataset"], bool(found["rel"]))
 
 
-def resolve(
-  reference: str | Reference,
-  *,
-  dataset: str,
-  ipc: float,
-  model: Mapping[str, Any],
-  num_classes: int | None = None,
-) -> Settings:
+def resolve(reference: str, *, dataset: str, ipc: float, model: Mapping[str, Any]) -> Settings:
   """Gives the values of a recipe.
 
   Args:
@@ -83,7 +67,6 @@ def resolve(
     ipc: images per class; between published numbers, see `nearest_ipc`.
     model: the student's {name, **kwargs}: RDED's learning rate depends on it, and RDED sets
       `bn_momentum` in it.
-    num_classes: k, if not that of the data set; RDED's batches depend on it.
 
   Returns:
     {"student": keyword arguments of `config.student`, "views": `config.label.views`}. Labels
@@ -92,7 +75,7 @@ def resolve(
   Raises:
     LtddError: as `parse`, or a data set that the recipe has no values for.
   """
-  ref = parse(reference) if isinstance(reference, str) else reference
+  ref = parse(reference)
   recipe, name = RECIPES[ref.name], ref.dataset or dataset
   known = KNOWN.get(name, name)
   if recipe.datasets is not None and known not in recipe.datasets:
@@ -102,18 +85,10 @@ def resolve(
       f"{', '.join(recipe.datasets)}. Borrow those of one, '{ref.name}/{recipe.datasets[0]}', or "
       f"use {' or '.join(everywhere)}, which are for every data set"
     )
-  k = CLASSES.get(known, 0) if num_classes is None else num_classes  # 0: asked by no recipe
-  return recipe.make(Case(known, ipc, k, model, ref.released))
+  return recipe.make(Case(known, ipc, CLASSES.get(known, 0), model, ref.released))
 
 
-def apply(
-  config: Any,
-  reference: str,
-  *,
-  dataset: str | None = None,
-  ipc: float | None = None,
-  num_classes: int | None = None,
-) -> None:
+def apply(config: Any, reference: str, *, dataset: str | None = None) -> None:
   """Sets a recipe's values in a config, and `config.student.recipe`.
 
   Values that are set later win, and the report says so.
@@ -122,8 +97,6 @@ def apply(
     config: a ConfigDict or a dict, with its data, its student's model and its images per class.
     reference: see `parse`.
     dataset: whose values to take, if not those of `config.data.name`.
-    ipc: images per class, if not `config.distil.images_per_class`.
-    num_classes: see `resolve`.
 
   Raises:
     LtddError: as `resolve`.
@@ -134,10 +107,9 @@ def apply(
     ref = ref._replace(dataset=KNOWN.get(name, name))
   trained, label = config["student"], config["label"]
   found = resolve(
-    ref,
+    str(ref),
     dataset=config["data"]["name"],
-    ipc=config["distil"]["images_per_class"] if ipc is None else ipc,
-    num_classes=num_classes,
+    ipc=config["distil"]["images_per_class"],
     model=trained["model"],
   )
   for key, value in found["student"].items():

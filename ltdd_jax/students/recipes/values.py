@@ -14,7 +14,7 @@ class Case(NamedTuple):
 
   dataset: str  # as `KNOWN` names it, or another
   ipc: float  # images per class, the mean over classes
-  num_classes: int
+  num_classes: int  # of the data set; 0 for others
   model: Mapping[str, Any]  # the student's {name, **kwargs}
   released: bool  # the released code's values where they differ from the paper's
 
@@ -30,13 +30,10 @@ class Recipe(NamedTuple):
 
 MIRRORED = ("digits", "mnist", "svhn_cropped")  # a flip makes another class, or none, of a digit
 
-CUTMIX = {"mix": "cutmix", "mix_alpha": 1.0}
-PUBLISHED_IPC = (1, 10, 50)
-
 
 def nearest_ipc(ipc: float) -> int:
   """The published number of images per class that is nearest by ratio; the lower of two."""
-  return min(PUBLISHED_IPC, key=lambda p: (max(p / ipc, ipc / p), p))
+  return min((1, 10, 50), key=lambda p: (max(p / ipc, ipc / p), p))
 
 
 # ---- pieces ----
@@ -69,16 +66,19 @@ def mse_gt(ce_weight: float) -> dict[str, Any]:
   return {"name": "mse_ce", "ce_weight": ce_weight}
 
 
-def student(
+def settings(
   num_epochs: int,
   batch_size: int,
   optimizer: dict[str, Any],
   rate: dict[str, Any],
   loss: dict[str, Any],
+  crop_scale: tuple[float, float] | None,
+  *,
   ema: float | None = None,
-) -> dict[str, Any]:
-  """The part of `config.student` that a recipe sets."""
-  return {
+  **views: Any,
+) -> Settings:
+  """What a recipe sets of `config.student`, and all of `config.label.views`."""
+  student = {
     "num_epochs": num_epochs,
     "batch_size": batch_size,
     "optimizer": optimizer,
@@ -87,11 +87,8 @@ def student(
     "hard_weight": 0.0,
     "ema": ema,
   }
-
-
-def views(scale: tuple[float, float] | None, **kwargs: Any) -> dict[str, Any]:
-  """`config.label.views`, with CutMix unless another mix is given."""
-  return {"crop_scale": scale, "padding": 0, "flip": True, **CUTMIX, **kwargs}
+  common = {"padding": 0, "flip": True, "mix": "cutmix", "mix_alpha": 1.0}
+  return {"student": student, "views": {"crop_scale": crop_scale, **common, **views}}
 
 
 # ---- recipes ----
@@ -101,13 +98,13 @@ def sre2l_kl(case: Case) -> Settings:
   """SRe2L, and CDA where it has been published; CIFAR-10 has CIFAR-100's values (ours)."""
   if case.dataset == "tiny":
     rate = schedule("warmup_cosine", warmup=0.05, start=0.01)
-    part = student(100, 256, sgd(0.2, 1e-4, decay="all"), rate, kl(20.0, squared=True))
-    return {"student": part, "views": views((0.08, 1.0), mix=None)}
+    optimizer = sgd(0.2, 1e-4, decay="all")
+    return settings(100, 256, optimizer, rate, kl(20.0, squared=True), (0.08, 1.0), mix=None)
+  rate = schedule("cosine")
   if case.dataset == "imagenet":
-    part = student(300, 1024, adamw(), schedule("cosine"), kl(20.0))
-    return {"student": part, "views": views((0.08, 1.0))}
-  part = student(400, 128, adamw(decay="all"), schedule("cosine"), kl(30.0))
-  return {"student": part, "views": views(None, padding=4, mix="mixup", mix_alpha=0.8)}
+    return settings(300, 1024, adamw(), rate, kl(20.0), (0.08, 1.0))
+  optimizer = adamw(decay="all")
+  return settings(400, 128, optimizer, rate, kl(30.0), None, padding=4, mix="mixup", mix_alpha=0.8)
 
 
 RDED_LR = {"vgg11": 5e-4, "efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "alexnet": 1e-4}
@@ -126,11 +123,12 @@ def rded_kl(case: Case) -> Settings:
   if case.dataset == "cifar100" and conv3:  # its special case, conv3 taught by conv3
     lr, batch = 2e-3, 25
   batch = max(1, min(batch, round(case.ipc * case.num_classes)))
-  shown = views((0.5, 1.0), shuffle_patches=2) if case.dataset == "imagenet" else views(None)
-  part = student(300, batch, adamw(lr), schedule("smooth", zeta=2.0), kl(20.0))
+  found = settings(300, batch, adamw(lr), schedule("smooth", zeta=2.0), kl(20.0), None)
+  if case.dataset == "imagenet":
+    found["views"] |= {"crop_scale": (0.5, 1.0), "shuffle_patches": 2}
   if "bn_momentum" in inspect.signature(models.MODELS[case.model["name"]]).parameters:
-    part["model"] = {**case.model, "bn_momentum": RDED_BN_MOMENTUM}
-  return {"student": part, "views": shown}
+    found["student"]["model"] = {**case.model, "bn_momentum": RDED_BN_MOMENTUM}
+  return found
 
 
 def gvbsm_mse_gt(case: Case) -> Settings:
@@ -141,11 +139,7 @@ def gvbsm_mse_gt(case: Case) -> Settings:
     "tiny": (100, 100, sgd(0.1, 5e-4), 0.1),
     "imagenet": (300, 1024, adamw(), 0.1),
   }[case.dataset]
-  part = student(epochs, batch, optimizer, schedule("cosine"), mse_gt(ce_weight))
-  return {"student": part, "views": views((0.08, 1.0))}
-
-
-EDC_MILESTONES: dict[str, Any] = {"milestones": (0.8, 0.9, 0.95), "factor": 0.5}
+  return settings(epochs, batch, optimizer, schedule("cosine"), mse_gt(ce_weight), (0.08, 1.0))
 
 
 def edc_mse_gt(case: Case) -> Settings:
@@ -158,28 +152,27 @@ def edc_mse_gt(case: Case) -> Settings:
   }[case.dataset]
   optimizer, rate = adamw(), schedule("smooth", zeta=2.0)
   if case.dataset == "cifar10":
-    rate = schedule("multistep", **EDC_MILESTONES)
+    rate = schedule("multistep", milestones=(0.8, 0.9, 0.95), factor=0.5)
   if case.released and case.dataset in ("cifar100", "tiny"):
     optimizer = sgd(0.1, 5e-4, momentum=0.875)
   if case.released and case.dataset in ("cifar100", "imagenet"):
     rate = schedule({"cifar100": "ssrs", "imagenet": "linear"}[case.dataset], zeta=2.0)
-  part = student(epochs, batch, optimizer, rate, mse_gt(0.025), ema=0.99)
-  return {"student": part, "views": views((scale, 1.0), rand_augment=case.dataset != "imagenet")}
+  rand_augment = case.dataset != "imagenet"
+  crop = (scale, 1.0)
+  return settings(
+    epochs, batch, optimizer, rate, mse_gt(0.025), crop, ema=0.99, rand_augment=rand_augment
+  )
 
 
 def rd3(case: Case) -> Settings:
   """The neutral recipe: the same whatever made the images, and without hard labels in the loss.
 
-  One loss for all. KL, since it compares what a label says and not also the level of its logits;
-  since every kind of label has it (top-k too); and since the classes of images stay out of it, so
-  that "hard" and "soft" rows differ in labels alone. At temperature 20 with T^2 it is nearly the
-  squared difference of centred logits, and its gradient is of the size that the hard loss has.
+  Every kind of label has KL, which compares what a label says and not the level of its logits. At
+  temperature 20 with T^2 its gradient is of the size that the hard loss has.
   """
-  part = student(
-    400, 50, {"name": "adam", "lr": 1e-3}, schedule("smooth", per_epoch=False, zeta=2.0),
-    kl(20.0, squared=True),
-  )  # fmt: skip
-  return {"student": part, "views": views((0.08, 1.0), flip=case.dataset not in MIRRORED)}
+  optimizer, flip = {"name": "adam", "lr": 1e-3}, case.dataset not in MIRRORED
+  rate = schedule("smooth", per_epoch=False, zeta=2.0)
+  return settings(400, 50, optimizer, rate, kl(20.0, squared=True), (0.08, 1.0), flip=flip)
 
 
 _FOUR = ("cifar10", "cifar100", "tiny", "imagenet")

@@ -152,7 +152,7 @@ def test_npz_of_medmnist(tmp_path):
 def test_npz_with_other_names_lists_what_is_there(tmp_path):
   np.savez(tmp_path / "set.npz", X=blobs(3), y=np.arange(3))
   with pytest.raises(
-    LtddError, match=r"set\.npz: found X, y; expected x_train, .*, or train_images, "
+    LtddError, match=r"^npz:\S*set\.npz: found X, y; expected x_train, .*, or train_images, "
   ):
     open_source(f"npz:{tmp_path}/set.npz")
 
@@ -293,7 +293,7 @@ def test_links_to_folders_and_files_are_followed(folder, tmp_path_factory):
   for i in range(3):
     Image.fromarray(np.full((6, 6, 3), 100 + i, np.uint8)).save(there / f"{i}.png")
   (folder / "train" / "ant" / "more").symlink_to(there)
-  (folder / "train" / "dog").symlink_to(there)
+  (folder / "train" / "dog").symlink_to(shutil.copytree(there, there / ".." / "copy"))
   (folder / "train" / "cat" / "x.png").symlink_to(there / "2.png")
   source = open_source(f"folder:{folder}", image_size=6)
   assert np.bincount(source.train_labels).tolist() == [5, 5, 3]
@@ -314,9 +314,21 @@ def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
     open_source(f"folder:{folder}", image_size=6)
 
 
-def test_links_in_a_circle_are_refused(folder):
-  (folder / "train" / "cat" / "again").symlink_to(folder / "train" / "cat")
-  with pytest.raises(LtddError, match="cat/again: a link to a folder that it lies in; remove it"):
+@pytest.mark.parametrize("target", ["train/cat", "train/ant", "train", "."])
+@pytest.mark.parametrize("outside", [False, True])
+def test_links_by_which_images_count_twice_are_refused(folder, target, outside, tmp_path_factory):
+  if outside:  # the class folder is a link itself
+    there = tmp_path_factory.mktemp("more") / "cats"
+    (folder / "train" / "cat").rename(there)
+    (folder / "train" / "cat").symlink_to(there)
+  (folder / "train" / "cat" / "again").symlink_to(folder / target)
+  with pytest.raises(LtddError, match=r"cat/again.*: is the same folder as .*; remove the link"):
+    open_source(f"folder:{folder}", image_size=6)
+
+
+def test_one_folder_is_not_read_for_two_classes(folder):
+  (folder / "train" / "ant" / "others").symlink_to(folder / "train" / "cat")
+  with pytest.raises(LtddError, match=r"train/cat: is the same folder as \S*/ant/others, so that"):
     open_source(f"folder:{folder}", image_size=6)
 
 
@@ -409,7 +421,7 @@ def test_folder_needs_a_size_and_a_known_policy(folder):
 
 def _decode(image, tmp_path, channels=3, size=None, **kwargs):
   image.save(tmp_path / "x.png", **kwargs)
-  return image_files.decode(tmp_path / "x.png", channels, size)
+  return image_files.decode((tmp_path / "x.png").read_bytes(), channels, size)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
@@ -435,6 +447,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     (np.array([[0, 65536]], np.int32), "its pixels go from 0 to 65536; expected whole numbers"),
     (np.array([[-1, 5]], np.int32), "its pixels go from -1 to 5; expected whole numbers"),
     (np.array([[0.0, 0.5]], np.float32), "its pixels are floats"),
+    (np.array([[0, 255]], np.int32), "have 32 bits and go from 0 to 255, .* expected 8 or 16"),
   ],
 )
 def test_pixels_outside_sixteen_bits_are_refused(pixels, message, tmp_path, folder):
@@ -443,9 +456,18 @@ def test_pixels_outside_sixteen_bits_are_refused(pixels, message, tmp_path, fold
     open_source(f"folder:{folder}", image_size=6)
 
 
+def test_black_of_thirty_two_bits_is_black(tmp_path):
+  Image.fromarray(np.zeros((1, 2), np.int32)).save(tmp_path / "x.tiff")
+  assert image_files.decode((tmp_path / "x.tiff").read_bytes(), 1).ravel().tolist() == [0, 0]
+
+
 def test_thirty_two_bits_that_hold_sixteen_are_scaled(tmp_path):
   Image.fromarray(np.array([[0, 257 * 100, 65535]], np.int32)).save(tmp_path / "x.tiff")
-  assert image_files.decode(tmp_path / "x.tiff", 1)[0, :, 0].tolist() == [0, 100, 255]
+  assert image_files.decode((tmp_path / "x.tiff").read_bytes(), 1)[0, :, 0].tolist() == [
+    0,
+    100,
+    255,
+  ]
 
 
 def test_transparent_pixels_keep_the_colour_that_is_stored(tmp_path):
@@ -458,7 +480,7 @@ def test_transparent_pixels_keep_the_colour_that_is_stored(tmp_path):
 
 def test_cmyk_becomes_rgb_and_one_bit_black_and_white(tmp_path):
   Image.new("CMYK", (5, 4), (0, 255, 0, 0)).save(tmp_path / "x.tiff")
-  assert (image_files.decode(tmp_path / "x.tiff", 3) == (255, 0, 255)).all()
+  assert (image_files.decode((tmp_path / "x.tiff").read_bytes(), 3) == (255, 0, 255)).all()
   bits = Image.fromarray(np.array([[0, 255, 255]], np.uint8)).convert("1")
   assert _decode(bits, tmp_path, channels=1)[0, :, 0].tolist() == [0, 255, 255]
 
@@ -466,7 +488,7 @@ def test_cmyk_becomes_rgb_and_one_bit_black_and_white(tmp_path):
 def test_the_first_frame_is_taken(tmp_path):
   frames = [Image.new("L", (5, 4), level) for level in (10, 20)]
   frames[0].save(tmp_path / "x.tiff", save_all=True, append_images=frames[1:])
-  assert (image_files.decode(tmp_path / "x.tiff", 1) == 10).all()
+  assert (image_files.decode((tmp_path / "x.tiff").read_bytes(), 1) == 10).all()
 
 
 def test_images_are_turned_upright(tmp_path):
@@ -603,6 +625,7 @@ def test_unknown_name_is_corrected():
     (3, "data source 3 is of type int; expected a name"),
     ("", "'' is not known"),
     ("cifar10/none", "TFDS cannot set it up here"),
+    ("cifar10:9.9.9", "TFDS cannot set it up here"),
   ],
 )
 def test_names_that_are_no_set_say_what_was_meant(name, message):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import augment, dsa, rand_augment
+from ltdd_jax.data import augment, crops, dsa, rand_augment
 from ltdd_jax.data import views as views_lib
 from tests import small
 
@@ -62,8 +62,6 @@ def test_rand_augment_comes_before_the_crop(key):
   again = views(key, floats, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
   np.testing.assert_allclose(got, again, atol=1e-5)
   assert (np.abs(levels - IMAGES).max((1, 2, 3)) > 0.5).sum() >= 2
-  with pytest.raises(LtddError, match="magnitude 40"):
-    make(rand_augment=40)
 
 
 def test_cutmix_takes_every_pixel_from_one_of_two_images(key):
@@ -106,9 +104,6 @@ def test_unknown_mix_is_refused():
     ("crop_scale", (0.0, 1.0), "a pair of numbers with 0 < low <= high <= 1"),
     ("crop_scale", (0.1, 0.5, 1.0), "a pair of numbers with 0 < low <= high <= 1"),
     ("crop_scale", ("a", "b"), "a pair of numbers with 0 < low <= high <= 1"),
-    ("crop_ratio", (-1, 1), "a pair of numbers with 0 < low <= high"),
-    ("crop_ratio", (2, 1), "a pair of numbers with 0 < low <= high"),
-    ("crop_ratio", None, "a pair of numbers with 0 < low <= high"),
     ("padding", -1, "a whole number >= 0"),
     ("padding", 1.5, "a whole number >= 0"),
     ("shuffle_patches", 0, "a whole number >= 1"),
@@ -155,14 +150,13 @@ def shared_keys(fn, *args):
 
 BATCH = jnp.asarray(IMAGES, jnp.float32)
 DRAWS = {
-  "crop": lambda k: augment.random_resized_crop(k, BATCH),
-  "cutmix": lambda k: augment.cutmix(k, BATCH, shared=False),
-  "mixup": lambda k: augment.mixup(k, BATCH),
-  "jitter": lambda k: augment.color_jitter(k, BATCH, brightness=1.0, contrast=1.0),
-  "shuffle": lambda k: augment.shuffle_patches(k, BATCH[0], factor=2),
+  "crop": lambda k: crops.random_resized_crop(k, BATCH),
+  "cutmix": lambda k: views_lib.cutmix(k, BATCH[0], BATCH[1], 1.0),
+  "mixup": lambda k: views_lib.mixup(k, BATCH[0], BATCH[1], 0.8),
+  "shuffle": lambda k: crops.shuffle_patches(k, BATCH[0], factor=2),
   "dsa": lambda k: dsa.dsa(k, BATCH),
   "rand_augment": lambda k: rand_augment.rand_augment(k, IMAGES[0]),
-  "compose": augment.compose([{"name": "cutmix"}, {"name": "random_flip"}]),
+  "compose": augment.compose([{"name": "random_resized_crop"}, {"name": "random_flip"}]),
 }
 
 

@@ -74,7 +74,7 @@ def test_options_are_checked(config):
   for key in ("tile", "batch_size"):
     with pytest.raises(LtddError, match=rf"config\.statistics\.{key} is 0; expected 1 or more"):
       check.check(config | {"statistics": {key: 0}})
-  with pytest.raises(LtddError, match=r"config\.statistics\.augment has 'cutmix', which mixes"):
+  with pytest.raises(LtddError, match=r"config\.statistics\.augment\.0: unknown name 'cutmix'"):
     check.check(config | {"statistics": {"augment": ({"name": "cutmix"},)}})
 
 
