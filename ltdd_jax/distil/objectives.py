@@ -9,9 +9,6 @@ from jaxtyping import Array, Float, Int
 from ltdd_jax.models import layers
 from ltdd_jax.models.taps import Moment
 
-KL_DIRECTIONS = ("images_ema", "ema_images")
-KL_MEANS = ("elements", "images")
-
 
 def safe_norm(x: Float[Array, "*g c"]) -> Float[Array, "*g"]:
   """Euclidean norm over the last axis, with gradient 0 at 0, as PyTorch has it."""
@@ -32,9 +29,6 @@ def bn_statistics(moments: Sequence[Moment], first_multiplier: float = 10.0) -> 
   Args:
     moments: of every batch norm in the order of calls; see `models.taps`.
     first_multiplier: kappa.
-
-  Returns:
-    A scalar.
   """
   terms = [safe_norm(m.running_var - m.var) + safe_norm(m.running_mean - m.mean) for m in moments]
   return first_multiplier * terms[0] + sum(terms[1:], start=jnp.zeros(()))
@@ -67,9 +61,6 @@ def densification(
     labels: (b,) classes.
     temperature: tau.
     side: of the pooled images; `torch.nn.AdaptiveAvgPool2d` is the pooling.
-
-  Returns:
-    A scalar.
   """
   order = jnp.argsort(labels)
   labels = labels[order]
@@ -116,30 +107,15 @@ def _log_softmax_within(x: jax.Array, same: jax.Array) -> jax.Array:
 
 
 def flatness(
-  logits: Float[Array, "b k"],
-  slow_logits: Float[Array, "b k"],
-  temperature: float = 4.0,
-  direction: str = "images_ema",
-  mean: str = "elements",
+  logits: Float[Array, "b k"], slow_logits: Float[Array, "b k"], temperature: float = 4.0
 ) -> Float[Array, ""]:
-  """Distance of what a teacher says of the images and of their running mean.
+  """Distance of what a teacher says of the images and of their running mean, in the same view.
 
       1/(b k) sum_b KL(p || q),   p = softmax(logits / tau),   q = sg(softmax(slow_logits / tau))
 
-  Source: EDC (Shao et al., NeurIPS 2024), flatness regularisation. Its released code computes
-  KL(q || p): `direction="ema_images"`. It divides by b k; the paper names no divisor, and its
-  weight, 0.25, was found with that code. `mean="images"` divides by b alone.
-
-  Args:
-    logits: of the images.
-    slow_logits: of the running mean of the images, under the same views.
-    temperature: tau.
-    direction: "images_ema" for KL(p || q), "ema_images" for KL(q || p).
-    mean: "elements" divides by b k, "images" by b.
+  Source: EDC (Shao et al., NeurIPS 2024), flatness regularisation. The paper names no divisor; b k
+  is that of the code with which its weight, 0.25, was found. The code has KL(q || p).
   """
   log_p = jax.nn.log_softmax(logits / temperature)
   log_q = jax.lax.stop_gradient(jax.nn.log_softmax(slow_logits / temperature))
-  if direction == "ema_images":
-    log_p, log_q = log_q, log_p
-  found = jnp.mean(jnp.exp(log_p) * (log_p - log_q))
-  return found * logits.shape[-1] if mean == "images" else found
+  return jnp.mean(jnp.exp(log_p) * (log_p - log_q))
