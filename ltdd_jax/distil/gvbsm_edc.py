@@ -139,14 +139,14 @@ def edc_released(
   env: Env,
   /,
   *,
-  target_batch: int = 64,
   init: str | Mapping[str, Any] = "real",
+  target_batch: int = 64,
   num_steps: int = 75,
   lr: float = 0.05,
+  augment: Augments = CROP_AND_FLIP,
   r_stats: float = 0.01,
   alpha: float = 0.5,
   ema: float = 0.8,
-  augment: Augments = CROP_AND_FLIP,
 ) -> Method:
   """EDC as its released code computes it; the arguments are those of `edc` and `gvbsm`.
 

@@ -75,7 +75,7 @@ def start(rule: Rule, statistics: Statistics) -> tuple[LayerRunning, ...]:
 def match(
   rule: Rule,
   inputs: tuple[taps.LayerInput, ...],
-  labels: Int[Array, "b"],
+  labels: Int[Array, " b"],
   variables: Any,
   statistics: Statistics,
   running: tuple[LayerRunning, ...],
@@ -98,15 +98,9 @@ def match(
     inputs: of the layers, from `taps.apply_with_inputs(..., statistics.LAYERS)`.
     labels: (b,) classes of the images.
     variables: of the teacher: its batch norms' running moments.
-    statistics: of the teacher on the training set.
+    statistics: of the teacher on the training set; LtddError if they are of another network.
     running: of the teacher, see `start`.
     key: for the convolutions that are dropped.
-
-  Returns:
-    A scalar, and the new running means.
-
-  Raises:
-    LtddError: the statistics are those of another network.
   """
   k, b = statistics.counts.shape[0], labels.shape[0]
   onehot = jax.nn.one_hot(labels, k)
@@ -162,7 +156,7 @@ def _match_layer(
 
 
 def follow(
-  rule: Rule, running: Running, stats: Target, moved: Bool[Array, "g"]
+  rule: Rule, running: Running, stats: Target, moved: Bool[Array, " g"]
 ) -> tuple[Target, Running]:
   """Moves running means, and gives their value the gradient of the newest statistic.
 
@@ -171,11 +165,7 @@ def follow(
   The running means start at zero and stay there too small for a while, as in the released code of
   G-VBSM and EDC; with `ema_start="unbiased"` what is shown is e / (1 - m^n) after n steps.
 
-  Args:
-    rule: see `Rule`.
-    running: of g groups.
-    stats: of this step, (g, ...).
-    moved: (g,) the groups that move; others show what they have.
+  Of the g groups those that are not `moved` show what they have.
   """
   m, sg = rule.momentum, jax.lax.stop_gradient
   weight = jnp.where(moved, m * running.weight + (1 - m), running.weight)
@@ -188,7 +178,7 @@ def follow(
   return shown, Running(value, weight)
 
 
-def distances(target: Target, stats: Target) -> Float[Array, "g"]:
+def distances(target: Target, stats: Target) -> Float[Array, " g"]:
   """Sums ||T - s||_2 over the statistics, for each of g groups."""
   parts = zip(target, stats, strict=True)
   norms = [objectives.safe_norm(t - s) for t, s in parts if s is not None]

@@ -39,7 +39,7 @@ def bn_statistics(moments: Sequence[Moment], first_multiplier: float = 10.0) -> 
 
 def densification(
   images: Float[Array, "b h w c"],
-  labels: Int[Array, "b"],
+  labels: Int[Array, " b"],
   temperature: float = 4.0,
   side: int = 32,
 ) -> Float[Array, ""]:
@@ -76,7 +76,7 @@ def densification(
 
 
 @jax.custom_vjp
-def eigenvalues(matrix: Float[Array, "b b"]) -> Float[Array, "b"]:
+def eigenvalues(matrix: Float[Array, "b b"]) -> Float[Array, " b"]:
   """Eigenvalues of a symmetric matrix, ascending, with the gradient `V diag(g) V^T`.
 
   It is finite for equal eigenvalues too, and right for symmetric functions of them.

@@ -54,7 +54,7 @@ def run_method(
   not grow with the number of slots; a published method's statistics are those of such a batch.
   Steps are counted on from batch to batch, so that teachers go on taking turns, and what
   `method.carry` names goes along. Other methods see all slots at once. Each turn's step is compiled
-  once for each length of a batch: a second time if the last one is shorter.
+  once for each length of a batch.
 
   Args:
     name: of the image source, for messages, keys and checkpoints.
@@ -62,10 +62,9 @@ def run_method(
     env: the static facts that the method was made with.
     slots: the budget.
     res: the resources that the method needs.
-    batch_size: images optimised together; None for all, as EDC on CIFAR-10, and then memory does
-      grow with the number of slots.
-    jpeg_quality: images come back from JPEG files of this quality, as the released code of SRe2L,
-      CDA, RDED and partly EDC and G-VBSM has them (75, docs/reference/methods.md); None for none.
+    batch_size: images optimised together; None for all, as EDC on CIFAR-10.
+    jpeg_quality: images come back from JPEG files of this quality, 75 in the released code of some
+      (docs/reference/methods.md); None for none.
     dtype: "uint8" by truncation, as the published methods save images, or "float32"; None for the
       method's own.
     on_host: resources that stay on the host, for `method.inputs` alone.

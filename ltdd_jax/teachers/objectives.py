@@ -66,12 +66,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 
 def make_objective(class_counts: Counts, *, name: str, **kwargs: Any) -> Objective:
-  """Makes an objective by its name.
-
-  Args:
-    class_counts: (k,) training images of each class.
-    name: a key of `OBJECTIVES`.
-    **kwargs: of that objective.
+  """Makes an objective by its name, for (k,) training images of each class.
 
   Raises:
     LtddError: an unknown name or argument, one out of range, or a class without images.

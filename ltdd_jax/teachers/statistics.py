@@ -66,7 +66,7 @@ class Target(NamedTuple):
 
 
 def pooled(
-  layer: LayerStatistics, counts: Float[Array, "k"], *, batch: int | None = None
+  layer: LayerStatistics, counts: Float[Array, " k"], *, batch: int | None = None
 ) -> Target:
   """Computes mean and variance of the images of all classes as one set.
 
