@@ -8,10 +8,10 @@ A method is a NamedTuple of pure functions made by a factory:
     state, metrics = method.step(fold_in(key, t), state, res, None, turn=t % method.turns)
   distilled = method.read(state)
 
-The factory binds numbers and static functions (`env`). Arrays are never bound: a teacher closed
-over by a jitted function would become a constant of the program. They arrive as arguments: `res`
-holds the resources that the method's `needs` name, and `x` what `inputs` makes for this step.
-`slots.labels` is the budget; nothing here knows "images per class".
+The factory binds numbers and static functions (`env`). Arrays arrive as arguments, since a teacher
+closed over by a jitted function would become a constant of the program: `res` holds the resources
+that the method's `needs` name, and `x` what `inputs` makes for this step. `slots.labels` is the
+budget; nothing here knows "images per class".
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -20,7 +20,7 @@ from ltdd_jax import models
 from ltdd_jax.core.registry import check_at_least, check_choice, check_share
 from ltdd_jax.core.types import Slots
 from ltdd_jax.data import dsa
-from ltdd_jax.distil import coreset, pixels
+from ltdd_jax.distil import coreset, initial_images, pixels
 from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.models import taps
@@ -31,9 +31,7 @@ RealBatch = tuple[  # rows, and weights: 0 where the class has no further image
   Int32[Array | np.ndarray, "k r"], Float32[Array | np.ndarray, "k r"]
 ]
 Views = tuple[Int[Array, " k"], Float[Array, "k 3"]] | None  # of each class, see `dsa.apply_op`
-
 Embed = Callable[..., jax.Array]  # images (b, h, w, c), labels (b,), counted (b,) -> (b, f)
-
 CONVNET = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
 
 
@@ -60,9 +58,8 @@ def dm(
 
   In what we differ from the released code: classes may have unequal numbers of slots, and fewer
   than `batch_real` images with batch norm too, whose moments leave out what is missing; A_c is
-  drawn anew for each class (the code seeds it by the clock: classes of one millisecond share it);
-  a class with fewer images than slots starts from each of them several times; the code makes one
-  step more.
+  drawn anew for each class (the code seeds it by the clock); a class with fewer images than slots
+  starts from each of them several times; the code makes one step more.
 
   Args:
     env: static facts; teachers are not used.
@@ -73,9 +70,6 @@ def dm(
     network: {name, **kwargs} of `models.make_model`.
     augment: strategy of `dsa.dsa`, without "flip" for digits; None for no views.
     init: "real" (training images, drawn without replacement) or "noise", N(0, 1).
-
-  Raises:
-    LtddError: an unknown network, operation or `init`, or a number out of range.
   """
   check_at_least("method 'dm': ", 1, num_steps=num_steps, batch_real=batch_real)
   check_at_least("method 'dm': ", 0, lr=lr)
@@ -87,12 +81,11 @@ def dm(
     **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
   )
   tx = optax.sgd(lr, momentum)
+  noise = initial_images.noise(env).draw
+  first = noise if init == "noise" else lambda *args: coreset.random(env).init(*args).images
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> pixels.PixelState:
-    if init == "real":
-      images = coreset.random(env).init(key, slots, res).images
-    else:
-      images = jax.random.normal(key, (len(slots.labels), *env.image_shape))
+    images = first(key, slots, res)
     labels = jnp.asarray(slots.labels, jnp.int32)
     return pixels.PixelState(jnp.zeros((), jnp.int32), images, labels, tx.init(images))
 

@@ -57,9 +57,5 @@ def features(env: Env, res: Resources, chunk_size: int) -> Float[Array, "n f"]:
     return tuple(taps.features(o.model, v, x)[1].astype(jnp.float32) for o, v in pairs)
 
   parts = in_chunks(chunk, len(res["images"]), chunk_size)
-  return jnp.concatenate([_unit_scale(part) for part in parts], axis=1)
-
-
-def _unit_scale(x: Float[Array, "n f"]) -> Float[Array, "n f"]:
-  mean_square = jnp.square(x).sum(1).mean()
-  return x / jnp.sqrt(jnp.maximum(mean_square, 1e-12))
+  scale = lambda x: jnp.sqrt(jnp.maximum(jnp.square(x).sum(1).mean(), 1e-12))
+  return jnp.concatenate([part / scale(part) for part in parts], axis=1)

@@ -71,11 +71,7 @@ def gvbsm(
     ema_init: "zero" (released): they start at zero and are not corrected for it; or "unbiased".
     conv_drop: chance that a convolution is left out of a step.
     target_batch: images in the batches whose mean variance is the target, 64 in the released code
-      (256 on ImageNet); None is the variance of all.
-
-  Raises:
-    LtddError: an option that is out of range.
-  """
+      (256 on ImageNet); None is the variance of all."""
   rule = layer_statistics.Rule(first_multiplier, ema, ema_init, conv_drop, batch=target_batch)
   return _in_turn("gvbsm", env, rule, init, augment, num_steps, lr, r_stats, densify=densify)
 
@@ -110,22 +106,10 @@ def edc(
   In what we differ: as `gvbsm`; and the running means of the classes are those of each class.
 
   Args:
-    env: static facts, with at least one teacher.
+    env: as in `gvbsm`, and likewise what is not named here.
     alpha: weight of the training set's statistics; 1 - alpha is that of the classes'.
     flatness: weight of the flatness regularisation; 0 leaves it and its forward pass out.
-    flatness_decay: of the running mean of the images.
-    init: see `gvbsm`, as for all that follow.
-    num_steps: T.
-    lr: of the images.
-    r_stats: weight of the statistics.
-    first_multiplier: weight of the stem.
-    ema: momentum.
-    ema_init: "zero" or "unbiased".
-    augment: specs.
-
-  Raises:
-    LtddError: an option that is out of range.
-  """
+    flatness_decay: of the running mean of the images."""
   rule = layer_statistics.Rule(first_multiplier, ema, ema_init, alpha=alpha)
   check_at_least("method 'edc': ", 0, flatness=flatness)
   check_share("method 'edc': ", flatness_decay=flatness_decay)
@@ -157,8 +141,7 @@ def edc_released(
   * Flatness regularisation is off in all scripts.
   * Targets are means of the moments of batches of 64 images (256 on ImageNet).
 
-  ImageNet: 1,000 steps.
-  """
+  ImageNet: 1,000 steps."""
   rule = layer_statistics.Rule(momentum=ema, alpha=alpha, batch=target_batch, released=True)
   return _in_turn("edc_released", env, rule, init, augment, num_steps, lr, r_stats)
 

@@ -98,13 +98,7 @@ STARTS: dict[str, Callable[..., Start]] = {"noise": noise, "real": real, "rded":
 
 
 def make_start(env: Env, spec: str | Mapping[str, Any], method: str = "start") -> Start:
-  """Makes a start of a name, or of a mapping with `name` and keyword arguments.
-
-  `method` is the name of the method whose argument `init` it is, for messages.
-
-  Raises:
-    LtddError: an unknown name or argument, or one out of range.
-  """
+  """Makes a start of a name or of a mapping with `name` and arguments, a method's `init`."""
   kwargs = {"name": spec} if isinstance(spec, str) else dict(spec)
   name = kwargs.pop("name", "")
   return registry.make(f"'init' of method {method!r}:", STARTS, name, kwargs, env)

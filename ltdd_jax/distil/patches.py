@@ -52,13 +52,7 @@ def mosaics(
 ) -> Float[Array, "n h w c"]:
   """Makes mosaics of a distilled set with `totals` images of each slot's class.
 
-  Args:
-    key: draws the pool and the crops.
-    env: teachers and constants.
-    options: see `rded.rded`.
-    res: teachers, images, labels.
-    slots: class of each mosaic, and its number within its class.
-    totals: images of its class in the whole set.
+  `slots` has the class of each mosaic and its number within it; the key draws pool and crops.
   """
   order_key, crop_key = jax.random.split(key)
   labels, numbers = (jnp.asarray(x, jnp.int32) for x in slots)

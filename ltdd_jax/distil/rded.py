@@ -34,9 +34,8 @@ def rded(
   In what we differ: all is normalised by the data set's own constants, where RDED uses those of
   ImageNet everywhere; crops are cut from images of the final size, not from larger files; and a
   class may have fewer images than the pool or than patches, where RDED stops with an error. Such a
-  class takes the pool's entries from its images in turn, each entry with its own crops, so that it
-  has as many candidates as the others; each image's best patch is used before any second best one,
-  and so on. EDC's tool fills its pool with the easiest images, and cells with consecutive patches.
+  class takes the pool's entries from its images in turn, each entry with its own crops; each
+  image's best patch is used before any second best one, and so on.
 
   Args:
     env: with one teacher or more.

@@ -53,9 +53,6 @@ def sre2l(
     r_bn: weight of the statistics term.
     first_bn_multiplier: weight of the stem within it.
     augment: specs for `data.augment.compose`; each should be `shared`.
-
-  Raises:
-    LtddError: a number out of range; (of the step) a teacher without batch norms.
   """
   augment_fn = augment_lib.compose(augment)
   views_of = lambda key, images, step: augment_fn(key, images)
@@ -95,14 +92,7 @@ def cda(
     milestone: m, the share of the steps that the curriculum lasts; 1 in all released commands, and
       0 is SRe2L with default crops.
     min_scale: s.
-    num_steps: T.
-    lr: see `sre2l`.
-    r_bn: see there.
-    first_bn_multiplier: see there.
     augment: specs of what follows the crop.
-
-  Raises:
-    LtddError: an unknown curriculum, or else as `sre2l`.
   """
   check_choice("method 'cda': curriculum", curriculum, CURRICULA)
   check_share("method 'cda': ", milestone=milestone, min_scale=min_scale)
@@ -142,7 +132,7 @@ def _matching_batch_norms(
   r_bn: float,
   first_bn_multiplier: float,
 ) -> Method:
-  """The loop of both: they differ in their views and constants."""
+  """The loop of both: they differ in their views and constants. All teachers need batch norms."""
   check_at_least(f"method {name!r}: ", 0, r_bn=r_bn, first_bn_multiplier=first_bn_multiplier)
 
   def objective(

@@ -6,9 +6,8 @@
 
 For the input of every batch norm and convolution there are three numbers for each class and
 channel: the mean, the mean variance within an image, and the variance between images of their
-means. All images have the same number of pixels, so the three give mean and variance of any union
-of classes exactly. For convolutions there are the same three of each tile of q x q pixels and all
-channels. Two `Statistics` of different images merge to that of all.
+means, and for convolutions also for each tile of q x q pixels and all channels. All images have the
+same number of pixels, so the three give mean and variance of any union of classes exactly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,12 +107,7 @@ def tiles(x: Float[Array, "b h w c"], q: int) -> Float[Array, "b p n"]:
   A map whose height or width is no multiple of q is resized up to the next one, bilinearly with
   half-pixel centres. Source: `ConvFeatureHook` of G-VBSM's and EDC's released code.
 
-  Args:
-    x: (b, h, w, c).
-    q: side of a tile; 4 for images of 32 and 64 pixels, 16 for 224.
-
-  Returns:
-    (b, p, q * q * c) with p = ceil(h / q) * ceil(w / q).
+  q is 4 for images of 32 and 64 pixels, 16 for 224; n = q * q * c, p = ceil(h / q) * ceil(w / q).
   """
   b, h, w, c = x.shape
   rows, columns = -(-h // q), -(-w // q)
