@@ -107,22 +107,12 @@ def select(
 ) -> Method:
   """Makes a method that takes its images from what is there, and optimises nothing."""
 
-  def step(
-    key: jax.Array, state: Distilled, res: Resources, x: Any, *, turn: int = 0
-  ) -> tuple[Distilled, dict[str, jax.Array]]:
+  def step(key, state, res, x, *, turn=0):
     del key, res, x, turn
     return state, {}
 
-  return Method(
-    init,
-    step,
-    lambda state: state,
-    needs,
-    num_steps=0,
-    batching="select",
-    real_images=real_images,
-    notes=notes,
-  )
+  read = lambda state: state
+  return Method(init, step, read, needs, 0, "select", real_images=real_images, notes=notes)
 
 
 def make_slots(

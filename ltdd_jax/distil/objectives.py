@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int
 from ltdd_jax.models import layers
 from ltdd_jax.models.taps import Moment
 
+TEMPERATURE = 4.0  # of the softmaxes of densification and flatness
+
 
 def safe_norm(x: Float[Array, "*g c"]) -> Float[Array, "*g"]:
   """Euclidean norm over the last axis, with gradient 0 at 0, as PyTorch has it."""
@@ -37,41 +39,30 @@ def bn_statistics(moments: Sequence[Moment], first_multiplier: float = 10.0) -> 
 # ---- data densification ----
 
 
-def densification(
-  images: Float[Array, "b h w c"],
-  labels: Int[Array, " b"],
-  temperature: float = 4.0,
-  side: int = 32,
-) -> Float[Array, ""]:
+def densification(images: Float[Array, "b h w c"], labels: Int[Array, " b"]) -> Float[Array, ""]:
   """Distance of each class's eigenvalue spectrum from a flatter one.
 
       sum_c KL(sg(softmax(l_c / tau)) || softmax(l_c)),   l_c = eigenvalues of Z_c Z_c^T,
 
-  where the rows of Z_c are the images of class c, pooled to side x side pixels and flattened. A
-  class with one image contributes exactly 0. Source: G-VBSM (Shao et al., CVPR 2024), data
-  densification, and its code.
+  where tau is 4 and the rows of Z_c are the images of class c, pooled to 32 x 32 pixels (as
+  `torch.nn.AdaptiveAvgPool2d` does) and flattened. A class with one image contributes exactly 0.
+  Source: G-VBSM (Shao et al., CVPR 2024), data densification, and its code.
 
   Classes may have different numbers of images, and these may be traced: one decomposition of the
   whole (b, b) matrix, in which products between classes are 0 and the diagonal of each class is
   raised by more than the trace of those before it. The sorted eigenvalues are then those of the
   first class, of the second, ..., and raising them alike changes no softmax.
-
-  Args:
-    images: a batch.
-    labels: (b,) classes.
-    temperature: tau.
-    side: of the pooled images; `torch.nn.AdaptiveAvgPool2d` is the pooling.
   """
   order = jnp.argsort(labels)
   labels = labels[order]
-  z = layers.adaptive_avg_pool(images, side).reshape(len(labels), -1)[order]
+  z = layers.adaptive_avg_pool(images, 32).reshape(len(labels), -1)[order]
   same = labels[:, None] == labels[None, :]
   gram = jnp.where(same, jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST), 0.0)
   before = labels[:, None] > labels[None, :]
   raise_by = jnp.where(before, 1.01 * jnp.diagonal(gram)[None, :] + 1.0, 0.0).sum(1)
   values = eigenvalues(gram + jnp.diag(jax.lax.stop_gradient(raise_by)))
   log_p = _log_softmax_within(values, same)
-  log_q = jax.lax.stop_gradient(_log_softmax_within(values / temperature, same))
+  log_q = jax.lax.stop_gradient(_log_softmax_within(values / TEMPERATURE, same))
   return jnp.sum(jnp.exp(log_q) * (log_q - log_p))
 
 
@@ -106,16 +97,14 @@ def _log_softmax_within(x: jax.Array, same: jax.Array) -> jax.Array:
 # ---- flatness ----
 
 
-def flatness(
-  logits: Float[Array, "b k"], slow_logits: Float[Array, "b k"], temperature: float = 4.0
-) -> Float[Array, ""]:
+def flatness(logits: Float[Array, "b k"], slow_logits: Float[Array, "b k"]) -> Float[Array, ""]:
   """Distance of what a teacher says of the images and of their running mean, in the same view.
 
-      1/(b k) sum_b KL(p || q),   p = softmax(logits / tau),   q = sg(softmax(slow_logits / tau))
+      1/(b k) sum_b KL(p || q),   p = softmax(logits / 4),   q = sg(softmax(slow_logits / 4))
 
   Source: EDC (Shao et al., NeurIPS 2024), flatness regularisation. The paper names no divisor; b k
   is that of the code with which its weight, 0.25, was found. The code has KL(q || p).
   """
-  log_p = jax.nn.log_softmax(logits / temperature)
-  log_q = jax.lax.stop_gradient(jax.nn.log_softmax(slow_logits / temperature))
+  log_p = jax.nn.log_softmax(logits / TEMPERATURE)
+  log_q = jax.lax.stop_gradient(jax.nn.log_softmax(slow_logits / TEMPERATURE))
   return jnp.mean(jnp.exp(log_p) * (log_p - log_q))

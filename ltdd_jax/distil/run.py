@@ -31,7 +31,7 @@ class StoredSet(NamedTuple):
   @property
   def arrays(self) -> dict[str, np.ndarray]:
     """What is there, by name."""
-    return {k: v for k, v in self._asdict().items() if v is not None and k != "notes"}
+    return _arrays(Distilled(*self[:4]))
 
 
 def run_method(
@@ -48,7 +48,7 @@ def run_method(
   seed: int = 0,
   session: loop.Session | None = None,
 ) -> StoredSet:
-  """Fills all slots.
+  """Fills all slots; returns the set in their order.
 
   A method with `batching="batches"` optimises `batch_size` images at a time, so that memory does
   not grow with the number of slots; a published method's statistics are those of such a batch.
@@ -71,9 +71,6 @@ def run_method(
     seed: the run's seed.
     session: devices, checkpoints, progress.
 
-  Returns:
-    The set, in the order of the slots.
-
   Raises:
     LtddError: a resource is missing, the optimisation diverged, or an option is invalid.
   """
@@ -88,24 +85,25 @@ def run_method(
   compiled: dict[int, loop.Compiled] = {}
   parts, last = _finished(name, method, session), None
   for number in range(len(parts), -(-total // size)):
+    path = f"distil/{name}/{number}"
     chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
-    keys = functools.partial(rng.key_for, seed, f"distil/{name}/{number}")
+    keys = functools.partial(rng.key_for, seed, path)
     state = jax.jit(method.init)(keys("init"), chunk, device)
     if method.carry and last is not None:
       state = method.carry(state, last)
     last = _optimise(
-      f"distil/{name}/{number}",
+      path,
       method,
       _spread(state, len(chunk.labels), session),
       {"key": keys("step"), "res": device},
       session,
       len(chunk.labels),
-      inputs=functools.partial(_inputs, method, seed, f"distil/{name}/{number}", host),
+      inputs=functools.partial(_inputs, method, seed, path, host),
       first_turn=number * method.num_steps % method.turns,
       compiled=compiled.setdefault(len(chunk.labels), {}),
     )
     parts.append(_stored(method.read(last), env, dtype or method.dtype))
-    session.keep(f"distil/{name}/{number}", _arrays(parts[-1]))
+    session.keep(path, _arrays(parts[-1]))
     session.discard(f"distil/{name}/{number - 1}")
   together = jax.tree.map(lambda *x: np.concatenate(x) if x[0].ndim else x[-1], *parts)
   images = together.images
