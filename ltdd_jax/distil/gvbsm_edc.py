@@ -52,7 +52,8 @@ def gvbsm(
   R is `layer_statistics.match` without classes, DD `objectives.densification`, the loop
   `pixels.pixel_method`. The defaults are the released constants for CIFAR-10 and CIFAR-100, with
   batches of 100 images in class-major order. Tiny-ImageNet: padding 8. ImageNet: lr 0.1, ema 0.4,
-  conv_drop 0, random resized crops instead of the padded ones, batches of 80.
+  conv_drop 0, `config.statistics.tile` 16, random resized crops instead of the padded ones, batches
+  of 80.
 
   In what we differ: targets are moments of the training set (`target_batch`); passes of the
   released code that only log do not move running means; statistics are those of the whole batch,
@@ -71,7 +72,8 @@ def gvbsm(
     ema_init: "zero" (released): they start at zero and are not corrected for it; or "unbiased".
     conv_drop: chance that a convolution is left out of a step.
     target_batch: images in the batches whose mean variance is the target, 64 in the released code
-      (256 on ImageNet); None is the variance of all."""
+      (256 on ImageNet); None is the variance of all.
+  """
   rule = layer_statistics.Rule(first_multiplier, ema, ema_init, conv_drop, batch=target_batch)
   return _in_turn("gvbsm", env, rule, init, augment, num_steps, lr, r_stats, densify=densify)
 
@@ -99,9 +101,9 @@ def edc(
   R is `layer_statistics.match`, with soft category-aware matching of weight 1 - alpha, FR
   `objectives.flatness`. The defaults are the paper's for CIFAR-10, where a batch is all images.
   CIFAR-100 and Tiny-ImageNet: 2,000 steps, crops of 0.5 to 1, batches of 100; ImageNet: the same
-  with r_stats 0.1, batches of 80, and `init={"name": "rded", "factor": 2}`. Order of slots:
-  class-major. The paper does not speak of the start of the running means: 75 steps of 8 teachers
-  are 9 a piece, after which the start at zero still weighs 13 %.
+  with r_stats 0.1, tiles of 16, batches of 80, and `init={"name": "rded", "factor": 2}`. Order of
+  slots: class-major. The paper does not speak of the start of the running means: 75 steps of 8
+  teachers are 9 a piece, after which the start at zero still weighs 13 %.
 
   In what we differ: as `gvbsm`; and the running means of the classes are those of each class.
 
@@ -109,7 +111,8 @@ def edc(
     env: as in `gvbsm`, and likewise what is not named here.
     alpha: weight of the training set's statistics; 1 - alpha is that of the classes'.
     flatness: weight of the flatness regularisation; 0 leaves it and its forward pass out.
-    flatness_decay: of the running mean of the images."""
+    flatness_decay: of the running mean of the images.
+  """
   rule = layer_statistics.Rule(first_multiplier, ema, ema_init, alpha=alpha)
   check_at_least("method 'edc': ", 0, flatness=flatness)
   check_share("method 'edc': ", flatness_decay=flatness_decay)
@@ -141,7 +144,8 @@ def edc_released(
   * Flatness regularisation is off in all scripts.
   * Targets are means of the moments of batches of 64 images (256 on ImageNet).
 
-  ImageNet: 1,000 steps."""
+  ImageNet: 1,000 steps.
+  """
   rule = layer_statistics.Rule(momentum=ema, alpha=alpha, batch=target_batch, released=True)
   return _in_turn("edc_released", env, rule, init, augment, num_steps, lr, r_stats)
 

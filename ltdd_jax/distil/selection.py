@@ -104,8 +104,10 @@ def k_means(
 def plus_plus(
   key: Key[Array, ""], features: Features, labels: Labels, slots: Slots, k: int
 ) -> Rows:
-  """Draws the start of k-means: with probability in proportion to the squared distance to the
-  nearest centre drawn so far, the first uniformly (k-means++, Arthur and Vassilvitskii 2007).
+  """Draws the start of k-means (k-means++, Arthur and Vassilvitskii 2007).
+
+  With probability in proportion to the squared distance to the nearest centre drawn so far, the
+  first uniformly.
   """
 
   def score(nearest, r):
