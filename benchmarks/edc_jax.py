@@ -79,7 +79,7 @@ class Side:
 
     def step_fn(state, consts, t, turn):
       key = jax.random.fold_in(consts["key"], t)
-      return self.method.step(key, state, consts["feed"], turn=turn)
+      return self.method.step(key, state, consts["feed"], None, turn=turn)
 
     turns = range(self.method.turns)
     self.step_fns = [functools.partial(step_fn, turn=turn) for turn in turns]
