@@ -113,7 +113,7 @@ def test_edc_has_eight_networks_and_all_images_in_a_batch():
 def test_edc_released_follows_the_scripts():
   config = get_config("cifar10_lt", "method=edc_released")
   assert config.distil.methods.edc_released.target_batch == 64
-  assert (config.teacher.num_epochs, config.student.recipe) == (5, "edc_mse_gt:released/cifar10")
+  assert (config.teacher.num_epochs, config.student.recipe) == (5, "edc_mse_gt/cifar10:released")
 
 
 def test_every_argument_of_a_method_can_be_changed():
