@@ -61,9 +61,8 @@ class Side:
     teachers = tuple(map(distil.Network, names, nets))
     env = distil.Env(SPEC.image_shape, SPEC.num_classes, SPEC.mean, SPEC.std, teachers)
     self.method = distil.make_method(
-      env, "edc", num_steps=1_000_000, lr=edc_recipe.LR, r_stats=edc_recipe.R_STATS,
-      alpha=edc_recipe.ALPHA, ema=edc_recipe.EMA, first_multiplier=edc_recipe.FIRST,
-      tile=edc_recipe.TILE, category_form="batch", flatness=0.0, init="noise",
+      env, "edc_released", num_steps=1_000_000, lr=edc_recipe.LR, r_stats=edc_recipe.R_STATS,
+      alpha=edc_recipe.ALPHA, ema=edc_recipe.EMA, init="noise",
     )  # fmt: skip
     slots = distil.make_slots(
       SPEC.num_classes,
@@ -80,7 +79,7 @@ class Side:
 
     def step_fn(state, consts, t, turn):
       key = jax.random.fold_in(consts["key"], t)
-      return self.method.step(key, state, consts["feed"], turn=turn)
+      return self.method.step(key, state, consts["feed"], None, turn=turn)
 
     turns = range(self.method.turns)
     self.step_fns = [functools.partial(step_fn, turn=turn) for turn in turns]

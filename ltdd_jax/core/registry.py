@@ -46,3 +46,11 @@ def check_at_least(where: str, least: float, **numbers: float) -> None:
   for key, value in numbers.items():
     if not value >= least:
       raise LtddError(f"{where}{key} is {value}; expected {least:g} or more")
+
+
+def check_share(where: str, *, below_one: bool = False, **numbers: float) -> None:
+  """Raises LtddError for the first number that is not in [0, 1], or in [0, 1) if `below_one`."""
+  for key, value in numbers.items():
+    if not 0 <= value <= 1 or (below_one and value == 1):
+      end = ")" if below_one else "]"
+      raise LtddError(f"{where}{key} is {value}; expected a number in [0, 1{end}")

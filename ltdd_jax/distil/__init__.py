@@ -4,10 +4,11 @@ import sys
 from collections.abc import Callable
 
 from ltdd_jax.core import registry
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.distil.base import Env, Method, Network, Resources, check_resources, make_slots
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
 from ltdd_jax.distil.dm import dm
-from ltdd_jax.distil.gvbsm_edc import edc, gvbsm
+from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm
 from ltdd_jax.distil.imported import imported
 from ltdd_jax.distil.rded import rded
 from ltdd_jax.distil.sre2l import cda, sre2l
@@ -28,6 +29,7 @@ METHODS: dict[str, Callable[..., Method]] = {
   "cda": cda,
   "dm": dm,
   "edc": edc,
+  "edc_released": edc_released,
   "gvbsm": gvbsm,
   "herding": herding,
   "imported": imported,
@@ -40,8 +42,18 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 def make_method(env: Env, name: str, **kwargs: object) -> Method:
-  """Makes a method by its name; raises LtddError for an unknown name or argument."""
-  return registry.make("distillation method", METHODS, name, kwargs, env)
+  """Makes a method by its name.
+
+  Raises:
+    LtddError: an unknown name or argument, one out of range, or no teacher where one is needed.
+  """
+  method = registry.make("distillation method", METHODS, name, kwargs, env)
+  if "teachers" in method.needs and not env.teachers:
+    raise LtddError(
+      f"method {name!r} needs a teacher, and there is none. Name a network in "
+      "config.teacher.models, or use 'random', which needs none."
+    )
+  return method
 
 
 def version(name: str) -> int:

@@ -8,14 +8,14 @@ A method is a NamedTuple of pure functions made by a factory:
     state, metrics = method.step(fold_in(key, t), state, res, None, turn=t % method.turns)
   distilled = method.read(state)
 
-The factory binds numbers and static functions (`env`). Arrays are never bound: a teacher closed
-over by a jitted function would become a constant of the program. They arrive as arguments: `res`
-holds the resources that the method's `needs` name, and `x` what `inputs` makes for this step.
-`slots.labels` is the budget; nothing here knows "images per class".
+The factory binds numbers and static functions (`env`). Arrays arrive as arguments, since a teacher
+closed over by a jitted function would become a constant of the program: `res` holds the resources
+that the method's `needs` name, and `x` what `inputs` makes for this step. `slots.labels` is the
+budget; nothing here knows "images per class".
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,18 +48,11 @@ Resources = Mapping[str, Any]
 Inputs = Callable[[np.random.Generator, int, Mapping[str, Any]], Any]
 
 
-class StepFn(Protocol):
-  """One step. `turn` is static: each turn is a program of its own."""
-
-  def __call__(
-    self, key: jax.Array, state: Any, res: Resources, x: Any, *, turn: int = 0
-  ) -> tuple[Any, dict[str, jax.Array]]: ...
-
+# key, state, resources, x -> state, metrics; a static `turn`: each turn is a program of its own.
+StepFn = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 # Training images and slots of each class, both (k,), to sentences for the report.
 Notes = Callable[[np.ndarray, np.ndarray], tuple[str, ...]]
-
-BATCHING = ("batches", "joint", "select")
 
 
 def repeats(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
@@ -114,16 +107,12 @@ def select(
 ) -> Method:
   """Makes a method that takes its images from what is there, and optimises nothing."""
 
-  def step(
-    key: jax.Array, state: Distilled, res: Resources, x: Any, *, turn: int = 0
-  ) -> tuple[Distilled, dict[str, jax.Array]]:
+  def step(key, state, res, x, *, turn=0):
     del key, res, x, turn
     return state, {}
 
   read = lambda state: state
-  return Method(
-    init, step, read, needs, num_steps=0, batching="select", real_images=real_images, notes=notes
-  )
+  return Method(init, step, read, needs, 0, "select", real_images=real_images, notes=notes)
 
 
 def make_slots(
@@ -133,7 +122,7 @@ def make_slots(
   slots_per_class: Collection[int] | None = None,
   order: str = "interleaved",
 ) -> Slots:
-  """Lays out the budget.
+  """Lays out the budget, as int32 NumPy arrays.
 
   Args:
     num_classes: k.
@@ -141,9 +130,6 @@ def make_slots(
     slots_per_class: (k,) slots of each class in its place, which may differ and may be 0.
     order: "interleaved" (first image of every class, second of every class, ... as SRe2L does, so
       that a batch is diverse) or "class_major" (as G-VBSM and EDC do).
-
-  Returns:
-    Slots of int32 NumPy arrays.
 
   Raises:
     LtddError: no slots, negative counts, not one for each class, or an unknown order.
@@ -169,10 +155,7 @@ def make_slots(
 def check_resources(
   name: str, method: Method, slots: Slots, res: Resources, env: Env
 ) -> tuple[str, ...]:
-  """Checks on the host, before any work, that a method can fill the slots from its resources.
-
-  Returns:
-    Notes for the report, such as classes with fewer training images than slots.
+  """Checks before any work that a method can fill the slots; returns notes for the report.
 
   Raises:
     LtddError: something that the method needs is missing, or it cannot fill so many slots.

@@ -5,7 +5,8 @@ x = method.inputs(rng, t, {"labels": labels})            # rows of real images, 
 state, metrics = method.step(key, state, {"images": images}, x)
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,11 +17,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 from ltdd_jax import models
-from ltdd_jax.core.registry import check_at_least, check_choice
-from ltdd_jax.core.types import LtddError, Slots
-from ltdd_jax.data import augment as augment_lib
+from ltdd_jax.core.registry import check_at_least, check_choice, check_share
+from ltdd_jax.core.types import Slots
 from ltdd_jax.data import dsa
-from ltdd_jax.distil import coreset, pixels
+from ltdd_jax.distil import coreset, initial_images, pixels
+from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.models import taps
 
@@ -30,7 +31,7 @@ RealBatch = tuple[  # rows, and weights: 0 where the class has no further image
   Int32[Array | np.ndarray, "k r"], Float32[Array | np.ndarray, "k r"]
 ]
 Views = tuple[Int[Array, " k"], Float[Array, "k 3"]] | None  # of each class, see `dsa.apply_op`
-
+Embed = Callable[..., jax.Array]  # images (b, h, w, c), labels (b,), counted (b,) -> (b, f)
 CONVNET = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
 
 
@@ -57,9 +58,8 @@ def dm(
 
   In what we differ from the released code: classes may have unequal numbers of slots, and fewer
   than `batch_real` images with batch norm too, whose moments leave out what is missing; A_c is
-  drawn anew for each class (the code seeds it by the clock: classes of one millisecond share it);
-  a class with fewer images than slots starts from each of them several times; the code makes one
-  step more.
+  drawn anew for each class (the code seeds it by the clock); a class with fewer images than slots
+  starts from each of them several times; the code makes one step more.
 
   Args:
     env: static facts; teachers are not used.
@@ -70,14 +70,10 @@ def dm(
     network: {name, **kwargs} of `models.make_model`.
     augment: strategy of `dsa.dsa`, without "flip" for digits; None for no views.
     init: "real" (training images, drawn without replacement) or "noise", N(0, 1).
-
-  Raises:
-    LtddError: an unknown network, operation or `init`, or a number out of range.
   """
   check_at_least("method 'dm': ", 1, num_steps=num_steps, batch_real=batch_real)
   check_at_least("method 'dm': ", 0, lr=lr)
-  if not 0 <= momentum < 1:
-    raise LtddError(f"method 'dm': momentum is {momentum}; expected 0 or more and less than 1")
+  check_share("method 'dm': ", below_one=True, momentum=momentum)
   check_choice("method 'dm': init", init, ("real", "noise"))
   if augment is not None:
     dsa.check_strategy(augment)
@@ -85,12 +81,11 @@ def dm(
     **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
   )
   tx = optax.sgd(lr, momentum)
+  noise = initial_images.noise(env).draw
+  first = noise if init == "noise" else lambda *args: coreset.random(env).init(*args).images
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> pixels.PixelState:
-    if init == "real":
-      images = coreset.random(env).init(key, slots, res).images
-    else:
-      images = jax.random.normal(key, (len(slots.labels), *env.image_shape))
+    images = first(key, slots, res)
     labels = jnp.asarray(slots.labels, jnp.int32)
     return pixels.PixelState(jnp.zeros((), jnp.int32), images, labels, tx.init(images))
 
@@ -102,8 +97,9 @@ def dm(
     variables = models.init_variables(model, network_key, env.image_shape)
     views = None if augment is None else draw_views(view_key, augment, env.num_classes)
     wanted = jnp.bincount(state.labels, length=env.num_classes) > 0
-    targets = real_means(model, variables, views, env, res["images"], x, wanted)
-    loss_fn = lambda images: distance(model, variables, views, images, state.labels, targets)
+    look = functools.partial(embed, model, variables, views)
+    targets = real_means(look, env, res, x, wanted, together=bool(variables["batch_stats"]))
+    loss_fn = lambda images: distance(look, images, state.labels, targets)
     loss, grads = jax.value_and_grad(loss_fn)(state.images)
     updates, opt_state = tx.update(grads, state.opt_state)
     images = optax.apply_updates(state.images, updates)
@@ -146,30 +142,25 @@ def draw_views(key: Key[Array, ""], strategy: str, num_classes: int) -> Views:
 
 
 def real_means(
-  model: nn.Module,
-  variables: Any,
-  views: Views,
-  env: Env,
-  images: Any,
-  x: RealBatch,
-  wanted: Bool[Array, " k"],
+  look: Embed, env: Env, res: Resources, x: RealBatch, wanted: Bool[Array, " k"], *, together: bool
 ) -> Float[Array, "k f"]:
   """Computes the mean feature of the real images of each class that is wanted, 0 for the others.
 
-  One class at a time, and nothing for those not wanted; with batch norm all at once.
+  One class at a time, and nothing for those not wanted; or, as batch norms ask, all `together`.
   """
   rows, weights = jnp.asarray(x[0]), jnp.asarray(x[1]) * wanted[:, None]
 
   def means(classes: Int[Array, " m"]) -> Float[Array, "m f"]:
-    batch = augment_lib.normalize(jnp.asarray(images)[rows[classes].ravel()], env.mean, env.std)
-    batch = _look(batch, jnp.repeat(classes, rows.shape[1]), views)
+    images = features_lib.real_images(env, res, rows[classes].ravel())
     weight = weights[classes]
-    features = embed(model, variables, batch, weight.ravel() > 0).reshape(*weight.shape, -1)
-    total = jnp.einsum("mrf,mr->mf", features, weight, precision="highest")
+    features = look(images, jnp.repeat(classes, rows.shape[1]), weight.ravel() > 0)
+    total = jnp.einsum(
+      "mrf,mr->mf", features.reshape(*weight.shape, -1), weight, precision="highest"
+    )
     return total / jnp.maximum(weight.sum(1, keepdims=True), 1)
 
   classes = jnp.arange(env.num_classes)
-  if variables["batch_stats"]:
+  if together:
     return means(classes)
   none = jnp.zeros(jax.eval_shape(means, classes[:1]).shape)
   one = lambda c: jax.lax.cond(wanted[c], lambda: means(c[None]), lambda: none)
@@ -177,15 +168,13 @@ def real_means(
 
 
 def distance(
-  model: nn.Module,
-  variables: Any,
-  views: Views,
+  look: Embed,
   images: Float[Array, "n h w c"],
   labels: Int[Array, " n"],
   targets: Float[Array, "k f"],
 ) -> Float[Array, ""]:
   """Computes L of `dm`, the sum over the classes that have images; `targets` are of real images."""
-  features = embed(model, variables, _look(images, labels, views), jnp.ones(labels.shape, bool))
+  features = look(images, labels, jnp.ones(labels.shape, bool))
   member = jax.nn.one_hot(labels, len(targets))
   counts = member.sum(0)[:, None]
   means = jnp.einsum("nk,nf->kf", member, features, precision="highest") / jnp.maximum(counts, 1)
@@ -193,9 +182,19 @@ def distance(
 
 
 def embed(
-  model: nn.Module, variables: Any, images: Float[Array, "b h w c"], counted: Bool[Array, " b"]
+  model: nn.Module,
+  variables: Any,
+  views: Views,
+  images: Float[Array, "b h w c"],
+  labels: Int[Array, " b"],
+  counted: Bool[Array, " b"],
 ) -> Float[Array, "b f"]:
-  """Computes the input of the classifier; batch norms take the moments of the images `counted`."""
+  """Computes the input of the classifier for images in their classes' views.
+
+  Batch norms take the moments of the images `counted`.
+  """
+  if views is not None:
+    images = jax.vmap(dsa.apply_op)(images, views[0][labels], views[1][labels])
   if not variables["batch_stats"]:
     return taps.features(model, variables, images)[1]
   found = []
@@ -210,10 +209,3 @@ def embed(
   with nn.intercept_methods(intercept):
     model.apply(variables, images, train=True, mutable=["batch_stats"])
   return found[-1]
-
-
-def _look(images: jax.Array, labels: jax.Array, views: Views) -> jax.Array:
-  """Shows each image as its class's view has it."""
-  if views is None:
-    return images
-  return jax.vmap(dsa.apply_op)(images, views[0][labels], views[1][labels])

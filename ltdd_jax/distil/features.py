@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment
 from ltdd_jax.distil.base import Env, Resources
 from ltdd_jax.models import taps
@@ -20,19 +19,18 @@ from ltdd_jax.models import taps
 def in_chunks(fn: Callable[[Int[Array, " b"]], Any], count: int, size: int) -> Any:
   """Maps a function over the numbers 0, ..., count - 1, `size` of them at a time.
 
-  Args:
-    fn: of numbers (b,) int32, gives a tree of arrays (b, ...).
-    count: static.
-    size: static; at most this many at a time.
-
-  Returns:
-    The tree with arrays (count, ...).
+  `fn` gives a tree of arrays (b, ...) of numbers (b,); the result has arrays (count, ...).
   """
   size = min(size, count)
   chunks = -(-count // size)
   numbers = jnp.minimum(jnp.arange(chunks * size, dtype=jnp.int32), count - 1)
   out = jax.lax.map(fn, numbers.reshape(chunks, size))
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], out)
+
+
+def real_images(env: Env, res: Resources, rows: Int[Array, "*b"]) -> Float[Array, "*b h w c"]:
+  """Returns the training images of these rows, normalised."""
+  return augment.normalize(jnp.asarray(res["images"])[rows], env.mean, env.std)
 
 
 def mean_logits(
@@ -52,28 +50,12 @@ def features(env: Env, res: Resources, chunk_size: int) -> Float[Array, "n f"]:
   Those of several teachers are put side by side, each divided by the root mean square of its
   features' norms: all have an equal say in distances. With one teacher it is but a change of unit.
   """
-  images = jnp.asarray(res["images"])
 
   def chunk(rows):
-    x = augment.normalize(images[rows], env.mean, env.std)
+    x = real_images(env, res, rows)
     pairs = zip(env.teachers, res["teachers"], strict=True)
     return tuple(taps.features(o.model, v, x)[1].astype(jnp.float32) for o, v in pairs)
 
-  parts = in_chunks(chunk, len(images), chunk_size)
-  return jnp.concatenate([_unit_scale(part) for part in parts], axis=1)
-
-
-def _unit_scale(x: Float[Array, "n f"]) -> Float[Array, "n f"]:
-  mean_square = jnp.square(x).sum(1).mean()
-  return x / jnp.sqrt(jnp.maximum(mean_square, 1e-12))
-
-
-def check_teachers(name: str, env: Env, chunk_size: int) -> None:
-  """Refuses a method without a teacher, and chunks of no image."""
-  if not env.teachers:
-    raise LtddError(
-      f"method {name!r} needs a teacher, and there is none. Name a network in "
-      "config.teacher.models, or use 'random', which needs none."
-    )
-  if chunk_size < 1:
-    raise LtddError(f"method {name!r}: chunk_size is {chunk_size}; expected 1 or more images")
+  parts = in_chunks(chunk, len(res["images"]), chunk_size)
+  scale = lambda x: jnp.sqrt(jnp.maximum(jnp.square(x).sum(1).mean(), 1e-12))
+  return jnp.concatenate([part / scale(part) for part in parts], axis=1)

@@ -15,17 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax.core import config
-from ltdd_jax.core.types import LtddError, Slots
-from ltdd_jax.data import augment, crops
-from ltdd_jax.distil import patches, pixels
+from ltdd_jax.core import registry
+from ltdd_jax.core.registry import check_at_least
+from ltdd_jax.core.types import Slots
+from ltdd_jax.data import crops
+from ltdd_jax.distil import features, patches, selection
 from ltdd_jax.distil.base import Env, Notes, Resources, repeats
 
 
 class Start(NamedTuple):
   """How slots get their first images."""
 
-  draw: pixels.Start
+  draw: Callable[[jax.Array, Slots, Resources], jax.Array]  # -> (n, h, w, c), normalised
   needs: tuple[str, ...] = ()  # fields of `Resources`; with "images" classes with slots need one
   notes: Notes = repeats  # for `Method.notes`
 
@@ -43,21 +44,15 @@ def noise(env: Env, /) -> Start:
 def real(env: Env, /, *, flip: bool = True) -> Start:
   """Raw training images, as EDC on CIFAR and Tiny-ImageNet (scripts, and the paper's tables).
 
-  Args:
-    env: static facts.
-    flip: whether half of them are mirrored; not for digits.
+  With `flip` half of them are mirrored; not for digits.
   """
 
   def draw(key: jax.Array, slots: Slots, res: Resources) -> jax.Array:
     draw_key, flip_key = jax.random.split(key)
-    labels, targets = jnp.asarray(res["labels"]), jnp.asarray(slots.labels, jnp.int32)
-    by_class = jnp.argsort(labels)
-    counts = jnp.bincount(labels, length=env.num_classes)
-    first = (jnp.cumsum(counts) - counts)[targets]
-    rank = jax.random.randint(draw_key, targets.shape, 0, jnp.maximum(counts[targets], 1))
-    images = augment.normalize(
-      jnp.asarray(res["images"])[by_class[first + rank]], env.mean, env.std
-    )
+    by_class, labels = selection.by_class(res["labels"], env.num_classes), slots.labels
+    counts = jnp.maximum(by_class.counts[labels], 1)
+    number = jax.random.randint(draw_key, labels.shape, 0, counts)
+    images = features.real_images(env, res, by_class.rows_of(labels, number))
     return crops.random_flip(flip_key, images) if flip else images
 
   return Start(draw, ("images", "labels"), _with_replacement)
@@ -78,26 +73,19 @@ def rded(
   Only the mosaics that are drawn are made. In what we differ: EDC draws from one set on disk; here
   each batch of images that is optimised together draws from a set of its own key.
 
-  Args:
-    env: with one teacher or more.
-    images_per_class: images of the set to draw from.
-    factor: see `rded.rded`, as are the others.
-    num_crops: candidate patches of each image.
-    pool: images of each class that are looked at.
-    chunk_size: patches in one forward pass.
+  The other arguments are those of `rded.rded`.
   """
-  recipe = patches.PatchOptions(factor, num_crops, pool, "strided", chunk_size)
-  patches.check_options("rded", env, recipe)
-  if images_per_class < 1:
-    raise LtddError(f"start 'rded': images_per_class is {images_per_class}; expected 1 or more")
-  notes = patches.make_notes("rded", recipe)
+  options = patches.PatchOptions(factor, num_crops, pool, chunk_size)
+  patches.check_options("rded", env, options)
+  check_at_least("start 'rded': ", 1, images_per_class=images_per_class)
+  notes = patches.make_notes("rded", options)
 
   def draw(key: jax.Array, slots: Slots, res: Resources) -> jax.Array:
     set_key, number_key, flip_key = jax.random.split(key, 3)
     labels = jnp.asarray(slots.labels, jnp.int32)
     number = jax.random.randint(number_key, labels.shape, 0, images_per_class)
     totals = jnp.full(labels.shape, images_per_class)
-    images = patches.mosaics(set_key, env, recipe, res, labels, number, totals)
+    images = patches.mosaics(set_key, env, options, res, Slots(labels, number), totals)
     return crops.random_flip(flip_key, images)
 
   def of_set(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
@@ -110,25 +98,10 @@ STARTS: dict[str, Callable[..., Start]] = {"noise": noise, "real": real, "rded":
 
 
 def make_start(env: Env, spec: str | Mapping[str, Any], method: str = "start") -> Start:
-  """Makes a start of a name, or of a mapping with `name` and keyword arguments.
-
-  Args:
-    env: static facts.
-    spec: the method's argument `init`.
-    method: its name, for messages.
-
-  Raises:
-    LtddError: an unknown name or argument, or one out of range.
-  """
+  """Makes a start of a name or of a mapping with `name` and arguments, a method's `init`."""
   kwargs = {"name": spec} if isinstance(spec, str) else dict(spec)
-  name = kwargs.pop("name", None)
-  if name not in STARTS:
-    raise LtddError(
-      f"method {method!r}: init is {spec!r}; expected one of {', '.join(STARTS)}, or a mapping "
-      f"with one of these as its 'name' and more arguments. {config.suggest(str(name), STARTS)}"
-    )
-  config.bind(f"method {method!r}: init {name!r}", STARTS[name], kwargs)
-  return STARTS[name](env, **kwargs)
+  name = kwargs.pop("name", "")
+  return registry.make(f"'init' of method {method!r}:", STARTS, name, kwargs, env)
 
 
 def _with_replacement(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:

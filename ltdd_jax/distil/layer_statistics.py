@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import Leaf, LtddError
 from ltdd_jax.distil import objectives
 from ltdd_jax.models import taps
@@ -25,27 +24,23 @@ from ltdd_jax.teachers import statistics as statistics_lib
 from ltdd_jax.teachers.statistics import LayerStatistics, Statistics, Target
 
 EMA_STARTS = ("zero", "unbiased")
-FORMS = ("by_class", "batch")
 
 
 class Rule(NamedTuple):
   """What is compared, and how."""
 
-  tile: int = 4  # q
   first: float = 10.0  # weight of the first layer, the stem convolution
   momentum: float = 0.8  # of the running means
   ema_start: str = "zero"  # or "unbiased"
   drop: float = 0.0  # chance that a convolution is left out of a step
   alpha: float = 1.0  # weight of the training set's targets; 1 - alpha is that of the classes'
-  form: str = "by_class"  # of the classes' part; or "batch"
-  class_var: str = "pooled"  # of the classes' targets; or "within_image"
-  swap_tiles: bool = False  # whether the classes' tile means and variances change places
   batch: int | None = None  # targets are mean moments of batches of so many images; None: of all
+  released: bool = False  # the classes' part is that of EDC's released code
 
   @property
   def groups(self) -> bool:
     """Whether the batch is divided into its classes."""
-    return self.alpha < 1 and self.form == "by_class"
+    return self.alpha < 1 and not self.released
 
 
 @flax.struct.dataclass
@@ -63,32 +58,13 @@ class LayerRunning(NamedTuple):
   classes: Running | None
 
 
-def check_rule(name: str, rule: Rule) -> None:
-  """Raises LtddError for an option that is none, with the method's name."""
-  for what, value, known in (
-    ("ema_init", rule.ema_start, EMA_STARTS),
-    ("category_form", rule.form, FORMS),
-    ("category", rule.class_var, statistics_lib.VARIANCES),
-  ):
-    check_choice(f"method {name!r}: {what}", value, known)
-  for what, number in (("ema", rule.momentum), ("conv_drop", rule.drop), ("alpha", rule.alpha)):
-    if not 0 <= number <= 1:
-      raise LtddError(f"method {name!r}: {what} is {number}; expected a number from 0 to 1")
-  if rule.tile < 1:
-    raise LtddError(f"method {name!r}: tile is {rule.tile}; expected 1 pixel or more")
-  if rule.batch is not None and rule.batch < 2:
-    raise LtddError(f"method {name!r}: target_batch is {rule.batch}; expected 2 or more, or None")
-
-
 def start(rule: Rule, statistics: Statistics) -> tuple[LayerRunning, ...]:
   """Makes running means of zero for one teacher, in the shapes of its statistics."""
 
   def zeros(layer: LayerStatistics, groups: int) -> Running:
-    like = lambda x: None if x is None else jnp.zeros((groups, x.shape[-1]), jnp.float32)
-    mean, in_tiles = layer.mean, layer.tile_mean
-    return Running(
-      Target(like(mean), like(mean), like(in_tiles), like(in_tiles)), jnp.zeros(groups, jnp.float32)
-    )
+    like = lambda x: jnp.zeros((groups, x.shape[-1]), jnp.float32)
+    stats = jax.tree.map(like, statistics_lib.per_class(layer))
+    return Running(stats, jnp.zeros(groups, jnp.float32))
 
   k = statistics.counts.shape[0]
   return tuple(
@@ -99,7 +75,7 @@ def start(rule: Rule, statistics: Statistics) -> tuple[LayerRunning, ...]:
 def match(
   rule: Rule,
   inputs: tuple[taps.LayerInput, ...],
-  labels: Int[Array, "b"],
+  labels: Int[Array, " b"],
   variables: Any,
   statistics: Statistics,
   running: tuple[LayerRunning, ...],
@@ -111,9 +87,10 @@ def match(
       D(s, T) = sum over mean, var, tile mean, tile var of ||T - s||_2
 
   T_l of a batch norm are its running moments, of a convolution the moments of the training set.
-  C_l is, in the form "by_class", `sum_c p(c) D(s_lc, T_lc)` over the classes of the batch, p(c)
-  being their share of it, and in the form "batch" `D(s_l, sum_c p(c) T_lc)`. Classes without
-  training images have no statistics and are left out of p. kappa_1 is `rule.first`, others are 1.
+  C_l is `sum_c p(c) D(s_lc, T_lc)` over the classes of the batch, p(c) being their share of it;
+  with `rule.released` it is `D(s_l, sum_c p(c) T_lc)`, where T_lc has variances within an image
+  alone, and tile means and variances in each other's place. Classes without training images have no
+  statistics and are left out of p. kappa_1 is `rule.first`, others are 1.
   Sources: G-VBSM (Shao et al., CVPR 2024) and EDC (Shao et al., NeurIPS 2024) and their code.
 
   Args:
@@ -121,21 +98,15 @@ def match(
     inputs: of the layers, from `taps.apply_with_inputs(..., statistics.LAYERS)`.
     labels: (b,) classes of the images.
     variables: of the teacher: its batch norms' running moments.
-    statistics: of the teacher on the training set.
+    statistics: of the teacher on the training set; LtddError if they are of another network.
     running: of the teacher, see `start`.
     key: for the convolutions that are dropped.
-
-  Returns:
-    A scalar, and the new running means.
-
-  Raises:
-    LtddError: the statistics are those of another network, or of other tiles.
   """
   k, b = statistics.counts.shape[0], labels.shape[0]
   onehot = jax.nn.one_hot(labels, k)
   member = onehot if rule.groups else jnp.ones((b, 1))
-  found = statistics_lib.of_batch(inputs, member, rule.tile)
-  _check_fit(rule, found, statistics)
+  found = statistics_lib.of_batch(inputs, member, statistics.tile)
+  _check_fit(found, statistics)
   share = onehot.sum(0) * (statistics.counts > 0)
   share = share / jnp.maximum(share.sum(), 1)
   total, new = jnp.zeros(()), []
@@ -170,23 +141,22 @@ def _match_layer(
   distance = rule.alpha * distances(target, shown).sum()
   if rule.alpha == 1:
     return distance, LayerRunning(batch, None)
-  of_class = statistics_lib.per_class(theirs, var=rule.class_var)
-  if rule.swap_tiles:
+  of_class = statistics_lib.per_class(theirs, within_image=rule.released)
+  if rule.released:
     of_class = of_class._replace(tile_mean=of_class.tile_var, tile_var=of_class.tile_mean)
-  if not rule.groups:
     mix = jax.tree.map(lambda x: (share[:, None] * x).sum(0, keepdims=True), of_class)
     any_class = (share.sum() > 0).astype(jnp.float32)
-    category = any_class * distances(mix, shown).sum()
-    return distance + (1 - rule.alpha) * category, LayerRunning(batch, None)
-  each = statistics_lib.per_class(mine, var=rule.class_var)
-  assert running.classes is not None  # the rule has groups
-  shown, classes = follow(rule, running.classes, each, kept & (found > 0))
-  category = (share * distances(of_class, shown)).sum()
+    category, classes = any_class * distances(mix, shown).sum(), None
+  else:
+    each = statistics_lib.per_class(mine)
+    assert running.classes is not None  # the rule has groups
+    shown, classes = follow(rule, running.classes, each, kept & (found > 0))
+    category = (share * distances(of_class, shown)).sum()
   return distance + (1 - rule.alpha) * category, LayerRunning(batch, classes)
 
 
 def follow(
-  rule: Rule, running: Running, stats: Target, moved: Bool[Array, "g"]
+  rule: Rule, running: Running, stats: Target, moved: Bool[Array, " g"]
 ) -> tuple[Target, Running]:
   """Moves running means, and gives their value the gradient of the newest statistic.
 
@@ -195,11 +165,7 @@ def follow(
   The running means start at zero and stay there too small for a while, as in the released code of
   G-VBSM and EDC; with `ema_start="unbiased"` what is shown is e / (1 - m^n) after n steps.
 
-  Args:
-    rule: see `Rule`.
-    running: of g groups.
-    stats: of this step, (g, ...).
-    moved: (g,) the groups that move; others show what they have.
+  Of the g groups those that are not `moved` show what they have.
   """
   m, sg = rule.momentum, jax.lax.stop_gradient
   weight = jnp.where(moved, m * running.weight + (1 - m), running.weight)
@@ -212,7 +178,7 @@ def follow(
   return shown, Running(value, weight)
 
 
-def distances(target: Target, stats: Target) -> Float[Array, "g"]:
+def distances(target: Target, stats: Target) -> Float[Array, " g"]:
   """Sums ||T - s||_2 over the statistics, for each of g groups."""
   parts = zip(target, stats, strict=True)
   norms = [objectives.safe_norm(t - s) for t, s in parts if s is not None]
@@ -229,17 +195,10 @@ def _overall(rule: Rule, layer: LayerStatistics, counts: jax.Array, variables: A
   return Target(moments["mean"], moments["var"])
 
 
-def _check_fit(rule: Rule, found: Statistics, statistics: Statistics) -> None:
+def _check_fit(found: Statistics, statistics: Statistics) -> None:
   places = lambda s: [(x.path, x.kind) for x in s.layers]
   if places(found) != places(statistics):
     raise LtddError(
       f"statistics of layers {places(statistics)[:3]}... are not those of the teacher, which has "
-      f"{places(found)[:3]}...; collect them with the network that observes"
+      f"{places(found)[:3]}...; collect them with the same network"
     )
-  for mine, theirs in zip(found.layers, statistics.layers, strict=True):
-    if mine.kind == "conv" and mine.tile_mean.shape[-1] != theirs.tile_mean.shape[-1]:
-      raise LtddError(
-        f"layer {mine.path} has {mine.tile_mean.shape[-1]} tiles of side {rule.tile}, but its "
-        f"statistics have {theirs.tile_mean.shape[-1]}; config.statistics.tile and the method's "
-        "'tile' must be the same"
-      )

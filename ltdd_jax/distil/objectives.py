@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 from ltdd_jax.models import layers
 from ltdd_jax.models.taps import Moment
 
-KL_DIRECTIONS = ("images_ema", "ema_images")
-KL_MEANS = ("elements", "images")
+TEMPERATURE = 4.0  # of the softmaxes of densification and flatness
 
 
 def safe_norm(x: Float[Array, "*g c"]) -> Float[Array, "*g"]:
@@ -32,9 +31,6 @@ def bn_statistics(moments: Sequence[Moment], first_multiplier: float = 10.0) -> 
   Args:
     moments: of every batch norm in the order of calls; see `models.taps`.
     first_multiplier: kappa.
-
-  Returns:
-    A scalar.
   """
   terms = [safe_norm(m.running_var - m.var) + safe_norm(m.running_mean - m.mean) for m in moments]
   return first_multiplier * terms[0] + sum(terms[1:], start=jnp.zeros(()))
@@ -43,49 +39,35 @@ def bn_statistics(moments: Sequence[Moment], first_multiplier: float = 10.0) -> 
 # ---- data densification ----
 
 
-def densification(
-  images: Float[Array, "b h w c"],
-  labels: Int[Array, "b"],
-  temperature: float = 4.0,
-  side: int = 32,
-) -> Float[Array, ""]:
+def densification(images: Float[Array, "b h w c"], labels: Int[Array, " b"]) -> Float[Array, ""]:
   """Distance of each class's eigenvalue spectrum from a flatter one.
 
       sum_c KL(sg(softmax(l_c / tau)) || softmax(l_c)),   l_c = eigenvalues of Z_c Z_c^T,
 
-  where the rows of Z_c are the images of class c, pooled to side x side pixels and flattened. A
-  class with one image contributes exactly 0. Source: G-VBSM (Shao et al., CVPR 2024), data
-  densification, and its code.
+  where tau is 4 and the rows of Z_c are the images of class c, pooled to 32 x 32 pixels (as
+  `torch.nn.AdaptiveAvgPool2d` does) and flattened. A class with one image contributes exactly 0.
+  Source: G-VBSM (Shao et al., CVPR 2024), data densification, and its code.
 
   Classes may have different numbers of images, and these may be traced: one decomposition of the
   whole (b, b) matrix, in which products between classes are 0 and the diagonal of each class is
   raised by more than the trace of those before it. The sorted eigenvalues are then those of the
   first class, of the second, ..., and raising them alike changes no softmax.
-
-  Args:
-    images: a batch.
-    labels: (b,) classes.
-    temperature: tau.
-    side: of the pooled images; `torch.nn.AdaptiveAvgPool2d` is the pooling.
-
-  Returns:
-    A scalar.
   """
   order = jnp.argsort(labels)
   labels = labels[order]
-  z = layers.adaptive_avg_pool(images, side).reshape(len(labels), -1)[order]
+  z = layers.adaptive_avg_pool(images, 32).reshape(len(labels), -1)[order]
   same = labels[:, None] == labels[None, :]
   gram = jnp.where(same, jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST), 0.0)
   before = labels[:, None] > labels[None, :]
   raise_by = jnp.where(before, 1.01 * jnp.diagonal(gram)[None, :] + 1.0, 0.0).sum(1)
   values = eigenvalues(gram + jnp.diag(jax.lax.stop_gradient(raise_by)))
   log_p = _log_softmax_within(values, same)
-  log_q = jax.lax.stop_gradient(_log_softmax_within(values / temperature, same))
+  log_q = jax.lax.stop_gradient(_log_softmax_within(values / TEMPERATURE, same))
   return jnp.sum(jnp.exp(log_q) * (log_q - log_p))
 
 
 @jax.custom_vjp
-def eigenvalues(matrix: Float[Array, "b b"]) -> Float[Array, "b"]:
+def eigenvalues(matrix: Float[Array, "b b"]) -> Float[Array, " b"]:
   """Eigenvalues of a symmetric matrix, ascending, with the gradient `V diag(g) V^T`.
 
   It is finite for equal eigenvalues too, and right for symmetric functions of them.
@@ -115,31 +97,14 @@ def _log_softmax_within(x: jax.Array, same: jax.Array) -> jax.Array:
 # ---- flatness ----
 
 
-def flatness(
-  logits: Float[Array, "b k"],
-  slow_logits: Float[Array, "b k"],
-  temperature: float = 4.0,
-  direction: str = "images_ema",
-  mean: str = "elements",
-) -> Float[Array, ""]:
-  """Distance of what a teacher says of the images and of their running mean.
+def flatness(logits: Float[Array, "b k"], slow_logits: Float[Array, "b k"]) -> Float[Array, ""]:
+  """Distance of what a teacher says of the images and of their running mean, in the same view.
 
-      1/(b k) sum_b KL(p || q),   p = softmax(logits / tau),   q = sg(softmax(slow_logits / tau))
+      1/(b k) sum_b KL(p || q),   p = softmax(logits / 4),   q = sg(softmax(slow_logits / 4))
 
-  Source: EDC (Shao et al., NeurIPS 2024), flatness regularisation. Its released code computes
-  KL(q || p): `direction="ema_images"`. It divides by b k; the paper names no divisor, and its
-  weight, 0.25, was found with that code. `mean="images"` divides by b alone.
-
-  Args:
-    logits: of the images.
-    slow_logits: of the running mean of the images, under the same views.
-    temperature: tau.
-    direction: "images_ema" for KL(p || q), "ema_images" for KL(q || p).
-    mean: "elements" divides by b k, "images" by b.
+  Source: EDC (Shao et al., NeurIPS 2024), flatness regularisation. The paper names no divisor; b k
+  is that of the code with which its weight, 0.25, was found. The code has KL(q || p).
   """
-  log_p = jax.nn.log_softmax(logits / temperature)
-  log_q = jax.lax.stop_gradient(jax.nn.log_softmax(slow_logits / temperature))
-  if direction == "ema_images":
-    log_p, log_q = log_q, log_p
-  found = jnp.mean(jnp.exp(log_p) * (log_p - log_q))
-  return found * logits.shape[-1] if mean == "images" else found
+  log_p = jax.nn.log_softmax(logits / TEMPERATURE)
+  log_q = jax.lax.stop_gradient(jax.nn.log_softmax(slow_logits / TEMPERATURE))
+  return jnp.mean(jnp.exp(log_p) * (log_p - log_q))

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ltdd_jax.core.types import Leaf, LtddError
-from ltdd_jax.data import augment, crops
-from ltdd_jax.distil import features
+from ltdd_jax.core.registry import check_at_least
+from ltdd_jax.core.types import Leaf, LtddError, Slots
+from ltdd_jax.data import crops
+from ltdd_jax.distil import features, selection
 from ltdd_jax.distil.base import Env, Notes, Resources
-
-ARRANGEMENTS = ("strided", "consecutive")
 
 
 class PatchOptions(NamedTuple):
@@ -28,7 +27,6 @@ class PatchOptions(NamedTuple):
   factor: int
   num_crops: int
   pool: int
-  arrangement: str
   chunk_size: int
 
   @property
@@ -41,107 +39,84 @@ class Pool(NamedTuple):
   """What the number of a candidate means."""
 
   crop_key: Leaf  # typed key
-  by_class: Leaf  # (N,) rows of the training set, sorted by class, in random order within it
-  start: Leaf  # (k,) where a class begins
-  counts: Leaf  # (k,) its images
+  by_class: selection.ByClass  # in a random order
 
 
 def mosaics(
   key: jax.Array,
   env: Env,
-  recipe: PatchOptions,
+  options: PatchOptions,
   res: Resources,
-  labels: Int[Array, " n"],
-  numbers: Int[Array, " n"],
+  slots: Slots,
   totals: Int[Array, " n"],
 ) -> Float[Array, "n h w c"]:
-  """Makes mosaics of a distilled set: number `numbers[i]` of `totals[i]` of class `labels[i]`.
+  """Makes mosaics of a distilled set with `totals` images of each slot's class.
 
-  Args:
-    key: draws the pool and the crops.
-    env: teachers and constants.
-    recipe: see `rded.rded`.
-    res: teachers, images, labels.
-    labels: class of each mosaic.
-    numbers: its number within its class.
-    totals: images of its class in the whole set.
-
-  Returns:
-    Normalised images.
+  `slots` has the class of each mosaic and its number within it; the key draws pool and crops.
   """
   order_key, crop_key = jax.random.split(key)
-  pool = draw_pool(order_key, crop_key, jnp.asarray(res["labels"]), env.num_classes)
+  labels, numbers = (jnp.asarray(x, jnp.int32) for x in slots)
+  pool = Pool(crop_key, selection.by_class(res["labels"], env.num_classes, order_key))
   wanted = jnp.bincount(labels, length=env.num_classes) > 0
-  scores = score_patches(pool, env, recipe, res, wanted)
-  order = rank_patches(scores, pool.counts, recipe.num_crops)
-  images = jnp.asarray(res["images"])
-  cells = recipe.factor**2
+  scores = score_patches(pool, env, options, res, wanted)
+  order = rank_patches(scores, pool.by_class.counts, options.num_crops)
+  cells = options.factor**2
 
   def chunk(i):
-    place = places(recipe, numbers[i], totals[i])
+    place = places(options, numbers[i], totals[i])
     of_class = jnp.broadcast_to(labels[i][:, None], place.shape)
-    best = order[of_class, place % recipe.candidates]
-    flat = cut_patches(pool, env, recipe, images, of_class.ravel(), best.ravel())
+    best = order[of_class, place % options.candidates]
+    flat = cut_patches(pool, env, options, res, of_class.ravel(), best.ravel())
     return join_cells(flat.reshape(len(i), cells, *flat.shape[1:]))
 
-  return features.in_chunks(chunk, len(labels), max(recipe.chunk_size // cells, 1))
-
-
-def draw_pool(order_key: jax.Array, crop_key: jax.Array, labels: Int[Array, " N"], k: int) -> Pool:
-  """Draws a random order of each class's images."""
-  noise = jax.random.uniform(order_key, labels.shape)
-  counts = jnp.bincount(labels, length=k)
-  return Pool(crop_key, jnp.lexsort((noise, labels)), jnp.cumsum(counts) - counts, counts)
+  return features.in_chunks(chunk, len(labels), max(options.chunk_size // cells, 1))
 
 
 def score_patches(
-  pool: Pool, env: Env, recipe: PatchOptions, res: Resources, wanted: Bool[Array, " k"]
+  pool: Pool, env: Env, options: PatchOptions, res: Resources, wanted: Bool[Array, " k"]
 ) -> Float[Array, "k e"]:
   """Returns the cross-entropy of the wanted classes' candidates; nothing of use for the others.
 
-  Chunks without a candidate of a wanted class cost nothing: batch after batch of images, as a start
-  asks for them, takes the passes that one set of all takes, if slots are in class-major order.
+  Chunks without a candidate of a wanted class cost nothing.
   """
-  images = jnp.asarray(res["images"])
 
   def chunk(i):
-    some = wanted[i // recipe.candidates].any()
+    some = wanted[i // options.candidates].any()
     return jax.lax.cond(some, score, lambda i: jnp.zeros(i.shape, jnp.float32), i)
 
   def score(i):
-    of_class, number = i // recipe.candidates, i % recipe.candidates
-    patches = cut_patches(pool, env, recipe, images, of_class, number)
+    of_class, number = i // options.candidates, i % options.candidates
+    patches = cut_patches(pool, env, options, res, of_class, number)
     logits = features.mean_logits(env, res["teachers"], pad_to(patches, env.image_shape))
     rows = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.take_along_axis(rows, of_class[:, None], axis=1)[:, 0]
 
-  scores = features.in_chunks(chunk, env.num_classes * recipe.candidates, recipe.chunk_size)
-  return scores.reshape(env.num_classes, recipe.candidates)
+  scores = features.in_chunks(chunk, env.num_classes * options.candidates, options.chunk_size)
+  return scores.reshape(env.num_classes, options.candidates)
 
 
 def cut_patches(
   pool: Pool,
   env: Env,
-  recipe: PatchOptions,
-  images: Any,
+  options: PatchOptions,
+  res: Resources,
   of_class: Int[Array, " b"],
   number: Int[Array, " b"],
 ) -> Float[Array, "b u v c"]:
   """Cuts candidates: normalised square boxes, resized to the side of a cell."""
   h, w, _ = env.image_shape
-  entry = number // recipe.num_crops % jnp.maximum(pool.counts[of_class], 1)
-  rows = pool.by_class[jnp.minimum(pool.start[of_class] + entry, len(pool.by_class) - 1)]
-  size = (h // recipe.factor, w // recipe.factor)
-  boxes = jax.vmap(lambda c, e: draw_box(pool.crop_key, recipe, env, c, e))(of_class, number)
-  whole = augment.normalize(images[rows], env.mean, env.std)
+  rows = pool.by_class.rows_of(of_class, number // options.num_crops)
+  size = (h // options.factor, w // options.factor)
+  boxes = jax.vmap(lambda c, e: draw_box(pool.crop_key, options, env, c, e))(of_class, number)
+  whole = features.real_images(env, res, rows)
   return jax.vmap(lambda x, box: crops.crop_shrink(x, box, size))(whole, boxes)
 
 
 def draw_box(
-  crop_key: jax.Array, recipe: PatchOptions, env: Env, of_class: Any, number: Any
+  crop_key: jax.Array, options: PatchOptions, env: Env, of_class: Any, number: Any
 ) -> crops.Box:
   """Draws the box of a candidate, the same each time: scale (0.08, 1), square."""
-  key = jax.random.fold_in(crop_key, of_class * recipe.candidates + number)
+  key = jax.random.fold_in(crop_key, of_class * options.candidates + number)
   return crops.rrc_box(key, *env.image_shape[:2], scale=(0.08, 1.0), ratio=(1.0, 1.0))
 
 
@@ -162,14 +137,11 @@ def rank_patches(
 
 
 def places(
-  recipe: PatchOptions, numbers: Int[Array, " b"], totals: Int[Array, " b"]
+  options: PatchOptions, numbers: Int[Array, " b"], totals: Int[Array, " b"]
 ) -> Int[Array, "b cells"]:
   """Returns which patches, in the order of use, the cells of image number such of so many show."""
-  cells = recipe.factor**2
-  cell = jnp.arange(cells, dtype=jnp.int32)[None, :]
-  if recipe.arrangement == "strided":
-    return cell * totals[:, None] + numbers[:, None]
-  return numbers[:, None] * cells + cell
+  cell = jnp.arange(options.factor**2, dtype=jnp.int32)[None, :]
+  return cell * totals[:, None] + numbers[:, None]
 
 
 def pad_to(patches: Float[Array, "b u v c"], shape: tuple[int, int, int]) -> Array:
@@ -187,46 +159,37 @@ def join_cells(patches: Float[Array, "b cells u v c"]) -> Float[Array, "b h w c"
   return grid.reshape(b, f * u, f * v, c)
 
 
-def check_options(name: str, env: Env, recipe: PatchOptions) -> None:
+def check_options(name: str, env: Env, options: PatchOptions) -> None:
   """Raises LtddError for numbers that make no mosaics of this image shape."""
-  features.check_teachers(name, env, recipe.chunk_size)
-  for field in ("factor", "num_crops", "pool"):
-    value = getattr(recipe, field)
-    if value < 1:
-      raise LtddError(f"method {name!r}: {field} is {value}; expected 1 or more")
+  check_at_least(f"method {name!r}: ", 1, **options._asdict())
   h, w, _ = env.image_shape
-  if h % recipe.factor or w % recipe.factor:
+  if h % options.factor or w % options.factor:
     raise LtddError(
-      f"method {name!r}: factor is {recipe.factor}, which does not divide the sides of images of "
+      f"method {name!r}: factor is {options.factor}, which does not divide the sides of images of "
       f"{h} x {w} pixels; expected a divisor, such as 1 or 2"
     )
-  if recipe.arrangement not in ARRANGEMENTS:
-    raise LtddError(
-      f"method {name!r}: arrangement is {recipe.arrangement!r}; expected one of "
-      f"{', '.join(map(repr, ARRANGEMENTS))}"
-    )
 
 
-def make_notes(name: str, recipe: PatchOptions) -> Notes:
+def make_notes(name: str, options: PatchOptions) -> Notes:
   """Returns the notes on classes with fewer images than the pool, or than patches in mosaics."""
 
   def notes(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
-    patches = want * recipe.factor**2
-    if patches.max() > recipe.candidates:
+    patches = want * options.factor**2
+    if patches.max() > options.candidates:
       worst = int(np.argmax(patches))
       raise LtddError(
-        f"method {name!r}: class {worst} has {want[worst]} slots of {recipe.factor**2} patches, "
-        f"and there are {recipe.pool} x {recipe.num_crops} candidate patches of a class. Raise "
+        f"method {name!r}: class {worst} has {want[worst]} slots of {options.factor**2} patches, "
+        f"and there are {options.pool} x {options.num_crops} candidate patches of a class. Raise "
         "pool or num_crops."
       )
     said = []
-    small = np.flatnonzero((want > 0) & (have < recipe.pool))
+    small = np.flatnonzero((want > 0) & (have < options.pool))
     if len(small):
       said.append(
         f"classes {', '.join(f'{c} ({have[c]})' for c in small)} have fewer training images "
-        f"than the pool of {recipe.pool}; each image gives more candidate patches"
+        f"than the pool of {options.pool}; each image gives more candidate patches"
       )
-    distinct = np.minimum(have, recipe.pool)
+    distinct = np.minimum(have, options.pool)
     most = -(-patches // np.maximum(distinct, 1))
     said += [
       f"class {c}: {patches[c]} patches of {distinct[c]} training images; up to {most[c]} of each"

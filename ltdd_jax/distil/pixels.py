@@ -1,7 +1,7 @@
 """The loop of all methods that optimise pixels against frozen teachers.
 
-A method is a start, an objective and constants; `decoupled` and `generalised` have the published
-ones. The optimiser is the same in SRe2L, CDA, G-VBSM and EDC: Adam (beta 0.5, 0.9) on the images
+A method is a start, an objective and constants; `sre2l` and `gvbsm_edc` have the published ones.
+The optimiser is the same in SRe2L, CDA, G-VBSM and EDC: Adam (beta 0.5, 0.9) on the images
 alone, new for each batch of images, `lr_t = lr/2 (1 + cos(pi t / T))`, and after every step each
 pixel is clamped to its valid range.
 """
@@ -18,10 +18,10 @@ import optax
 from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import Distilled, Leaf, Slots
 from ltdd_jax.data import augment
-from ltdd_jax.distil.base import Env, Method, Notes, Resources, repeats
+from ltdd_jax.distil.base import Env, Method, Resources
+from ltdd_jax.distil.initial_images import Start
 
 Metrics = dict[str, jax.Array]
-Start = Callable[[jax.Array, Slots, Resources], jax.Array]  # key, slots, res -> images (n, h, w, c)
 
 
 @flax.struct.dataclass
@@ -52,8 +52,6 @@ def pixel_method(
   lr: float,
   needs: tuple[str, ...] = ("teachers",),
   turns: int = 1,
-  real_images: bool = False,
-  notes: Notes = repeats,
   running: Callable[[Resources], Any] | None = None,
   slow_decay: float | None = None,
 ) -> Method:
@@ -62,14 +60,12 @@ def pixel_method(
   Args:
     name: of the method, for messages.
     env: static facts.
-    start: makes the images to start from.
+    start: makes the images to start from, see `initial_images`.
     objective: is minimised over the images.
     num_steps: T, for each batch of images.
     lr: base learning rate, in units of normalised pixels.
-    needs: as `Method.needs`, and likewise the next two.
+    needs: resources of the objective.
     turns: programs that take turns; the objective is told which it is.
-    real_images: whether the start copies training images.
-    notes: what `check_resources` then says of classes with few of them.
     running: makes the running statistics that the objective starts with.
     slow_decay: decay of a running mean of the images, `state.slow`, or None for none. It is moved
       after the objective is computed and before the images are.
@@ -79,7 +75,7 @@ def pixel_method(
   tx = optax.adam(optax.cosine_decay_schedule(lr, num_steps), b1=0.5, b2=0.9)
 
   def init(key: jax.Array, slots: Slots, res: Resources) -> PixelState:
-    images = start(key, slots, res)
+    images = start.draw(key, slots, res)
     return PixelState(
       step=jnp.zeros((), jnp.int32),
       images=images,
@@ -110,12 +106,12 @@ def pixel_method(
     init,
     step,
     read,
-    needs=needs,
+    needs=tuple(dict.fromkeys((*needs, *start.needs))),
     num_steps=num_steps,
-    real_images=real_images,
+    real_images="images" in start.needs,
     turns=turns,
     carry=carry if running else None,
-    notes=notes,
+    notes=start.notes,
   )
 
 

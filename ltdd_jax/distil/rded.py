@@ -21,7 +21,6 @@ def rded(
   factor: int = 1,
   num_crops: int = 5,
   pool: int = 300,
-  arrangement: str = "strided",
   chunk_size: int = 500,
 ) -> Method:
   """Mosaics of the easiest patches. The defaults are those of CIFAR and Tiny-ImageNet.
@@ -30,32 +29,27 @@ def rded(
   of a mosaic's cell. A patch in the middle of a canvas of the mean colour is scored by the
   cross-entropy of its class under the teachers' mean logits (RDED has one teacher, EDC's tool the
   mean of several), in eval mode. The best patch of each image is kept, and the best of these fill
-  the cells, easiest first.
+  the cells, easiest first: cell number c of a class's image r of n shows patch c * n + r.
 
   In what we differ: all is normalised by the data set's own constants, where RDED uses those of
   ImageNet everywhere; crops are cut from images of the final size, not from larger files; and a
   class may have fewer images than the pool or than patches, where RDED stops with an error. Such a
-  class takes the pool's entries from its images in turn, each entry with its own crops, so that it
-  has as many candidates as the others; each image's best patch is used before any second best one,
-  and so on. EDC's tool also fills its pool with the easiest images rather than random ones.
+  class takes the pool's entries from its images in turn, each entry with its own crops; each
+  image's best patch is used before any second best one, and so on.
 
   Args:
     env: with one teacher or more.
     factor: cells along a side of a mosaic (RDED: 2 on ImageNet, else 1).
     num_crops: candidate patches of each image of the pool.
     pool: images of each class that are looked at.
-    arrangement: "strided", cell number c of a class's image r shows patch c * ipc + r (RDED);
-      "consecutive", patch r * factor^2 + c (EDC's tool).
     chunk_size: patches in one forward pass.
   """
-  recipe = patches.PatchOptions(factor, num_crops, pool, arrangement, chunk_size)
-  patches.check_options("rded", env, recipe)
+  options = patches.PatchOptions(factor, num_crops, pool, chunk_size)
+  patches.check_options("rded", env, options)
 
   def init(key: jax.Array, slots: Slots, res: Resources) -> Distilled:
     labels = jnp.asarray(slots.labels, jnp.int32)
-    per_class = jnp.bincount(labels, length=env.num_classes)
-    rank = jnp.asarray(slots.rank, jnp.int32)
-    images = patches.mosaics(key, env, recipe, res, labels, rank, per_class[labels])
-    return Distilled(images, labels)
+    totals = jnp.bincount(labels, length=env.num_classes)[labels]
+    return Distilled(patches.mosaics(key, env, options, res, slots, totals), labels)
 
-  return select(init, ("teachers", "images", "labels"), patches.make_notes("rded", recipe))
+  return select(init, ("teachers", "images", "labels"), patches.make_notes("rded", options))

@@ -31,7 +31,7 @@ class StoredSet(NamedTuple):
   @property
   def arrays(self) -> dict[str, np.ndarray]:
     """What is there, by name."""
-    return {k: v for k, v in self._asdict().items() if v is not None and k != "notes"}
+    return _arrays(Distilled(*self[:4]))
 
 
 def run_method(
@@ -48,13 +48,13 @@ def run_method(
   seed: int = 0,
   session: loop.Session | None = None,
 ) -> StoredSet:
-  """Fills all slots.
+  """Fills all slots; returns the set in their order.
 
   A method with `batching="batches"` optimises `batch_size` images at a time, so that memory does
   not grow with the number of slots; a published method's statistics are those of such a batch.
   Steps are counted on from batch to batch, so that teachers go on taking turns, and what
   `method.carry` names goes along. Other methods see all slots at once. Each turn's step is compiled
-  once for each length of a batch: a second time if the last one is shorter.
+  once for each length of a batch.
 
   Args:
     name: of the image source, for messages, keys and checkpoints.
@@ -62,18 +62,14 @@ def run_method(
     env: the static facts that the method was made with.
     slots: the budget.
     res: the resources that the method needs.
-    batch_size: images optimised together; None for all, as EDC on CIFAR-10, and then memory does
-      grow with the number of slots.
-    jpeg_quality: images come back from JPEG files of this quality, as the released code of SRe2L,
-      CDA, RDED and partly EDC and G-VBSM has them (75, docs/reference/methods.md); None for none.
+    batch_size: images optimised together; None for all, as EDC on CIFAR-10.
+    jpeg_quality: images come back from JPEG files of this quality, 75 in the released code of some
+      (docs/reference/methods.md); None for none.
     dtype: "uint8" by truncation, as the published methods save images, or "float32"; None for the
       method's own.
     on_host: resources that stay on the host, for `method.inputs` alone.
     seed: the run's seed.
     session: devices, checkpoints, progress.
-
-  Returns:
-    The set, in the order of the slots.
 
   Raises:
     LtddError: a resource is missing, the optimisation diverged, or an option is invalid.
@@ -89,24 +85,25 @@ def run_method(
   compiled: dict[int, loop.Compiled] = {}
   parts, last = _finished(name, method, session), None
   for number in range(len(parts), -(-total // size)):
+    path = f"distil/{name}/{number}"
     chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
-    keys = functools.partial(rng.key_for, seed, f"distil/{name}/{number}")
+    keys = functools.partial(rng.key_for, seed, path)
     state = jax.jit(method.init)(keys("init"), chunk, device)
     if method.carry and last is not None:
       state = method.carry(state, last)
     last = _optimise(
-      f"distil/{name}/{number}",
+      path,
       method,
       _spread(state, len(chunk.labels), session),
       {"key": keys("step"), "res": device},
       session,
       len(chunk.labels),
-      inputs=functools.partial(_inputs, method, seed, f"distil/{name}/{number}", host),
+      inputs=functools.partial(_inputs, method, seed, path, host),
       first_turn=number * method.num_steps % method.turns,
       compiled=compiled.setdefault(len(chunk.labels), {}),
     )
     parts.append(_stored(method.read(last), env, dtype or method.dtype))
-    session.keep(f"distil/{name}/{number}", _arrays(parts[-1]))
+    session.keep(path, _arrays(parts[-1]))
     session.discard(f"distil/{name}/{number - 1}")
   together = jax.tree.map(lambda *x: np.concatenate(x) if x[0].ndim else x[-1], *parts)
   images = together.images

@@ -9,7 +9,7 @@ choice number r mod n_c, where n_c is the number of the class's images.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,27 @@ Features = Float[Array, "N f"]
 Labels = Int[Array, " N"]
 
 
+class ByClass(NamedTuple):
+  """Rows of training images, class by class."""
+
+  rows: Rows  # sorted by class
+  start: Int[Array, " k"]  # where a class begins
+  counts: Int[Array, " k"]  # its images
+
+  def rows_of(self, labels: Int[Array, "*n"], number: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """Returns the row of image `number` of a class, counted on from its first after its last."""
+    place = self.start[labels] + number % jnp.maximum(self.counts[labels], 1)
+    return self.rows[jnp.minimum(place, len(self.rows) - 1)]
+
+
+def by_class(labels: Any, k: int, key: Key[Array, ""] | None = None) -> ByClass:
+  """Sorts rows by their class, with a key in a random order within it."""
+  labels = jnp.asarray(labels)
+  counts = jnp.bincount(labels, length=k)
+  keys = (labels,) if key is None else (jax.random.uniform(key, labels.shape), labels)
+  return ByClass(jnp.lexsort(keys), jnp.cumsum(counts) - counts, counts)
+
+
 def herding(features: Features, labels: Labels, slots: Slots, k: int) -> Rows:
   """Chooses so that the mean of the chosen follows the mean of the class, greedily.
 
@@ -29,7 +50,7 @@ def herding(features: Features, labels: Labels, slots: Slots, k: int) -> Rows:
   `sum` is that of the images taken: the running mean comes as near to the class's mean as one image
   can bring it. iCaRL (Rebuffi et al. 2017, algorithm 4), after herding (Welling 2009).
   """
-  mean, _ = class_means(features, labels, k)
+  mean = class_means(features, labels, k)
 
   def score(total, r):
     return distances(features, ((r + 1) * mean - total)[labels])
@@ -43,7 +64,7 @@ def k_center(features: Features, labels: Labels, slots: Slots, k: int) -> Rows:
   The greedy 2-approximation of the k-center problem (Gonzalez 1985; Sener and Savarese 2018), which
   leaves the start open.
   """
-  mean, _ = class_means(features, labels, k)
+  mean = class_means(features, labels, k)
   to_mean = distances(features, mean[labels])
   nearest = jnp.full(labels.shape, jnp.inf)
 
@@ -69,11 +90,12 @@ def k_means(
   Nearest in the order of the slots among those not yet taken, so that two centres never share one.
   """
   rows = plus_plus(key, features, labels, slots, k)
-  active = slots.rank < jnp.bincount(labels, length=k)[slots.labels]
-  centres = lloyd(features, labels, features[rows], slots, active, k, num_iterations)
+  counts = jnp.bincount(labels, length=k)[slots.labels]
+  active = slots._replace(rank=jnp.where(slots.rank < counts, slots.rank, -1))
+  centres = lloyd(features, labels, features[rows], active, k, num_iterations)
 
   def score(_, r):
-    centre, _ = _of_round(r, centres, slots, active, k)
+    centre, _ = _of_round(r, centres, active, k)
     return distances(features, centre[labels])
 
   return _in_rounds(score, lambda carry, _: carry, (), features, labels, slots, k)
@@ -82,8 +104,10 @@ def k_means(
 def plus_plus(
   key: Key[Array, ""], features: Features, labels: Labels, slots: Slots, k: int
 ) -> Rows:
-  """Draws the start of k-means: with probability in proportion to the squared distance to the
-  nearest centre drawn so far, the first uniformly (k-means++, Arthur and Vassilvitskii 2007).
+  """Draws the start of k-means (k-means++, Arthur and Vassilvitskii 2007).
+
+  With probability in proportion to the squared distance to the nearest centre drawn so far, the
+  first uniformly.
   """
 
   def score(nearest, r):
@@ -102,28 +126,28 @@ def lloyd(
   labels: Labels,
   centres: Float[Array, "n f"],
   slots: Slots,
-  active: Array,
   k: int,
   num_iterations: int,
 ) -> Float[Array, "n f"]:
   """Moves each slot's centre to the mean of the images nearest it, a fixed number of times.
 
-  Args:
-    features: (N, f).
-    labels: (N,).
-    centres: start of each slot's centre.
-    slots: class and rank of each centre.
-    active: (n,) bool, centres that take part; the others stay.
-    k: number of classes.
-    num_iterations: static.
-
-  Returns:
-    Centres (n, f). A centre that no image is nearest to stays where it is.
+  Slots of rank -1 take no part. A centre that no image is nearest to stays where it is.
   """
   n = len(slots.labels)
 
+  def owners(centres):  # number of the slot whose centre is nearest, of the image's class, or n
+    def round_fn(r, state):
+      best, owner = state
+      centre, slot = _of_round(r, centres, slots, k)
+      distance = distances(features, centre[labels])
+      closer = (distance < best) & (slot[labels] < n)
+      return jnp.where(closer, distance, best), jnp.where(closer, slot[labels], owner)
+
+    start = jnp.full(labels.shape, jnp.inf), jnp.full(labels.shape, n, jnp.int32)
+    return jax.lax.fori_loop(0, jnp.max(slots.rank) + 1, round_fn, start)[1]
+
   def iteration(_, centres):
-    owner = _nearest_centre(features, labels, centres, slots, active, k)
+    owner = owners(centres)
     count = jax.ops.segment_sum(jnp.ones(labels.shape), owner, n)
     total = jax.ops.segment_sum(features, owner, n)
     mean = total / jnp.maximum(count, 1)[:, None]
@@ -132,44 +156,20 @@ def lloyd(
   return jax.lax.fori_loop(0, num_iterations, iteration, centres)
 
 
-def _nearest_centre(
-  features: Features,
-  labels: Labels,
-  centres: Float[Array, "n f"],
-  slots: Slots,
-  active: Array,
-  k: int,
-) -> Int[Array, " N"]:
-  """Number of the slot whose centre is nearest, of the image's class; n if the class has none."""
-
-  def round_fn(r, state):
-    best, owner = state
-    centre, slot = _of_round(r, centres, slots, active, k)
-    distance = distances(features, centre[labels])
-    closer = (distance < best) & (slot[labels] < len(slots.labels))
-    return jnp.where(closer, distance, best), jnp.where(closer, slot[labels], owner)
-
-  start = jnp.full(labels.shape, jnp.inf), jnp.full(labels.shape, len(slots.labels), jnp.int32)
-  return jax.lax.fori_loop(0, jnp.max(slots.rank) + 1, round_fn, start)[1]
-
-
 def _of_round(
-  r: Int[Array, ""], centres: Float[Array, "n f"], slots: Slots, active: Array, k: int
+  r: Int[Array, ""], centres: Float[Array, "n f"], slots: Slots, k: int
 ) -> tuple[Float[Array, "k f"], Int[Array, " k"]]:
   """Centre of rank r of each class, and its slot: n, and some centre or other, if there is none."""
   n = len(slots.labels)
-  numbers = jnp.where(active & (slots.rank == r), jnp.arange(n, dtype=jnp.int32), n)
+  numbers = jnp.where(slots.rank == r, jnp.arange(n, dtype=jnp.int32), n)
   slot = jnp.minimum(jax.ops.segment_min(numbers, slots.labels, k), n)
   return centres[jnp.minimum(slot, n - 1)], slot
 
 
-def class_means(
-  features: Features, labels: Labels, k: int
-) -> tuple[Float[Array, "k f"], Int[Array, " k"]]:
-  """Returns the mean feature and the number of images of each class; 0 of an empty class."""
+def class_means(features: Features, labels: Labels, k: int) -> Float[Array, "k f"]:
+  """Returns the mean feature of each class; 0 of an empty class."""
   count = jnp.bincount(labels, length=k)
-  total = jax.ops.segment_sum(features, labels, k)
-  return total / jnp.maximum(count, 1)[:, None], count
+  return jax.ops.segment_sum(features, labels, k) / jnp.maximum(count, 1)[:, None]
 
 
 def distances(features: Features, points: Features) -> Float[Array, " N"]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ltdd_jax.core.registry import check_choice
+from ltdd_jax.core.registry import check_at_least, check_choice, check_share
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import crops as crops_lib
@@ -41,11 +41,11 @@ def sre2l(
   pixel is clamped to its valid range. One draw of the augmentation is shared by the whole batch.
   The defaults are the released CIFAR-100 constants (there is no released CIFAR-10 code).
 
-  In what we differ: several teachers, if there are several teachers, enter by the mean of their
-  objectives; classes may have unequal numbers of slots; the number of images in a batch is the
-  caller's (the released CIFAR code takes one of each class); total variation and L2 norm of the
-  images, of weight 0 in all scripts, are not here; images are stored without loss, unless
-  `config.distil.jpeg_quality` is 75, as released.
+  In what we differ: several teachers enter by the mean of their objectives; classes may have
+  unequal numbers of slots; the number of images in a batch is the caller's (the released CIFAR code
+  takes one of each class); total variation and L2 norm of the images, of weight 0 in all scripts,
+  are not here; images are stored without loss, unless `config.distil.jpeg_quality` is 75, as
+  released.
 
   Args:
     env: static facts, with at least one teacher that has batch norms.
@@ -54,9 +54,6 @@ def sre2l(
     r_bn: weight of the statistics term.
     first_bn_multiplier: weight of the stem within it.
     augment: specs for `data.augment.compose`; each should be `shared`.
-
-  Raises:
-    LtddError: no teacher, or a teacher without batch norms.
   """
   augment_fn = augment_lib.compose(augment)
   views_of = lambda key, images, step: augment_fn(key, images)
@@ -67,13 +64,13 @@ def cda(
   env: Env,
   /,
   *,
+  curriculum: str = "cosine",
+  milestone: float = 1.0,
+  min_scale: float = SMALLEST,
   num_steps: int = 4000,
   lr: float = 0.4,
   r_bn: float = 0.05,
   first_bn_multiplier: float = 10.0,
-  curriculum: str = "cosine",
-  milestone: float = 1.0,
-  min_scale: float = SMALLEST,
   augment: Augments = (
     {"name": "random_flip", "shared": True},
     {"name": "random_roll", "low": 0, "high": 4, "shared": True},
@@ -91,24 +88,15 @@ def cda(
   lr 0.25, r_bn 0.01, a roll of 0 to 32; there is no released CIFAR code).
 
   Args:
-    env: static facts, with at least one teacher that has batch norms.
-    num_steps: T.
-    lr: base learning rate, in units of normalised pixels.
-    r_bn: weight of the statistics term.
-    first_bn_multiplier: weight of the stem within it.
+    env: as in `sre2l`, and likewise what is not named here.
     curriculum: "cosine", "linear" or "step".
     milestone: m, the share of the steps that the curriculum lasts; 1 in all released commands, and
       0 is SRe2L with default crops.
     min_scale: s.
     augment: specs of what follows the crop.
-
-  Raises:
-    LtddError: no teacher, a teacher without batch norms, an unknown curriculum or a milestone
-      that is not in [0, 1].
   """
   check_choice("method 'cda': curriculum", curriculum, CURRICULA)
-  if not 0 <= milestone <= 1:
-    raise LtddError(f"method 'cda': milestone is {milestone}; expected a share of the steps, 0..1")
+  check_share("method 'cda': ", milestone=milestone, min_scale=min_scale)
   augment_fn = augment_lib.compose(augment)
 
   def views_of(key: jax.Array, images: jax.Array, step: jax.Array) -> jax.Array:
@@ -130,14 +118,7 @@ CURRICULA: dict[str, Callable[[jax.Array], jax.Array]] = {
 def crop_scale(
   step: jax.Array, length: float, curriculum: str = "cosine", min_scale: float = SMALLEST
 ) -> jax.Array:
-  """Computes the least share of the area, c_t, of a crop in step t; see `cda`.
-
-  Args:
-    step: [] t, may be traced.
-    length: m T, the steps that the curriculum lasts.
-    curriculum: "cosine", "linear" or "step".
-    min_scale: s.
-  """
+  """Computes the least share of the area, c_t, of a crop; see `cda`, `length` is m T."""
   done = jnp.minimum(step.astype(jnp.float32) / max(length, 1e-9), 1)
   share = jnp.where(step < length, CURRICULA[curriculum](done), 0.0)
   return min_scale + (1 - min_scale) * share
@@ -152,9 +133,8 @@ def _matching_batch_norms(
   r_bn: float,
   first_bn_multiplier: float,
 ) -> Method:
-  """The loop of both: they differ in their views and constants."""
-  if not env.teachers:
-    raise LtddError(f"method {name!r} needs at least one teacher; config.teacher.models is empty")
+  """The loop of both: they differ in their views and constants. All teachers need batch norms."""
+  check_at_least(f"method {name!r}: ", 0, r_bn=r_bn, first_bn_multiplier=first_bn_multiplier)
 
   def objective(
     images: jax.Array, state: pixels.PixelState, key: jax.Array, res: Resources, turn: int
@@ -176,5 +156,5 @@ def _matching_batch_norms(
     return loss, ({"loss": loss, "cross_entropy": ce_mean, "bn_statistics": bn_mean}, None)
 
   return pixels.pixel_method(
-    name, env, initial_images.noise(env).draw, objective, num_steps=num_steps, lr=lr
+    name, env, initial_images.noise(env), objective, num_steps=num_steps, lr=lr
   )

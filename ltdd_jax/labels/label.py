@@ -49,7 +49,7 @@ def teacher_logits(
     logits = [m.apply(v, images, train=True, mutable=["batch_stats"])[0] for m, v in both]
   else:
     logits = [m.apply(v, images, train=False) for m, v in both]
-  return aggregate_lib.aggregate_fn(aggregate)(jnp.stack(logits))
+  return aggregate_lib.AGGREGATES[aggregate](jnp.stack(logits))
 
 
 class Labelled(NamedTuple):

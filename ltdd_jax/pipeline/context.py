@@ -135,9 +135,9 @@ class Context:
 
   def statistics(self, names: Sequence[str]) -> tuple[statistics_lib.Statistics, ...]:
     """Statistics of the training set in each of these teachers."""
-    artefact = self.workdir.load("statistics")
+    artefact, tile = self.workdir.load("statistics"), self.config["statistics"]["tile"]
     layers = artefact.meta["extra"]["layers"]
-    return tuple(statistics_lib.from_tree(artefact.tree(t), layers[t]) for t in names)
+    return tuple(statistics_lib.from_tree(artefact.tree(t), layers[t], tile) for t in names)
 
   def statistics_shapes(self, names: Sequence[str]) -> tuple[statistics_lib.Statistics, ...]:
     """The shapes of what `statistics` loads, before it is there."""

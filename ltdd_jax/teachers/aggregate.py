@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ltdd_jax.core.config import suggest
-from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 
 Logits = Float[Array, "t b k"]
@@ -40,24 +39,16 @@ AGGREGATES: dict[str, Callable[[Logits], Float[Array, "b k"]]] = {
   "mean": mean,
   "norm_equalised": norm_equalised,
 }
-
-
 BY_BATCH = ("norm_equalised",)  # a label depends on the batch that it was made in
 
 
-def aggregate_fn(name: str) -> Callable[[Logits], Float[Array, "b k"]]:
-  """Finds an aggregate by its name; raises LtddError for an unknown one."""
-  check_choice("aggregate", name, AGGREGATES)
-  return AGGREGATES[name]
-
-
 def members(where: str, chosen: Iterable[str] | None, known: Iterable[str]) -> tuple[str, ...]:
-  """Checks a choice of teachers.
+  """Checks a choice of teachers, whose order is kept; None is all, sorted.
 
   Args:
     where: the config key, for messages.
-    chosen: keys in an order that is kept, or None for all, sorted.
-    known: keys of `config.teacher.models`.
+    chosen: keys of `config.teacher.models`, or None.
+    known: all of them.
 
   Raises:
     LtddError: an unknown key, one that is there twice, or none at all.

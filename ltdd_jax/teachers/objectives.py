@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ltdd_jax.core import registry
+from ltdd_jax.core.registry import check_share
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.training import losses
 from ltdd_jax.training.supervised import Objective, of_logits
@@ -24,7 +25,7 @@ Counts = Sequence[int] | np.ndarray
 def cross_entropy(class_counts: Counts, *, label_smoothing: float = 0.0) -> Objective:
   """See `losses.cross_entropy`."""
   del class_counts
-  _check_smoothing(label_smoothing)
+  check_share("objective: ", below_one=True, label_smoothing=label_smoothing)
   return of_logits(partial(losses.cross_entropy, label_smoothing=label_smoothing))
 
 
@@ -37,7 +38,7 @@ def logit_adjusted(
   class_counts: Counts, *, label_smoothing: float = 0.0, tau: float = 1.0
 ) -> Objective:
   """See `losses.logit_adjusted`."""
-  _check_smoothing(label_smoothing)
+  check_share("objective: ", below_one=True, label_smoothing=label_smoothing)
   counts = _check_counts(class_counts)
   log_prior = np.log(counts / counts.sum()).astype(np.float32)
   return of_logits(
@@ -49,9 +50,7 @@ def class_balanced(
   class_counts: Counts, *, label_smoothing: float = 0.0, beta: float = 0.999
 ) -> Objective:
   """See `losses.class_balanced`."""
-  _check_smoothing(label_smoothing)
-  if not 0 <= beta < 1:
-    raise LtddError(f"objective 'class_balanced': beta={beta}; expected a number in [0, 1).")
+  check_share("objective: ", below_one=True, label_smoothing=label_smoothing, beta=beta)
   counts = _check_counts(class_counts)
   return of_logits(
     partial(losses.class_balanced, class_counts=counts, beta=beta, label_smoothing=label_smoothing)
@@ -67,22 +66,12 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 
 def make_objective(class_counts: Counts, *, name: str, **kwargs: Any) -> Objective:
-  """Makes an objective by its name.
-
-  Args:
-    class_counts: (k,) training images of each class.
-    name: a key of `OBJECTIVES`.
-    **kwargs: of that objective.
+  """Makes an objective by its name, for (k,) training images of each class.
 
   Raises:
     LtddError: an unknown name or argument, one out of range, or a class without images.
   """
   return registry.make("objective", OBJECTIVES, name, kwargs, class_counts)
-
-
-def _check_smoothing(label_smoothing: float) -> None:
-  if not 0 <= label_smoothing < 1:
-    raise LtddError(f"objective: label_smoothing={label_smoothing}; expected a number in [0, 1).")
 
 
 def _check_counts(class_counts: Counts) -> np.ndarray:

@@ -40,11 +40,8 @@ def recalibrate_bn(*, batch_size: int | None = None) -> Step:
   with images of the next permutation. Every batch has the same weight, as with `momentum=None` in
   PyTorch.
 
-  Args:
-    batch_size: images in a batch; None for that of the training.
-
-  Raises:
-    LtddError: (of the step) a network without batch norm.
+  `batch_size` None is that of the training. The step raises LtddError for a network without batch
+  norm.
   """
   if batch_size is not None:
     check_at_least("config.teacher.derive: recalibrate_bn: ", 1, batch_size=batch_size)

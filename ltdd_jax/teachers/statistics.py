@@ -1,17 +1,16 @@
 """Statistics of a network's activations on the training set, class by class.
 
   target = pooled(layer, statistics.counts)        # of all images: what G-VBSM matches
-  target = per_class(layer, var="within_image")    # of each class: what EDC's released code has
+  target = per_class(layer, within_image=True)     # of each class: what EDC's released code has
   x_tiles = tiles(x, 4)                            # (b, p, 4 * 4 * c), for the same of a batch
 
 For the input of every batch norm and convolution there are three numbers for each class and
 channel: the mean, the mean variance within an image, and the variance between images of their
-means. All images have the same number of pixels, so the three give mean and variance of any union
-of classes exactly. For convolutions there are the same three of each tile of q x q pixels and all
-channels. Two `Statistics` of different images merge to that of all.
+means, and for convolutions also for each tile of q x q pixels and all channels. All images have the
+same number of pixels, so the three give mean and variance of any union of classes exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,31 +19,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ltdd_jax.core.types import Leaf, LtddError
+from ltdd_jax.core.types import Leaf
 from ltdd_jax.models import taps
 
 LAYERS = (nn.BatchNorm, nn.Conv)
-VARIANCES = ("pooled", "within_image")
+
+
+class Moments(NamedTuple):
+  """Of each class's values in d channels or tiles; zeros for a class without images."""
+
+  mean: Leaf  # (k, d)
+  within: Leaf  # (k, d) mean of the biased variance within an image
+  between: Leaf  # (k, d) biased variance of the images' means
 
 
 @flax.struct.dataclass
 class LayerStatistics:
-  """Statistics of one layer's input for each of k classes; zeros for a class without images."""
+  """Statistics of one layer's input."""
 
   path: str = flax.struct.field(pytree_node=False)  # as `taps.LayerInput.path`
   kind: str = flax.struct.field(pytree_node=False)  # "batch_norm" or "conv"
-  mean: Leaf  # (k, c) of the channel means of the class's images
-  within: Leaf  # (k, c) mean of the biased variance within an image, over (h, w)
-  between: Leaf  # (k, c) biased variance of the images' channel means
-  tile_mean: Leaf = None  # (k, p) the same of tiles, over (q, q, c); None for batch norms
-  tile_within: Leaf = None  # (k, p)
-  tile_between: Leaf = None  # (k, p)
+  channels: Leaf  # Moments
+  tiles: Leaf = None  # Moments, None for batch norms
 
 
 @flax.struct.dataclass
 class Statistics:
   """Statistics of one network, of its batch norms and convolutions in the order of calls."""
 
+  tile: int = flax.struct.field(pytree_node=False)  # q
   counts: Leaf  # (k,) float32, images seen of each class
   layers: tuple[LayerStatistics, ...]  # the first is that of the stem convolution
 
@@ -62,55 +65,40 @@ class Target(NamedTuple):
 
 
 def pooled(
-  layer: LayerStatistics, counts: Float[Array, "k"], *, batch: int | None = None
+  layer: LayerStatistics, counts: Float[Array, " k"], *, batch: int | None = None
 ) -> Target:
   """Computes mean and variance of the images of all classes as one set.
 
       mean = sum_c w_c m_c,   var = sum_c w_c (within_c + between_c + (m_c - mean)^2),
       w_c = counts_c / sum counts
 
-  In what we differ: the released code of G-VBSM and EDC stores the mean of the variances of batches
-  of 64 images (256 on ImageNet), which on average lacks 1/64 of the variance of the images' means.
-  `batch=64` takes that off.
-
   Args:
     layer: of one layer.
-    counts: (k,) weights of the classes: `Statistics.counts`, or others, such as 1 for each class
-      that has images, which no longer favours large classes.
-    batch: images in the batches whose mean variance is wanted; None is one set of all.
-
-  Returns:
-    Vectors (c,) and (p,).
+    counts: (k,) weights of the classes: `Statistics.counts`, or 1 for each class with images, which
+      no longer favours large classes.
+    batch: images in the batches whose mean variance is wanted, which on average lacks 1 / batch of
+      the variance of the images' means: the released code of G-VBSM and EDC has batches of 64 (256
+      on ImageNet). None is one set of all.
   """
-  mean, var = _pool(counts, batch, layer.mean, layer.within, layer.between)
-  if layer.tile_mean is None:
-    return Target(mean, var)
-  in_tiles = _pool(counts, batch, layer.tile_mean, layer.tile_within, layer.tile_between)
-  return Target(mean, var, *in_tiles)
+  weight = (counts / jnp.maximum(counts.sum(), 1))[:, None]
+  share = 1.0 if batch is None else 1 - 1 / batch
+
+  def pool(m: Moments) -> tuple[jax.Array, jax.Array]:
+    mean = (weight * m.mean).sum(0)
+    of_means = m.between + jnp.square(m.mean - mean[None])
+    return mean, (weight * (m.within + share * of_means)).sum(0)
+
+  return Target(*pool(layer.channels), *(pool(layer.tiles) if layer.tiles else ()))
 
 
-def per_class(layer: LayerStatistics, *, var: str = "pooled") -> Target:
-  """Gives mean and variance of each class.
+def per_class(layer: LayerStatistics, *, within_image: bool = False) -> Target:
+  """Gives mean and variance of each class, zeros for a class without images.
 
-  Args:
-    layer: of one layer.
-    var: "pooled" is the variance over all pixels of a class, within images and between them;
-      "within_image" leaves out the second, as EDC's released code does.
-
-  Returns:
-    Matrices (k, c) and (k, p); zeros for a class without images.
-
-  Raises:
-    LtddError: another `var`.
+  The variance is that of all pixels of a class, or, as EDC's released code has it, the mean of the
+  variances `within_image`.
   """
-  if var not in VARIANCES:
-    raise LtddError(f"variance of class statistics is {var!r}; expected one of {VARIANCES}")
-  both = var == "pooled"
-  channels = layer.within + layer.between if both else layer.within
-  if layer.tile_mean is None:
-    return Target(layer.mean, channels)
-  in_tiles = layer.tile_within + layer.tile_between if both else layer.tile_within
-  return Target(layer.mean, channels, layer.tile_mean, in_tiles)
+  of = lambda m: (m.mean, m.within if within_image else m.within + m.between)
+  return Target(*of(layer.channels), *(of(layer.tiles) if layer.tiles else ()))
 
 
 def tiles(x: Float[Array, "b h w c"], q: int) -> Float[Array, "b p n"]:
@@ -119,12 +107,7 @@ def tiles(x: Float[Array, "b h w c"], q: int) -> Float[Array, "b p n"]:
   A map whose height or width is no multiple of q is resized up to the next one, bilinearly with
   half-pixel centres. Source: `ConvFeatureHook` of G-VBSM's and EDC's released code.
 
-  Args:
-    x: (b, h, w, c).
-    q: side of a tile; 4 for images of 32 and 64 pixels, 16 for 224.
-
-  Returns:
-    (b, p, q * q * c) with p = ceil(h / q) * ceil(w / q).
+  q is 4 for images of 32 and 64 pixels, 16 for 224; n = q * q * c, p = ceil(h / q) * ceil(w / q).
   """
   b, h, w, c = x.shape
   rows, columns = -(-h // q), -(-w // q)
@@ -147,7 +130,7 @@ def of_batch(
     member: (b, k) one-hot classes; a row of zeros is an image that does not count.
     tile: q.
   """
-  return Statistics(member.sum(0), tuple(_of_layer(x, member, tile) for x in inputs))
+  return Statistics(tile, member.sum(0), tuple(_of_layer(x, member, tile) for x in inputs))
 
 
 def of_images(
@@ -180,58 +163,35 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 
   and `within` is a mean as m is. No sum of squares is formed, so large means cost no digits.
   """
-  share = b.counts / jnp.maximum(a.counts + b.counts, 1)
-  layers = zip(a.layers, b.layers, strict=True)
-  return Statistics(
-    a.counts + b.counts, tuple(_merge_layer(x, y, share[:, None]) for x, y in layers)
-  )
+  share = (b.counts / jnp.maximum(a.counts + b.counts, 1))[:, None]
+
+  def both(x: Moments, y: Moments) -> Moments:
+    mean, within, between = (u + (v - u) * share for u, v in zip(x, y, strict=True))
+    between += jnp.square(y.mean - x.mean) * (share * (1 - share))
+    return Moments(mean, within, between)
+
+  is_moments = lambda x: isinstance(x, Moments)
+  layers = jax.tree.map(both, a.layers, b.layers, is_leaf=is_moments)
+  return Statistics(a.tile, a.counts + b.counts, layers)
 
 
 def _of_layer(layer: taps.LayerInput, member: jax.Array, tile: int) -> LayerStatistics:
   x = layer.value.astype(jnp.float32)
   b, c = x.shape[0], x.shape[-1]
   channels = _by_class(x.reshape(b, -1, c).transpose(0, 2, 1), member)
-  in_tiles = _by_class(tiles(x, tile), member) if layer.kind == "conv" else (None,) * 3
-  return LayerStatistics(layer.path, layer.kind, *channels, *in_tiles)
+  in_tiles = _by_class(tiles(x, tile), member) if layer.kind == "conv" else None
+  return LayerStatistics(layer.path, layer.kind, channels, in_tiles)
 
 
-def _by_class(x: Any, member: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Mean, within and between (k, d) of values (b, d, n), n for each of d channels or tiles."""
+def _by_class(x: Float[Array, "b d n"], member: Float[Array, "b k"]) -> Moments:
+  """Moments of n values for each image and each of d channels or tiles."""
   mean = x.mean(-1)
   within = jnp.square(x - mean[..., None]).mean(-1)
   share = (member / jnp.maximum(member.sum(0), 1)[None]).T
   dot = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
   class_mean = dot(share, mean)
   between = dot(share, jnp.square(mean - dot(member, class_mean)))
-  return class_mean, dot(share, within), between
-
-
-def _merge_layer(a: LayerStatistics, b: LayerStatistics, share: jax.Array) -> LayerStatistics:
-  channels = _merge((a.mean, a.within, a.between), (b.mean, b.within, b.between), share)
-  if a.tile_mean is None:
-    return LayerStatistics(a.path, a.kind, *channels)
-  in_tiles = _merge(
-    (a.tile_mean, a.tile_within, a.tile_between),
-    (b.tile_mean, b.tile_within, b.tile_between),
-    share,
-  )
-  return LayerStatistics(a.path, a.kind, *channels, *in_tiles)
-
-
-def _merge(a: Any, b: Any, share: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Merges (mean, within, between) of two sets; `share` (k, 1) is that of b in the union."""
-  mean, within, between = (x + (y - x) * share for x, y in zip(a, b, strict=True))
-  return mean, within, between + jnp.square(b[0] - a[0]) * (share * (1 - share))
-
-
-def _pool(
-  counts: Any, batch: int | None, mean: Any, within: Any, between: Any
-) -> tuple[jax.Array, jax.Array]:
-  weight = (counts / jnp.maximum(counts.sum(), 1))[:, None]
-  pooled_mean = (weight * mean).sum(0)
-  of_means = between + jnp.square(mean - pooled_mean[None])
-  share = 1.0 if batch is None else 1 - 1 / batch
-  return pooled_mean, (weight * (within + share * of_means)).sum(0)
+  return Moments(class_mean, dot(share, within), between)
 
 
 # ---- how they are stored ----
@@ -239,19 +199,24 @@ def _pool(
 
 def to_tree(statistics: Statistics) -> dict[str, Any]:
   """Makes a tree of dicts and lists of arrays, as artefacts hold them; see `from_tree`."""
-  names = ("mean", "within", "between", "tile_mean", "tile_within", "tile_between")
-  layers = [
-    {name: value for name in names if (value := getattr(layer, name)) is not None}
-    for layer in statistics.layers
-  ]
+  layers = []
+  for layer in statistics.layers:
+    in_tiles = layer.tiles._asdict() if layer.tiles else {}
+    layers.append(layer.channels._asdict() | {f"tile_{k}": v for k, v in in_tiles.items()})
   return {"counts": statistics.counts, "layers": layers}
 
 
-def from_tree(tree: Any, layers: Sequence[Sequence[str]]) -> Statistics:
-  """Reads what `to_tree` made, given (path, kind) of each layer."""
-  rows = zip(layers, tree["layers"], strict=True)
-  found = tuple(LayerStatistics(path, kind, **arrays) for (path, kind), arrays in rows)
-  return Statistics(tree["counts"], found)
+def from_tree(tree: Any, layers: Sequence[Sequence[str]], tile: int) -> Statistics:
+  """Reads what `to_tree` made, given (path, kind) of each layer and q."""
+  found = []
+  for (path, kind), arrays in zip(layers, tree["layers"], strict=True):
+    in_tiles = _moments(arrays, "tile_") if kind == "conv" else None
+    found.append(LayerStatistics(path, kind, _moments(arrays), in_tiles))
+  return Statistics(tile, tree["counts"], tuple(found))
+
+
+def _moments(arrays: Mapping[str, Any], prefix: str = "") -> Moments:
+  return Moments(*(arrays[prefix + name] for name in Moments._fields))
 
 
 def num_bytes(statistics: Statistics) -> int:

@@ -1,7 +1,7 @@
 """Collect: one pass of the training set through each teacher, for its statistics.
 
   (statistics,) = collect(data, spec, teachers, augment=augment, tile=4)
-  statistics.layers[0].mean                        # (k, c) of the pixels, class by class
+  statistics.layers[0].channels.mean               # (k, c) of the pixels, class by class
 
 The images are those that the teacher was trained on: augmented as in its training, black where a
 crop reaches over the edge, then normalised. Each counts once. Sums are merged batch by batch, so
@@ -37,11 +37,9 @@ def collect(
 ) -> tuple[statistics.Statistics, ...]:
   """Computes the statistics of the inputs of batch norms and convolutions, class by class.
 
-  Without augmentation they depend on the batch size by rounding only. With it they depend on it and
-  on the seed, by the draws; all teachers see the same draws.
-
-  In what we differ from the released code of G-VBSM and EDC: variances are exact and not means over
-  batches; the number of images is that of the data; global and class statistics are one pass.
+  Without augmentation they depend on the batch size by rounding only; with it, on the seed too. All
+  teachers see the same draws. In what we differ from the released code of G-VBSM and EDC: variances
+  are exact and not means over batches; global and class statistics are one pass.
 
   Args:
     data: the long-tailed set, images (n,h,w,c) uint8 and labels (n,), on the device or host.
@@ -50,7 +48,7 @@ def collect(
     augment: specs for `data.augment.compose`, the teachers' own; () for the plain images.
     tile: side of the tiles of convolutions' inputs: 4 for images of 32 and 64 pixels, 16 for 224.
     batch_size: images in a step, over all devices.
-    seed: seed of the augmentation.
+    seed: of the augmentation.
     session: devices, checkpoints, progress.
 
   Returns:
@@ -60,61 +58,58 @@ def collect(
     LtddError: a teacher without batch norms and convolutions, or activations that are not finite.
   """
   session = session or loop.Session()
-  data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
+  everywhere = mesh_lib.replicated(session.mesh)
+  data = mesh_lib.put(data, everywhere)
+  n, size = len(data.labels), min(batch_size, len(data.labels))
   batch_fn = functools.partial(
     supervised.image_batch, spec=spec, augment_fn=augment_lib.compose(augment)
   )
   compiled: dict[Any, loop.Compiled] = {}  # teachers of one architecture share their program
-  return tuple(
-    _pass(t, data, spec, batch_fn, tile, batch_size, seed, session, compiled) for t in teachers
+
+  def one(teacher: Teacher) -> statistics.Statistics:
+    empty = _empty(teacher, spec, tile)
+    consts = {
+      "data": data,
+      "variables": mesh_lib.put(teacher.variables, everywhere),
+      "key": rng.key_for(seed, "statistics", "step"),
+    }
+    state = loop.run(
+      functools.partial(_step, model=teacher.model, batch_fn=batch_fn, mesh=session.mesh),
+      mesh_lib.put(empty, everywhere),
+      consts,
+      num_steps=forward.num_batches(n, size),
+      session=session,
+      name=f"statistics/{teacher.name}",
+      inputs=lambda t: (forward.batch_of(n, size, t), np.int32(t)),
+      compiled=compiled.setdefault(teacher.model, {}),
+      advice="the teacher's activations are too large; train it with a lower learning rate",
+    )
+    return jax.device_get(state)
+
+  return tuple(map(one, teachers))
+
+
+def _empty(teacher: Teacher, spec: DatasetSpec, tile: int) -> statistics.Statistics:
+  """Zeros in the shapes of a teacher's statistics."""
+  found = statistics.shapes(
+    teacher.model, teacher.variables, spec.image_shape, spec.num_classes, tile
   )
-
-
-def _pass(
-  teacher: Teacher,
-  data: ArrayData,
-  spec: DatasetSpec,
-  batch_fn: Any,
-  tile: int,
-  batch_size: int,
-  seed: int,
-  session: loop.Session,
-  compiled: dict[Any, loop.Compiled],
-) -> statistics.Statistics:
-  name, k = f"statistics/{teacher.name}", spec.num_classes
-  n, size = len(data.labels), min(batch_size, len(data.labels))
-  empty = statistics.shapes(teacher.model, teacher.variables, spec.image_shape, k, tile)
-  if not empty.layers:
+  if not found.layers:
     raise LtddError(
       f"teacher {teacher.name!r} has neither batch norms nor convolutions, so it has no "
       "statistics to match. Give config.teacher.models a network that has, such as 'convnet'."
     )
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), found)
 
-  def step_fn(state: Any, consts: Any, x: Any) -> tuple[Any, dict[str, jax.Array]]:
-    (rows, counts), t = x
-    key = jax.random.fold_in(consts["key"], t)
-    images, labels = mesh_lib.split_batch(session.mesh, batch_fn(consts, rows, key))
-    member = jax.nn.one_hot(labels, k) * counts[:, None]
-    found = statistics.of_images(teacher.model, consts["variables"], images, member, tile)
-    state = statistics.merge(state, found)
-    return state, {"images": state.counts.sum()}
 
-  everywhere = mesh_lib.replicated(session.mesh)
-  state = mesh_lib.put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), empty), everywhere)
-  consts = {
-    "data": data,
-    "variables": mesh_lib.put(teacher.variables, everywhere),
-    "key": rng.key_for(seed, "statistics", "step"),
-  }
-  state = loop.run(
-    step_fn,
-    state,
-    consts,
-    num_steps=forward.num_batches(n, size),
-    session=session,
-    name=name,
-    inputs=lambda t: (forward.batch_of(n, size, t), np.int32(t)),
-    compiled=compiled.setdefault(teacher.model, {}),
-    advice="the teacher's activations are too large; train it with a lower learning rate",
-  )
-  return jax.device_get(state)
+def _step(
+  state: statistics.Statistics, consts: Any, x: Any, *, model: Any, batch_fn: Any, mesh: Any
+) -> tuple[statistics.Statistics, dict[str, jax.Array]]:
+  """Adds one batch to the statistics."""
+  (rows, counts), t = x
+  key = jax.random.fold_in(consts["key"], t)
+  images, labels = mesh_lib.split_batch(mesh, batch_fn(consts, rows, key))
+  member = jax.nn.one_hot(labels, len(state.counts)) * counts[:, None]
+  found = statistics.of_images(model, consts["variables"], images, member, state.tile)
+  state = statistics.merge(state, found)
+  return state, {"images": state.counts.sum()}

@@ -57,15 +57,15 @@ def train_teachers(
     models: {key: {name, **kwargs}} for `models.make_model`.
     num_epochs: passes over the data.
     batch_size: images in a step, over all devices.
-    optimizer: {name, lr, **kwargs} for `optimizers.make_optimizer`.
-    schedule: {name, **kwargs} for `optimizers.make_schedule`.
+    optimizer: see `supervised.make_tx`, as for the schedule.
+    schedule: moves at every step.
     objective: {name, **kwargs} for `objectives.make_objective`.
     augment: specs for `data.augment.compose`.
     views: augmented views of each image in a step.
-    derive: {name, **kwargs} of the steps, in order, that make the teacher out of the trained
-      network; see `recalibrate.DERIVE`.
+    derive: {name, **kwargs} of the steps that make a teacher out of a trained network, in order;
+      see `recalibrate.DERIVE`.
     parallel: how teachers of one architecture are trained; see `many.train`.
-    seed: seed of initialisation, order and augmentation.
+    seed: of initialisation, order and augmentation.
     session: devices, checkpoints, progress.
 
   Returns:
@@ -105,7 +105,9 @@ def train_teachers(
     for i, key in enumerate(keys):
       found[key] = Teacher(key, model, many.member(trained.state.variables, i))
   training = recalibrate.Training(data, spec, tuple(augment), batch_size, seed, session)
-  return tuple(_derived(found[key], steps, training) for key in sorted(found))
+  for derive_step in steps:
+    found = {key: derive_step(found[key], training) for key in sorted(found)}
+  return tuple(found[key] for key in sorted(found))
 
 
 def alike(networks: Mapping[str, nn.Module]) -> list[list[str]]:
@@ -118,20 +120,10 @@ def alike(networks: Mapping[str, nn.Module]) -> list[list[str]]:
 
 def _network(teacher: str, num_images: int, batch_size: int, seed: int) -> many.Network:
   path = f"teacher/{teacher}"
+  key = functools.partial(rng.key_for, seed, path)
   return many.Network(
-    f"teacher/{teacher}",
-    rng.key_for(seed, path, "init"),
-    rng.key_for(seed, path, "step"),
-    feed.BatchSampler(seed, path, num_images, batch_size),
+    path, key("init"), key("step"), feed.BatchSampler(seed, path, num_images, batch_size)
   )
-
-
-def _derived(
-  teacher: Teacher, steps: Sequence[recalibrate.Step], training: recalibrate.Training
-) -> Teacher:
-  for step in steps:
-    teacher = step(teacher, training)
-  return teacher
 
 
 def evaluate(

@@ -195,7 +195,11 @@ def make_optimizer(
   Raises:
     LtddError: an unknown name or argument, or one out of range.
   """
-  return registry.make("optimizer", OPTIMIZERS, name, {"schedule": schedule, **kwargs})
+  made = registry.make("optimizer", OPTIMIZERS, name, {"schedule": schedule, **kwargs})
+  momenta = {k: v for k, v in kwargs.items() if k in ("momentum", "b1", "b2")}
+  registry.check_share("optimizer: ", below_one=True, **momenta)
+  registry.check_at_least("optimizer: ", 0, eps=kwargs.get("eps", 0))
+  return made
 
 
 def _mask(weight_decay: float, decay: str) -> Callable[[Any], Any] | None:

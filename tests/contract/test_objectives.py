@@ -100,8 +100,8 @@ def test_teachers_train_with_it(case, parallel):
     ({"name": "balanced_sofmax"}, "Did you mean 'balanced_softmax'"),
     ({"name": "logit_adjusted", "ta": 1.0}, "Did you mean 'tau'"),
     ({"name": "cross_entropy", "tau": 1.0}, "tau"),
-    ({"name": "cross_entropy", "label_smoothing": 1.0}, "label_smoothing=1.0"),
-    ({"name": "class_balanced", "beta": 1.0}, "beta=1.0"),
+    ({"name": "cross_entropy", "label_smoothing": 1.0}, "label_smoothing is 1.0"),
+    ({"name": "class_balanced", "beta": 1.0}, "beta is 1.0"),
     ({"name": "balanced_softmax", "class_counts": [5, 0, 1]}, "class 1 has 0 training images"),
   ],
 )

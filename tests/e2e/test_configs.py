@@ -110,9 +110,15 @@ def test_edc_has_eight_networks_and_all_images_in_a_batch():
   assert config.student.recipe == "edc_mse_gt/cifar10"
 
 
+def test_edc_released_follows_the_scripts():
+  config = get_config("cifar10_lt", "method=edc_released")
+  assert config.distil.methods.edc_released.target_batch == 64
+  assert (config.teacher.num_epochs, config.student.recipe) == (5, "edc_mse_gt/cifar10:released")
+
+
 def test_every_argument_of_a_method_can_be_changed():
   edc = get_config("cifar10_lt", "method=edc").distil.methods.edc
-  assert (edc.flatness, edc.category_form, edc.swap_tiles) == (0.25, "by_class", False)
+  assert (edc.flatness, edc.ema_init, edc.alpha) == (0.25, "zero", 0.5)
 
 
 def test_calibrators_by_name():

@@ -63,7 +63,8 @@ def clustered(data):
   def run(features, labels, slots):
     start = selection.plus_plus(key, features, labels, slots, K)
     active = slots.rank < jnp.bincount(labels, length=K)[slots.labels]
-    centres = selection.lloyd(features, labels, features[start], slots, active, K, 7)
+    there = slots._replace(rank=jnp.where(active, slots.rank, -1))
+    centres = selection.lloyd(features, labels, features[start], there, K, 7)
     return start, centres, selection.k_means(key, features, labels, slots, K, 7)
 
   return jax.tree.map(np.asarray, run(features, labels, slots))

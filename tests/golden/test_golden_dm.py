@@ -1,5 +1,7 @@
 """DM's mean features, loss and gradient against NumPy, for classes of unequal sizes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from ltdd_jax import distil, models
 from ltdd_jax.data import augment, dsa
-from ltdd_jax.distil.dm import distance, dm, draw_rows, draw_views, real_means
+from ltdd_jax.distil.dm import distance, dm, draw_rows, draw_views, embed, real_means
 from tests import small
 from tests.reference import dm_ref as ref
 
@@ -43,9 +45,14 @@ def case(request):
 @pytest.fixture(scope="module")
 def targets(case):
   wanted = jnp.isin(jnp.arange(5), LABELS)
-  parts = (case["model"], case["views"], ENV, case["real"], case["x"])
-  means = jax.jit(lambda variables: real_means(parts[0], variables, *parts[1:], wanted))
-  return means(case["variables"])
+  res, together = {"images": case["real"]}, case["norm"] == "batch"
+  return jax.jit(lambda x: real_means(look(case), ENV, res, x, wanted, together=together))(
+    case["x"]
+  )
+
+
+def look(case):
+  return functools.partial(embed, case["model"], case["variables"], case["views"])
 
 
 def real_of_step(case):
@@ -71,8 +78,7 @@ def test_mean_features_of_real_images(case, targets):
 
 def test_loss_and_gradient(case, targets):
   images = case["images"]
-  parts = tuple(case[name] for name in ("model", "variables", "views"))
-  loss_fn = jax.value_and_grad(lambda x: distance(*parts, x, jnp.asarray(LABELS), targets))
+  loss_fn = jax.value_and_grad(lambda x: distance(look(case), x, jnp.asarray(LABELS), targets))
   loss, grads = jax.jit(loss_fn)(jnp.asarray(images))
   np.testing.assert_allclose(loss, ref_loss(case, images), rtol=1e-4)
   for seed in range(6):  # the slope in random directions
@@ -95,9 +101,9 @@ def test_a_step_is_sgd_with_momentum_of_that_gradient(key):
     network_key, view_key = jax.random.split(key)
     variables = models.init_variables(model, network_key, ENV.image_shape)
     views = draw_views(view_key, dsa.STRATEGY, 5)
-    every = jnp.ones(5, bool)
-    targets = real_means(model, variables, views, ENV, res["images"], batch, every)
-    return jax.grad(lambda x: distance(model, variables, views, x, state.labels, targets))(x)
+    look = functools.partial(embed, model, variables, views)
+    targets = real_means(look, ENV, res, batch, jnp.ones(5, bool), together=False)
+    return jax.grad(lambda x: distance(look, x, state.labels, targets))(x)
 
   x, velocity, step = np.asarray(state.images), 0.0, jax.jit(method.step)
   for t in range(2):

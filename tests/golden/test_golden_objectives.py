@@ -13,7 +13,7 @@ import pytest
 
 from ltdd_jax import distil
 from ltdd_jax.data import augment, crops
-from ltdd_jax.distil import layer_statistics, objectives, pixels
+from ltdd_jax.distil import initial_images, layer_statistics, objectives, pixels
 from ltdd_jax.models import taps
 from ltdd_jax.teachers import statistics
 from tests import small
@@ -87,19 +87,17 @@ def matched(rule, x, running, drop_key):
 
 def test_gvbsm(views):
   key = jax.random.key(2)  # keeps the stem in steps 0, 2 and 3, and drops it in step 1
-  rule = layer_statistics.Rule(
-    tile=4, first=7.0, momentum=0.6, ema_start="unbiased", drop=0.5, batch=64
-  )  # fmt: skip
+  rule = layer_statistics.Rule(first=7.0, momentum=0.6, ema_start="unbiased", drop=0.5, batch=64)
   found = steps(
-    "gvbsm", 4, key, r_stats=0.3, densify=0.2, densify_temperature=3.0, first_multiplier=7.0,
-    ema=0.6, ema_init="unbiased", conv_drop=0.5, tile=4, target_batch=64,
+    "gvbsm", 4, key, r_stats=0.3, densify=0.2, first_multiplier=7.0, ema=0.6, ema_init="unbiased",
+    conv_drop=0.5, target_batch=64,
   )  # fmt: skip
   for t, (state, metrics) in enumerate(found):
     x = views(state.images)
     _, drop_key = jax.random.split(jax.random.fold_in(key, t))
     logits, stats = matched(rule, x, state.running[0], drop_key)
     ce = cross_entropy(logits)
-    dense = ref.densification(np.float64(pooled(x)), SLOTS.labels.tolist(), 3.0)
+    dense = ref.densification(np.float64(pooled(x)), SLOTS.labels.tolist(), 4.0)
     np.testing.assert_allclose(metrics["densification"], dense, rtol=1e-4)
     assert dense > 0.01
     np.testing.assert_allclose(metrics["loss"], ce + 0.3 * stats + 0.2 * dense, rtol=1e-5)
@@ -111,15 +109,10 @@ def pooled(x):
 
 
 def test_edc(views, key):
-  rule = layer_statistics.Rule(
-    tile=4, first=7.0, momentum=0.6, drop=0.5, alpha=0.3, form="batch", class_var="within_image",
-    swap_tiles=True,
-  )  # fmt: skip
+  rule = layer_statistics.Rule(first=7.0, momentum=0.6, ema_start="unbiased", alpha=0.3)
   found = steps(
-    "edc", 3, key, lr=3.0, r_stats=0.3, alpha=0.3, category="within_image", category_form="batch",
-    swap_tiles=True, flatness=1000.0, flatness_decay=0.5, flatness_temperature=2.0,
-    flatness_kl="ema_images", flatness_mean="images", first_multiplier=7.0, ema=0.6, conv_drop=0.5,
-    init="noise",
+    "edc", 3, key, lr=3.0, r_stats=0.3, alpha=0.3, flatness=1000.0, flatness_decay=0.5,
+    first_multiplier=7.0, ema=0.6, ema_init="unbiased", init="noise",
   )  # fmt: skip
   slow = found[0][0].images
   for t, (state, metrics) in enumerate(found):
@@ -127,12 +120,22 @@ def test_edc(views, key):
     logits, stats = matched(rule, views(state.images), state.running[0], drop_key)
     teacher = small.teacher()
     of_slow = teacher.model.apply(teacher.variables, views(slow), train=False)
-    flat = ref.flatness(logits, of_slow, 2.0, "ema_images", "images")
-    np.testing.assert_allclose(metrics["flatness"], flat, rtol=1e-3, atol=1e-6)
-    assert (flat > 1e-5) == (t > 0)
+    flat = ref.flatness(logits, of_slow, 4.0)
+    np.testing.assert_allclose(metrics["flatness"], flat, rtol=1e-3, atol=1e-7)
+    assert (flat > 1e-6) == (t > 0)
     total = cross_entropy(logits) + 0.3 * stats + 1000.0 * flat
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
     slow = 0.5 * slow + 0.5 * state.images
+
+
+def test_edc_released(views, key):
+  rule = layer_statistics.Rule(momentum=0.6, alpha=0.3, batch=64, released=True)
+  for t, (state, metrics) in enumerate(
+    steps("edc_released", 3, key, r_stats=0.3, alpha=0.3, ema=0.6, init="noise")
+  ):
+    _, drop_key = jax.random.split(jax.random.fold_in(key, t))
+    logits, stats = matched(rule, views(state.images), state.running[0], drop_key)
+    np.testing.assert_allclose(metrics["loss"], cross_entropy(logits) + 0.3 * stats, rtol=1e-5)
 
 
 def test_gradient_of_the_batch_norm_term(key):
@@ -159,7 +162,7 @@ def test_pixels_move_by_adam_along_a_cosine_and_stay_in_their_range(key):
     loss = 0.5 * jnp.sum(jnp.square(images - target))
     return loss, ({"loss": loss}, None)
 
-  start = lambda key, slots, res: jnp.zeros(target.shape)
+  start = initial_images.Start(lambda key, slots, res: jnp.zeros(target.shape))
   method = pixels.pixel_method("small", env, start, objective, num_steps=total, lr=lr)
   state, step = method.init(key, SLOTS, {}), jax.jit(method.step)
   x, m, v = (np.zeros(target.shape) for _ in range(3))

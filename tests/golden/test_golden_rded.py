@@ -8,7 +8,7 @@ from PIL import Image
 
 from ltdd_jax import distil
 from ltdd_jax.data import crops
-from ltdd_jax.distil import features, patches
+from ltdd_jax.distil import features, patches, selection
 from tests import small
 from tests.reference import rded_ref as ref
 
@@ -52,15 +52,15 @@ def logits(canvases):
 
 def best_patches():
   """Patches of each class in the order of use, from the draws that the key stands for."""
-  recipe = patches.PatchOptions(FACTOR, CROPS, POOL, "strided", 7)
+  options = patches.PatchOptions(FACTOR, CROPS, POOL, 7)
   res, env, side = small.resources(), small.env(), small.SIDE // FACTOR
   order_key, crop_key = jax.random.split(jax.random.key(SEED))
-  pool = patches.draw_pool(order_key, crop_key, jnp.asarray(res["labels"]), small.K)
-  draw = jax.jit(lambda c, e: patches.draw_box(crop_key, recipe, env, c, e))
+  rows_of_all = selection.by_class(res["labels"], small.K, order_key).rows
+  draw = jax.jit(lambda c, e: patches.draw_box(crop_key, options, env, c, e))
   x = (res["images"] / 255 - np.array(small.SPEC.mean)) / np.array(small.SPEC.std)
   out = []
   for c in range(small.K):
-    rows = [int(r) for r in np.asarray(pool.by_class) if res["labels"][r] == c]
+    rows = [int(r) for r in np.asarray(rows_of_all) if res["labels"][r] == c]
     image_of = [rows[e // CROPS % len(rows)] for e in range(CROPS * POOL)]
     cut = [ref.shrunk_crop(x[r], draw(c, e), side) for e, r in enumerate(image_of)]
     z = logits([ref.padded(p, small.SIDE) for p in cut])

@@ -23,13 +23,13 @@ def batch_statistics(maps, kind, q):
   return found
 
 
-def class_statistics(maps, labels, kind, q, var):
-  """The same of each class; var "within_image" is the mean of the variances within an image."""
+def class_statistics(maps, labels, kind, q, within_image):
+  """The same of each class; `within_image`, with the mean of the variances within an image."""
   found = {}
   for c in sorted(set(labels)):
     mine = [x for x, y in zip(maps, labels, strict=True) if y == c]
     found[c] = batch_statistics(mine, kind, q)
-    if var == "within_image":
+    if within_image:
       each = [batch_statistics([x], kind, q) for x in mine]
       for i in range(1, len(found[c]), 2):
         found[c][i] = sum(e[i] for e in each) / len(each)
@@ -64,15 +64,13 @@ def log_softmax(x):
   return [v - top - math.log(sum(math.exp(u - top) for u in x)) for v in x]
 
 
-def flatness(logits, slow, temperature, direction, mean="elements"):
-  """Kullback-Leibler divergence of softmaxes, divided by the number of their entries or rows."""
+def flatness(logits, slow, temperature):
+  """Kullback-Leibler divergence of softmaxes, divided by the number of their entries."""
   total = 0.0
   for row, slow_row in zip(np.float64(logits), np.float64(slow), strict=True):
     p, q = log_softmax(row / temperature), log_softmax(slow_row / temperature)
-    if direction == "ema_images":
-      p, q = q, p
     total += sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
-  return total / (np.size(logits) if mean == "elements" else len(logits))
+  return total / np.size(logits)
 
 
 def crop_scale(t, length, curriculum, smallest=0.08):

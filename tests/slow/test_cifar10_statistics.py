@@ -69,6 +69,6 @@ def test_variance_within_images_is_far_smaller(stem):
 
   In the first channel to 0.94 and 1.12, in tiles to 0.34 and 1.03.
   """
-  inside = statistics.per_class(stem.layers[0], var="within_image")
+  inside = statistics.per_class(stem.layers[0], within_image=True)
   np.testing.assert_allclose(inside.var[:, 0].mean(), 0.94, atol=5e-3)
   np.testing.assert_allclose(inside.tile_var.mean(), 0.34, atol=5e-3)

@@ -139,7 +139,7 @@ def test_published_settings():
     ({"batch_real": 0}, "'dm': batch_real is 0; expected 1 or more"),
     ({"num_steps": -5}, "'dm': num_steps is -5; expected 1 or more"),
     ({"lr": -1.0}, r"'dm': lr is -1.0; expected 0 or more"),
-    ({"momentum": 1.0}, r"momentum is 1.0; expected 0 or more and less than 1"),
+    ({"momentum": 1.0}, r"momentum is 1.0; expected a number in \[0, 1\)"),
     ({"init": "rded"}, "init is 'rded'; expected one of 'real', 'noise'"),
     ({"augment": "color_cutmix"}, "operation 'cutmix' is not known"),
     ({"network": {"name": "convnett"}}, "unknown model 'convnett'"),

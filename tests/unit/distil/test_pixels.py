@@ -174,10 +174,7 @@ def test_many_steps_fit_one_dispatch(name, key):
 
 
 def test_edc_of_the_released_code(key):
-  method = distil.make_method(
-    small.env(), "edc", num_steps=2, category="within_image", category_form="batch",
-    swap_tiles=True, flatness=0.0, init="noise",
-  )  # fmt: skip
+  method = distil.make_method(small.env(), "edc_released", num_steps=2, init="noise")
   assert method.needs == ("teachers", "statistics")
   state = method.init(key, SLOTS, small.resources())
   assert state.slow is None
@@ -189,24 +186,18 @@ def test_edc_of_the_released_code(key):
 @pytest.mark.parametrize(
   ("name", "kwargs", "message"),
   [
-    ("edc", {"category": "all"}, "category is 'all'; expected one of 'pooled', 'within_image'"),
-    (
-      "edc",
-      {"category_form": "all"},
-      "category_form is 'all'; expected one of 'by_class', 'batch'",
-    ),
-    (
-      "edc",
-      {"flatness_kl": "all"},
-      "flatness_kl is 'all'; expected one of 'images_ema', 'ema_images'",
-    ),
-    (
-      "edc",
-      {"flatness_mean": "all"},
-      "flatness_mean is 'all'; expected one of 'elements', 'images'",
-    ),
-    ("edc", {"alpha": 1.5}, "alpha is 1.5; expected a number from 0 to 1"),
-    ("edc", {"init": "rdet"}, "init is 'rdet'; expected one of"),
+    ("edc", {"alpha": 1.5}, r"alpha is 1.5; expected a number in \[0, 1\]"),
+    ("edc", {"init": "rdet"}, "unknown 'init' of method 'edc': 'rdet'. Did you mean 'rded'"),
+    ("edc", {"flatness": -0.25}, "flatness is -0.25; expected 0 or more"),
+    ("edc", {"flatness_decay": 1.5}, "flatness_decay is 1.5"),
+    ("edc", {"ema": -0.1}, "ema is -0.1"),
+    ("edc_released", {"target_batch": 1}, "target_batch is 1; expected 2 or more"),
+    ("gvbsm", {"densify": -1.0}, "densify is -1.0"),
+    ("gvbsm", {"r_stats": -1.0}, "r_stats is -1.0"),
+    ("gvbsm", {"first_multiplier": -1.0}, "first_multiplier is -1.0"),
+    ("sre2l", {"r_bn": -1.0}, "r_bn is -1.0; expected 0 or more"),
+    ("cda", {"first_bn_multiplier": -1.0}, "first_bn_multiplier is -1.0"),
+    ("cda", {"min_scale": 2.0}, "min_scale is 2.0"),
     ("gvbsm", {"ema_init": "one"}, "ema_init is 'one'; expected one of 'zero', 'unbiased'"),
     ("gvbsm", {"conv_drop": -1.0}, "conv_drop is -1.0"),
     (
@@ -222,9 +213,9 @@ def test_bad_options_are_refused(name, kwargs, message):
     distil.make_method(small.env(), name, **kwargs)
 
 
-@pytest.mark.parametrize("name", ["cda", "edc", "gvbsm"])
+@pytest.mark.parametrize("name", ["cda", "edc", "gvbsm", "sre2l"])
 def test_no_teacher_is_refused(name):
-  with pytest.raises(LtddError, match=f"method '{name}' needs at least one teacher"):
+  with pytest.raises(LtddError, match=f"method '{name}' needs a teacher"):
     distil.make_method(small.env()._replace(teachers=()), name)
 
 

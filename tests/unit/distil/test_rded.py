@@ -8,7 +8,7 @@ import pytest
 from ltdd_jax import distil
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment
-from ltdd_jax.distil import patches
+from ltdd_jax.distil import patches, selection
 from tests import small
 
 
@@ -31,22 +31,20 @@ def test_equal_scores_take_the_first_candidate():
 
 
 def test_classes_that_are_not_asked_for_are_not_scored(key):
-  res, recipe = small.resources(), patches.PatchOptions(1, 2, 4, "strided", 8)  # a chunk is a class
-  pool = patches.draw_pool(key, key, jnp.asarray(res["labels"]), small.K)
-  ask = lambda wanted: patches.score_patches(pool, small.env(), recipe, res, jnp.array(wanted))
+  res, options = small.resources(), patches.PatchOptions(1, 2, 4, 8)  # a chunk is a class
+  pool = patches.Pool(key, selection.by_class(res["labels"], small.K, key))
+  ask = lambda wanted: patches.score_patches(pool, small.env(), options, res, jnp.array(wanted))
   whole, part = ask([True] * small.K), ask([True, False, True])
   np.testing.assert_allclose(part[0::2], whole[0::2], rtol=1e-5)
   assert (part[1] == 0).all()
   assert (whole[1] > 0).all()
 
 
-def test_arrangements():
+def test_cells_show_every_third_patch_of_three_images():
   """Images 0 and 1 of 3: four cells each, of twelve patches."""
   numbers, totals = jnp.array([0, 1]), jnp.array([3, 3])
-  strided = patches.places(patches.PatchOptions(2, 1, 12, "strided", 1), numbers, totals)
-  assert strided.tolist() == [[0, 3, 6, 9], [1, 4, 7, 10]]
-  consecutive = patches.places(patches.PatchOptions(2, 1, 12, "consecutive", 1), numbers, totals)
-  assert consecutive.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+  found = patches.places(patches.PatchOptions(2, 1, 12, 1), numbers, totals)
+  assert found.tolist() == [[0, 3, 6, 9], [1, 4, 7, 10]]
 
 
 def test_cells_are_joined_row_by_row():
@@ -116,7 +114,6 @@ def test_more_patches_than_candidates_are_refused(fill):
     ({"pool": 0}, "pool is 0; expected 1 or more"),
     ({"num_crops": 0}, "num_crops is 0; expected 1 or more"),
     ({"chunk_size": 0}, "chunk_size is 0; expected 1 or more"),
-    ({"arrangement": "diagonal"}, "arrangement is 'diagonal'; expected one of 'strided'"),
   ],
 )
 def test_bad_arguments_are_refused(kwargs, message):

@@ -30,19 +30,15 @@ CDA = SRE2L | {
 }  # fmt: skip
 GVBSM = {
   "name": "gvbsm", "num_steps": 4000, "lr": 0.05, "r_stats": 0.01, "first_multiplier": 10.0,
-  "densify": 1.0, "densify_temperature": 4.0, "ema": 0.8, "ema_init": "zero", "conv_drop": 0.4,
-  "tile": 4, "target_batch": None, "init": "noise", "augment": (PAD_4, FLIP, ROLL_32),
+  "densify": 1.0, "ema": 0.8, "ema_init": "zero", "conv_drop": 0.4, "target_batch": None,
+  "init": "noise", "augment": (PAD_4, FLIP, ROLL_32),
 }  # fmt: skip
 EDC = {
   "name": "edc", "lr": 0.05, "r_stats": 0.01, "first_multiplier": 10.0, "alpha": 0.5,
-  "category": "pooled", "category_form": "by_class", "swap_tiles": False, "flatness": 0.25,
-  "flatness_decay": 0.99, "flatness_temperature": 4.0, "flatness_kl": "images_ema",
-  "flatness_mean": "elements", "ema": 0.8, "ema_init": "zero", "conv_drop": 0.0, "tile": 4,
-  "target_batch": None, "init": "real",
+  "flatness": 0.25, "flatness_decay": 0.99, "ema": 0.8, "ema_init": "zero", "init": "real",
 }  # fmt: skip
 RDED = {
-  "name": "rded", "factor": 1, "num_crops": 5, "pool": 300, "arrangement": "strided",
-  "chunk_size": 500,
+  "name": "rded", "factor": 1, "num_crops": 5, "pool": 300, "chunk_size": 500,
 }  # fmt: skip
 METHODS = {
   ("cifar10", "sre2l"): SRE2L,

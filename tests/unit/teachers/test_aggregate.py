@@ -30,11 +30,6 @@ def test_errors(chosen, message):
     aggregate_lib.members("config.distil.teachers", chosen, KNOWN)
 
 
-def test_unknown_aggregate():
-  with pytest.raises(LtddError, match="aggregate is 'sum'; expected one of 'mean', 'norm_equal"):
-    aggregate_lib.aggregate_fn("sum")
-
-
 def norm_equalised_reference(logits):
   """G-VBSM's code: each teacher's matrix divided by its own norm, times the mean of the norms."""
   norms = [sum(v * v for v in np.ravel(z)) ** 0.5 for z in logits]

@@ -93,5 +93,5 @@ def test_collected_stored_and_fed(config, tmp_path):
   assert jax.tree.structure(seen) == jax.tree.structure(ctx.statistics_shapes(names)[0])
   spec = ctx.source.spec
   images, labels = (ctx.distilled("darkest")[k] for k in ("images", "labels"))
-  colour = seen.layers[0].mean[labels] * spec.std[0] + spec.mean[0]
+  colour = seen.layers[0].channels.mean[labels] * spec.std[0] + spec.mean[0]
   np.testing.assert_allclose(images[:, 0, 0] / 255, colour, atol=1 / 255)
