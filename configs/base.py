@@ -157,7 +157,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "max_epochs": 100,
     "calibrators": calibrators(args.calibrators, args.imbalance, dataset),
   }
-  config.student = {  # students.train.train_students
+  config.student = {  # students.train.train_students; a rate of None is the one that was learned
     "model": {"name": "resnet18", "stem": "cifar"},
     "num_epochs": 400,
     "batch_size": 128,
