@@ -54,7 +54,7 @@ def long_tail() -> np.ndarray:
 
 
 def stored_labels(epochs: int, n: int) -> Any:
-  """Stored soft labels, adjusted by tau = 1, as `student.train_students` takes them."""
+  """Stored soft labels, adjusted by tau = 1, as `students.train.train_students` takes them."""
   from ltdd_jax import calibrate
   from ltdd_jax.data import longtail
   from ltdd_jax.labels import sources

@@ -4,10 +4,10 @@
   python -m benchmarks.relabel --teachers convnet_w128 convnet_d1 --epochs 5 --rounds 2
 
 A label is the mean of the teachers' logits of one view (crop, flip, CutMix) of one of 100 images,
-as float16. The library's side is `labels.relabel` with its store on disk, less the time to compile;
-PyTorch's keeps labels in memory. Sides are processes of their own and take turns, round after
-round. The table has medians over rounds, the range in brackets, and the median of the ratios within
-a round: above 1 means slower than the library.
+as float16. The library's side is `labels.label.label_images` with its store on disk, less the time
+to compile; PyTorch's keeps labels in memory. Sides are processes of their own and take turns, round
+after round. The table has medians over rounds, the range in brackets, and the median of the ratios
+within a round: above 1 means slower than the library.
 """
 
 import argparse

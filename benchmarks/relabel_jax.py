@@ -1,4 +1,4 @@
-"""The library's side of `relabel.py`: `labels.relabel`, set up as a run is."""
+"""The library's side of `relabel.py`: `labels.label.label_images`, set up as a run is."""
 
 from ltdd_jax.core import startup
 

@@ -1,4 +1,4 @@
-"""Several students at once (`vmap`) against one after another, as `student.train_students` does it.
+"""Several students at once (`vmap`) against one after another, by `students.train.train_students`.
 
   python -m benchmarks.students --num-seeds 5 --steps 12 --rounds 3
 

@@ -2,9 +2,10 @@
 
   python -m benchmarks.teachers --num-teachers 4 --steps 60 --rounds 3
 
-Both are `teacher.squeeze`: small ConvNets (depth 2, width 16, batch norm), batches of 128 images of
-32x32 pixels, random crops and flips, on noise. Time spent in compilation is taken apart: the first
-round compiles, later ones read the compilation cache. The rest is initialisation and the steps.
+Both are `teachers.train.train_teachers`: small ConvNets (depth 2, width 16, batch norm), batches of
+128 images of 32x32 pixels, random crops and flips, on noise. Time spent in compilation is taken
+apart: the first round compiles, later ones read the compilation cache. The rest is initialisation
+and the steps.
 """
 
 import argparse

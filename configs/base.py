@@ -1,8 +1,9 @@
 """What the configs share: the groups of a run, and the image sources and labels to compare.
 
-A config is a dict of groups; each group is the keyword arguments of one function, named beside it.
-Every config file takes arguments after a colon, `configs/cifar10_lt.py:ipc=50,preset=cpu`, and any
-value can be changed on the command line, `--config.student.num_epochs=300`.
+A config is a dict of groups; a group is the keyword arguments of the functions named beside it.
+Every config file takes arguments after a colon, `configs/cifar10_lt.py:ipc=50,preset=cpu`. Any key
+can be set on the command line, `--config.student.num_epochs=300` or `--config.label.top_k=None`,
+whether it is listed here or not.
 """
 
 from types import SimpleNamespace
@@ -136,7 +137,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "methods": {args.method: settings, "random": {"name": "random"}},
   }
   config.distil.update(method.distil)
-  config.statistics = {"tile": 4, "batch_size": 256}  # statistics.collect, for G-VBSM and EDC
+  config.statistics = {"tile": 4, "batch_size": 256}  # teachers.statistics_pass.collect
   config.label = {  # labels.label.label_images
     "num_epochs": 400,
     "dtype": "float16",
@@ -156,7 +157,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "max_epochs": 100,
     "calibrators": calibrators(args.calibrators, args.imbalance, dataset),
   }
-  config.student = {  # student.train_students
+  config.student = {  # students.train.train_students; a rate of None is the one that was learned
     "model": {"name": "resnet18", "stem": "cifar"},
     "num_epochs": 400,
     "batch_size": 128,
@@ -172,7 +173,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "parallel": "auto",
     "hard_labels": True,
   }
-  config.report = {"groups": "thirds"}  # report.tables.write_report
+  config.report = {"groups": "thirds"}  # pipeline.results.write_report
   return config
 
 

@@ -3,7 +3,7 @@
   python -m launch.main --config configs/digits_lt.py --workdir runs/digits
 
 The set is scikit-learn's, embedded; 600 images, 60 of each class, are held out as a balanced test.
-It takes about two minutes on 2 CPU cores. Plain soft labels -> ADSA, mean of 3 seeds: SRe2L
+It takes about three minutes on 2 CPU cores. Plain soft labels -> ADSA, mean of 3 seeds: SRe2L
 images top-1 80.3 -> 84.5 and tail (2 to 5 training images a class) 54.6 -> 68.7, random images
 83.7 -> 90.1 and 56.3 -> 80.2 (docs/results/digits.md).
 

@@ -38,10 +38,10 @@ FLIP = {"name": "random_flip", "shared": True}
 
 
 class Published(NamedTuple):
-  """What a method sets; what it leaves out stays as in `base.base`."""
+  """What a method sets; what it leaves out stays as in `configs.base.base`."""
 
   method: dict[str, Any]  # {name, **kwargs} of distil.METHODS
-  recipe: str  # of ltdd_jax.recipes
+  recipe: str  # of students.recipes
   distil: dict[str, Any] = {}  # noqa: RUF012 (never changed)
   teacher: dict[str, Any] = {}  # noqa: RUF012
   student: dict[str, Any] = {"name": "resnet18", "stem": "cifar"}  # noqa: RUF012

@@ -68,7 +68,7 @@ def imported(*, path: str) -> LabelSource:
 
   Args:
     path: an `.npy` file of logits (n, k), or an `.npz` file with an array `logits`, in the order of
-      the distilled images.
+      the images of one image source. If a run has several, the config names it under `images`.
   """
   return LabelSource("imported", path=path)
 

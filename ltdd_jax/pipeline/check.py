@@ -104,7 +104,9 @@ SCHEMA: config_lib.Schema = {
     hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage", "folder"),
   ),
   "label.views": views_lib.view_fn,
-  "label.sources.*": _Named(label_sources.SOURCES, calibrators=Key(_NAMES, None)),
+  "label.sources.*": _Named(
+    label_sources.SOURCES, calibrators=Key(_NAMES, None), images=Key(_NAMES, None)
+  ),
   "calibrate": Group(
     own={
       "calibrators": Key(Mapping),
@@ -182,9 +184,16 @@ def _check_splits(config: Mapping[str, Any]) -> None:
 def _check_labels(config: Mapping[str, Any]) -> None:
   """There are labels, and their names are no others'."""
   calibrators, labels = config["calibrate"]["calibrators"], config["label"]["sources"]
+  images = graph.image_sources(config)
   for name, entry in labels.items():
-    for key in entry.get("calibrators") or ():
-      check_choice(f"an entry of config.label.sources.{name}.calibrators", key, [*calibrators])
+    for part, known in (("calibrators", [*calibrators]), ("images", images)):
+      for key in entry.get(part) or ():
+        check_choice(f"an entry of config.label.sources.{name}.{part}", key, known)
+    if entry["name"] == "imported" and entry.get("images") is None and len(images) > 1:
+      raise LtddError(
+        f"config.label.sources.{name} is 'imported', and a file has the logits of one image "
+        f"source; this run has {', '.join(images)}. Name it, such as images=({images[0]!r},)"
+      )
   if HARD in labels:
     raise LtddError(
       f"config.label.sources has a key {HARD!r}, which is the name of the labels without a source; "
@@ -309,7 +318,8 @@ def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
   if made.kind == "learned" and "soft_labels" not in learned:
     raise LtddError(
       f"label source {row.labels!r} is 'learned', but {where} has no learned labels. Use a method "
-      "that learns labels, or a label source 'teacher'"
+      f"that learns labels, a label source 'teacher', or config.label.sources.{row.labels}.images "
+      "with the names of the image sources that have some"
     )
 
 

@@ -205,7 +205,7 @@ class Context:
   def label_source(self, labels: str) -> label_sources.LabelSource:
     """A label source, with the teachers that it asks."""
     entry = self.config["label"]["sources"][labels]
-    kwargs = {k: v for k, v in entry.items() if k != "calibrators"}
+    kwargs = {k: v for k, v in entry.items() if k not in ("calibrators", "images")}
     made = registry.make("label source", label_sources.SOURCES, kwargs.pop("name"), kwargs)
     if made.kind != "teacher":
       return made

@@ -24,6 +24,8 @@ def rows(config: Mapping[str, Any], images: str | None = None) -> tuple[Row, ...
   for source in image_sources(config) if images is None else (images,):
     out += [Row(source)] if config["student"]["hard_labels"] else []
     for labels, entry in config["label"]["sources"].items():
+      if entry.get("images") is not None and source not in entry["images"]:
+        continue
       own = order if entry.get("calibrators") is None else entry["calibrators"]
       out += [Row(source, labels, name) for name in order if name in own]
   return tuple(out)

@@ -1,4 +1,4 @@
-"""The whole run, in order: data, teacher, distil, label, calibrate, student, report.
+"""The whole run: data, teacher, (statistics), distil, label, (probe), calibrate, student, report.
 
 Read this file first. `graph.py` lists the stages that a config needs, and `stages.py` says what
 each computes. Each stage writes one artefact under `workdir/<stage>/`; a stage whose

@@ -1,0 +1,1 @@
+"""Renders results as text, tables and pictures; `pipeline.results` collects and writes them."""

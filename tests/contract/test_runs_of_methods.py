@@ -169,6 +169,13 @@ def test_labels_from_a_file(tmp_path):
   assert not (tmp_path / "run" / "teacher").exists()
   np.testing.assert_array_equal(store_of(load("label/random/file"))[0], 2 * logits)
   assert [r["calibrator"] for r in results["rows"]] == [None, "plain", "adsa"]
+  config["distil"]["methods"]["other"] = {"name": "random"}
+  with pytest.raises(LtddError, match="has the logits of one image source"):
+    check.check(config)
+  config["label"]["sources"]["file"]["images"] = ("random",)
+  rows = graph.rows(check.check(config))
+  assert [r.images for r in rows if r.labels == "file"] == ["random", "random"]
+  del config["distil"]["methods"]["other"]
   np.save(tmp_path / "c.npy", logits[:5])
   with pytest.raises(LtddError, match=r"'file'.*shape \(5, 3\); expected .* shape \(6, 3\)"):
     check.check_with_data(Context(check.check(config)))

@@ -1,6 +1,7 @@
 """The docs: links lead somewhere, pages stay short, and every command of the README is tested."""
 
 import pathlib
+import pkgutil
 import re
 
 import pytest
@@ -79,6 +80,25 @@ def test_files_that_docs_name_are_there():
       continue
     for name in NAMED.findall((ROOT / page).read_text()):
       assert (ROOT / name).exists(), f"{page} names {name}"
+
+
+# Files by the end of their paths, as `models/taps.py`; a run writes the file of the second part.
+PATH = re.compile(r"`([\w/.-]+\.(?:md|py))`(?<!report\.md`)")
+PACKAGES = "|".join(p.name for p in (ROOT / "ltdd_jax").glob("[a-z]*") if p.is_dir())
+# Names in modules, as `ltdd_jax.adsa` anywhere, or `teachers.train.train_teachers` in backquotes.
+FULL = r"\bltdd_jax\.(\w+(?:\.\w+)*)"
+SHORT = rf"`((?:{PACKAGES})(?:\.(?!npy|npz|zarr)\w+)+)`"
+
+
+def test_names_that_docs_use_are_there():
+  folders = ("ltdd_jax", "configs", "launch", "tests", "docs", "benchmarks")
+  paths = [f"/{p.relative_to(ROOT).as_posix()}" for f in folders for p in (ROOT / f).rglob("*.*")]
+  for page in set(PAGES) - {pathlib.Path("CHANGELOG.md")}:
+    text = (ROOT / page).read_text()
+    for name in PATH.findall(text):
+      assert (ROOT / name).exists() or any(p.endswith(f"/{name}") for p in paths), (page, name)
+    for name in re.findall(FULL, text) + re.findall(SHORT, text):
+      pkgutil.resolve_name(f"ltdd_jax.{name}")
 
 
 def test_pages_that_the_code_names_are_there():

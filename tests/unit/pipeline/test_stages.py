@@ -70,6 +70,14 @@ def test_a_label_source_has_its_calibrators(config):
   ]  # fmt: skip
 
 
+def test_a_label_source_has_its_images(config):
+  config["label"]["sources"]["mine"] = {"name": "learned", "images": ("random",)}
+  assert {row.images for row in graph.rows(config) if row.labels == "mine"} == {"random"}
+  assert {row.images for row in graph.rows(config) if row.labels == "teacher"} == {
+    "sre2l", "random"
+  }  # fmt: skip
+
+
 def test_folders_of_rows():
   row = Row("sre2l", "teacher", "adsa")
   assert {kind: row.stage(kind) for kind in ("distil", "label", "probe", "calibrate")} == {
@@ -214,6 +222,12 @@ def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeyp
       "label.sources.teacher.calibrators",
       ("asda",),
       r"is 'asda'; expected one of 'adsa'",
+    ),
+    ("label.sources.teacher.images", ("sre2",), "images is 'sre2'; expected one of"),
+    (
+      "label.sources.mine",  # else the file would label the images of both
+      {"name": "imported", "path": "z.npy"},
+      r"mine is 'imported'.*one image source; this run has sre2l, random\. Name it",
     ),
     ("label.sources.teacher", {"name": "techer"}, "'techer'.*Did you mean 'teacher'"),
     ("label.dtype", "int8", r"label\.dtype is 'int8'"),
