@@ -17,7 +17,6 @@ from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import layers
 
-STEMS = ("cifar", "imagenet")
 BLOCKS = (4, 8, 4)  # of each stage, the first of which strides
 STEM, LAST = 24, 1024
 
@@ -102,17 +101,11 @@ def shufflenet_v2(
   """Makes a ShuffleNetV2.
 
   Args:
-    num_classes: k.
-    image_shape: (h, w, c); every size will do.
     stem: "cifar" or "imagenet", see the module.
     width: channels of the first stage, even; 48 is "x0.5", and 116 is "x1.0".
-    bn_momentum: of the running statistics of batch norm, in Flax's terms.
-
-  Raises:
-    LtddError: an argument is out of range.
   """
   del image_shape
-  check_choice("shufflenet_v2: stem", stem, STEMS)
+  check_choice("shufflenet_v2: stem", stem, layers.LAYOUTS)
   check_at_least("shufflenet_v2: ", 2, width=width)
   if width % 2:
     raise LtddError(f"shufflenet_v2: width={width}; expected an even number.")

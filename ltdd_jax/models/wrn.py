@@ -71,14 +71,8 @@ def wide_resnet(
   """Makes a WRN; the default is WRN-16-2.
 
   Args:
-    num_classes: k.
-    image_shape: (h, w, c); every size will do.
     depth: convolutions on the longest way and the linear layer, 6 n + 4 for n blocks a group.
     widen: the groups have 16, 32 and 64 times as many channels as this.
-    bn_momentum: of the running statistics of batch norm, in Flax's terms.
-
-  Raises:
-    LtddError: an argument is out of range.
   """
   del image_shape
   check_at_least("wide_resnet: ", 1, widen=widen)
