@@ -244,7 +244,7 @@ def _series(estimate: Mapping[str, Any]) -> dict[str, Any]:
 
 def accuracies_figure(results: Mapping[str, Any]) -> Any:
   """Accuracies of students by class: a panel for each image source."""
-  return plots.accuracies_figure(
+  return plots.accuracies(
     {
       "rows": results["students"],
       "class_names": results["class_names"],
