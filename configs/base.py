@@ -5,6 +5,7 @@ Every config file takes arguments after a colon, `configs/cifar10_lt.py:ipc=50,p
 value can be changed on the command line, `--config.student.num_epochs=300`.
 """
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +56,14 @@ def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
   if args.method not in methods.METHODS:
     raise LtddError(f"method={args.method}: expected one of {', '.join(methods.METHODS)}")
   return args
+
+
+def of_dataset(args: SimpleNamespace, **values: Any) -> ConfigDict:
+  """The config of `configs/<dataset>_lt.py` with the arguments of a study."""
+  keys = ("method", "ipc", "seed", "preset", "calibrators", "recipe")
+  values = {key: getattr(args, key) for key in keys} | values
+  text = ",".join(f"{key}={value}" for key, value in values.items() if value != "")
+  return importlib.import_module(f"configs.{args.dataset}_lt").get_config(text)
 
 
 def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str, Any]]:
@@ -156,7 +165,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "max_epochs": 100,
     "calibrators": calibrators(args.calibrators, args.imbalance, dataset),
   }
-  config.student = {  # student.train_students
+  config.student = {  # students.train.train_students; a rate of None is the one that was learned
     "model": {"name": "resnet18", "stem": "cifar"},
     "num_epochs": 400,
     "batch_size": 128,
