@@ -1,4 +1,7 @@
-"""The config of a run and what its stages share: data, networks, artefacts, each loaded once."""
+"""The config of a run and what its stages share: data, networks, artefacts, each loaded once.
+
+Where a name of a split, `None` is the run's own.
+"""
 
 import dataclasses
 import functools
@@ -9,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax import distil
+from ltdd_jax import calibrate, distil, models
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import registry
@@ -17,6 +20,8 @@ from ltdd_jax.core.types import ArrayData, Slots, Teacher
 from ltdd_jax.data import longtail, sources
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import sources as label_sources
+from ltdd_jax.students import recipes
+from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.teachers import statistics as statistics_lib
 from ltdd_jax.teachers import train as teacher_training
@@ -142,11 +147,10 @@ class Context:
   def statistics_shapes(self, names: Sequence[str]) -> tuple[statistics_lib.Statistics, ...]:
     """The shapes of what `statistics` loads, before it is there."""
     spec, tile = self.source.spec, self.config["statistics"]["tile"]
-    models = [self.networks[name] for name in names]
-    shapes = statistics_lib.shapes
-    return tuple(
-      shapes(m, self.variable_shapes(m), spec.image_shape, spec.num_classes, tile) for m in models
+    shapes = lambda m: statistics_lib.shapes(
+      m, self.variable_shapes(m), spec.image_shape, spec.num_classes, tile
     )
+    return tuple(shapes(self.networks[name]) for name in names)
 
   # ---- image sources ----
 
@@ -212,6 +216,11 @@ class Context:
     where = f"config.label.sources.{labels}.teachers"
     return made._replace(teachers=self._chosen(where, made.teachers, None))
 
+  def file_logits(self, labels: str) -> np.ndarray:
+    """The logits (n, k) that a label source takes from a file."""
+    path = self.config["label"]["sources"][labels]["path"]
+    return distilled_sets.read_logits(f"config.label.sources.{labels}", path)
+
   def label_split(self, row: Row) -> str | None:
     """The split that the labels of a row are biased by.
 
@@ -227,6 +236,47 @@ class Context:
   def log_prior(self, row: Row) -> np.ndarray:
     """Log frequencies (k,) of the classes in the split that the labels of a row are biased by."""
     return longtail.log_prior(np.asarray(self.split(self.label_split(row)).counts))
+
+  def calibrator(self, row: Row) -> calibrate.Calibrator:
+    """The calibrator of a row."""
+    return calibrate.make_calibrator(**self.config["calibrate"]["calibrators"][row.calibrator])
+
+  # ---- students ----
+
+  @functools.cached_property
+  def student_model(self) -> Any:
+    """The students' network."""
+    return models.make_model(
+      num_classes=self.source.spec.num_classes,
+      image_shape=self.source.spec.image_shape,
+      **self.config["student"]["model"],
+    )
+
+  @property
+  def recipe(self) -> str | None:
+    """The recipe that the config names, and what it changed of it; None if it names none."""
+    return changes.sentence_of(self.config, len(self.slots().labels), len(self.counts))
+
+  @functools.cached_property
+  def recipe_lr(self) -> float | None:
+    """The rate that the named recipe has for the config's optimiser; None without one."""
+    student = self.config["student"]
+    if student["recipe"] is None:
+      return None
+    ipc = len(self.slots().labels) / len(self.counts)
+    name, model = self.config["data"]["name"], student["model"]
+    settings = recipes.resolve(student["recipe"], dataset=name, ipc=ipc, model=model)
+    optimizer = settings["student"]["optimizer"]
+    return optimizer["lr"] if optimizer["name"] == student["optimizer"]["name"] else None
+
+  @property
+  def own_lr(self) -> bool:
+    """Whether each image source gives its students a rate: `config.student.optimizer.lr` is None.
+
+    It is the one that the method learned where it learns one, and `recipe_lr` where it does not,
+    as for the random control beside a learned set.
+    """
+    return self.config["student"]["optimizer"].get("lr", 0) is None
 
 
 def _arguments(function: Any, config: Mapping[str, Any]) -> dict[str, Any]:

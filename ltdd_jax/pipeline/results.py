@@ -12,15 +12,13 @@ from ltdd_jax.data import longtail
 from ltdd_jax.pipeline import graph
 from ltdd_jax.pipeline import stages as stages_lib
 from ltdd_jax.pipeline.context import Context, Row
-from ltdd_jax.pipeline.stages import Stage
 from ltdd_jax.report import images, plots, tables
-from ltdd_jax.students.recipes import changes
 
 SCHEMA = 2  # of results.json: rows have a label source and a calibrator
 
 
 def write_report(
-  ctx: Context, stages: Sequence[Stage], skipped: Mapping[str, bool]
+  ctx: Context, stages: Sequence[graph.Stage], skipped: Mapping[str, bool]
 ) -> dict[str, Any]:
   """Reads all artefacts of a run, writes `workdir/report/` and prints the table.
 
@@ -49,7 +47,9 @@ def write_report(
   return results
 
 
-def collect(ctx: Context, stages: Sequence[Stage], skipped: Mapping[str, bool]) -> dict[str, Any]:
+def collect(
+  ctx: Context, stages: Sequence[graph.Stage], skipped: Mapping[str, bool]
+) -> dict[str, Any]:
   """Gathers the results of a run into plain numbers, lists and strings."""
   data = ctx.workdir.load("data").meta
   rule = ctx.config["report"]["groups"]
@@ -67,7 +67,7 @@ def collect(ctx: Context, stages: Sequence[Stage], skipped: Mapping[str, bool]) 
       "sha256": data["split_sha256"],
     },
     "group_rule": rule,
-    "recipe": changes.sentence_of(ctx.config, len(ctx.slots().labels), len(ctx.counts)),
+    "recipe": ctx.recipe,
     "teachers": teacher_rows(ctx, groups),
     "rows": [student_row(ctx, row, groups) for row in graph.rows(ctx.config)],
     "notes": [

@@ -54,7 +54,7 @@ def class_balanced(
     raise LtddError(f"objective 'class_balanced': beta={beta}; expected a number in [0, 1).")
   counts = _check_counts(class_counts)
   return of_logits(
-    partial(losses.class_balanced, class_counts=counts, beta=beta, label_smoothing=label_smoothing)
+    partial(losses.class_balanced, counts=counts, beta=beta, label_smoothing=label_smoothing)
   )
 
 

@@ -38,23 +38,14 @@ Compiled = dict[tuple[int, int], StepFn]  # by steps in one dispatch, and turn i
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-  """Where a loop runs and what it leaves behind. The default leaves nothing.
-
-  Attributes:
-    mesh: the devices.
-    scratch: folder for work in progress (checkpoints, finished parts), or None for none.
-    metrics: folder for metrics (JSON lines and TensorBoard events), or None.
-    checkpoint_seconds: least time between two checkpoints of one loop.
-    log_every: steps between two readings of the metrics.
-    show_progress: whether to show a bar (terminal) or a line a minute.
-  """
+  """Where a loop runs and what it leaves behind. The default leaves nothing."""
 
   mesh: jax.sharding.Mesh = dataclasses.field(default_factory=mesh_lib.make_mesh)
-  scratch: epath.Path | None = None
-  metrics: epath.Path | None = None
-  checkpoint_seconds: float = 30.0
-  log_every: int = 50
-  show_progress: bool = True
+  scratch: epath.Path | None = None  # folder for work in progress: checkpoints, finished parts
+  metrics: epath.Path | None = None  # folder for JSON lines and TensorBoard events
+  checkpoint_seconds: float = 30.0  # least time between two checkpoints of one loop
+  log_every: int = 50  # steps between two readings of the metrics
+  show_progress: bool = True  # a bar on a terminal, else a line a minute
 
   def steps_per_call(self) -> int:
     """Steps in one dispatch: 1 on CPU, `log_every` elsewhere."""
@@ -73,9 +64,8 @@ class Session:
 
   def kept(self, name: str) -> dict[str, np.ndarray] | None:
     """What `keep` stored, so that a resumed run does not make that part again; None if nothing."""
-    if self.scratch is None or not _part(self.scratch, name).exists():
+    if self.scratch is None or not (path := _part(self.scratch, name)).exists():
       return None
-    path = _part(self.scratch, name)
     try:
       with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
         return dict(found)
@@ -170,34 +160,25 @@ def in_turn(step_fns: Sequence[StepFn]) -> StepFn:
   return step_fn
 
 
+@dataclasses.dataclass(frozen=True)
 class _Steps:
   """Compiles the steps of a loop when they are first called, and calls them."""
 
-  def __init__(
-    self,
-    step_fns: Sequence[StepFn],
-    inputs: Callable[[int], Any],
-    first_turn: int,
-    compiled: Compiled,
-  ):
-    self.step_fns, self.inputs, self.first_turn = step_fns, inputs, first_turn
-    self.compiled = compiled
-
-  def _turn(self, t: int) -> int:
-    return (self.first_turn + t) % len(self.step_fns)
+  step_fns: Sequence[StepFn]
+  inputs: Callable[[int], Any]
+  first_turn: int
+  compiled: Compiled
 
   def __call__(self, t: int, count: int, state: Any, consts: Any) -> tuple[Any, dict[str, Any]]:
     """Runs steps t, ..., t + count - 1 in one dispatch."""
-    several = len(self.step_fns) > 1
-    slot = (count, self._turn(t) if count == 1 else 0)
+    turns = [(self.first_turn + t + i) % len(self.step_fns) for i in range(count)]
+    slot = (count, turns[0] if count == 1 else 0)
     if slot not in self.compiled:
-      step_fn = in_turn(self.step_fns) if several and count > 1 else self.step_fns[slot[1]]
+      step_fn = self.step_fns[turns[0]] if count == 1 else in_turn(self.step_fns)
       self.compiled[slot] = compile_step(step_fn, state, count)
     if count == 1:
       return self.compiled[slot](state, consts, self.inputs(t))
-    x = stack([self.inputs(t + i) for i in range(count)])
-    if several:
-      x = (x, np.array([self._turn(t + i) for i in range(count)], np.int32))
+    x = stack([self.inputs(t + i) for i in range(count)]), np.array(turns, np.int32)
     return self.compiled[slot](state, consts, x)
 
 
@@ -244,9 +225,7 @@ def run(
   progress, first = None, 0
   if session.scratch is not None:
     progress = checkpoint.Progress(session.scratch / name, every_seconds=session.checkpoint_seconds)
-    restored = progress.restore(state)
-    if restored is not None:
-      first, state = restored
+    first, state = progress.restore(state) or (0, state)
   hooks = {t for t in hook_at if t > first}
   monitor = _Monitor(session, name, num_steps, first, advice)
   per_call, t = session.steps_per_call(), first

@@ -121,9 +121,8 @@ def train(
     consts: what all share; "key" is added, that of each network.
     num_steps: steps of each.
     session: devices, checkpoints, progress.
-    parallel: "vmap" (all in one program), "loop" (one after another; the step is compiled once) or
-      "auto": vmap on accelerators; loop on CPU, whose compiler is slow on the grouped convolutions
-      that vmap makes. Equal within rounding.
+    parallel: "vmap" (all in one program), "loop" (one after another) or "auto": vmap on
+      accelerators; loop on CPU, which is slow on grouped convolutions. Equal within rounding.
     scoring: evaluations on the way, or None.
   """
   if parallel == "auto":
