@@ -150,6 +150,24 @@ class EfficientNet(nn.Module):
     return x.astype(jnp.float32)
 
 
+def efficientnet_b0(
+  *,
+  num_classes: int,
+  image_shape: Sequence[int],
+  width: float = 1.0,
+  bn_momentum: float = layers.BN_MOMENTUM,
+) -> EfficientNet:
+  """Makes an EfficientNet-B0; images of every size will do, though maps shrink to a 32nd."""
+  del image_shape
+  _check_width("efficientnet_b0", width)
+  return EfficientNet(num_classes, float(width), bn_momentum)
+
+
+def _check_width(model: str, width: float) -> None:
+  if width <= 0:
+    raise LtddError(f"{model}: width={width}; expected a number above 0.")
+
+
 def mobilenet_v2(
   *,
   num_classes: int,
@@ -168,21 +186,3 @@ def mobilenet_v2(
   check_choice("mobilenet_v2: layout", layout, layers.LAYOUTS)
   _check_width("mobilenet_v2", width)
   return MobileNetV2(num_classes, layout, float(width), bn_momentum)
-
-
-def efficientnet_b0(
-  *,
-  num_classes: int,
-  image_shape: Sequence[int],
-  width: float = 1.0,
-  bn_momentum: float = layers.BN_MOMENTUM,
-) -> EfficientNet:
-  """Makes an EfficientNet-B0; images of every size will do, though maps shrink to a 32nd."""
-  del image_shape
-  _check_width("efficientnet_b0", width)
-  return EfficientNet(num_classes, float(width), bn_momentum)
-
-
-def _check_width(model: str, width: float) -> None:
-  if width <= 0:
-    raise LtddError(f"{model}: width={width}; expected a number above 0.")

@@ -28,11 +28,7 @@ LAYOUTS = ("cifar", "imagenet")
 def torch_bias_init(fan_in: int) -> Callable[..., jax.Array]:
   """Makes PyTorch's default initialiser of a bias: uniform within +-1/sqrt(fan_in) of the layer."""
   bound = fan_in**-0.5
-
-  def init(key, shape, dtype=jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class InstanceNorm(nn.Module):
@@ -140,7 +136,7 @@ def normal_dense(x: jax.Array, width: int, *, name: str) -> jax.Array:
 def adaptive_avg_pool(x: jax.Array, side: int) -> jax.Array:
   """Averages (b, h, w, c) to (b, side, side, c): cell i is rows floor(ih/s) to ceil((i+1)h/s) - 1.
 
-  PyTorch's AdaptiveAvgPool2d; the identity where h = w = side.
+  PyTorch's AdaptiveAvgPool2d.
   """
   if x.shape[1:3] == (side, side):
     return x

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ltdd_jax.core.registry import check_at_least, check_choice
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import layers
 
@@ -105,8 +105,7 @@ def shufflenet_v2(
     width: channels of the first stage, even; 48 is "x0.5", and 116 is "x1.0".
   """
   del image_shape
+  if width < 2 or width % 2:
+    raise LtddError(f"shufflenet_v2: width={width}; expected an even number of 2 or more.")
   check_choice("shufflenet_v2: stem", stem, layers.LAYOUTS)
-  check_at_least("shufflenet_v2: ", 2, width=width)
-  if width % 2:
-    raise LtddError(f"shufflenet_v2: width={width}; expected an even number.")
   return ShuffleNetV2(num_classes, stem, width, bn_momentum)

@@ -3,12 +3,10 @@
   logits, moments = taps.apply_with_moments(model, variables, images)
   moments[0].mean, moments[0].running_mean       # the stem's batch normalisation
 
-SRe2L and its successors ask synthetic images for the activation statistics that the real ones had:
-the forward pass normalises with running statistics, while a penalty compares these with the moments
-of the batch at hand. Models need not know about it: the inputs are captured from outside by
-`flax.linen.intercept_methods`, so any Linen model with `nn.BatchNorm` layers will do, under `jit`,
-`grad`, `vmap` and `eval_shape` alike. Layers inside a lifted transformation (`nn.scan`, `nn.remat`)
-are out of reach: their tracers do not outlive it.
+SRe2L and its successors compare running statistics with the moments of the batch at hand. Inputs
+are captured by `flax.linen.intercept_methods`: any Linen model will do, under `jit`, `grad`,
+`vmap` and `eval_shape` alike, but layers inside a lifted transformation (`nn.scan`, `nn.remat`) are
+out of reach, since their tracers do not outlive it.
 """
 
 from typing import Any, NamedTuple

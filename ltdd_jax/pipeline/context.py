@@ -1,7 +1,4 @@
-"""The config of a run and what its stages share: data, networks, artefacts, each loaded once.
-
-Where a name of a split, `None` is the run's own.
-"""
+"""The config of a run and what its stages share: data, networks, artefacts, each loaded once."""
 
 import dataclasses
 import functools
@@ -64,11 +61,8 @@ class Context:
     if rule.get("rule") == "matched":  # balanced, with as many images as the run's own split has
       each = int(self.counts.sum()) // len(self.counts)
       rule |= {"rule": "counts", "counts": (each,) * len(self.counts)}
-    return longtail.make_split(
-      self.source.train_labels,
-      self.source.spec.num_classes,
-      **_arguments(longtail.make_split, rule),
-    )
+    arguments = _arguments(longtail.make_split, rule)
+    return longtail.make_split(self.source.train_labels, self.source.spec.num_classes, **arguments)
 
   @functools.cached_property
   def identity(self) -> dict[str, Any]:
@@ -222,19 +216,18 @@ class Context:
     return distilled_sets.read_logits(f"config.label.sources.{labels}", path)
 
   def label_split(self, row: Row) -> str | None:
-    """The split that the labels of a row are biased by.
+    """The split that the labels of a row are biased by: that of their teachers, or of their images.
 
-    It is the one that the teachers were trained on, or that learned labels were distilled from; the
-    run's own where the teachers are of several.
+    It is the run's own where the teachers are of several.
     """
     found = self.label_source(row.labels)
-    splits = {self.teacher_split(name) for name in found.teachers or ()}
     if found.kind == "learned":
-      splits = {self.split_name(row.images)}
+      return self.split_name(row.images)
+    splits = {self.teacher_split(name) for name in found.teachers or ()}
     return splits.pop() if len(splits) == 1 else None
 
   def log_prior(self, row: Row) -> np.ndarray:
-    """Log frequencies (k,) of the classes in the split that the labels of a row are biased by."""
+    """Log frequencies (k,) of the classes in `label_split`."""
     return longtail.log_prior(np.asarray(self.split(self.label_split(row)).counts))
 
   def calibrator(self, row: Row) -> calibrate.Calibrator:
@@ -263,20 +256,22 @@ class Context:
     student = self.config["student"]
     if student["recipe"] is None:
       return None
-    ipc = len(self.slots().labels) / len(self.counts)
-    name, model = self.config["data"]["name"], student["model"]
-    settings = recipes.resolve(student["recipe"], dataset=name, ipc=ipc, model=model)
+    settings = recipes.resolve(
+      student["recipe"],
+      dataset=self.config["data"]["name"],
+      ipc=len(self.slots().labels) / len(self.counts),
+      model=student["model"],
+    )
     optimizer = settings["student"]["optimizer"]
     return optimizer["lr"] if optimizer["name"] == student["optimizer"]["name"] else None
 
   @property
   def own_lr(self) -> bool:
-    """Whether each image source gives its students a rate: `config.student.optimizer.lr` is None.
+    """Whether `config.student.optimizer.lr` is None: image sources give their students a rate.
 
-    It is the one that the method learned where it learns one, and `recipe_lr` where it does not,
-    as for the random control beside a learned set.
+    It is the learned one, or where the method learns none, as a random control, `recipe_lr`.
     """
-    return self.config["student"]["optimizer"].get("lr", 0) is None
+    return self.config["student"]["optimizer"]["lr"] is None
 
 
 def _arguments(function: Any, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,15 +22,7 @@ def write_report(
 ) -> dict[str, Any]:
   """Reads all artefacts of a run, writes `workdir/report/` and prints the table.
 
-  Of a pod, the first process writes and prints.
-
-  Args:
-    ctx: the run.
-    stages: its stages.
-    skipped: whether each stage of this run was skipped.
-
-  Returns:
-    The contents of `results.json`.
+  Of a pod, the first process writes and prints. Returns the contents of `results.json`.
   """
   results = collect(ctx, stages, skipped)
   if jax.process_index() != 0:
@@ -74,11 +66,7 @@ def collect(
       f"{name}: {note}" for name, meta in metas.items() for note in meta["extra"].get("notes", ())
     ],
     "stages": {
-      name: {
-        "seconds": meta["seconds"],
-        "peak_bytes": meta["peak_bytes"],
-        "skipped": bool(skipped.get(name, True)),
-      }
+      name: {k: meta[k] for k in ("seconds", "peak_bytes")} | {"skipped": skipped.get(name, True)}
       for name, meta in metas.items()
     },
     "versions": metas["data"]["versions"],

@@ -191,7 +191,7 @@ def test_first_expansion_is_there_in_the_cifar_layout_only(layout, there):
     ),
     ("mobilenet_v2", {"width": 0.0}, "width=0.0"),
     ("shufflenet_v2", {"stem": "tv"}, "stem is 'tv'"),
-    ("shufflenet_v2", {"width": 7}, "width=7; expected an even number"),
+    ("shufflenet_v2", {"width": 7}, "width=7; expected an even number of 2 or more"),
     ("efficientnet_b0", {"width": -1.0}, "width=-1.0"),
     ("alexnet", IMAGENET, r"\(32, 32, 3\) is shrunk to nothing; expected 63 pixels"),
     ("alexnet", {"layout": "tv"}, "layout is 'tv'"),
