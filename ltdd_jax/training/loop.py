@@ -16,8 +16,9 @@ import dataclasses
 import io
 import math
 import time
+import types
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -191,8 +192,7 @@ def run(
   session: Session,
   name: str,
   inputs: Callable[[int], Any] = lambda step: None,
-  hook: Callable[[int, Any], Any] | None = None,
-  hook_at: Iterable[int] = (),
+  hooks: Mapping[int, Callable[[Any], Any]] = types.MappingProxyType({}),
   compiled: Compiled | None = None,
   first_turn: int = 0,
   advice: str = "lower the learning rate of this stage",
@@ -207,8 +207,7 @@ def run(
     session: where to run and what to leave behind.
     name: of the stage and the loop, for messages, checkpoints and metrics.
     inputs: `inputs(t)` gives the host arrays of step t (None for none).
-    hook: `hook(t, state) -> state`, called after t steps for each t of `hook_at`.
-    hook_at: numbers of steps after which the hook is called.
+    hooks: `hooks[t](state) -> state` is called after t steps.
     compiled: steps compiled earlier: loops of the same step functions and shapes share them.
     first_turn: turn of step 0, for a loop that goes on where another one ended.
     advice: what to do when a number is not finite, for the error message.
@@ -226,7 +225,6 @@ def run(
   if session.scratch is not None:
     progress = checkpoint.Progress(session.scratch / name, every_seconds=session.checkpoint_seconds)
     first, state = progress.restore(state) or (0, state)
-  hooks = {t for t in hook_at if t > first}
   monitor = _Monitor(session, name, num_steps, first, advice)
   per_call, t = session.steps_per_call(), first
   if len(step_fns) > 1:  # no remainder, so that no step is compiled in the scan and alone
@@ -241,8 +239,8 @@ def run(
       state, metrics = steps(t, count, state, consts)
       t += count
       monitor.add(t, metrics)
-      if hook and t in hooks:
-        state = hook(t, state)
+      if t in hooks:
+        state = hooks[t](state)
       stopping, overdue = _wishes(progress, t == stop_at)
       if stopping or t == stop_at or time.monotonic() > due:
         monitor.read()

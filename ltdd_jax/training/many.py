@@ -129,7 +129,9 @@ def train(
     parallel = "loop" if session.mesh.devices.flat[0].platform == "cpu" else "vmap"
   groups = [networks] if parallel == "vmap" else [[network] for network in networks]
   compiled: loop.Compiled = {}
-  step_fn, hook = _step_fn(step, session.mesh), scoring and _hook(scoring)
+  step_fn, hooks = _step_fn(step, session.mesh), {}
+  if scoring is not None:
+    hooks = {t: functools.partial(_score, scoring, i) for i, t in enumerate(scoring.steps)}
   first = jax.jit(over_networks(lambda key, mesh: init(key), (0,), session.mesh))
   parts = []
   for group in groups:
@@ -143,8 +145,7 @@ def train(
       session=session,
       name=group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else ""),
       inputs=functools.partial(_inputs, group),
-      hook=hook,
-      hook_at=scoring.steps if scoring else (),
+      hooks=hooks,
       compiled=compiled,
     )
     parts.append(mesh_lib.get(state))
@@ -172,9 +173,7 @@ def _step_fn(step: MeshFn, mesh: jax.sharding.Mesh) -> loop.StepFn:
   return step_fn
 
 
-def _hook(scoring: Scoring) -> Callable[[int, Any], Any]:
-  def score(t: int, state: dict[str, Any]) -> dict[str, Any]:
-    correct, row = scoring.score(state["train"].scored), scoring.steps.index(t)
-    return state | {"correct": state["correct"].at[:, row].set(correct.astype(jnp.int32))}
-
-  return score
+def _score(scoring: Scoring, i: int, state: dict[str, Any]) -> dict[str, Any]:
+  """Puts the scores of evaluation i into the record of them."""
+  correct = scoring.score(state["train"].scored).astype(jnp.int32)
+  return state | {"correct": state["correct"].at[:, i].set(correct)}

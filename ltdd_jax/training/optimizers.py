@@ -104,7 +104,7 @@ def make_schedule(
     LtddError: an unknown name or argument, or one out of range.
   """
   _positive(name, num_steps=num_steps)
-  if lr < 0:
+  if lr is None or lr < 0:
     raise LtddError(f"schedule {name!r}: lr={lr}; expected 0 or more.")
   if steps_per_epoch is not None:
     _positive(name, steps_per_epoch=steps_per_epoch)
@@ -177,9 +177,9 @@ def make_optimizer(
   A schedule with `per_epoch` True moves once in `steps_per_epoch` steps, which may be a fraction.
 
   Raises:
-    LtddError: an unknown name or argument, or one out of range.
+    LtddError: an unknown or missing name or argument, or one out of range.
   """
-  optimizer, schedule = dict(optimizer), dict(schedule)
+  optimizer, schedule = {"name": None, "lr": None, **optimizer}, {"name": None, **schedule}
   if schedule.pop("per_epoch", False):
     schedule["steps_per_epoch"] = steps_per_epoch
   rate = make_schedule(num_steps=num_steps, lr=optimizer.pop("lr"), **schedule)

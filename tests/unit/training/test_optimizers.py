@@ -97,3 +97,16 @@ def test_schedule_errors(kwargs, message):
 def test_optimizer_errors(kwargs, message):
   with pytest.raises(LtddError, match=message):
     made(**kwargs)
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "schedule", "message"),
+  [
+    ({"name": "sgd"}, {"name": "cosine"}, "schedule 'cosine': lr=None; expected 0 or more"),
+    ({"lr": 0.1}, {"name": "cosine"}, "unknown optimizer None.* Known: adam, adamw, sgd"),
+    ({"name": "sgd", "lr": 0.1}, {}, "unknown schedule None.* Known: constant, cosine"),
+  ],
+)
+def test_incomplete_optimizers_are_refused(optimizer, schedule, message):
+  with pytest.raises(LtddError, match=message):
+    optimizers.make_optimizer(optimizer, schedule, 10)
