@@ -35,8 +35,8 @@ class AlexNet(nn.Module):
   """See `alexnet`."""
 
   num_classes: int
-  layout: str = "cifar"
-  stem_padding: int = 2
+  layout: str
+  stem_padding: int
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -60,10 +60,10 @@ class VGG(nn.Module):
   """See `vgg11`."""
 
   num_classes: int
-  layout: str = "cifar"
-  norm: str = "instance"
-  stem_padding: int = 1
-  bn_momentum: float = layers.BN_MOMENTUM
+  layout: str
+  norm: str
+  stem_padding: int
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -19,11 +19,11 @@ class ConvNet(nn.Module):
   """See `convnet`, which checks its arguments and makes one."""
 
   num_classes: int
-  depth: int = 3
-  width: int = 128
-  norm: str = "instance"
-  stem_padding: int = 1
-  bn_momentum: float = layers.BN_MOMENTUM
+  depth: int
+  width: int
+  norm: str
+  stem_padding: int
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

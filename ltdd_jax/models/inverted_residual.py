@@ -98,9 +98,9 @@ class MobileNetV2(nn.Module):
   """See `mobilenet_v2`."""
 
   num_classes: int
-  layout: str = "cifar"
-  width: float = 0.5
-  bn_momentum: float = layers.BN_MOMENTUM
+  layout: str
+  width: float
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -128,8 +128,8 @@ class EfficientNet(nn.Module):
   """See `efficientnet_b0`."""
 
   num_classes: int
-  width: float = 1.0
-  bn_momentum: float = layers.BN_MOMENTUM
+  width: float
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

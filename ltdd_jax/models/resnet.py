@@ -74,11 +74,11 @@ class ResNet(nn.Module):
   num_classes: int
   block: type[_Block]
   depths: tuple[int, ...]
-  stem: str = "cifar"
-  width: int = 64
-  norm: str = "batch"
-  init_name: str = "torchvision"
-  bn_momentum: float = layers.BN_MOMENTUM
+  stem: str
+  width: int
+  norm: str
+  init_name: str
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

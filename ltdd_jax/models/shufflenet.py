@@ -69,9 +69,9 @@ class ShuffleNetV2(nn.Module):
   """See `shufflenet_v2`."""
 
   num_classes: int
-  stem: str = "cifar"
-  width: int = 48
-  bn_momentum: float = layers.BN_MOMENTUM
+  stem: str
+  width: int
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
