@@ -191,9 +191,7 @@ def test_a_rate_or_labels_that_no_method_learned_are_refused(tmp_path):
 def test_a_control_takes_the_rate_of_the_recipe(tmp_path):
   config = small.run_config(tmp_path, {"mine": {"name": "learner"}, "random": {"name": "random"}})
   config["student"] |= {"recipe": "rd3", "optimizer": {"name": "sgd", "lr": None}}
-  with pytest.raises(
-    LtddError, match=r"'random' .* learns no rate, .* recipe with one for that optimizer"
-  ):
+  with pytest.raises(LtddError, match=r"'random'\) learns no rate, .*recipe with one for that opt"):
     check.check_with_data(Context(check.check(config)))
   config["student"]["optimizer"]["name"] = "adam"  # as in rd3
   results, load = run(config, tmp_path / "run")
