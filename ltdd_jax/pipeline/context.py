@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,6 +114,13 @@ class Context:
     """The split that a teacher is trained on."""
     return self.config["teacher"]["splits"].get(name)
 
+  def by_split(self, names: Iterable[str]) -> dict[str | None, list[str]]:
+    """Teachers by the split that they are trained on."""
+    found: dict[str | None, list[str]] = {}
+    for name in names:
+      found.setdefault(self.teacher_split(name), []).append(name)
+    return {split: found[split] for split in sorted(found, key=str)}
+
   def teachers(self, names: Sequence[str] | None = None) -> tuple[Teacher, ...]:
     """Trained teachers, all in the order of their names by default."""
     artefact = self.workdir.load("teacher")
@@ -177,18 +184,18 @@ class Context:
     Methods that select have one order, so that their sets do not depend on what else a run makes.
     A set from a file brings its own slots.
     """
-    method = None if images is None else self.method(images)
-    if method is not None and "file" in method.needs:
-      labels = self.file(images).labels
-      return Slots(labels, np.arange(len(labels), dtype=np.int32))
     budget = _arguments(distil.make_slots, self.config["distil"])
-    if method is not None and method.batching == "select":
+    if images is not None and (file := self.file(images)):
+      return Slots(file.labels, np.arange(len(file.labels), dtype=np.int32))
+    if images is not None and self.method(images).batching == "select":
       budget["order"] = "interleaved"
     return distil.make_slots(self.source.spec.num_classes, **budget)
 
   @functools.cache  # noqa: B019
-  def file(self, images: str) -> distilled_sets.Imported:
-    """The distilled set that an image source takes from a file."""
+  def file(self, images: str) -> distilled_sets.Imported | None:
+    """The distilled set that an image source takes from a file; None if a method makes it."""
+    if "file" not in self.method(images).needs:
+      return None
     where, entry = f"config.distil.methods.{images}", self.config["distil"]["methods"][images]
     return distilled_sets.read(where, entry["path"], self.source.spec, self.source.class_names)
 

@@ -9,10 +9,10 @@ from ltdd_jax import calibrate, distil
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import sources as label_sources
-from ltdd_jax.pipeline import plan
+from ltdd_jax.pipeline import plan, stages
 from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.pipeline.resources import RESOURCES
-from ltdd_jax.pipeline.stages import BUILD, KINDS, SCORING, VERSIONS, Product, student_numbers
+from ltdd_jax.pipeline.stages import KINDS, SCORING, VERSIONS, Product, student_numbers
 from ltdd_jax.training import loop
 
 
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
   name: str
   config: dict[str, Any]  # the part of the config that it depends on, and code versions
   inputs: dict[str, str]  # {stage that it reads: fingerprint}
-  about: dict[str, Any]  # arguments of its functions in `stages.BUILD` and `plan.LINES`
+  about: dict[str, Any]  # arguments of its functions in `stages` and `plan`
 
   @property
   def kind(self) -> str:
@@ -56,11 +56,11 @@ class Stage(NamedTuple):
 
   def build(self, ctx: Context, session: loop.Session) -> Product:
     """Makes what the stage leaves behind."""
-    return BUILD[self.kind](ctx, session, **self.about)
+    return getattr(stages, f"{self.kind}_stage")(ctx, session, **self.about)
 
   def plan(self, ctx: Context) -> str:
     """One line for `--dry_run`."""
-    return plan.LINES[self.kind](ctx, **self.about)
+    return getattr(plan, self.kind)(ctx, **self.about)
 
 
 class Builder:
@@ -115,8 +115,8 @@ class Builder:
     if method.batching == "select":
       del part["order"]
     group = self.seed | {"distil": part}
-    if "file" in method.needs:  # known by its content, wherever it lies
-      content = {"name": entry["name"], "sha256": self.ctx.file(images).sha256}
+    if file := self.ctx.file(images):  # known by its content, wherever it lies
+      content = {"name": entry["name"], "sha256": file.sha256}
       group = {"distil": {"method": content, "dtype": part["dtype"]}}
     code = {entry["name"]: distil.version(entry["name"])}
     return self.add(f"distil/{images}", group, reads, code, images=images)

@@ -1,6 +1,6 @@
-"""One line for each stage, for `--dry_run`: shapes, parameters, steps, bytes."""
+"""One line for each stage, for `--dry_run`, by its kind: shapes, parameters, steps, bytes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,8 @@ def statistics(ctx: Context, *, names: Sequence[str]) -> str:
 
 def distil(ctx: Context, *, images: str) -> str:
   method, n = ctx.method(images), len(ctx.slots(images).labels)
-  if "file" in method.needs:
-    return ctx.file(images).about
+  if file := ctx.file(images):
+    return file.about
   config, shape = ctx.config["distil"], ctx.source.spec.image_shape
   size = min(n, config["batch_size"] or n) if method.batching == "batches" else n
   quality, names = config["jpeg_quality"], ctx.teacher_names(images)
@@ -101,15 +101,3 @@ def student(ctx: Context, *, row: Row) -> str:
     f"{'hard' if row.labels == HARD else 'soft'} labels"
     f"{f'; recipe {ctx.recipe}' if ctx.recipe else ''}"
   )
-
-
-LINES: dict[str, Callable[..., str]] = {
-  "data": data,
-  "teacher": teacher,
-  "statistics": statistics,
-  "distil": distil,
-  "label": label,
-  "probe": probe,
-  "calibrate": calibrate,
-  "student": student,
-}

@@ -9,7 +9,7 @@ A run has the stages that something in it needs.
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,13 +70,12 @@ def data_stage(ctx: Context, session: loop.Session) -> Product:
 def teacher_stage(ctx: Context, session: loop.Session) -> Product:
   config = {k: v for k, v in ctx.config["teacher"].items() if k not in ("models", "splits")}
   teachers: list[Teacher] = []
-  for split in sorted({ctx.teacher_split(name) for name in ctx.networks}, key=str):
-    models = ctx.config["teacher"]["models"]
+  for split, own in ctx.by_split(ctx.networks).items():
     teachers += teacher_training.train_teachers(
       ctx.train_data(split),
       ctx.source.spec,
       np.asarray(ctx.split(split).counts),
-      models={k: v for k, v in models.items() if ctx.teacher_split(k) == split},
+      models={name: ctx.config["teacher"]["models"][name] for name in own},
       **config,
       seed=ctx.config["seed"],
       session=session,
@@ -98,8 +97,7 @@ def statistics_stage(ctx: Context, session: loop.Session, *, names: Sequence[str
   if config["augment"] is None:
     config["augment"] = ctx.config["teacher"]["augment"]
   trees, layers = {}, {}
-  for split in sorted({ctx.teacher_split(name) for name in names}, key=str):
-    own = [name for name in names if ctx.teacher_split(name) == split]
+  for split, own in ctx.by_split(names).items():
     found = statistics_pass.collect(
       ctx.train_data(split),
       ctx.source.spec,
@@ -117,9 +115,9 @@ def statistics_stage(ctx: Context, session: loop.Session, *, names: Sequence[str
 def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product:
   method, config = ctx.method(images), ctx.config["distil"]
   res = {need: RESOURCES[need].load(ctx, images) for need in method.needs}
-  dtype = config["dtype"]
-  if "file" in res and dtype is None:
-    dtype = res["file"]["images"].dtype.name
+  file, dtype, quality = ctx.file(images), config["dtype"], config["jpeg_quality"]
+  if file:  # taken as it is
+    dtype, quality = dtype or file.arrays["images"].dtype.name, None
   found = run_method(
     images,
     method,
@@ -127,13 +125,13 @@ def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product
     ctx.slots(images),
     res,
     batch_size=config["batch_size"],
-    jpeg_quality=None if "file" in res else config["jpeg_quality"],
+    jpeg_quality=quality,
     dtype=dtype,
     on_host=tuple(need for need in method.needs if RESOURCES[need].where == "host"),
     seed=ctx.config["seed"],
     session=session,
   )
-  notes = [*found.notes, *(ctx.file(images).notes if "file" in res else ())]
+  notes = [*found.notes, *(file.notes if file else ())]
   return Product(found.arrays, extra={"notes": notes})
 
 
@@ -243,18 +241,6 @@ def _student_arguments(ctx: Context, row: Row, learned_lr: np.ndarray | None) ->
 def student_numbers(ctx: Context) -> dict[str, Any]:
   """Arguments of `train_students` in the config group."""
   return {k: v for k, v in ctx.config["student"].items() if k not in ("hard_labels", "recipe")}
-
-
-BUILD: dict[str, Callable[..., Product]] = {
-  "data": data_stage,
-  "teacher": teacher_stage,
-  "statistics": statistics_stage,
-  "distil": distil_stage,
-  "label": label_stage,
-  "probe": probe_stage,
-  "calibrate": calibrate_stage,
-  "student": student_stage,
-}
 
 
 # ---- reading what stages left ----
