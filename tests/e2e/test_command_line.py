@@ -92,7 +92,7 @@ def test_numbers_are_what_they_replace():
     ("distil.methods.sre2l.num_steps=-5", "num_steps is -5; expected 1 or more"),
     ("distil.methods.sre2l.lr=-1", "lr is -1.0; expected 0 or more"),
     ("teacher.optimizer.lr=-1", r"config\.teacher: schedule 'cosine': lr=-1.0; expected 0 or more"),
-    ("student.optimizer.lr=-1", r"student\.optimizer\.lr is -1.0; expected 0 or more"),
+    ("student.optimizer.lr=-1", r"config\.student: schedule 'cosine': lr=-1.0; expected 0 or more"),
     ("calibrate.max_epochs=x", "max_epochs is 'x' .*expected int"),
     ("student.hard_labels=maybe", "hard_labels is 'maybe' .*expected bool"),
     ("label.sources.teacher.teachers=5", "teachers is 5 .*expected Sequence"),
