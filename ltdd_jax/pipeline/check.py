@@ -39,74 +39,85 @@ _SPECS = Sequence[Mapping[str, Any]]
 _NAMES = Sequence[str] | None
 
 
-def _named(
-  factories: Mapping[str, Callable[..., Any]], hidden: tuple[str, ...] = (), **own: Key
-) -> dict[str, Group]:
-  """Groups with a key `name`, which take what the factory of that name does, and keys of ours."""
-  return {name: Group((factory,), own, hidden) for name, factory in factories.items()}
+class _Named(Mapping[str, Group]):
+  """Groups with a key `name`, which take what the factory of that name does, and keys of ours.
+
+  It looks into the registry each time, so that what is registered later is known too.
+  """
+
+  def __init__(
+    self, factories: Mapping[str, Callable[..., Any]], hidden: tuple[str, ...] = (), **own: Key
+  ):
+    self.factories, self.hidden, self.own = factories, hidden, own
+
+  def __getitem__(self, name: str) -> Group:
+    return Group((self.factories[name],), self.own, self.hidden)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.factories)
+
+  def __len__(self) -> int:
+    return len(self.factories)
 
 
-def schema() -> config_lib.Schema:
-  """What each group of a config takes, with what is registered by now."""
-  networks = _named(models.MODELS, hidden=("num_classes", "image_shape"))
-  return {
-    "data": Group(
-      (sources.open_source, longtail.make_split),
-      own={"name": Key(str), "num_test": Key(int | None, None), "splits": Key(Mapping, {})},
-      hidden=("arrays", "seed"),
-    ),
-    "data.splits.*": Group((longtail.make_split,), hidden=("seed",)),
-    "teacher": Group(
-      (teacher_training.train_teachers,), own={"splits": Key(Mapping, {})}, hidden=_RUN
-    ),
-    "teacher.models.*": networks,
-    "teacher.optimizer": _named(optimizers.OPTIMIZERS, lr=Key(float)),
-    "teacher.schedule": optimizers.SCHEDULES,
-    "teacher.objective": objectives.OBJECTIVES,
-    "teacher.augment.*": augment.AUGMENTS,
-    "teacher.derive.*": recalibrate.DERIVE,
-    "statistics": Group(
-      (statistics_pass.collect,), own={"augment": Key(_SPECS | None, None)}, hidden=_RUN
-    ),
-    "statistics.augment.*": augment.AUGMENTS,
-    "distil": Group(
-      (run_method, distil.make_slots),
-      own={"methods": Key(Mapping), "teachers": Key(_NAMES, None)},
-      hidden=(*_RUN, "on_host"),
-    ),
-    "distil.methods.*": _named(
-      distil.METHODS, split=Key(str | None, None), teachers=Key(_NAMES, None)
-    ),
-    "distil.methods.*.augment.*": augment.AUGMENTS,
-    "distil.methods.*.network": networks,
-    "label": Group(
-      (label_lib.label_images,),
-      own={"sources": Key(Mapping, {"teacher": {"name": "teacher"}})},
-      hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage", "folder"),
-    ),
-    "label.views": views_lib.view_fn,
-    "label.sources.*": _named(label_sources.SOURCES, calibrators=Key(_NAMES, None)),
-    "calibrate": Group(
-      own={
-        "calibrators": Key(Mapping),
-        "fit_on": Key(str, "views"),
-        "max_epochs": Key(int | None, 100),
-      }
-    ),
-    "calibrate.calibrators.*": calibrate.CALIBRATORS,
-    "student": Group(
-      (student_training.train_students,),
-      own={"hard_labels": Key(bool, True), "recipe": Key(str | None, None)},
-      hidden=(*_RUN, "views", "view_key", "key_name"),
-    ),
-    "student.model": networks,
-    "student.optimizer": _named(optimizers.OPTIMIZERS, lr=Key(float | None)),
-    "student.schedule": _named(optimizers.SCHEDULES, per_epoch=Key(bool, False)),
-    "student.loss": losses.SOFT_LOSSES,
-    "report": Group(own={"groups": Key(str, "thirds")}),
-  }
+_MODELS = _Named(models.MODELS, hidden=("num_classes", "image_shape"))
 
-
+SCHEMA: config_lib.Schema = {
+  "data": Group(
+    (sources.open_source, longtail.make_split),
+    own={"name": Key(str), "num_test": Key(int | None, None), "splits": Key(Mapping, {})},
+    hidden=("arrays", "seed"),
+  ),
+  "data.splits.*": Group((longtail.make_split,), hidden=("seed",)),
+  "teacher": Group(
+    (teacher_training.train_teachers,), own={"splits": Key(Mapping, {})}, hidden=_RUN
+  ),
+  "teacher.models.*": _MODELS,
+  "teacher.optimizer": _Named(optimizers.OPTIMIZERS, lr=Key(float)),
+  "teacher.schedule": optimizers.SCHEDULES,
+  "teacher.objective": objectives.OBJECTIVES,
+  "teacher.augment.*": augment.AUGMENTS,
+  "teacher.derive.*": recalibrate.DERIVE,
+  "statistics": Group(
+    (statistics_pass.collect,), own={"augment": Key(_SPECS | None, None)}, hidden=_RUN
+  ),
+  "statistics.augment.*": augment.AUGMENTS,
+  "distil": Group(
+    (run_method, distil.make_slots),
+    own={"methods": Key(Mapping), "teachers": Key(_NAMES, None)},
+    hidden=(*_RUN, "on_host"),
+  ),
+  "distil.methods.*": _Named(
+    distil.METHODS, split=Key(str | None, None), teachers=Key(_NAMES, None)
+  ),
+  "distil.methods.*.augment.*": augment.AUGMENTS,
+  "distil.methods.*.network": _MODELS,
+  "label": Group(
+    (label_lib.label_images,),
+    own={"sources": Key(Mapping, {"teacher": {"name": "teacher"}})},
+    hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage", "folder"),
+  ),
+  "label.views": views_lib.view_fn,
+  "label.sources.*": _Named(label_sources.SOURCES, calibrators=Key(_NAMES, None)),
+  "calibrate": Group(
+    own={
+      "calibrators": Key(Mapping),
+      "fit_on": Key(str, "views"),
+      "max_epochs": Key(int | None, 100),
+    }
+  ),
+  "calibrate.calibrators.*": calibrate.CALIBRATORS,
+  "student": Group(
+    (student_training.train_students,),
+    own={"hard_labels": Key(bool, True), "recipe": Key(str | None, None)},
+    hidden=(*_RUN, "views", "view_key", "key_name"),
+  ),
+  "student.model": _MODELS,
+  "student.optimizer": _Named(optimizers.OPTIMIZERS, lr=Key(float | None)),
+  "student.schedule": _Named(optimizers.SCHEDULES, per_epoch=Key(bool, False)),
+  "student.loss": losses.SOFT_LOSSES,
+  "report": Group(own={"groups": Key(str, "thirds")}),
+}
 _POSITIVE = {
   "teacher": ("num_epochs", "batch_size", "views"),
   "statistics": ("tile", "batch_size"),
@@ -129,8 +140,8 @@ def check(config: Any) -> dict[str, Any]:
   plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
   for optional in ("statistics", "report"):
     plain.setdefault(optional, {})
-  config_lib.check_groups(plain, groups := schema())
-  for group, target in groups.items():
+  config_lib.check_groups(plain, SCHEMA)
+  for group, target in SCHEMA.items():
     if "." not in group and isinstance(target, Group):
       plain[group] = config_lib.with_defaults(target, plain[group])
   check_at_least("config.", 0, seed=plain["seed"])
