@@ -31,7 +31,7 @@ from ltdd_jax.data import views as views_lib  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.students import train as student_training  # noqa: E402
 from ltdd_jax.teachers import objectives  # noqa: E402
-from ltdd_jax.training import loop, losses, supervised  # noqa: E402
+from ltdd_jax.training import loop, losses, optimizers, supervised  # noqa: E402
 
 SPEC = specs.SPECS["cifar10"]
 FOREVER = 1_000_000  # steps of the schedules: their end is never reached
@@ -61,7 +61,7 @@ def supervised_job(
 ) -> tuple[loop.StepFn, Any, int]:
   """The step of a teacher or student, its state and the number of parameters."""
   model = make_model(case)
-  tx = supervised.make_tx(case["optimizer"], {"name": "cosine"}, FOREVER)
+  tx = optimizers.make_optimizer(case["optimizer"], {"name": "cosine"}, FOREVER)
   state = jax.jit(lambda key: supervised.init_state(model, tx, key, SPEC.image_shape))(
     rng.key_for(0)
   )

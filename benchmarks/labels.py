@@ -91,14 +91,14 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
   from ltdd_jax.data import views as views_lib
   from ltdd_jax.labels import label as label_lib
   from ltdd_jax.students import train as student_training
-  from ltdd_jax.training import loop, losses, supervised
+  from ltdd_jax.training import loop, losses, optimizers, supervised
 
   case, spec = recipes.CASES["student/convnet"], specs.SPECS["cifar10"]
   session = loop.Session(show_progress=False)
   model = models.make_model(
     num_classes=spec.num_classes, image_shape=spec.image_shape, **case["model"]
   )
-  tx = supervised.make_tx(case["optimizer"], {"name": "cosine"}, 1_000_000)
+  tx = optimizers.make_optimizer(case["optimizer"], {"name": "cosine"}, 1_000_000)
   step = functools.partial(
     supervised.train_step,
     apply_fn=model.apply,

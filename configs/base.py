@@ -6,6 +6,7 @@ can be set on the command line, `--config.student.num_epochs=300` or `--config.l
 whether it is listed here or not.
 """
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +57,14 @@ def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
   if args.method not in methods.METHODS:
     raise LtddError(f"method={args.method}: expected one of {', '.join(methods.METHODS)}")
   return args
+
+
+def of_dataset(args: SimpleNamespace, **values: Any) -> ConfigDict:
+  """The config of `configs/<dataset>_lt.py` with the arguments of a study."""
+  keys = ("method", "ipc", "seed", "preset", "calibrators", "recipe")
+  values = {key: getattr(args, key) for key in keys} | values
+  text = ",".join(f"{key}={value}" for key, value in values.items() if value != "")
+  return importlib.import_module(f"configs.{args.dataset}_lt").get_config(text)
 
 
 def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str, Any]]:

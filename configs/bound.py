@@ -14,8 +14,6 @@ for digits, 10), seed (0), preset (cpu, smoke, full), calibrators (few, all, or 
 plain+adsa).
 """
 
-import importlib
-
 from configs import base, perturbation
 from ltdd_jax.core.types import LtddError
 
@@ -26,10 +24,7 @@ def get_config(arg: str | None = None):
   if args.dataset not in perturbation.DATASETS:
     raise LtddError(f"dataset={args.dataset}: expected one of {', '.join(perturbation.DATASETS)}")
   _, ipc = perturbation.DATASETS[args.dataset]
-  config = importlib.import_module(f"configs.{args.dataset}_lt").get_config(
-    f"method={args.method},ipc={args.ipc or ipc},seed={args.seed},preset={args.preset},"
-    f"calibrators={args.calibrators}" + (f",recipe={args.recipe}" if args.recipe else "")
-  )
+  config = base.of_dataset(args, ipc=args.ipc or ipc)
   config.study = {
     "name": "bound",
     "imbalance_factors": (1.0, 10.0, 50.0, 100.0),

@@ -12,8 +12,6 @@ digits take those of one size only), recipe (rd3), method, imbalance (100), ipc 
 preset (full, cpu, smoke), calibrators (few, all, priors, or names: plain+adsa).
 """
 
-import importlib
-
 from configs import base
 from ltdd_jax.core.types import LtddError
 
@@ -39,9 +37,6 @@ def get_config(arg: str | None = None):
   names = (args.networks or small).split("+")
   if unknown := [name for name in names if name not in NETWORKS]:
     raise LtddError(f"networks={args.networks}: {unknown[0]!r} is not in {', '.join(NETWORKS)}")
-  config = importlib.import_module(f"configs.{args.dataset}_lt").get_config(
-    f"method={args.method},imbalance={args.imbalance},ipc={args.ipc},seed={args.seed},"
-    f"preset={args.preset},calibrators={args.calibrators},recipe={args.recipe or 'rd3'}"
-  )
+  config = base.of_dataset(args, imbalance=args.imbalance, recipe=args.recipe or "rd3")
   config.study = {"name": "networks", "networks": {name: NETWORKS[name] for name in names}}
   return config

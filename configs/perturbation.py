@@ -15,8 +15,6 @@ calibrators (few, all, or names: plain+adsa).
 one has.
 """
 
-import importlib
-
 from configs import base
 from ltdd_jax import calibrate
 from ltdd_jax.core.types import LtddError
@@ -32,11 +30,7 @@ def get_config(arg: str | None = None):
   if args.dataset not in DATASETS:
     raise LtddError(f"dataset={args.dataset}: expected one of {', '.join(DATASETS)}")
   imbalance, ipc = DATASETS[args.dataset]
-  config = importlib.import_module(f"configs.{args.dataset}_lt").get_config(
-    f"method={args.method},imbalance={args.imbalance or imbalance},ipc={args.ipc or ipc},"
-    f"seed={args.seed},preset={args.preset},calibrators={args.calibrators}"
-    + (f",recipe={args.recipe}" if args.recipe else "")
-  )
+  config = base.of_dataset(args, imbalance=args.imbalance or imbalance, ipc=args.ipc or ipc)
   cross(config, args)
   config.study = {"name": "perturbation", "num_bootstrap": 2000}
   return config

@@ -97,7 +97,7 @@ def _run() -> None:
   print(f"\nwrote {job.out}: {job.kind}, {job.dtype} {job.shape}, {job.nbytes / 1e6:,.1f} MB")
   if plot:
     pair = found.confidence_before, found.confidence_after
-    plots.calibration(found.report, found.class_counts, pair, plot)
+    plots.save(plots.calibration(found.report, found.class_counts, pair), plot)
     print(f"wrote {plot}")
 
 

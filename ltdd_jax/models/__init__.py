@@ -2,6 +2,10 @@
 
 A model is a Linen module with `__call__(images (b,h,w,c), *, train) -> logits (b,k)`. To add one,
 write a factory with keyword arguments and put it into `MODELS`; the contract tests run over it.
+
+All factories take `num_classes` k and `image_shape` (h, w, c), and those with batch norm
+`bn_momentum` of its running statistics, in Flax's terms: 0.9 is PyTorch's 0.1. They raise LtddError
+for an argument out of range or an image that is too small; where none is named every size will do.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +18,11 @@ import jax.numpy as jnp
 
 from ltdd_jax.core import registry
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.models.alexnet import alexnet
+from ltdd_jax.models.alexnet_vgg import alexnet, vgg11
 from ltdd_jax.models.convnet import convnet
-from ltdd_jax.models.efficientnet import efficientnet_b0
-from ltdd_jax.models.mobilenet import mobilenet_v2
+from ltdd_jax.models.inverted_residual import efficientnet_b0, mobilenet_v2
 from ltdd_jax.models.resnet import resnet18, resnet34, resnet50
 from ltdd_jax.models.shufflenet import shufflenet_v2
-from ltdd_jax.models.vgg import vgg11
 from ltdd_jax.models.wrn import wide_resnet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

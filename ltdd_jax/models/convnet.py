@@ -19,11 +19,11 @@ class ConvNet(nn.Module):
   """See `convnet`, which checks its arguments and makes one."""
 
   num_classes: int
-  depth: int = 3
-  width: int = 128
-  norm: str = "instance"
-  stem_padding: int = 1
-  bn_momentum: float = layers.BN_MOMENTUM
+  depth: int
+  width: int
+  norm: str
+  stem_padding: int
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -50,17 +50,11 @@ def convnet(
   """Makes a ConvNet.
 
   Args:
-    num_classes: k.
-    image_shape: (h, w, c).
     depth: number of blocks, each of which halves the image (rounding down).
     width: channels of every block.
     norm: "instance", "batch" or "none".
     stem_padding: of the first convolution. DC and its successors pad images of one channel by 3,
       which makes 28x28 into 32x32.
-    bn_momentum: of the running statistics of batch norm, in Flax's terms.
-
-  Raises:
-    LtddError: the image is too small for the depth, or an argument is out of range.
   """
   check_at_least("convnet: ", 1, depth=depth, width=width)
   check_at_least("convnet: ", 0, stem_padding=stem_padding)

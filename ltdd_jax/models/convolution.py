@@ -23,15 +23,9 @@ def convolve(
   feature_group_count: int = 1,
   **kwargs: Any,
 ) -> jax.Array:
-  """`jax.lax.conv_general_dilated` for layers, as `flax.linen.Conv.conv_general_dilated`.
+  """`jax.lax.conv_general_dilated` of x (b, h, w, c) and a kernel (u, v, c / groups, d).
 
-  Args:
-    x: (b, h, w, c).
-    kernel: (u, v, c / groups, d).
-    window_strides: two numbers.
-    padding: pairs of numbers for h and w, or a name.
-    feature_group_count: groups; as many as channels is depth-wise.
-    **kwargs: of `jax.lax.conv_general_dilated`.
+  For layers, as `flax.linen.Conv.conv_general_dilated`.
   """
 
   def whole(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax.core.types import LtddError
 from ltdd_jax.models.convolution import convolve
 
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -23,23 +22,19 @@ kaiming_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 BN_MOMENTUM = 0.9  # the default of `bn_momentum`, in Flax's terms: 0.1 in PyTorch's
 NORMS = ("instance", "batch", "none")
+LAYOUTS = ("cifar", "imagenet")
 
 
 def torch_bias_init(fan_in: int) -> Callable[..., jax.Array]:
   """Makes PyTorch's default initialiser of a bias: uniform within +-1/sqrt(fan_in) of the layer."""
   bound = fan_in**-0.5
-
-  def init(key, shape, dtype=jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class InstanceNorm(nn.Module):
   """Normalises each channel of each image over h and w, with a scale and a bias.
 
-  `nn.GroupNorm(num_groups=None, group_size=1)` with a variance taken in two passes; on CPU a
-  ConvNet-3 trains about 1.2 times as fast with it. The literature's "instance norm" is this.
+  `nn.GroupNorm(num_groups=None, group_size=1)` with a variance taken in two passes: faster on CPU.
   """
 
   epsilon: float = 1e-5
@@ -51,9 +46,8 @@ class InstanceNorm(nn.Module):
     centred = x - x.mean((1, 2), keepdims=True)
     var = jnp.square(centred).mean((1, 2), keepdims=True)
     shape = (1, 1, 1, x.shape[-1])
-    return centred * (jax.lax.rsqrt(var + self.epsilon) * scale.reshape(shape)) + bias.reshape(
-      shape
-    )
+    scaled = jax.lax.rsqrt(var + self.epsilon) * scale.reshape(shape)
+    return centred * scaled + bias.reshape(shape)
 
 
 def make_norm(
@@ -142,7 +136,7 @@ def normal_dense(x: jax.Array, width: int, *, name: str) -> jax.Array:
 def adaptive_avg_pool(x: jax.Array, side: int) -> jax.Array:
   """Averages (b, h, w, c) to (b, side, side, c): cell i is rows floor(ih/s) to ceil((i+1)h/s) - 1.
 
-  PyTorch's AdaptiveAvgPool2d; the identity where h = w = side.
+  PyTorch's AdaptiveAvgPool2d.
   """
   if x.shape[1:3] == (side, side):
     return x
@@ -166,22 +160,3 @@ def divisible(width: float, by: int = 8) -> int:
   """
   rounded = max(by, int(width + by / 2) // by * by)
   return rounded + by if rounded < 0.9 * width else rounded
-
-
-# ---- checks of arguments ----
-
-
-def check_positive(model: str, **values: float) -> None:
-  """Raises LtddError for a number that is not above zero."""
-  for key, value in values.items():
-    if value <= 0:
-      raise LtddError(f"{model}: {key}={value}; expected a number above 0.")
-
-
-def check_side(model: str, image_shape: Any, least: int) -> None:
-  """Raises LtddError for an image that the network would shrink to nothing."""
-  if min(image_shape[:2]) < least:
-    raise LtddError(
-      f"{model}: an image of shape {tuple(image_shape)} is shrunk to nothing; expected {least} "
-      "pixels or more on each side. Use larger images, or another network or layout."
-    )

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.models import layers
 
-STEMS = ("cifar", "imagenet")
 INITS = ("torchvision", "kaiming", "default")
 
 
@@ -75,11 +74,11 @@ class ResNet(nn.Module):
   num_classes: int
   block: type[_Block]
   depths: tuple[int, ...]
-  stem: str = "cifar"
-  width: int = 64
-  norm: str = "batch"
-  init_name: str = "torchvision"
-  bn_momentum: float = layers.BN_MOMENTUM
+  stem: str
+  width: int
+  norm: str
+  init_name: str
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -118,19 +117,13 @@ def _factory(name: str, block: type[_Block], depths: tuple[int, ...]) -> Callabl
     """Makes the ResNet of that name.
 
     Args:
-      num_classes: k.
-      image_shape: (h, w, c); every size will do, since the last map is averaged.
       stem: "cifar" or "imagenet".
       width: channels of the first stage.
       norm: "batch", "instance" or "none".
       init: "torchvision", "kaiming" or "default", see the module.
-      bn_momentum: of the running statistics of batch norm, in Flax's terms.
-
-    Raises:
-      LtddError: an argument is out of range.
     """
     del image_shape
-    check_choice(f"{name}: stem", stem, STEMS)
+    check_choice(f"{name}: stem", stem, layers.LAYOUTS)
     check_choice(f"{name}: norm", norm, layers.NORMS)
     check_choice(f"{name}: init", init, INITS)
     check_at_least(f"{name}: ", 1, width=width)

@@ -13,11 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ltdd_jax.core.registry import check_at_least, check_choice
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import layers
 
-STEMS = ("cifar", "imagenet")
 BLOCKS = (4, 8, 4)  # of each stage, the first of which strides
 STEM, LAST = 24, 1024
 
@@ -70,9 +69,9 @@ class ShuffleNetV2(nn.Module):
   """See `shufflenet_v2`."""
 
   num_classes: int
-  stem: str = "cifar"
-  width: int = 48
-  bn_momentum: float = layers.BN_MOMENTUM
+  stem: str
+  width: int
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -102,18 +101,11 @@ def shufflenet_v2(
   """Makes a ShuffleNetV2.
 
   Args:
-    num_classes: k.
-    image_shape: (h, w, c); every size will do.
     stem: "cifar" or "imagenet", see the module.
     width: channels of the first stage, even; 48 is "x0.5", and 116 is "x1.0".
-    bn_momentum: of the running statistics of batch norm, in Flax's terms.
-
-  Raises:
-    LtddError: an argument is out of range.
   """
   del image_shape
-  check_choice("shufflenet_v2: stem", stem, STEMS)
-  check_at_least("shufflenet_v2: ", 2, width=width)
-  if width % 2:
-    raise LtddError(f"shufflenet_v2: width={width}; expected an even number.")
+  if width < 2 or width % 2:
+    raise LtddError(f"shufflenet_v2: width={width}; expected an even number of 2 or more.")
+  check_choice("shufflenet_v2: stem", stem, layers.LAYOUTS)
   return ShuffleNetV2(num_classes, stem, width, bn_momentum)

@@ -3,12 +3,10 @@
   logits, moments = taps.apply_with_moments(model, variables, images)
   moments[0].mean, moments[0].running_mean       # the stem's batch normalisation
 
-SRe2L and its successors ask synthetic images for the activation statistics that the real ones had:
-the forward pass normalises with running statistics, while a penalty compares these with the moments
-of the batch at hand. Models need not know about it: the inputs are captured from outside by
-`flax.linen.intercept_methods`, so any Linen model with `nn.BatchNorm` layers will do, under `jit`,
-`grad`, `vmap` and `eval_shape` alike. Layers inside a lifted transformation (`nn.scan`, `nn.remat`)
-are out of reach: their tracers do not outlive it.
+SRe2L and its successors compare running statistics with the moments of the batch at hand. Inputs
+are captured by `flax.linen.intercept_methods`: any Linen model will do, under `jit`, `grad`,
+`vmap` and `eval_shape` alike, but layers inside a lifted transformation (`nn.scan`, `nn.remat`) are
+out of reach, since their tracers do not outlive it.
 """
 
 from typing import Any, NamedTuple
@@ -58,11 +56,11 @@ def apply_with_inputs(
   Args:
     model: a module with `__call__(images, *, train)`.
     variables: its collections.
-    images: (b, h, w, c), normalised.
+    images: normalised.
     layer_types: a module class or a tuple of them: `nn.BatchNorm`, `nn.Conv`.
 
   Returns:
-    Logits (b, k) and one entry for each call, in the order of the calls.
+    Logits and one entry for each call, in the order of the calls.
   """
   inputs = []
 
@@ -77,17 +75,8 @@ def apply_with_inputs(
   return logits, tuple(inputs)
 
 
-def moments(
-  x: Float[Array, "*rest c"],
-) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
-  """Computes mean and biased variance of each channel, in two passes.
-
-  Args:
-    x: (..., c).
-
-  Returns:
-    Mean (c,) and variance (c,) over all other axes, float32.
-  """
+def moments(x: Float[Array, "*rest c"]) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+  """Computes mean and biased variance of each channel, in float32 and two passes."""
   x = x.astype(jnp.float32).reshape(-1, x.shape[-1])
   mean = x.mean(0)
   return mean, jnp.square(x - mean[None]).mean(0)
@@ -96,16 +85,9 @@ def moments(
 def apply_with_moments(
   model: nn.Module, variables: Any, images: Float[Array, "b h w c"]
 ) -> tuple[Float[Array, "b k"], tuple[Moment, ...]]:
-  """Runs a model in eval mode and returns the batch moments at every BatchNorm layer.
+  """Runs a model as `apply_with_inputs` and returns the batch moments at every BatchNorm layer.
 
-  Args:
-    model: a module with `__call__(images, *, train)`.
-    variables: {"params", "batch_stats"}.
-    images: (b, h, w, c), normalised.
-
-  Returns:
-    Logits (b, k) and the moments in the order of the calls: the first is the stem's. A model
-    without batch normalisation has none.
+  They are in the order of the calls: the first is the stem's.
   """
   logits, inputs = apply_with_inputs(model, variables, images)
   return logits, tuple(_moment(layer, variables["batch_stats"]) for layer in inputs)

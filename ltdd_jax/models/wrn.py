@@ -16,6 +16,8 @@ from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import layers
 
+STEM = 16
+
 
 class PreActBlock(nn.Module):
   """Norm, ReLU, 3x3 convolution, twice, and a skip."""
@@ -41,13 +43,12 @@ class WideResNet(nn.Module):
   num_classes: int
   blocks: int  # of each of the three groups
   width: int  # of the first group
-  stem_width: int = 16
-  bn_momentum: float = layers.BN_MOMENTUM
+  bn_momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps images (b, h, w, c) to logits (b, k), float32."""
-    x = layers.conv(self.stem_width, 3, name="conv")(x)
+    x = layers.conv(STEM, 3, name="conv")(x)
     for i in range(3):
       for j in range(self.blocks):
         stride = 2 if i > 0 and j == 0 else 1
@@ -71,17 +72,11 @@ def wide_resnet(
   """Makes a WRN; the default is WRN-16-2.
 
   Args:
-    num_classes: k.
-    image_shape: (h, w, c); every size will do.
     depth: convolutions on the longest way and the linear layer, 6 n + 4 for n blocks a group.
     widen: the groups have 16, 32 and 64 times as many channels as this.
-    bn_momentum: of the running statistics of batch norm, in Flax's terms.
-
-  Raises:
-    LtddError: an argument is out of range.
   """
   del image_shape
   check_at_least("wide_resnet: ", 1, widen=widen)
   if depth < 10 or (depth - 4) % 6:
     raise LtddError(f"wide_resnet: depth={depth}; expected 10, 16, 22, 28, ... (6 n + 4).")
-  return WideResNet(num_classes, (depth - 4) // 6, 16 * widen, bn_momentum=bn_momentum)
+  return WideResNet(num_classes, (depth - 4) // 6, 16 * widen, bn_momentum)

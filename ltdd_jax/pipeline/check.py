@@ -4,6 +4,7 @@
 makes every part of the run once, on shapes alone, which finds the rest.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,6 @@ from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment, longtail, sources
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.distil.run import check_options, run_method
-from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import encoding
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
@@ -30,10 +30,9 @@ from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.pipeline.resources import RESOURCES
 from ltdd_jax.students import recipes
 from ltdd_jax.students import train as student_training
-from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import objectives, recalibrate, statistics_pass
 from ltdd_jax.teachers import train as teacher_training
-from ltdd_jax.training import losses, many, optimizers, supervised
+from ltdd_jax.training import losses, many, optimizers
 
 _RUN = ("seed", "session")
 _SPECS = Sequence[Mapping[str, Any]]
@@ -47,10 +46,7 @@ class _Named(Mapping[str, Group]):
   """
 
   def __init__(
-    self,
-    factories: Mapping[str, Callable[..., Any]],
-    hidden: tuple[str, ...] = (),
-    **own: config_lib.Key,
+    self, factories: Mapping[str, Callable[..., Any]], hidden: tuple[str, ...] = (), **own: Key
   ):
     self.factories, self.hidden, self.own = factories, hidden, own
 
@@ -65,8 +61,6 @@ class _Named(Mapping[str, Group]):
 
 
 _MODELS = _Named(models.MODELS, hidden=("num_classes", "image_shape"))
-_OPTIMIZERS = optimizers.OPTIMIZERS
-_SCHEDULES = optimizers.SCHEDULES
 
 SCHEMA: config_lib.Schema = {
   "data": Group(
@@ -79,8 +73,8 @@ SCHEMA: config_lib.Schema = {
     (teacher_training.train_teachers,), own={"splits": Key(Mapping, {})}, hidden=_RUN
   ),
   "teacher.models.*": _MODELS,
-  "teacher.optimizer": _Named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float)),
-  "teacher.schedule": _Named(_SCHEDULES),
+  "teacher.optimizer": _Named(optimizers.OPTIMIZERS, lr=Key(float)),
+  "teacher.schedule": optimizers.SCHEDULES,
   "teacher.objective": objectives.OBJECTIVES,
   "teacher.augment.*": augment.AUGMENTS,
   "teacher.derive.*": recalibrate.DERIVE,
@@ -121,20 +115,23 @@ SCHEMA: config_lib.Schema = {
     hidden=(*_RUN, "views", "view_key", "key_name"),
   ),
   "student.model": _MODELS,
-  "student.optimizer": _Named(_OPTIMIZERS, hidden=("schedule",), lr=Key(float | None)),
-  "student.schedule": _Named(_SCHEDULES, per_epoch=Key(bool, False)),
+  "student.optimizer": _Named(optimizers.OPTIMIZERS, lr=Key(float | None)),
+  "student.schedule": _Named(optimizers.SCHEDULES, per_epoch=Key(bool, False)),
   "student.loss": losses.SOFT_LOSSES,
   "report": Group(own={"groups": Key(str, "thirds")}),
 }
-GROUPS = {name: target for name, target in SCHEMA.items() if isinstance(target, Group)}
-GROUPS = {name: target for name, target in GROUPS.items() if "." not in name}
+_POSITIVE = {
+  "teacher": ("num_epochs", "batch_size", "views"),
+  "statistics": ("tile", "batch_size"),
+  "distil": ("images_per_class", "batch_size"),
+  "label": ("num_epochs", "batch_size"),
+  "calibrate": ("max_epochs",),
+  "student": ("num_epochs", "batch_size", "num_seeds", "evaluations", "eval_batch_size"),
+}
 
 
 def check(config: Any) -> dict[str, Any]:
   """Checks a config's groups and keys, without touching data.
-
-  Args:
-    config: a ConfigDict or a dict, as `get_config` makes it.
 
   Returns:
     A plain dict; what the config leaves out has its default.
@@ -146,8 +143,9 @@ def check(config: Any) -> dict[str, Any]:
   for optional in ("statistics", "report"):
     plain.setdefault(optional, {})
   config_lib.check_groups(plain, SCHEMA)
-  for group, target in GROUPS.items():
-    plain[group] = config_lib.with_defaults(target, plain[group])
+  for group, target in SCHEMA.items():
+    if "." not in group and isinstance(target, Group):
+      plain[group] = config_lib.with_defaults(target, plain[group])
   check_at_least("config.", 0, seed=plain["seed"])
   for group, keys in _POSITIVE.items():
     numbers = {key: plain[group][key] for key in keys if plain[group][key] is not None}
@@ -165,8 +163,14 @@ def check(config: Any) -> dict[str, Any]:
 
 
 def _check_student(student: Mapping[str, Any]) -> None:
-  student_training.check_hard_weight(student["hard_weight"])
-  supervised.check_ema(student["ema"])
+  hard_weight, ema = student["hard_weight"], student["ema"]
+  if not 0 <= hard_weight < 1:
+    raise LtddError(
+      f"config.student.hard_weight is {hard_weight}; expected 0 or more and below 1. For hard "
+      "labels alone set config.student.hard_labels=True"
+    )
+  if ema is not None and not 0 <= ema < 1:
+    raise LtddError(f"config.student.ema is {ema}; expected a decay in [0, 1), or None for none")
   if student["recipe"] is not None:
     recipes.parse(student["recipe"])
 
@@ -209,87 +213,80 @@ def _check_labels(config: Mapping[str, Any]) -> None:
     )
 
 
-_POSITIVE = {
-  "teacher": ("num_epochs", "batch_size", "views"),
-  "statistics": ("tile", "batch_size"),
-  "distil": ("images_per_class", "batch_size"),
-  "label": ("num_epochs", "batch_size"),
-  "calibrate": ("max_epochs",),
-  "student": ("num_epochs", "batch_size", "num_seeds", "evaluations", "eval_batch_size"),
-}
-
-
 def check_with_data(ctx: Context, todo: Collection[str] | None = None) -> None:
   """Makes every part of a run once, on shapes.
 
   Args:
     ctx: of the run.
-    todo: names of the stages that are to run; of images and students without any, nothing is
-      traced. None for all stages.
+    todo: names of the stages that are to run; what none of them makes is not traced. None for all.
 
   Raises:
     LtddError: a data set that is not there, a split that it cannot give, or a part that cannot be
       made, such as an unknown model or a network too deep for the images.
   """
-  config, spec = ctx.config, ctx.source.spec
+  config = ctx.config
   for split in (None, *config["data"]["splits"]):
     ctx.split(split)
   sources.test_indices(ctx.source, config["data"]["num_test"])
   longtail.groups(ctx.counts, config["report"]["groups"])
-  stages = [stage.name for stage in graph.make_stages(ctx)]
-  parts = [name.split("/") for name in (stages if todo is None else todo)]
-  kinds, images = {name[0] for name in parts}, {name[1] for name in parts if len(name) > 1}
+  names = [stage.name for stage in graph.make_stages(ctx)] if todo is None else todo
+  parts = [name.split("/") for name in names]
+  kinds, images = {part[0] for part in parts}, {part[1] for part in parts if len(part) > 1}
   learned = {name: _check_method(ctx, name) for name in sorted(images)}
   for row in graph.rows(config):
     if row.images in images:
       _check_learned(ctx, row, learned[row.images])
-  if kinds & {"teacher"}:
-    _check_teacher(ctx)
-  if kinds & {"label"}:
-    encoding.from_config(config["label"]).check(spec.num_classes)
-  if kinds & {"student", "probe"}:
-    _check_students(ctx)
-  for row in graph.rows(config):
     if row.calibrator is not None:
       _check_calibrator(ctx, row)
+  if "teacher" in kinds:
+    _check_teacher(ctx)
+  if "label" in kinds:
+    encoding.from_config(config["label"]).check(ctx.source.spec.num_classes)
+  if kinds & {"student", "probe"}:
+    _check_students(ctx)
+
+
+@contextlib.contextmanager
+def _within(where: str) -> Iterator[None]:
+  """Says in an error which part of the config it is about."""
+  try:
+    yield
+  except LtddError as error:
+    raise LtddError(f"{where}: {error}") from error
 
 
 def _check_teacher(ctx: Context) -> None:
   config = ctx.config["teacher"]
-  for split in {ctx.teacher_split(name) for name in ctx.networks}:
-    counts = np.asarray(ctx.split(split).counts)
-    objectives.make_objective(counts, **config["objective"])
+  for split in ctx.by_split(ctx.networks):
+    objectives.make_objective(np.asarray(ctx.split(split).counts), **config["objective"])
   for step in config["derive"]:
     recalibrate.make_step(**step)
-  supervised.make_tx(config["optimizer"], config["schedule"], 10, where="config.teacher")
+  with _within("config.teacher"):
+    optimizers.make_optimizer(config["optimizer"], config["schedule"], 10)
 
 
 def _check_students(ctx: Context) -> None:
   """Makes students' network, optimiser, loss and views; the loss may refuse a number of classes."""
   config, spec = ctx.config["student"], ctx.source.spec
-  models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **config["model"])
-  optimizer = dict(config["optimizer"])
-  if optimizer.get("lr", 0) is None:  # the rate that a method learns
-    optimizer["lr"] = 1.0
-  supervised.make_tx(optimizer, config["schedule"], 10, 1.0, where="config.student")
+  _ = ctx.student_model
+  optimizer = dict(config["optimizer"]) | ({"lr": 1.0} if ctx.own_lr else {})
+  with _within("config.student"):
+    optimizers.make_optimizer(optimizer, config["schedule"], 10, 1.0)
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   logits = jax.ShapeDtypeStruct((2, spec.num_classes), jnp.float32)
   jax.eval_shape(losses.make_soft_loss(**config["loss"]), logits, logits, row)
   views_of = views_lib.view_fn(spec, **ctx.config["label"]["views"])
   image = jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.uint8)
   jax.eval_shape(views_of, jax.random.key(0), image, row, row, row)
-  if not any("file" in ctx.method(x).needs for x in ctx.config["distil"]["methods"]):
-    changes.sentence_of(ctx.config, len(ctx.slots().labels), spec.num_classes)
+  if not any(map(ctx.file, ctx.config["distil"]["methods"])):
+    _ = ctx.recipe
 
 
 def _check_calibrator(ctx: Context, row: Row) -> None:
   """Makes a calibrator and its parameters for k classes, which may refuse that number of them."""
-  calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][row.calibrator])
-  log_prior = ctx.log_prior(row)
-  try:
+  calibrator, log_prior = ctx.calibrator(row), ctx.log_prior(row)
+  with _within(f"config.calibrate.calibrators.{row.calibrator}"):
     calibrate.check_classes(calibrator, len(log_prior))
-  except LtddError as error:
-    raise LtddError(f"config.calibrate.calibrators.{row.calibrator}: {error}") from error
   empty = np.flatnonzero(~np.isfinite(log_prior))
   if "prior" in calibrator.needs and len(empty):
     raise LtddError(
@@ -300,20 +297,21 @@ def _check_calibrator(ctx: Context, row: Row) -> None:
 
 
 def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
-  """The method of a row's images learns the labels and the rate that the config takes from it."""
+  """The labels and the rate that the config takes from a row's images are there."""
   name = ctx.config["distil"]["methods"][row.images]["name"]
   where = f"image source {row.images!r} (method {name!r})"
-  if ctx.config["student"]["optimizer"].get("lr", 0) is None and "student_lr" not in learned:
+  if ctx.own_lr and "student_lr" not in learned and ctx.recipe_lr is None:
     raise LtddError(
-      f"config.student.optimizer.lr is None, which takes the rate that was learned with the "
-      f"images, but {where} learns no rate. Give a number, or leave the image source out"
+      "config.student.optimizer.lr is None, which takes the rate that was learned with the images, "
+      f"but {where} learns no rate, and there is no config.student.recipe with one for that "
+      "optimizer. Give a number, name a recipe, or leave the image source out"
     )
   if row.labels == HARD:
     return
   made = ctx.label_source(row.labels)
   if made.path is not None:
     shape = (len(ctx.slots(row.images).labels), ctx.source.spec.num_classes)
-    logits = distilled_sets.read_logits(f"config.label.sources.{row.labels}", made.path)
+    logits = ctx.file_logits(row.labels)
     label_lib.check_logits(f"label source {row.labels!r}: logits for {where}", logits, shape)
   if made.kind == "learned" and "soft_labels" not in learned:
     raise LtddError(

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ltdd_jax import distil
+from ltdd_jax import calibrate, distil, models
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import registry
@@ -17,6 +17,8 @@ from ltdd_jax.core.types import ArrayData, Slots, Teacher
 from ltdd_jax.data import longtail, sources
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import sources as label_sources
+from ltdd_jax.students import recipes
+from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.teachers import statistics as statistics_lib
 from ltdd_jax.teachers import train as teacher_training
@@ -59,11 +61,8 @@ class Context:
     if rule.get("rule") == "matched":  # balanced, with as many images as the run's own split has
       each = int(self.counts.sum()) // len(self.counts)
       rule |= {"rule": "counts", "counts": (each,) * len(self.counts)}
-    return longtail.make_split(
-      self.source.train_labels,
-      self.source.spec.num_classes,
-      **_arguments(longtail.make_split, rule),
-    )
+    arguments = _arguments(longtail.make_split, rule)
+    return longtail.make_split(self.source.train_labels, self.source.spec.num_classes, **arguments)
 
   @functools.cached_property
   def identity(self) -> dict[str, Any]:
@@ -115,6 +114,13 @@ class Context:
     """The split that a teacher is trained on."""
     return self.config["teacher"]["splits"].get(name)
 
+  def by_split(self, names: Iterable[str]) -> dict[str | None, list[str]]:
+    """Teachers by the split that they are trained on."""
+    found: dict[str | None, list[str]] = {}
+    for name in names:
+      found.setdefault(self.teacher_split(name), []).append(name)
+    return {split: found[split] for split in sorted(found, key=str)}
+
   def teachers(self, names: Sequence[str] | None = None) -> tuple[Teacher, ...]:
     """Trained teachers, all in the order of their names by default."""
     artefact = self.workdir.load("teacher")
@@ -142,11 +148,10 @@ class Context:
   def statistics_shapes(self, names: Sequence[str]) -> tuple[statistics_lib.Statistics, ...]:
     """The shapes of what `statistics` loads, before it is there."""
     spec, tile = self.source.spec, self.config["statistics"]["tile"]
-    models = [self.networks[name] for name in names]
-    shapes = statistics_lib.shapes
-    return tuple(
-      shapes(m, self.variable_shapes(m), spec.image_shape, spec.num_classes, tile) for m in models
+    shapes = lambda m: statistics_lib.shapes(
+      m, self.variable_shapes(m), spec.image_shape, spec.num_classes, tile
     )
+    return tuple(shapes(self.networks[name]) for name in names)
 
   # ---- image sources ----
 
@@ -179,18 +184,18 @@ class Context:
     Methods that select have one order, so that their sets do not depend on what else a run makes.
     A set from a file brings its own slots.
     """
-    method = None if images is None else self.method(images)
-    if method is not None and "file" in method.needs:
-      labels = self.file(images).labels
-      return Slots(labels, np.arange(len(labels), dtype=np.int32))
     budget = _arguments(distil.make_slots, self.config["distil"])
-    if method is not None and method.batching == "select":
+    if images is not None and (file := self.file(images)):
+      return Slots(file.labels, np.arange(len(file.labels), dtype=np.int32))
+    if images is not None and self.method(images).batching == "select":
       budget["order"] = "interleaved"
     return distil.make_slots(self.source.spec.num_classes, **budget)
 
   @functools.cache  # noqa: B019
-  def file(self, images: str) -> distilled_sets.Imported:
-    """The distilled set that an image source takes from a file."""
+  def file(self, images: str) -> distilled_sets.Imported | None:
+    """The distilled set that an image source takes from a file; None if a method makes it."""
+    if "file" not in self.method(images).needs:
+      return None
     where, entry = f"config.distil.methods.{images}", self.config["distil"]["methods"][images]
     return distilled_sets.read(where, entry["path"], self.source.spec, self.source.class_names)
 
@@ -212,21 +217,68 @@ class Context:
     where = f"config.label.sources.{labels}.teachers"
     return made._replace(teachers=self._chosen(where, made.teachers, None))
 
-  def label_split(self, row: Row) -> str | None:
-    """The split that the labels of a row are biased by.
+  def file_logits(self, labels: str) -> np.ndarray:
+    """The logits (n, k) that a label source takes from a file."""
+    path = self.config["label"]["sources"][labels]["path"]
+    return distilled_sets.read_logits(f"config.label.sources.{labels}", path)
 
-    It is the one that the teachers were trained on, or that learned labels were distilled from; the
-    run's own where the teachers are of several.
+  def label_split(self, row: Row) -> str | None:
+    """The split that the labels of a row are biased by: that of their teachers, or of their images.
+
+    It is the run's own where the teachers are of several.
     """
     found = self.label_source(row.labels)
-    splits = {self.teacher_split(name) for name in found.teachers or ()}
     if found.kind == "learned":
-      splits = {self.split_name(row.images)}
+      return self.split_name(row.images)
+    splits = {self.teacher_split(name) for name in found.teachers or ()}
     return splits.pop() if len(splits) == 1 else None
 
   def log_prior(self, row: Row) -> np.ndarray:
-    """Log frequencies (k,) of the classes in the split that the labels of a row are biased by."""
+    """Log frequencies (k,) of the classes in `label_split`."""
     return longtail.log_prior(np.asarray(self.split(self.label_split(row)).counts))
+
+  def calibrator(self, row: Row) -> calibrate.Calibrator:
+    """The calibrator of a row."""
+    return calibrate.make_calibrator(**self.config["calibrate"]["calibrators"][row.calibrator])
+
+  # ---- students ----
+
+  @functools.cached_property
+  def student_model(self) -> Any:
+    """The students' network."""
+    return models.make_model(
+      num_classes=self.source.spec.num_classes,
+      image_shape=self.source.spec.image_shape,
+      **self.config["student"]["model"],
+    )
+
+  @property
+  def recipe(self) -> str | None:
+    """The recipe that the config names, and what it changed of it; None if it names none."""
+    return changes.sentence_of(self.config, len(self.slots().labels), len(self.counts))
+
+  @functools.cached_property
+  def recipe_lr(self) -> float | None:
+    """The rate that the named recipe has for the config's optimiser; None without one."""
+    student = self.config["student"]
+    if student["recipe"] is None:
+      return None
+    settings = recipes.resolve(
+      student["recipe"],
+      dataset=self.config["data"]["name"],
+      ipc=len(self.slots().labels) / len(self.counts),
+      model=student["model"],
+    )
+    optimizer = settings["student"]["optimizer"]
+    return optimizer["lr"] if optimizer["name"] == student["optimizer"]["name"] else None
+
+  @property
+  def own_lr(self) -> bool:
+    """Whether `config.student.optimizer.lr` is None: image sources give their students a rate.
+
+    It is the learned one, or where the method learns none, as a random control, `recipe_lr`.
+    """
+    return self.config["student"]["optimizer"]["lr"] is None
 
 
 def _arguments(function: Any, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """Which stages a run has: the closure of what its rows need, each after what it reads."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ltdd_jax import calibrate, distil
+from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.pipeline import plan, stages
 from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.pipeline.resources import RESOURCES
-from ltdd_jax.pipeline.stages import KINDS, VERSIONS, Product, Stage
+from ltdd_jax.pipeline.stages import KINDS, SCORING, VERSIONS, Product, student_numbers
+from ltdd_jax.training import loop
 
 
 def rows(config: Mapping[str, Any], images: str | None = None) -> tuple[Row, ...]:
@@ -37,6 +38,33 @@ def image_sources(config: Mapping[str, Any]) -> tuple[str, ...]:
   return tuple(sorted(methods, key=lambda k: (methods[k]["name"] == "random", k)))
 
 
+class Stage(NamedTuple):
+  """One stage of one run."""
+
+  name: str
+  config: dict[str, Any]  # the part of the config that it depends on, and code versions
+  inputs: dict[str, str]  # {stage that it reads: fingerprint}
+  about: dict[str, Any]  # arguments of its functions in `stages` and `plan`
+
+  @property
+  def kind(self) -> str:
+    """The first part of the name."""
+    return self.name.split("/")[0]
+
+  @property
+  def fingerprint(self) -> str:
+    """A hash of what the stage depends on."""
+    return workdir_lib.fingerprint(self.config, self.inputs)
+
+  def build(self, ctx: Context, session: loop.Session) -> Product:
+    """Makes what the stage leaves behind."""
+    return getattr(stages, f"{self.kind}_stage")(ctx, session, **self.about)
+
+  def plan(self, ctx: Context) -> str:
+    """One line for `--dry_run`."""
+    return getattr(plan, self.kind)(ctx, **self.about)
+
+
 class Builder:
   """Collects the stages of a run, each after what it reads."""
 
@@ -50,43 +78,30 @@ class Builder:
     name: str,
     config: dict[str, Any],
     reads: Sequence[str],
-    build: Callable[..., Product],
-    described: Callable[..., str],
     code: Mapping[str, int] | None = None,
-    **bound: Any,
+    **about: Any,
   ) -> str:
     """Adds a stage unless it is there, and returns its name."""
     if name not in self.found:
       kind = name.split("/")[0]
       versions = {"version": {kind: VERSIONS[kind]} | dict(code or {})}
       inputs = {stage: self.found[stage].fingerprint for stage in dict.fromkeys(reads)}
-      self.found[name] = Stage(
-        name,
-        config | versions,
-        inputs,
-        functools.partial(build, **bound),
-        functools.partial(described, **bound),
-      )
+      self.found[name] = Stage(name, config | versions, inputs, about)
     return name
 
   def data(self) -> str:
     data = {k: v for k, v in self.config["data"].items() if k != "data_dir"}
-    part = {"data": data, "identity": self.ctx.identity}
-    return self.add("data", part, (), stages.data_stage, plan.data)
+    return self.add("data", {"data": data, "identity": self.ctx.identity}, ())
 
   def teacher(self) -> str:
-    part = self.seed | {"teacher": self.config["teacher"]}
-    return self.add("teacher", part, (self.data(),), stages.teacher_stage, plan.teacher)
+    return self.add("teacher", self.seed | {"teacher": self.config["teacher"]}, (self.data(),))
 
   def statistics(self) -> str:
     methods = self.config["distil"]["methods"]
     needing = [s for s in sorted(methods) if "statistics" in self.ctx.method(s).needs]
     names = tuple(dict.fromkeys(t for s in needing for t in self.ctx.teacher_names(s)))
     part = self.seed | {"statistics": self.config["statistics"], "teachers": names}
-    reads = self.data(), self.teacher()
-    return self.add(
-      "statistics", part, reads, stages.statistics_stage, plan.statistics, names=names
-    )
+    return self.add("statistics", part, (self.data(), self.teacher()), names=names)
 
   def distil(self, images: str) -> str:
     method, part = self.ctx.method(images), dict(self.config["distil"])
@@ -102,13 +117,11 @@ class Builder:
     if method.batching == "select":
       del part["order"]
     group = self.seed | {"distil": part}
-    if "file" in method.needs:  # known by its content, wherever it lies
-      content = {"name": entry["name"], "sha256": self.ctx.file(images).sha256}
+    if file := self.ctx.file(images):  # known by its content, wherever it lies
+      content = {"name": entry["name"], "sha256": file.sha256}
       group = {"distil": {"method": content, "dtype": part["dtype"]}}
     code = {entry["name"]: distil.version(entry["name"])}
-    return self.add(
-      f"distil/{images}", group, reads, stages.distil_stage, plan.distil, code, images=images
-    )
+    return self.add(f"distil/{images}", group, reads, code, images=images)
 
   def label(self, row: Row) -> str:
     made, part = self.ctx.label_source(row.labels), dict(self.config["label"])
@@ -119,42 +132,40 @@ class Builder:
       reads.append(self.teacher())
       group |= self.seed | {"label": part}
     if made.path is not None:
-      logits = distilled_sets.read_logits(f"config.label.sources.{row.labels}", made.path)
+      logits = self.ctx.file_logits(row.labels)
       group["source"] |= {"path": distilled_sets.content_sha256(logits, np.zeros(0))}
     code = {"source": label_sources.VERSION}
-    return self.add(row.stage("label"), group, reads, stages.label_stage, plan.label, code, row=row)
+    return self.add(row.stage("label"), group, reads, code, row=row)
 
   def calibrate(self, row: Row) -> str:
     part = dict(self.config["calibrate"])
-    calibrator = part.pop("calibrators")[row.calibrator]
-    group = {"calibrate": part | {"calibrator": calibrator}}
-    code = {calibrator["name"]: calibrate.version(calibrator["name"])}
+    entry = part.pop("calibrators")[row.calibrator]
+    group = {"calibrate": part | {"calibrator": entry}}
+    code = {entry["name"]: calibrate.version(entry["name"])}
     reads = [self.data(), self.label(row)]
-    if "probe" in calibrate.make_calibrator(**calibrator).needs:
-      config = {
-        k: v for k, v in stages.student_numbers(self.ctx, row).items() if k not in stages.SCORING
-      }
-      probed = group | self.seed | {"student": config, "views": self.config["label"]["views"]}
-      online = {"online": self.ctx.label_source(row.labels).online}
+    if "probe" in self.ctx.calibrator(row).needs:
+      numbers = {k: v for k, v in student_numbers(self.ctx).items() if k not in SCORING}
+      probed = group | self._trained(row, numbers)
       both = [*reads, self.distil(row.images)]
-      name = row.stage("probe")
-      reads.append(
-        self.add(name, probed | online, both, stages.probe_stage, plan.probe, code, row=row)
-      )
-    return self.add(
-      row.stage("calibrate"), group, reads, stages.calibrate_stage, plan.calibrate, code, row=row
-    )
+      reads.append(self.add(row.stage("probe"), probed, both, code, row=row))
+    return self.add(row.stage("calibrate"), group, reads, code, row=row)
 
   def student(self, row: Row) -> str:
-    part, group = stages.student_numbers(self.ctx, row), {"views": self.config["label"]["views"]}
-    reads = [self.data(), self.distil(row.images)]
+    numbers, reads = student_numbers(self.ctx), [self.data(), self.distil(row.images)]
     if row.labels == HARD:
-      part = {k: v for k, v in part.items() if k not in ("loss", "hard_weight")}
+      numbers = {k: v for k, v in numbers.items() if k not in ("loss", "hard_weight")}
     else:
       reads += [self.label(row), self.calibrate(row)]
+    return self.add(row.stage("student"), self._trained(row, numbers), reads, row=row)
+
+  def _trained(self, row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
+    """What students of a row depend on, beside what their stage reads."""
+    group = self.seed | {"student": numbers, "views": self.config["label"]["views"]}
+    if row.labels != HARD:
       group["online"] = self.ctx.label_source(row.labels).online
-    group |= self.seed | {"student": part}
-    return self.add(row.stage("student"), group, reads, stages.student_stage, plan.student, row=row)
+    if self.ctx.own_lr:
+      group["recipe_lr"] = self.ctx.recipe_lr
+    return group
 
 
 def make_stages(ctx: Context) -> list[Stage]:

@@ -1,4 +1,4 @@
-"""One line for each stage, for `--dry_run`: shapes, parameters, steps, bytes."""
+"""One line for each stage, for `--dry_run`, by its kind: shapes, parameters, steps, bytes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,6 @@ from ltdd_jax.data import feed
 from ltdd_jax.labels import encoding
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.pipeline.context import HARD, Context, Row
-from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import statistics as statistics_lib
 
 
@@ -50,8 +49,8 @@ def statistics(ctx: Context, *, names: Sequence[str]) -> str:
 
 def distil(ctx: Context, *, images: str) -> str:
   method, n = ctx.method(images), len(ctx.slots(images).labels)
-  if "file" in method.needs:
-    return ctx.file(images).about
+  if file := ctx.file(images):
+    return file.about
   config, shape = ctx.config["distil"], ctx.source.spec.image_shape
   size = min(n, config["batch_size"] or n) if method.batching == "batches" else n
   quality, names = config["jpeg_quality"], ctx.teacher_names(images)
@@ -67,8 +66,8 @@ def distil(ctx: Context, *, images: str) -> str:
 
 
 def label(ctx: Context, *, row: Row) -> str:
-  config, n, made = ctx.config["label"], len(ctx.slots(row.images).labels), None
-  made = ctx.label_source(row.labels)
+  config, made = ctx.config["label"], ctx.label_source(row.labels)
+  n = len(ctx.slots(row.images).labels)
   epochs = config["num_epochs"] if made.kind == "teacher" else 1
   shape = (epochs, n, ctx.source.spec.num_classes)
   if made.kind != "teacher":
@@ -94,15 +93,11 @@ def calibrate(ctx: Context, *, row: Row) -> str:
 
 def student(ctx: Context, *, row: Row) -> str:
   config, n = ctx.config["student"], len(ctx.slots(row.images).labels)
-  spec = ctx.source.spec
-  model = models.make_model(
-    num_classes=spec.num_classes, image_shape=spec.image_shape, **config["model"]
-  )
   size = min(config["batch_size"], n)
   steps = feed.num_steps(n, size, num_epochs=config["num_epochs"])
-  recipe = changes.sentence_of(ctx.config, len(ctx.slots().labels), spec.num_classes)
   return (
-    f"{config['num_seeds']} x {config['model']['name']} ({parameters(ctx, model):,} parameters): "
-    f"{steps:,} steps of {size} images, {'hard' if row.labels == HARD else 'soft'} labels"
-    f"{f'; recipe {recipe}' if recipe else ''}"
+    f"{config['num_seeds']} x {config['model']['name']} "
+    f"({parameters(ctx, ctx.student_model):,} parameters): {steps:,} steps of {size} images, "
+    f"{'hard' if row.labels == HARD else 'soft'} labels"
+    f"{f'; recipe {ctx.recipe}' if ctx.recipe else ''}"
   )

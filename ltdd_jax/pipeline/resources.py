@@ -28,8 +28,9 @@ def _image_shapes(ctx: Context, images: str) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct((n, *ctx.source.spec.image_shape), jnp.uint8)
 
 
-def _file(ctx: Context, images: str) -> dict[str, np.ndarray]:
-  return ctx.file(images).arrays
+def _file(ctx: Context, images: str) -> dict[str, np.ndarray] | None:
+  file = ctx.file(images)
+  return file and file.arrays
 
 
 RESOURCES: dict[str, Resource] = {

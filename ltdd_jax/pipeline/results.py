@@ -12,27 +12,17 @@ from ltdd_jax.data import longtail
 from ltdd_jax.pipeline import graph
 from ltdd_jax.pipeline import stages as stages_lib
 from ltdd_jax.pipeline.context import Context, Row
-from ltdd_jax.pipeline.stages import Stage
 from ltdd_jax.report import images, plots, tables
-from ltdd_jax.students.recipes import changes
 
 SCHEMA = 2  # of results.json: rows have a label source and a calibrator
 
 
 def write_report(
-  ctx: Context, stages: Sequence[Stage], skipped: Mapping[str, bool]
+  ctx: Context, stages: Sequence[graph.Stage], skipped: Mapping[str, bool]
 ) -> dict[str, Any]:
   """Reads all artefacts of a run, writes `workdir/report/` and prints the table.
 
-  Of a pod, the first process writes and prints.
-
-  Args:
-    ctx: the run.
-    stages: its stages.
-    skipped: whether each stage of this run was skipped.
-
-  Returns:
-    The contents of `results.json`.
+  Of a pod, the first process writes and prints. Returns the contents of `results.json`.
   """
   results = collect(ctx, stages, skipped)
   if jax.process_index() != 0:
@@ -49,7 +39,9 @@ def write_report(
   return results
 
 
-def collect(ctx: Context, stages: Sequence[Stage], skipped: Mapping[str, bool]) -> dict[str, Any]:
+def collect(
+  ctx: Context, stages: Sequence[graph.Stage], skipped: Mapping[str, bool]
+) -> dict[str, Any]:
   """Gathers the results of a run into plain numbers, lists and strings."""
   data = ctx.workdir.load("data").meta
   rule = ctx.config["report"]["groups"]
@@ -67,18 +59,14 @@ def collect(ctx: Context, stages: Sequence[Stage], skipped: Mapping[str, bool]) 
       "sha256": data["split_sha256"],
     },
     "group_rule": rule,
-    "recipe": changes.sentence_of(ctx.config, len(ctx.slots().labels), len(ctx.counts)),
+    "recipe": ctx.recipe,
     "teachers": teacher_rows(ctx, groups),
     "rows": [student_row(ctx, row, groups) for row in graph.rows(ctx.config)],
     "notes": [
       f"{name}: {note}" for name, meta in metas.items() for note in meta["extra"].get("notes", ())
     ],
     "stages": {
-      name: {
-        "seconds": meta["seconds"],
-        "peak_bytes": meta["peak_bytes"],
-        "skipped": bool(skipped.get(name, True)),
-      }
+      name: {k: meta[k] for k in ("seconds", "peak_bytes")} | {"skipped": skipped.get(name, True)}
       for name, meta in metas.items()
     },
     "versions": metas["data"]["versions"],

@@ -19,7 +19,8 @@ from ltdd_jax.core import progress as progress_lib
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.pipeline import check, graph, results
 from ltdd_jax.pipeline.context import Context
-from ltdd_jax.pipeline.stages import KINDS, Stage
+from ltdd_jax.pipeline.graph import Stage
+from ltdd_jax.pipeline.stages import KINDS
 from ltdd_jax.training import loop
 
 
@@ -51,28 +52,27 @@ def run(
     LtddError: anything wrong with the config, the data or the work directory.
     checkpoint.Interrupted: a signal asked to stop; the work is saved.
   """
-  config = check.check(config)
-  kinds = selected(stage)
-  ctx = Context(config)
-  stages, there = graph.make_stages(ctx), workdir_lib.Workdir(workdir).exists
-  todo = [s.name for s in stages if s.kind in kinds and not there(s.name)]
-  check.check_with_data(ctx, todo)
+  config, kinds = check.check(config), selected(stage)
+  ctx, work = Context(config), workdir_lib.Workdir(workdir, cache=cache)
+  stages = graph.make_stages(ctx)
+  read = [s for s in stages if KINDS.index(s.kind) <= KINDS.index(kinds[-1])]
+  status = {s.name: work.status(s.name, s.config, s.inputs) for s in read}
+  todo = [s for s in read if s.kind in kinds]
+  check.check_with_data(ctx, [s.name for s in todo if status[s.name] == "missing"])
   if dry_run:
-    plan(ctx, stages, workdir, cache, kinds)
+    for s in todo:
+      print(f"{s.name:<28} {status[s.name]:<8} {s.plan(ctx)}")
     return None
-  with workdir_lib.Workdir(workdir, cache=cache) as work, checkpoint.interruptible():
+  with work, checkpoint.interruptible():
     ctx.workdir = work
-    last = KINDS.index(kinds[-1])
-    for s in stages:  # before any work: also those that `only:` reads and does not run
-      if KINDS.index(s.kind) <= last:
-        work.status(s.name, s.config, s.inputs)
+    for s in read:  # brings from the cache also what `only:` reads and does not run
+      work.status(s.name, s.config, s.inputs)
     work.write_run_info(config)
     skipped = {}
-    for s in stages:
-      if s.kind in kinds:
-        skipped[s.name] = run_stage(
-          s, ctx, checkpoint_seconds=checkpoint_seconds, show_progress=show_progress
-        )
+    for s in todo:
+      skipped[s.name] = run_stage(
+        s, ctx, checkpoint_seconds=checkpoint_seconds, show_progress=show_progress
+      )
       (stopping,) = mesh_lib.any_process(checkpoint.stop_requested())
       if stopping:
         raise checkpoint.Interrupted(f"stopped after {s.name}")
@@ -94,13 +94,7 @@ def selected(stage: str | None) -> tuple[str, ...]:
   return (name,) if only else KINDS[: KINDS.index(name) + 1]
 
 
-def run_stage(
-  s: Stage,
-  ctx: Context,
-  *,
-  checkpoint_seconds: float,
-  show_progress: bool,
-) -> bool:
+def run_stage(s: Stage, ctx: Context, *, checkpoint_seconds: float, show_progress: bool) -> bool:
   """Runs one stage, or skips it if its artefact is ready; returns whether it was skipped."""
   work = ctx.workdir
   if work.status(s.name, s.config, s.inputs) == "ready":
@@ -112,7 +106,6 @@ def run_stage(
   scratch = work.scratch(s.name, s.config, s.inputs)
   resumed = any(scratch.iterdir())
   session = loop.Session(
-    mesh=mesh_lib.make_mesh(),
     scratch=scratch,
     metrics=work.path / "metrics",
     checkpoint_seconds=checkpoint_seconds,
@@ -129,10 +122,7 @@ def run_stage(
     s.name,
     config=s.config,
     inputs=s.inputs,
-    arrays=product.arrays,
-    trees=product.trees,
-    folders=product.folders,
-    extra=product.extra | {"notes": notes},
+    **product._replace(extra=product.extra | {"notes": notes})._asdict(),
     class_names=list(ctx.source.class_names),
     split_sha256=ctx.split().sha256,
     seconds=seconds,
@@ -141,17 +131,3 @@ def run_stage(
   took = datetime.timedelta(seconds=round(seconds))
   logging.info("%s: done in %s, peak memory %.2f GB", s.name, took, peak / 1e9)
   return False
-
-
-def plan(
-  ctx: Context,
-  stages: list[Stage],
-  workdir: files.Pathlike,
-  cache: files.Pathlike | None,
-  kinds: tuple[str, ...],
-) -> None:
-  """Prints what a run would do, without taking the lock or writing anything."""
-  work = workdir_lib.Workdir(workdir, cache=cache)
-  for s in stages:
-    if s.kind in kinds:
-      print(f"{s.name:<28} {work.status(s.name, s.config, s.inputs):<8} {s.plan(ctx)}")

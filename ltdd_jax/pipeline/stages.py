@@ -9,17 +9,15 @@ A run has the stages that something in it needs.
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ltdd_jax import calibrate
-from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core.types import Teacher
 from ltdd_jax.distil.run import run_method
-from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.labels import store as label_store
@@ -51,26 +49,6 @@ class Product(NamedTuple):
   folders: dict[str, pathlib.Path] = {}  # noqa: RUF012 (of its scratch, moved into the artefact)
 
 
-class Stage(NamedTuple):
-  """One stage of one run."""
-
-  name: str
-  config: dict[str, Any]  # the part of the config that it depends on, and code versions
-  inputs: dict[str, str]  # {stage that it reads: fingerprint}
-  build: Callable[[Context, loop.Session], Product]
-  plan: Callable[[Context], str]  # one line for --dry_run
-
-  @property
-  def kind(self) -> str:
-    """The first part of the name."""
-    return self.name.split("/")[0]
-
-  @property
-  def fingerprint(self) -> str:
-    """A hash of what the stage depends on."""
-    return workdir_lib.fingerprint(self.config, self.inputs)
-
-
 # ---- the stages ----
 
 
@@ -92,13 +70,12 @@ def data_stage(ctx: Context, session: loop.Session) -> Product:
 def teacher_stage(ctx: Context, session: loop.Session) -> Product:
   config = {k: v for k, v in ctx.config["teacher"].items() if k not in ("models", "splits")}
   teachers: list[Teacher] = []
-  for split in sorted({ctx.teacher_split(name) for name in ctx.networks}, key=str):
-    models = ctx.config["teacher"]["models"]
+  for split, own in ctx.by_split(ctx.networks).items():
     teachers += teacher_training.train_teachers(
       ctx.train_data(split),
       ctx.source.spec,
       np.asarray(ctx.split(split).counts),
-      models={k: v for k, v in models.items() if ctx.teacher_split(k) == split},
+      models={name: ctx.config["teacher"]["models"][name] for name in own},
       **config,
       seed=ctx.config["seed"],
       session=session,
@@ -120,8 +97,7 @@ def statistics_stage(ctx: Context, session: loop.Session, *, names: Sequence[str
   if config["augment"] is None:
     config["augment"] = ctx.config["teacher"]["augment"]
   trees, layers = {}, {}
-  for split in sorted({ctx.teacher_split(name) for name in names}, key=str):
-    own = [name for name in names if ctx.teacher_split(name) == split]
+  for split, own in ctx.by_split(names).items():
     found = statistics_pass.collect(
       ctx.train_data(split),
       ctx.source.spec,
@@ -139,9 +115,9 @@ def statistics_stage(ctx: Context, session: loop.Session, *, names: Sequence[str
 def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product:
   method, config = ctx.method(images), ctx.config["distil"]
   res = {need: RESOURCES[need].load(ctx, images) for need in method.needs}
-  dtype = config["dtype"]
-  if "file" in res and dtype is None:
-    dtype = res["file"]["images"].dtype.name
+  file, dtype, quality = ctx.file(images), config["dtype"], config["jpeg_quality"]
+  if file:  # taken as it is
+    dtype, quality = dtype or file.arrays["images"].dtype.name, None
   found = run_method(
     images,
     method,
@@ -149,13 +125,13 @@ def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product
     ctx.slots(images),
     res,
     batch_size=config["batch_size"],
-    jpeg_quality=None if "file" in res else config["jpeg_quality"],
+    jpeg_quality=quality,
     dtype=dtype,
     on_host=tuple(need for need in method.needs if RESOURCES[need].where == "host"),
     seed=ctx.config["seed"],
     session=session,
   )
-  notes = [*found.notes, *(ctx.file(images).notes if "file" in res else ())]
+  notes = [*found.notes, *(file.notes if file else ())]
   return Product(found.arrays, extra={"notes": notes})
 
 
@@ -163,7 +139,7 @@ def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
   distilled, made = ctx.distilled(row.images), ctx.label_source(row.labels)
   images, targets, names = distilled["images"], distilled["labels"], ctx.source.class_names
   if made.kind == "teacher":
-    config = {k: v for k, v in ctx.config["label"].items() if k not in ("sources",)}
+    config = {k: v for k, v in ctx.config["label"].items() if k != "sources"}
     labelled = label_lib.label_images(
       row.images,
       images,
@@ -179,7 +155,7 @@ def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
       session=session,
     )
   else:
-    logits = _learned_logits(ctx, row, distilled, made)
+    logits = distilled["soft_labels"] if made.path is None else ctx.file_logits(row.labels)
     labelled = label_lib.store_logits(
       row.images, images, logits, class_names=names, session=session
     )
@@ -188,19 +164,9 @@ def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
   return Product(arrays, extra=extra, folders={label_lib.STORE: labelled.store.path})
 
 
-def _learned_logits(
-  ctx: Context, row: Row, distilled: Mapping[str, np.ndarray], made: label_sources.LabelSource
-) -> np.ndarray:
-  """Logits of images (n, k) that a method learned, or that are in a file."""
-  if made.path is not None:
-    return distilled_sets.read_logits(f"config.label.sources.{row.labels}", made.path)
-  return distilled["soft_labels"]
-
-
 def _fitted(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
   """The calibrator of a row, fitted to its labels alone."""
-  config = ctx.config["calibrate"]
-  calibrator = calibrate.make_calibrator(**config["calibrators"][row.calibrator])
+  config, calibrator = ctx.config["calibrate"], ctx.calibrator(row)
   artefact = ctx.workdir.load(row.stage("label"))
   if config["fit_on"] == "views":  # streamed from the store
     logits: Any = open_store(ctx, row).first(config["max_epochs"])
@@ -210,9 +176,8 @@ def _fitted(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
 
 
 def probe_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
-  distilled, seed = ctx.distilled(row.images), ctx.config["seed"]
-  config = student_numbers(ctx, row, distilled.get("student_lr"))
-  config = {k: v for k, v in config.items() if k not in SCORING}
+  distilled = ctx.distilled(row.images)
+  arguments = _student_arguments(ctx, row, distilled.get("student_lr"))
   logits, labels = probe.unseen_logits(
     row.stage("probe"),
     distilled["images"],
@@ -221,11 +186,8 @@ def probe_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
     ctx.train_data(ctx.label_split(row)),
     ctx.log_prior(row),
     ctx.source.spec,
-    **config,
-    views=ctx.config["label"]["views"],
-    view_key=label_lib.view_key(seed, row.images),
-    seed=seed,
     session=session,
+    **{k: v for k, v in arguments.items() if k not in SCORING},
   )
   return Product({"logits": logits, "labels": labels})
 
@@ -240,7 +202,8 @@ def calibrate_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product
 
 
 def student_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
-  distilled, seed = ctx.distilled(row.images), ctx.config["seed"]
+  distilled = ctx.distilled(row.images)
+  learned_lr = distilled.get("student_lr")
   result = student_training.train_students(
     row.stage("student"),
     distilled["images"],
@@ -248,14 +211,36 @@ def student_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
     supervision_of(ctx, row),
     ctx.test_data,
     ctx.source.spec,
-    **student_numbers(ctx, row, distilled.get("student_lr")),
-    views=ctx.config["label"]["views"],
-    view_key=label_lib.view_key(seed, row.images),
-    seed=seed,
     session=session,
+    **_student_arguments(ctx, row, learned_lr),
   )
   arrays = {"correct": result.correct, "total": result.total, "steps": result.steps}
-  return Product(arrays, trees={"students": result.variables})
+  extra = {"notes": _rate_notes(ctx, learned_lr)}
+  return Product(arrays, trees={"students": result.variables}, extra=extra)
+
+
+def _rate_notes(ctx: Context, learned_lr: np.ndarray | None) -> list[str]:
+  if not ctx.own_lr:
+    return []
+  if learned_lr is None:
+    recipe = ctx.config["student"]["recipe"]
+    return [f"learning rate {ctx.recipe_lr:g} of recipe {recipe}: the images came without one"]
+  return [f"learning rate {float(learned_lr):.4g}, learned with the images"]
+
+
+def _student_arguments(ctx: Context, row: Row, learned_lr: np.ndarray | None) -> dict[str, Any]:
+  """What the config and the images say about students of a row."""
+  numbers, seed = student_numbers(ctx), ctx.config["seed"]
+  if ctx.own_lr:
+    lr = ctx.recipe_lr if learned_lr is None else float(learned_lr)
+    numbers["optimizer"] = {**numbers["optimizer"], "lr": lr}
+  views, view_key = ctx.config["label"]["views"], label_lib.view_key(seed, row.images)
+  return numbers | {"views": views, "view_key": view_key, "seed": seed}
+
+
+def student_numbers(ctx: Context) -> dict[str, Any]:
+  """Arguments of `train_students` in the config group."""
+  return {k: v for k, v in ctx.config["student"].items() if k not in ("hard_labels", "recipe")}
 
 
 # ---- reading what stages left ----
@@ -269,8 +254,7 @@ def open_store(ctx: Context, row: Row) -> label_store.LabelStore:
 
 def load_params(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
   """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
-  calibrator = calibrate.make_calibrator(**ctx.config["calibrate"]["calibrators"][row.calibrator])
-  artefact = ctx.workdir.load(row.stage("calibrate"))
+  calibrator, artefact = ctx.calibrator(row), ctx.workdir.load(row.stage("calibrate"))
   like = jax.eval_shape(calibrator.init, ctx.log_prior(row))
   leaves = [artefact.arrays[f"param{i}"] for i in range(len(jax.tree.leaves(like)))]
   return calibrator, jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -290,13 +274,8 @@ def calibrated(
   made = ctx.label_source(row.labels)
   common = {"calibrator": calibrator, "params": params, "log_prior": ctx.log_prior(row)}
   if made.online:
-    return label_sources.Supervision(
-      "online",
-      teachers=ctx.teachers(made.teachers),
-      aggregate=made.aggregate,
-      batch_norm=made.batch_norm,
-      **common,
-    )
+    common |= {"aggregate": made.aggregate, "batch_norm": made.batch_norm}
+    return label_sources.Supervision("online", teachers=ctx.teachers(made.teachers), **common)
   per_view = ctx.workdir.load(row.stage("label")).meta["extra"]["per_view"]
   return label_sources.stored(open_store(ctx, row), per_view=per_view, **common)
 
@@ -306,11 +285,3 @@ def label_bytes(ctx: Context, row: Row) -> int | None:
   if row.labels == HARD:
     return 0
   return None if ctx.label_source(row.labels).online else open_store(ctx, row).nbytes
-
-
-def student_numbers(ctx: Context, row: Row, learned_lr: np.ndarray | None = None) -> dict[str, Any]:
-  """Arguments of `train_students` from the config; a rate of None is the one that was learned."""
-  numbers = {k: v for k, v in ctx.config["student"].items() if k not in ("hard_labels", "recipe")}
-  if numbers["optimizer"].get("lr", 0) is None and learned_lr is not None:
-    numbers["optimizer"] = {**numbers["optimizer"], "lr": float(learned_lr)}
-  return numbers

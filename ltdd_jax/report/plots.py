@@ -1,9 +1,9 @@
-"""Plots of the results of a run, from `results.json` alone.
+"""Plots of the results of a run, from `results.json` alone: each function makes a figure.
 
   results = tables.read_results("runs/digits")
-  plots.confidences(results, "confidences.png")     # what ADSA does to the soft labels
-  plots.accuracies(results, "accuracies.png")       # what students make of them, class by class
-  plots.calibration(report, counts, (before, after), "curve.png")    # one calibration, by itself
+  save(confidences(results), "confidences.png")     # what ADSA does to the soft labels
+  save(accuracies(results), "accuracies.png")       # what students make of them, class by class
+  save(calibration(report, counts, (before, after)), "curve.png")    # one calibration, by itself
 
 One panel for each image source, classes from head to tail. They need matplotlib, an optional
 package (`pip install -e '.[report]'`), which is imported when a plot is drawn; pyplot and its
@@ -61,77 +61,24 @@ def available() -> bool:
   return importlib.util.find_spec("matplotlib") is not None
 
 
-def confidences(results: Mapping[str, Any], path: files.Pathlike) -> None:
-  """Draws the class confidences of plain and of calibrated soft labels, and writes a PNG.
+def write_plots(results: Mapping[str, Any], folder: epath.Path) -> None:
+  """Writes the plots that a run has the numbers for; none if matplotlib is not installed."""
+  if not available():
+    return
+  save(accuracies(results), folder / "accuracies.png")
+  if any(map(_has_confidences, results["rows"])):
+    save(confidences(results), folder / "confidences.png")
+
+
+def confidences(results: Mapping[str, Any]) -> Any:
+  """Draws the class confidences of plain and of calibrated soft labels.
 
   The confidence of a class is the mean probability that the labels of its distilled images give to
   it, on the views (or images) that the calibration was fitted on.
 
-  Args:
-    results: contents of `results.json`; rows whose calibration reports confidences are drawn.
-    path: of the PNG.
-
   Raises:
-    LtddError: matplotlib is missing, no row has confidences, or the file cannot be written.
+    LtddError: matplotlib is missing, or no row has a calibration that reports confidences.
   """
-  save(confidences_figure(results), path)
-
-
-def accuracies(results: Mapping[str, Any], path: files.Pathlike) -> None:
-  """Draws the accuracy of each class (mean over seeds) for each kind of label, and writes a PNG.
-
-  Args:
-    results: contents of `results.json`.
-    path: of the PNG.
-
-  Raises:
-    LtddError: matplotlib is missing or the file cannot be written.
-  """
-  save(accuracies_figure(results), path)
-
-
-def calibration(
-  report: Mapping[str, Any],
-  class_counts: Any,
-  confidence: tuple[Any, Any],
-  path: files.Pathlike,
-) -> None:
-  """Draws what one calibration did, and writes a PNG.
-
-  Args:
-    report: of the calibrator; with a "curve" its objective is drawn too, with "tau_interval" (or
-      "free_tau_interval") the interval of tau, with "head_curve" the confidences of head and tail.
-    class_counts: (k,) training images of each class.
-    confidence: class confidences (k,) before and after.
-    path: of the PNG.
-
-  Raises:
-    LtddError: matplotlib is missing or the file cannot be written.
-  """
-  save(calibration_figure(report, class_counts, confidence), path)
-
-
-def write_plots(results: Mapping[str, Any], folder: epath.Path) -> tuple[epath.Path, ...]:
-  """Writes the plots that a run has the numbers for; none if matplotlib is not installed.
-
-  Returns:
-    The files that were written.
-  """
-  if not available():
-    return ()
-  written = [folder / "accuracies.png"]
-  accuracies(results, written[0])
-  if any(map(_has_confidences, results["rows"])):
-    written.append(folder / "confidences.png")
-    confidences(results, written[1])
-  return tuple(written)
-
-
-# ---- figures ----
-
-
-def confidences_figure(results: Mapping[str, Any]) -> Any:
-  """Makes the figure of `confidences`, a `matplotlib.figure.Figure`."""
   by_source = _by_source(filter(_has_confidences, results["rows"]))
   if not by_source:
     raise LtddError(
@@ -150,8 +97,8 @@ def confidences_figure(results: Mapping[str, Any]) -> Any:
   return bars(panels, bins(results), "mean confidence", top=1.0)
 
 
-def accuracies_figure(results: Mapping[str, Any]) -> Any:
-  """Makes the figure of `accuracies`, a `matplotlib.figure.Figure`."""
+def accuracies(results: Mapping[str, Any]) -> Any:
+  """Draws the accuracy of each class (mean over seeds) for each kind of label."""
   panels = {}
   for source, rows in _by_source(results["rows"]).items():
     pairs = zip(rows, colours(rows), strict=True)
@@ -159,12 +106,15 @@ def accuracies_figure(results: Mapping[str, Any]) -> Any:
   return bars(panels, bins(results), "accuracy, %", top=100.0)
 
 
-def calibration_figure(
-  report: Mapping[str, Any],
-  class_counts: Any,
-  confidence: tuple[Any, Any],
-) -> Any:
-  """Makes the figure of `calibration`, a `matplotlib.figure.Figure`."""
+def calibration(report: Mapping[str, Any], class_counts: Any, confidence: tuple[Any, Any]) -> Any:
+  """Draws what one calibration did.
+
+  Args:
+    report: of the calibrator; with a "curve" its objective is drawn too, with "tau_interval" (or
+      "free_tau_interval") the interval of tau, with "head_curve" the confidences of head and tail.
+    class_counts: (k,) training images of each class.
+    confidence: class confidences (k,) before and after.
+  """
   counts = [int(c) if float(c).is_integer() else round(float(c), 3) for c in class_counts]
   names = [str(c) for c in range(len(counts))]
   groups = bins({"split": {"counts": counts}, "class_names": names})
@@ -172,20 +122,23 @@ def calibration_figure(
   colours = (_COLOURS["none"], _COLOURS["adsa"])
   series = [Series(*x) for x in zip(when, colours, confidence, strict=True)]
   figure = bars({"distilled": series}, groups, "mean confidence", top=1.0)
-  curve = report.get("curve")
-  if not curve:
-    return figure
-  figure.set_size_inches(7.2, 5.4)
-  upper, lower = figure.add_gridspec(2, 1)
-  figure.axes[0].set_subplotspec(lower)
-  axis = figure.add_subplot(upper)
-  axis.plot(*np.transpose(curve), color="#0072b2")
+  if report.get("curve"):
+    figure.set_size_inches(7.2, 5.4)
+    upper, lower = figure.add_gridspec(2, 1)
+    figure.axes[0].set_subplotspec(lower)
+    _draw_objective(figure.add_subplot(upper), report)
+  return figure
+
+
+def _draw_objective(axis: Any, report: Mapping[str, Any]) -> None:
+  axis.plot(*np.transpose(report["curve"]), color="#0072b2")
   axis.axvline(report["tau"], color="#000000", linestyle=":", label=f"tau = {report['tau']:.3f}")
-  if report.get("tau_interval"):
-    axis.axvspan(*report["tau_interval"], color="#e69f00", alpha=0.3, label="95 % interval")
-  elif report.get("free_tau_interval"):
-    label = "95 % interval without the bound"
-    axis.axvspan(*report["free_tau_interval"], color="#e69f00", alpha=0.3, label=label)
+  for key, label in (
+    ("tau_interval", "95 % interval"), ("free_tau_interval", "95 % interval without the bound")
+  ):  # fmt: skip
+    if report.get(key):
+      axis.axvspan(*report[key], color="#e69f00", alpha=0.3, label=label)
+      break
   axis.set_xlabel("tau")
   axis.set_ylabel(f"objective ({report.get('criterion', 'confidence')})")
   if report.get("head_curve"):
@@ -196,7 +149,6 @@ def calibration_figure(
       levels.plot(taus, values, color=colour, linestyle="--")
       axis.plot([], [], color=colour, linestyle="--", label=name)  # for the legend
   axis.legend(fontsize=8)
-  return figure
 
 
 def _has_confidences(row: Mapping[str, Any]) -> bool:

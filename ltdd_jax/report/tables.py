@@ -93,13 +93,13 @@ def render(results: Mapping[str, Any]) -> str:
     *([f"Students by recipe {results['recipe']}."] if results.get("recipe") else []),
     _group_sentence(results),
     students_table(results),
-    *_teachers(results),
-    *_calibrations(results),
-    "## Accuracy of each class",
-    per_class_table(results),
-    "## Stages",
-    stages_table(results),
   ]
+  if results["teachers"]:
+    title = "Teachers, trained on the long-tailed set (nothing is selected by these numbers):"
+    parts += [title, teachers_table(results)]
+  parts += _calibrations(results)
+  parts += ["## Accuracy of each class", per_class_table(results)]
+  parts += ["## Stages", stages_table(results)]
   if results["notes"]:
     parts += ["## Notes", "\n".join(f"* {note}" for note in results["notes"])]
   return "\n\n".join(parts) + "\n"
@@ -134,24 +134,14 @@ def group_cells(row: Mapping[str, Any], groups: Sequence[str]) -> list[str]:
 def students_table(results: Mapping[str, Any]) -> str:
   """The main table."""
   groups = present_groups(results["rows"])
-  header = [
-    "images",
-    "labels",
-    "calibrator",
-    "tau",
-    "top-1",
-    "best top-1",
-    *groups,
-    "worst class",
-    "seeds",
-  ]
-  header += SIZES
+  header = ["images", "labels", "calibrator", "tau", "top-1", "best top-1", *groups]
+  header += ["worst class", "seeds", *SIZES]
   rows = [
     [
       r["images"],
       r["labels"],
       r["calibrator"] or "-",
-      "-" if r["tau"] is None else f"{r['tau']:.3f}",
+      or_dash(r["tau"], ".3f"),
       plus_minus(r["top1"]),
       plus_minus(r["best_top1"]),
       *group_cells(r, groups),
@@ -173,17 +163,8 @@ def size_cells(row: Mapping[str, Any]) -> list[str]:
 def teachers_table(results: Mapping[str, Any]) -> str:
   """One line for each teacher."""
   groups = present_groups(results["teachers"])
-  cells = lambda r: [f"{r['groups'][g]['mean']:.1f}" for g in groups]
-  rows = [[r["name"], f"{r['top1']['mean']:.1f}", *cells(r)] for r in results["teachers"]]
+  rows = [[r["name"], plus_minus(r["top1"]), *group_cells(r, groups)] for r in results["teachers"]]
   return table(["teacher", "top-1", *groups], rows)
-
-
-def _teachers(results: Mapping[str, Any]) -> list[str]:
-  """The teachers' table, if the run has any."""
-  if not results["teachers"]:
-    return []
-  title = "Teachers, trained on the long-tailed set (nothing is selected by these numbers):"
-  return [title, teachers_table(results)]
 
 
 def short(row: Mapping[str, Any]) -> str:
@@ -196,26 +177,20 @@ def short(row: Mapping[str, Any]) -> str:
 def per_class_table(results: Mapping[str, Any]) -> str:
   """Accuracy of each class, with its number of training images."""
   header = ["class", "images", *(f"{r['images']} {short(r)}" for r in results["rows"])]
+  pairs = zip(results["class_names"], results["split"]["counts"], strict=True)
   rows = [
     [name, f"{count:,}", *(or_dash(r["per_class"][c], ".1f") for r in results["rows"])]
-    for c, (name, count) in enumerate(
-      zip(results["class_names"], results["split"]["counts"], strict=True)
-    )
+    for c, (name, count) in enumerate(pairs)
   ]
   return table(header, rows)
 
 
 def stages_table(results: Mapping[str, Any]) -> str:
   """Time and memory of each stage."""
-  rows = [
-    [
-      name,
-      f"{s['seconds']:.1f}",
-      f"{s['peak_bytes'] / 1e6:,.0f}",
-      "skipped" if s["skipped"] else "",
-    ]
-    for name, s in results["stages"].items()
-  ]
+  rows = []
+  for name, s in results["stages"].items():
+    done = "skipped" if s["skipped"] else ""
+    rows.append([name, f"{s['seconds']:.1f}", f"{s['peak_bytes'] / 1e6:,.0f}", done])
   return table(["stage", "seconds", "peak MB", "this time"], rows)
 
 

@@ -1,9 +1,7 @@
 """Probe students: trained to see what students of some labels end up with, not to be scored."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from ltdd_jax import models
@@ -14,7 +12,7 @@ from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels.sources import Supervision
 from ltdd_jax.students import train as student_training
-from ltdd_jax.training import loop
+from ltdd_jax.training import loop, many
 
 _BATCH = 500  # images in one forward pass
 
@@ -59,8 +57,14 @@ def unseen_logits(
     session=session,
     **student,
   )  # fmt: skip
-  first = jax.tree.map(lambda x: x[0], found.variables)
-  return logits_of(spec, student["model"], first, shown.images, session), shown.labels
+  network = models.make_model(
+    num_classes=spec.num_classes, image_shape=spec.image_shape, **student["model"]
+  )
+  consts = {"images": shown.images, "variables": many.member(found.variables, 0)}
+  consts = mesh_lib.put(consts, mesh_lib.replicated(session.mesh))
+  apply: Any = lambda variables, pixels: network.apply(variables, pixels, train=False)
+  logits = label_lib.clean_logits(consts, apply, spec, _BATCH, session.mesh)
+  return logits, shown.labels
 
 
 def unseen(data: ArrayData, images: np.ndarray) -> ArrayData:
@@ -70,18 +74,3 @@ def unseen(data: ArrayData, images: np.ndarray) -> ArrayData:
   seen = {image.tobytes() for image in images}
   keep = np.array([image.tobytes() not in seen for image in data.images])
   return ArrayData(data.images[keep], data.labels[keep])
-
-
-def logits_of(
-  spec: DatasetSpec,
-  model: Mapping[str, Any],
-  variables: Any,
-  images: np.ndarray,
-  session: loop.Session,
-) -> np.ndarray:
-  """Logits (m, k) of a student, {name, **kwargs} of `models.make_model`, on images (m, h, w, c)."""
-  network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
-  consts = {"images": images, "variables": variables}
-  consts = mesh_lib.put(consts, mesh_lib.replicated(session.mesh))
-  apply: Any = lambda variables, pixels: network.apply(variables, pixels, train=False)
-  return label_lib.clean_logits(consts, apply, spec, _BATCH, session.mesh)

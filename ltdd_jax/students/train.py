@@ -15,13 +15,12 @@ import numpy as np
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
-from ltdd_jax.core.registry import check_at_least, check_choice
-from ltdd_jax.core.types import ArrayData, Leaf, LtddError
+from ltdd_jax.core.types import ArrayData, Leaf
 from ltdd_jax.data import feed
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels.sources import Supervision
-from ltdd_jax.training import loop, losses, many, metrics, supervised
+from ltdd_jax.training import loop, losses, many, metrics, optimizers, supervised
 
 
 class Target(NamedTuple):
@@ -56,10 +55,7 @@ def soft_loss(
   loss_fn: Callable[..., jax.Array],
   hard_weight: float = 0.0,
 ) -> jax.Array:
-  """Computes (1 - hard_weight) * loss_fn + hard_weight * `hard_loss`.
-
-  `loss_fn` is from `losses.make_soft_loss`; its own hard part, if any, uses the image's own class.
-  """
+  """Computes (1 - hard_weight) * loss_fn + hard_weight * `hard_loss`."""
   soft = loss_fn(logits, target.logits, target.labels)
   if not hard_weight:
     return soft
@@ -74,17 +70,11 @@ def make_batch(
   views_of: views_lib.ViewFn,
   supervision: Supervision,
 ) -> tuple[jax.Array, Target]:
-  """Makes the views of a batch and their labels. The views' keys are the label store's.
+  """Makes the views of a batch, `x` of indices (b,) and epochs (b,), and their labels.
 
-  Args:
-    consts: images (n,h,w,c), labels (n,), view_key, and for soft labels (encoded) logits or
-      teachers' variables, the calibrator's params and log_prior.
-    x: indices (b,) and epochs (b,) of the batch.
-    key: unused: views come from the key of the label store.
-    views_of: from `data.views.view_fn`.
-    supervision: its static half.
+  `consts` has images, labels, "view_key", and the arrays of the supervision.
   """
-  del key
+  del key  # views come from the key of the label store
   indices, epochs = x["indices"], x["epochs"]
   views = views_of(consts["view_key"], consts["images"], consts["labels"], indices, epochs)
   logits = supervision.logits_of(consts, views, indices, epochs)
@@ -124,53 +114,38 @@ def train_students(
 
   Args:
     name: of the stage, for messages and checkpoints.
-    images: (n,h,w,c) uint8 distilled images.
+    images: (n,h,w,c) distilled images.
     labels: (n,) their classes.
     supervision: where labels come from.
-    test: the balanced test set, images (m,h,w,c) uint8 and labels (m,).
+    test: the balanced test set.
     spec: facts of the data set.
     model: {name, **kwargs} for `models.make_model`.
     num_epochs: passes over the distilled set.
     batch_size: images in a step; no more than n are used.
-    optimizer: {name, lr, **kwargs}.
-    schedule: {name, **kwargs}; with `per_epoch` True it moves once an epoch.
+    optimizer: see `optimizers.make_optimizer`. In a config, an `lr` of None is the rate that the
+      method learned with the images, or that of the named recipe where it learned none.
+    schedule: likewise; with `per_epoch` True it moves once an epoch.
     loss: {name, **kwargs} for `losses.make_soft_loss`; hard labels always use cross-entropy.
     hard_weight: share, in [0, 1), of the hard loss in the loss of soft labels, see `soft_loss`.
     views: keyword arguments of `data.views.view_fn`.
-    view_key: from `labels.view_key`.
-    ema: decay of an average of the parameters that is scored in their place, or None; see
-      `train.train_step`.
+    view_key: from `labels.label.view_key`.
+    ema: decay in [0, 1) of an average of the parameters that is scored in their place, or None.
     num_seeds: students.
     evaluations: how often a student is scored, evenly spaced; the last is at the end.
     eval_batch_size: test images in one pass.
     parallel: how seeds are trained; see `many.train`.
     seed: the run's seed.
-    key_name: first part of the paths of all keys; other students than those of the student stage
-      have another, so that they share no draws with them.
+    key_name: first part of the paths of all keys: students of another name share no draws.
     session: devices, checkpoints, progress.
 
   Raises:
-    LtddError: bad numbers, or training that diverged.
+    LtddError: a part that cannot be made, or training that diverged.
   """
   session = session or loop.Session()
-  check_at_least(
-    "config.student.",
-    1,
-    num_seeds=num_seeds,
-    evaluations=evaluations,
-    num_epochs=num_epochs,
-    batch_size=batch_size,
-    eval_batch_size=eval_batch_size,
-  )
-  check_choice("config.student.parallel", parallel, many.PARALLEL)
-  check_hard_weight(hard_weight)
-  supervised.check_ema(ema)
   n = len(labels)
   num_steps = feed.num_steps(n, min(batch_size, n), num_epochs=num_epochs)
   network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
-  tx = supervised.make_tx(
-    optimizer, schedule, num_steps, n / min(batch_size, n), where="config.student"
-  )
+  tx = optimizers.make_optimizer(optimizer, schedule, num_steps, n / min(batch_size, n))
   step = functools.partial(
     supervised.train_step,
     apply_fn=network.apply,
@@ -230,15 +205,6 @@ def _scorer(
     apply_fn, spec.mean, spec.std, spec.num_classes, networks=True, mesh=session.mesh
   )
   return lambda variables: evaluate(variables, test.images, test.labels, batch_size).correct
-
-
-def check_hard_weight(hard_weight: float) -> None:
-  """Raises LtddError unless soft labels keep a share of the loss."""
-  if not 0 <= hard_weight < 1:
-    raise LtddError(
-      f"config.student.hard_weight is {hard_weight}; expected 0 or more and below 1. For hard "
-      "labels alone set config.student.hard_labels=True"
-    )
 
 
 def _loss_fn(

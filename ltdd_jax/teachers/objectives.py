@@ -53,7 +53,7 @@ def class_balanced(
   check_share("objective: ", below_one=True, label_smoothing=label_smoothing, beta=beta)
   counts = _check_counts(class_counts)
   return of_logits(
-    partial(losses.class_balanced, class_counts=counts, beta=beta, label_smoothing=label_smoothing)
+    partial(losses.class_balanced, counts=counts, beta=beta, label_smoothing=label_smoothing)
   )
 
 

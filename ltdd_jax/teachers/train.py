@@ -17,7 +17,7 @@ from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import feed
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.teachers import objectives, recalibrate
-from ltdd_jax.training import loop, many, metrics, supervised
+from ltdd_jax.training import loop, many, metrics, optimizers, supervised
 
 
 def build_models(
@@ -79,7 +79,7 @@ def train_teachers(
   check_choice("config.teacher.parallel", parallel, many.PARALLEL)
   steps = [recalibrate.make_step(**step) for step in derive]
   num_steps = feed.num_steps(len(data.labels), batch_size, num_epochs=num_epochs)
-  tx = supervised.make_tx(optimizer, schedule, num_steps, where="config.teacher")
+  tx = optimizers.make_optimizer(optimizer, schedule, num_steps)
   step = functools.partial(
     supervised.train_step,
     tx=tx,

@@ -33,13 +33,7 @@ def num_batches(n: int, size: int) -> int:
 
 
 def over_images(step: Step, consts: Any, n: int, batch_size: int) -> Iterator[Any]:
-  """Calls a step for each batch of n images, and yields what it returns, on the device.
-
-  Args:
-    step: compiled by the caller, once.
-    consts: what it needs: images, variables.
-    n: images.
-    batch_size: images in a batch, clamped to n.
+  """Calls a step, compiled by the caller, for each batch of n images; yields what it returns.
 
   Raises:
     LtddError: no images, or a batch of none.

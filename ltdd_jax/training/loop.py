@@ -16,8 +16,9 @@ import dataclasses
 import io
 import math
 import time
+import types
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,23 +39,14 @@ Compiled = dict[tuple[int, int], StepFn]  # by steps in one dispatch, and turn i
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-  """Where a loop runs and what it leaves behind. The default leaves nothing.
-
-  Attributes:
-    mesh: the devices.
-    scratch: folder for work in progress (checkpoints, finished parts), or None for none.
-    metrics: folder for metrics (JSON lines and TensorBoard events), or None.
-    checkpoint_seconds: least time between two checkpoints of one loop.
-    log_every: steps between two readings of the metrics.
-    show_progress: whether to show a bar (terminal) or a line a minute.
-  """
+  """Where a loop runs and what it leaves behind. The default leaves nothing."""
 
   mesh: jax.sharding.Mesh = dataclasses.field(default_factory=mesh_lib.make_mesh)
-  scratch: epath.Path | None = None
-  metrics: epath.Path | None = None
-  checkpoint_seconds: float = 30.0
-  log_every: int = 50
-  show_progress: bool = True
+  scratch: epath.Path | None = None  # folder for work in progress: checkpoints, finished parts
+  metrics: epath.Path | None = None  # folder for JSON lines and TensorBoard events
+  checkpoint_seconds: float = 30.0  # least time between two checkpoints of one loop
+  log_every: int = 50  # steps between two readings of the metrics
+  show_progress: bool = True  # a bar on a terminal, else a line a minute
 
   def steps_per_call(self) -> int:
     """Steps in one dispatch: 1 on CPU, `log_every` elsewhere."""
@@ -73,9 +65,8 @@ class Session:
 
   def kept(self, name: str) -> dict[str, np.ndarray] | None:
     """What `keep` stored, so that a resumed run does not make that part again; None if nothing."""
-    if self.scratch is None or not _part(self.scratch, name).exists():
+    if self.scratch is None or not (path := _part(self.scratch, name)).exists():
       return None
-    path = _part(self.scratch, name)
     try:
       with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
         return dict(found)
@@ -170,34 +161,25 @@ def in_turn(step_fns: Sequence[StepFn]) -> StepFn:
   return step_fn
 
 
+@dataclasses.dataclass(frozen=True)
 class _Steps:
   """Compiles the steps of a loop when they are first called, and calls them."""
 
-  def __init__(
-    self,
-    step_fns: Sequence[StepFn],
-    inputs: Callable[[int], Any],
-    first_turn: int,
-    compiled: Compiled,
-  ):
-    self.step_fns, self.inputs, self.first_turn = step_fns, inputs, first_turn
-    self.compiled = compiled
-
-  def _turn(self, t: int) -> int:
-    return (self.first_turn + t) % len(self.step_fns)
+  step_fns: Sequence[StepFn]
+  inputs: Callable[[int], Any]
+  first_turn: int
+  compiled: Compiled
 
   def __call__(self, t: int, count: int, state: Any, consts: Any) -> tuple[Any, dict[str, Any]]:
     """Runs steps t, ..., t + count - 1 in one dispatch."""
-    several = len(self.step_fns) > 1
-    slot = (count, self._turn(t) if count == 1 else 0)
+    turns = [(self.first_turn + t + i) % len(self.step_fns) for i in range(count)]
+    slot = (count, turns[0] if count == 1 else 0)
     if slot not in self.compiled:
-      step_fn = in_turn(self.step_fns) if several and count > 1 else self.step_fns[slot[1]]
+      step_fn = self.step_fns[turns[0]] if count == 1 else in_turn(self.step_fns)
       self.compiled[slot] = compile_step(step_fn, state, count)
     if count == 1:
       return self.compiled[slot](state, consts, self.inputs(t))
-    x = stack([self.inputs(t + i) for i in range(count)])
-    if several:
-      x = (x, np.array([self._turn(t + i) for i in range(count)], np.int32))
+    x = stack([self.inputs(t + i) for i in range(count)]), np.array(turns, np.int32)
     return self.compiled[slot](state, consts, x)
 
 
@@ -210,8 +192,7 @@ def run(
   session: Session,
   name: str,
   inputs: Callable[[int], Any] = lambda step: None,
-  hook: Callable[[int, Any], Any] | None = None,
-  hook_at: Iterable[int] = (),
+  hooks: Mapping[int, Callable[[Any], Any]] = types.MappingProxyType({}),
   compiled: Compiled | None = None,
   first_turn: int = 0,
   advice: str = "lower the learning rate of this stage",
@@ -226,8 +207,7 @@ def run(
     session: where to run and what to leave behind.
     name: of the stage and the loop, for messages, checkpoints and metrics.
     inputs: `inputs(t)` gives the host arrays of step t (None for none).
-    hook: `hook(t, state) -> state`, called after t steps for each t of `hook_at`.
-    hook_at: numbers of steps after which the hook is called.
+    hooks: `hooks[t](state) -> state` is called after t steps.
     compiled: steps compiled earlier: loops of the same step functions and shapes share them.
     first_turn: turn of step 0, for a loop that goes on where another one ended.
     advice: what to do when a number is not finite, for the error message.
@@ -244,10 +224,7 @@ def run(
   progress, first = None, 0
   if session.scratch is not None:
     progress = checkpoint.Progress(session.scratch / name, every_seconds=session.checkpoint_seconds)
-    restored = progress.restore(state)
-    if restored is not None:
-      first, state = restored
-  hooks = {t for t in hook_at if t > first}
+    first, state = progress.restore(state) or (0, state)
   monitor = _Monitor(session, name, num_steps, first, advice)
   per_call, t = session.steps_per_call(), first
   if len(step_fns) > 1:  # no remainder, so that no step is compiled in the scan and alone
@@ -262,8 +239,8 @@ def run(
       state, metrics = steps(t, count, state, consts)
       t += count
       monitor.add(t, metrics)
-      if hook and t in hooks:
-        state = hook(t, state)
+      if t in hooks:
+        state = hooks[t](state)
       stopping, overdue = _wishes(progress, t == stop_at)
       if stopping or t == stop_at or time.monotonic() > due:
         monitor.read()

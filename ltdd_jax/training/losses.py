@@ -6,7 +6,6 @@ loss_fn(logits, target_logits, labels)        # targets are logits, labels the i
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,16 +27,7 @@ SoftLoss = Callable[[Logits, Logits, Labels], Scalar]
 def cross_entropy_rows(
   logits: Logits, labels: Labels, *, label_smoothing: float = 0.0
 ) -> Float[Array, "b"]:
-  """Computes -log p(label) of each row, or of the smoothed label (1 - e) onehot + e/k.
-
-  Args:
-    logits: (b, k).
-    labels: (b,) class numbers.
-    label_smoothing: e.
-
-  Returns:
-    (b,) float32.
-  """
+  """Computes -log p(label) of each row, or of the smoothed label (1 - e) onehot + e/k."""
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
   own = -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
   if not label_smoothing:
@@ -46,28 +36,16 @@ def cross_entropy_rows(
 
 
 def cross_entropy(logits: Logits, labels: Labels, *, label_smoothing: float = 0.0) -> Scalar:
-  """Computes the mean cross-entropy with class numbers; see `cross_entropy_rows`."""
+  """Computes the mean of `cross_entropy_rows`."""
   return cross_entropy_rows(logits, labels, label_smoothing=label_smoothing).mean()
 
 
 def logit_adjusted(
-  logits: Logits,
-  labels: Labels,
-  log_prior: PerClass,
-  tau: float = 1.0,
-  *,
-  label_smoothing: float = 0.0,
+  logits: Logits, labels: Labels, log_prior: PerClass, tau: float, label_smoothing: float = 0.0
 ) -> Scalar:
   """Computes the cross-entropy of logits + tau log prior (Menon et al., ICLR 2021, eq. 10).
 
   At tau = 1 this is the balanced softmax (Ren et al., NeurIPS 2020, eq. 4).
-
-  Args:
-    logits: (b, k).
-    labels: (b,) class numbers.
-    log_prior: (k,) log of the class frequencies.
-    tau: strength of the adjustment.
-    label_smoothing: as for `cross_entropy`.
   """
   return cross_entropy(logits + tau * log_prior[None], labels, label_smoothing=label_smoothing)
 
@@ -89,84 +67,56 @@ def class_weights(class_counts: ClassCounts, beta: float = 0.999) -> Float[Array
 
 
 def class_balanced(
-  logits: Logits,
-  labels: Labels,
-  class_counts: ClassCounts,
-  beta: float = 0.999,
-  *,
-  label_smoothing: float = 0.0,
+  logits: Logits, labels: Labels, counts: ClassCounts, beta: float, label_smoothing: float = 0.0
 ) -> Scalar:
   """Computes the mean over the batch of w_y * cross-entropy, with `class_weights` w."""
   rows = cross_entropy_rows(logits, labels, label_smoothing=label_smoothing)
-  return (class_weights(class_counts, beta)[labels] * rows).mean()
+  return (class_weights(counts, beta)[labels] * rows).mean()
 
 
-def kl(
-  student_logits: Logits,
-  teacher_logits: Logits,
-  temperature: float = 1.0,
-  squared: bool = False,
-) -> Scalar:
-  """Computes (1/b) sum_bk q (log q - log p), p and q the student's and teacher's softmax(. / T).
+def kl(*, temperature: float = 1.0, squared: bool = False) -> SoftLoss:
+  """Makes (1/b) sum_bk q (log q - log p), p and q the student's and teacher's softmax(. / T).
 
   Args:
-    student_logits: (b, k).
-    teacher_logits: (b, k).
     temperature: T.
     squared: whether to multiply by T^2, as Hinton et al. do and only the Tiny-ImageNet code of
       SRe2L does; SRe2L and RDED elsewhere do not.
   """
-  log_p = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
-  log_q = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
-  value = (jnp.exp(log_q) * (log_q - log_p)).sum(1).mean()
-  return value * temperature**2 if squared else value
-
-
-def mse_ce(
-  student_logits: Logits, teacher_logits: Logits, labels: Labels, ce_weight: float = 0.1
-) -> Scalar:
-  """Computes the mean over b and k of (student - teacher)^2, plus ce_weight * cross-entropy.
-
-  The loss "MSE-GT" of G-VBSM and EDC, on raw logits: no temperature.
-
-  Args:
-    student_logits: (b, k).
-    teacher_logits: (b, k).
-    labels: (b,) the images' own classes, mixed or not.
-    ce_weight: 0.1 to 0.15 in G-VBSM, 0.025 in EDC.
-  """
-  student = student_logits.astype(jnp.float32)
-  mse = jnp.square(student - teacher_logits.astype(jnp.float32)).mean()
-  return mse + ce_weight * cross_entropy(student, labels)
-
-
-def _make_kl(*, temperature: float = 1.0, squared: bool = False) -> SoftLoss:
   if temperature <= 0:
     raise LtddError(f"loss 'kl': temperature={temperature}; expected a positive number.")
-  return lambda logits, targets, labels: kl(logits, targets, temperature, squared)
+
+  def loss(student_logits: Logits, teacher_logits: Logits, labels: Labels) -> Scalar:
+    del labels
+    log_p = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
+    log_q = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
+    value = (jnp.exp(log_q) * (log_q - log_p)).sum(1).mean()
+    return value * temperature**2 if squared else value
+
+  return loss
 
 
-def _make_mse_ce(*, ce_weight: float = 0.1) -> SoftLoss:
+def mse_ce(*, ce_weight: float = 0.1) -> SoftLoss:
+  """Makes the mean over b and k of (student - teacher)^2, plus ce_weight * cross-entropy.
+
+  The loss "MSE-GT" of G-VBSM (`ce_weight` 0.1 to 0.15) and EDC (0.025), on raw logits; the classes
+  are the images' own, mixed or not.
+  """
   if ce_weight < 0:
     raise LtddError(f"loss 'mse_ce': ce_weight={ce_weight}; expected 0 or more.")
-  return partial(mse_ce, ce_weight=ce_weight)
+
+  def loss(student_logits: Logits, teacher_logits: Logits, labels: Labels) -> Scalar:
+    student = student_logits.astype(jnp.float32)
+    mse = jnp.square(student - teacher_logits.astype(jnp.float32)).mean()
+    return mse + ce_weight * cross_entropy(student, labels)
+
+  return loss
 
 
-SOFT_LOSSES: dict[str, Callable[..., SoftLoss]] = {
-  "kl": _make_kl,
-  "mse_ce": _make_mse_ce,
-}
+SOFT_LOSSES: dict[str, Callable[..., SoftLoss]] = {"kl": kl, "mse_ce": mse_ce}
 
 
 def make_soft_loss(name: str, **kwargs: Any) -> SoftLoss:
-  """Makes a loss on target logits.
-
-  Args:
-    name: "kl" (temperature, squared) or "mse_ce" (ce_weight).
-    **kwargs: of that loss.
-
-  Returns:
-    `fn(logits (b,k), target_logits (b,k), labels (b,)) -> scalar`.
+  """Makes `fn(logits (b,k), target_logits (b,k), labels (b,)) -> scalar`, one of `SOFT_LOSSES`.
 
   Raises:
     LtddError: an unknown name or argument, or one out of range.

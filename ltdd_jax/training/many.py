@@ -121,16 +121,17 @@ def train(
     consts: what all share; "key" is added, that of each network.
     num_steps: steps of each.
     session: devices, checkpoints, progress.
-    parallel: "vmap" (all in one program), "loop" (one after another; the step is compiled once) or
-      "auto": vmap on accelerators; loop on CPU, whose compiler is slow on the grouped convolutions
-      that vmap makes. Equal within rounding.
+    parallel: "vmap" (all in one program), "loop" (one after another) or "auto": vmap on
+      accelerators; loop on CPU, which is slow on grouped convolutions. Equal within rounding.
     scoring: evaluations on the way, or None.
   """
   if parallel == "auto":
     parallel = "loop" if session.mesh.devices.flat[0].platform == "cpu" else "vmap"
   groups = [networks] if parallel == "vmap" else [[network] for network in networks]
   compiled: loop.Compiled = {}
-  step_fn, hook = _step_fn(step, session.mesh), scoring and _hook(scoring)
+  step_fn, hooks = _step_fn(step, session.mesh), {}
+  if scoring is not None:
+    hooks = {t: functools.partial(_score, scoring, i) for i, t in enumerate(scoring.steps)}
   first = jax.jit(over_networks(lambda key, mesh: init(key), (0,), session.mesh))
   parts = []
   for group in groups:
@@ -144,8 +145,7 @@ def train(
       session=session,
       name=group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else ""),
       inputs=functools.partial(_inputs, group),
-      hook=hook,
-      hook_at=scoring.steps if scoring else (),
+      hooks=hooks,
       compiled=compiled,
     )
     parts.append(mesh_lib.get(state))
@@ -173,9 +173,7 @@ def _step_fn(step: MeshFn, mesh: jax.sharding.Mesh) -> loop.StepFn:
   return step_fn
 
 
-def _hook(scoring: Scoring) -> Callable[[int, Any], Any]:
-  def score(t: int, state: dict[str, Any]) -> dict[str, Any]:
-    correct, row = scoring.score(state["train"].scored), scoring.steps.index(t)
-    return state | {"correct": state["correct"].at[:, row].set(correct.astype(jnp.int32))}
-
-  return score
+def _score(scoring: Scoring, i: int, state: dict[str, Any]) -> dict[str, Any]:
+  """Puts the scores of evaluation i into the record of them."""
+  correct = scoring.score(state["train"].scored).astype(jnp.int32)
+  return state | {"correct": state["correct"].at[:, i].set(correct)}

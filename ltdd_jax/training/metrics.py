@@ -2,11 +2,11 @@
 
 evaluate = make_evaluate(model.apply, spec.mean, spec.std, spec.num_classes)    # compiled once
 counts = evaluate(variables, images_uint8, labels, 256)
-counts.top1(), counts.per_class(), group_means(counts.per_class(), groups)
+counts.top1(), counts.per_class()
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -41,13 +41,9 @@ class ClassCounts:
     mask: Bool[Array, "b"],
     num_classes: int,
   ) -> "ClassCounts":
-    """Counts one batch. A row of NaN counts as wrong; the first of equal logits is the prediction.
+    """Counts the images of one batch whose mask is True.
 
-    Args:
-      logits: (b, k) or (s, b, k).
-      labels: (b,) class numbers.
-      mask: (b,) bool, False for images that do not count.
-      num_classes: k.
+    A row of NaN counts as wrong; the first of equal logits is the prediction.
     """
     member = (labels[:, None] == jnp.arange(num_classes)[None]) & mask[:, None]
     predicted = jnp.argmax(logits, axis=-1)
@@ -73,9 +69,6 @@ class ClassCounts:
     return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
 
 
-Evaluate = Callable[[Any, jax.Array, jax.Array, int], ClassCounts]
-
-
 def make_evaluate(
   apply_fn: Callable[..., jax.Array],
   mean: Sequence[float],
@@ -84,7 +77,7 @@ def make_evaluate(
   *,
   networks: bool = False,
   mesh: jax.sharding.Mesh | None = None,
-) -> Evaluate:
+) -> Callable[..., ClassCounts]:
   """Makes a function that scores a whole test set. Make it once for each model: it is compiled.
 
   Args:
@@ -124,24 +117,3 @@ def make_evaluate(
     return functools.reduce(ClassCounts.merge, parts)
 
   return evaluate
-
-
-def group_means(
-  per_class: np.ndarray, groups: Mapping[str, Sequence[int]]
-) -> dict[str, np.ndarray]:
-  """Averages accuracies over groups of classes.
-
-  Args:
-    per_class: (k,) or (s, k); classes without test images are NaN and left out.
-    groups: names and their classes, such as `longtail.groups` gives.
-
-  Returns:
-    () or (s,) for each group; NaN for one without classes.
-  """
-  return {name: _mean_of_known(np.asarray(per_class)[..., list(c)]) for name, c in groups.items()}
-
-
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-  known = np.isfinite(values)
-  count = known.sum(-1)
-  return np.where(count > 0, np.where(known, values, 0).sum(-1) / np.maximum(count, 1), np.nan)

@@ -1,13 +1,12 @@
 """Learning-rate schedules and optimisers of teachers and students, by name.
 
-  schedule = make_schedule("smooth", num_steps=3000, lr=1e-3, zeta=2.0)
-  tx = make_optimizer("adamw", schedule, weight_decay=0.01, decay="kernels")
+  tx = make_optimizer({"name": "adamw", "lr": 1e-3}, {"name": "smooth", "zeta": 2.0}, 3000)
 
 Schedules move at every step. The published code moves them once an epoch: give `steps_per_epoch`
 for that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +91,7 @@ SCHEDULES: dict[str, Callable[..., Multiplier]] = {
 def make_schedule(
   name: str, num_steps: int, lr: float, *, steps_per_epoch: float | int | None = None, **kwargs: Any
 ) -> optax.Schedule:
-  """Makes a schedule by its name.
+  """Makes `schedule(step) -> learning rate` by its name.
 
   Args:
     name: a key of `SCHEDULES`.
@@ -101,14 +100,11 @@ def make_schedule(
     steps_per_epoch: when given, the factor moves once an epoch (it may be a fraction: n / b).
     **kwargs: of that schedule.
 
-  Returns:
-    `schedule(step) -> learning rate`, for traced or plain integers.
-
   Raises:
     LtddError: an unknown name or argument, or one out of range.
   """
   _positive(name, num_steps=num_steps)
-  if lr < 0:
+  if lr is None or lr < 0:
     raise LtddError(f"schedule {name!r}: lr={lr}; expected 0 or more.")
   if steps_per_epoch is not None:
     _positive(name, steps_per_epoch=steps_per_epoch)
@@ -130,8 +126,8 @@ def _positive(name: str, **values: float | int) -> None:
 
 
 def sgd(
-  *,
   schedule: optax.Schedule,
+  *,
   momentum: float = 0.9,
   weight_decay: float = 0.0,
   nesterov: bool = False,
@@ -148,31 +144,19 @@ def sgd(
 
 
 def adam(
-  *,
-  schedule: optax.Schedule,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  weight_decay: float = 0.0,
-  decay: str = "all",
+  schedule: optax.Schedule, *, weight_decay: float = 0.0, decay: str = "all"
 ) -> optax.GradientTransformation:
   """Adam, with weight decay added to the gradient as PyTorch has it. `decay` as in `sgd`."""
   decayed = optax.add_decayed_weights(weight_decay, _mask(weight_decay, decay))
-  return optax.chain(decayed, optax.adam(schedule, b1, b2, eps))
+  return optax.chain(decayed, optax.adam(schedule))
 
 
 def adamw(
-  *,
-  schedule: optax.Schedule,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  weight_decay: float = 0.01,
-  decay: str = "all",
+  schedule: optax.Schedule, *, weight_decay: float = 0.01, decay: str = "all"
 ) -> optax.GradientTransformation:
   """AdamW: p -= lr (m / (sqrt(v) + eps) + wd p). `decay` as in `sgd`."""
   mask = _mask(weight_decay, decay)
-  return optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+  return optax.adamw(schedule, weight_decay=weight_decay, mask=mask)
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -183,22 +167,26 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-  name: str, schedule: optax.Schedule, **kwargs: Any
+  optimizer: Mapping[str, Any],
+  schedule: Mapping[str, Any],
+  num_steps: int,
+  steps_per_epoch: float | None = None,
 ) -> optax.GradientTransformation:
-  """Makes an optimiser by its name.
+  """Makes an optimiser from its config {name, lr, **kwargs} and its schedule's {name, **kwargs}.
 
-  Args:
-    name: a key of `OPTIMIZERS`.
-    schedule: from `make_schedule`.
-    **kwargs: of that optimiser.
+  A schedule with `per_epoch` True moves once in `steps_per_epoch` steps, which may be a fraction.
 
   Raises:
-    LtddError: an unknown name or argument, or one out of range.
+    LtddError: an unknown or missing name or argument, or one out of range.
   """
-  made = registry.make("optimizer", OPTIMIZERS, name, {"schedule": schedule, **kwargs})
-  momenta = {k: v for k, v in kwargs.items() if k in ("momentum", "b1", "b2")}
+  optimizer, schedule = {"name": None, "lr": None, **optimizer}, {"name": None, **schedule}
+  if schedule.pop("per_epoch", False):
+    schedule["steps_per_epoch"] = steps_per_epoch
+  rate = make_schedule(num_steps=num_steps, lr=optimizer.pop("lr"), **schedule)
+  made = registry.make("optimizer", OPTIMIZERS, optimizer.pop("name"), optimizer, rate)
+  momenta = {k: v for k, v in optimizer.items() if k in ("momentum", "b1", "b2")}
   registry.check_share("optimizer: ", below_one=True, **momenta)
-  registry.check_at_least("optimizer: ", 0, eps=kwargs.get("eps", 0))
+  registry.check_at_least("optimizer: ", 0, eps=optimizer.get("eps", 0))
   return made
 
 

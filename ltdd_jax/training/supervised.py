@@ -8,7 +8,7 @@ with batch = (images, target). It may look at several views, features and heads;
 one of a loss on the logits. `progress` is the share of the training done, in [0, 1).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -18,48 +18,14 @@ import optax
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
-from ltdd_jax.core.registry import check_at_least
-from ltdd_jax.core.types import LtddError, TrainState
+from ltdd_jax.core.types import TrainState
 from ltdd_jax.data import augment
 from ltdd_jax.data.specs import DatasetSpec
-from ltdd_jax.training import optimizers
 
 BatchFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
 
 _OBJECTIVE = 0xFFFFFFFF  # folded into a run's key for the keys of objectives; never a step
-
-
-def make_tx(
-  optimizer: Mapping[str, Any],
-  schedule: Mapping[str, Any],
-  num_steps: int,
-  steps_per_epoch: float | None = None,
-  *,
-  where: str = "config",
-) -> optax.GradientTransformation:
-  """Makes an optimiser from its config {name, lr, **kwargs} and its schedule's {name, **kwargs}.
-
-  A schedule with `per_epoch` True moves once in `steps_per_epoch` steps, which may be a fraction.
-  `where` is the config group of both, for messages.
-
-  Raises:
-    LtddError: an unknown or missing name or argument, or `per_epoch` where epochs are not known.
-  """
-  optimizer, schedule = dict(optimizer), dict(schedule)
-  for group, values, key in (
-    ("optimizer", optimizer, "name"), ("optimizer", optimizer, "lr"), ("schedule", schedule, "name")
-  ):  # fmt: skip
-    if key not in values:
-      raise LtddError(f"{where}.{group}: missing key {key!r}")
-  lr = optimizer.pop("lr")
-  check_at_least(f"{where}.optimizer.", 0, lr=lr)
-  if schedule.pop("per_epoch", False):
-    if steps_per_epoch is None:
-      raise LtddError("a schedule has per_epoch=True; only config.student.schedule can have it")
-    schedule["steps_per_epoch"] = steps_per_epoch
-  rate = optimizers.make_schedule(num_steps=num_steps, lr=lr, **schedule)
-  return optimizers.make_optimizer(schedule=rate, **optimizer)
 
 
 def init_state(
@@ -69,25 +35,16 @@ def init_state(
   image_shape: tuple[int, ...],
   ema: bool = False,
 ) -> TrainState:
-  """Makes the state of an untrained network; jit-compiled by the caller or not at all.
-
-  With `ema` it holds an average of the parameters, which starts at them.
-  """
+  """Makes the state of an untrained network, with `ema` also an average of its parameters."""
   variables = models.init_variables(model, key, image_shape)
   params = variables["params"]
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=variables.get("batch_stats", {}),
+    batch_stats=variables["batch_stats"],
     opt_state=tx.init(params),
     ema=jax.tree.map(jnp.copy, params) if ema else None,  # a copy: states are donated
   )
-
-
-def check_ema(ema: float | None) -> None:
-  """Raises LtddError unless `train_step` can do with that decay."""
-  if ema is not None and not 0 <= ema < 1:
-    raise LtddError(f"config.student.ema is {ema}; expected a decay in [0, 1), or None for none")
 
 
 def of_logits(loss_fn: Callable[[jax.Array, Any], jax.Array]) -> Objective:
@@ -115,9 +72,7 @@ def image_batch(
   augment_fn: Any,
   views: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-  """Takes rows of a uint8 set on the device, augments pixels in [0, 1], then normalises.
-
-  The order is that of the field's PIL pipelines, so that padding is black and not the mean colour.
+  """Takes rows of `consts["data"]`, augments pixels in [0, 1] as PIL pipelines do, and normalises.
 
   Returns:
     Images (b,h,w,c), or (v,b,h,w,c) of several views, each with its own draws; and labels (b,).
@@ -147,11 +102,10 @@ def train_step(
 
   Args:
     state: the network and its optimiser.
-    consts: arrays that do not change; `consts["key"]` is the key of the whole run, from which the
-      keys of this step are derived.
+    consts: what does not change: `batch_fn`'s arrays, and "key", of which those of the steps are.
     x: what `batch_fn` needs to find this step's batch, such as indices (b,).
     apply_fn: the model's `apply`.
-    tx: the optimiser.
+    tx: from `optimizers.make_optimizer`.
     batch_fn: `(consts, x, key) -> (images (b,h,w,c) or (v,b,h,w,c) normalised, target pytree)`.
     objective: see the module.
     num_steps: of the whole training.

@@ -195,6 +195,22 @@ def test_a_rate_or_labels_that_no_method_learned_are_refused(tmp_path):
   assert not (tmp_path / "run").exists()  # found before any work
 
 
+def test_a_control_takes_the_rate_of_the_recipe(tmp_path):
+  config = small.run_config(tmp_path, {"mine": {"name": "learner"}, "random": {"name": "random"}})
+  config["student"] |= {"recipe": "rd3", "optimizer": {"name": "sgd", "lr": None}}
+  with pytest.raises(LtddError, match=r"'random'\) learns no rate, .*recipe with one for that opt"):
+    check.check_with_data(Context(check.check(config)))
+  config["student"]["optimizer"]["name"] = "adam"  # as in rd3
+  results, load = run(config, tmp_path / "run")
+  notes = {note.split(":")[0]: note for note in results["notes"] if "rate" in note}
+  assert "learning rate 0.05, learned with the images" in notes["student/mine/hard"]
+  assert "learning rate 0.001 of recipe rd3" in notes["student/random/hard"]
+  config["student"]["optimizer"]["lr"] = 0.001
+  _, same = run(config, tmp_path / "given")
+  trees = [where("student/random/hard").tree("students") for where in (load, same)]
+  jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
 def test_hard_labels_of_random_images_need_no_teacher(tmp_path):
   config = small.run_config(tmp_path, {"random": {"name": "random"}})
   results, _ = run(config, tmp_path / "run")
@@ -211,4 +227,4 @@ def test_learned_labels_are_biased_by_the_split_of_their_images(tmp_path):
   ctx = Context(check.check(config))
   (row,) = [r for r in graph.rows(ctx.config) if r.calibrator == "adsa"]
   np.testing.assert_allclose(ctx.log_prior(row), longtail.log_prior(np.array([2, 2, 1])))
-  assert stages.student_numbers(ctx, row, np.float32(0.25))["optimizer"]["lr"] == 0.25
+  assert stages._student_arguments(ctx, row, np.float32(0.25))["optimizer"]["lr"] == 0.25

@@ -62,7 +62,7 @@ def of_calibrator(name: str) -> list[float]:
 
 
 @functools.cache
-def tiny_run() -> tuple[dict[str, stages.Stage], dict[str, list[float]]]:
+def tiny_run() -> tuple[dict[str, graph.Stage], dict[str, list[float]]]:
   """A run with every kind of stage, and a summary of what each of them left."""
   methods = {"images": {"name": "gvbsm", "num_steps": 2}}
   with tempfile.TemporaryDirectory() as folder:

@@ -133,8 +133,7 @@ OPTIMIZERS = [
 @pytest.mark.parametrize(("name", "kwargs", "oracle", "args"), OPTIMIZERS)
 def test_optimizers(name, kwargs, oracle, args):
   grads, n = (0.5, -1.0, 2.0, 0.1), 4
-  schedule = optimizers.make_schedule("cosine", n, 0.1)
-  tx = optimizers.make_optimizer(name, schedule, **kwargs)
+  tx = optimizers.make_optimizer({"name": name, "lr": 0.1, **kwargs}, {"name": "cosine"}, n)
   param = jnp.asarray(1.5)
   state = tx.init(param)
   for grad in grads:

@@ -49,7 +49,7 @@ def heights(axis):
 
 
 def test_confidences_show_before_and_after_from_head_to_tail():
-  figure = plots.confidences_figure(results_of())
+  figure = plots.confidences(results_of())
   assert [a.get_title(loc="left") for a in figure.axes] == ["sre2l images", "random images"]
   for axis in figure.axes:
     bars = heights(axis)
@@ -63,12 +63,12 @@ def test_confidences_show_before_and_after_from_head_to_tail():
 def test_a_flat_objective_is_said():
   results = results_of(sources=("sre2l",))
   results["rows"][-1]["calibration"]["flat"] = True
-  figure = plots.confidences_figure(results)
+  figure = plots.confidences(results)
   assert "adsa, tau = 0.62, objective flat" in heights(figure.axes[0])
 
 
 def test_accuracies_show_every_kind_of_label_in_its_own_colour():
-  axis = plots.accuracies_figure(results_of(sources=("random",))).axes[0]
+  axis = plots.accuracies(results_of(sources=("random",))).axes[0]
   bars = heights(axis)
   assert list(bars) == ["hard", "plain", "tau1", "adsa"]
   for values in bars.values():
@@ -79,20 +79,20 @@ def test_accuracies_show_every_kind_of_label_in_its_own_colour():
 def test_two_calibrations_of_one_kind_differ_in_colour():
   results = results_of(sources=("random",))
   results["rows"].append(results["rows"][-1] | {"calibrator": "adsa_wide"})
-  axis = plots.accuracies_figure(results).axes[0]
+  axis = plots.accuracies(results).axes[0]
   assert len({c.patches[0].get_facecolor() for c in axis.containers}) == 5
 
 
 def test_a_label_source_is_named_where_it_is_not_the_teacher():
   results = results_of(sources=("random",))
   results["rows"] += [r | {"labels": "learned"} for r in results["rows"][-1:]]
-  axis = plots.accuracies_figure(results).axes[0]
+  axis = plots.accuracies(results).axes[0]
   assert list(heights(axis)) == ["hard", "plain", "tau1", "adsa", "learned adsa"]
 
 
 def test_many_classes_are_averaged_in_bins():
   results = results_of(k=50, counts=range(50, 0, -1), sources=("random",))
-  figure = plots.accuracies_figure(results)
+  figure = plots.accuracies(results)
   values = heights(figure.axes[0])["plain"]
   assert len(values) == plots.MAX_BARS
   assert values[0] == pytest.approx(10.0)  # classes 0, 1 and 2
@@ -100,7 +100,8 @@ def test_many_classes_are_averaged_in_bins():
 
 
 def test_files_are_written_and_are_pictures(tmp_path):
-  written = plots.write_plots(results_of(), tmp_path / "report")
+  plots.write_plots(results_of(), tmp_path / "report")
+  written = sorted((tmp_path / "report").iterdir())
   assert [p.name for p in written] == ["accuracies.png", "confidences.png"]
   for path in written:
     with Image.open(path) as picture:
@@ -113,14 +114,15 @@ def test_results_without_confidences(tmp_path):
   results = results_of()
   results["rows"] = [r for r in results["rows"] if r["calibrator"] != "adsa"]
   with pytest.raises(LtddError, match=r"no row .* add \{'name': 'adsa'\}"):
-    plots.confidences(results, tmp_path / "c.png")
-  assert [p.name for p in plots.write_plots(results, tmp_path)] == ["accuracies.png"]
+    plots.confidences(results)
+  plots.write_plots(results, tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["accuracies.png"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(LtddError, match=r"plot .*accuracies\.png: could not be written"):
-    plots.accuracies(results_of(), tmp_path / "file" / "accuracies.png")
+    plots.save(plots.accuracies(results_of()), tmp_path / "file" / "accuracies.png")
 
 
 def test_pictures_are_whole_or_not_there(monkeypatch, tmp_path):
@@ -131,7 +133,7 @@ def test_pictures_are_whole_or_not_there(monkeypatch, tmp_path):
   path.write_bytes(b"old")
   monkeypatch.setattr(os, "replace", killed)
   for draw in (
-    lambda: plots.accuracies(results_of(), path),
+    lambda: plots.save(plots.accuracies(results_of()), path),
     lambda: images.write_grid(path, grid, np.array([0, 1])),
   ):
     with pytest.raises(KeyboardInterrupt):
@@ -148,7 +150,7 @@ def test_only_the_first_process_writes_pictures(monkeypatch, tmp_path):
 
 def test_a_plot_in_the_home_folder(monkeypatch, tmp_path):
   monkeypatch.setenv("HOME", str(tmp_path))
-  plots.accuracies(results_of(), "~/new/accuracies.png")
+  plots.save(plots.accuracies(results_of()), "~/new/accuracies.png")
   assert (tmp_path / "new" / "accuracies.png").exists()
 
 
@@ -156,9 +158,10 @@ def test_without_matplotlib(monkeypatch, tmp_path):
   for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
     monkeypatch.setitem(sys.modules, name, None)
   assert not plots.available()
-  assert plots.write_plots(results_of(), tmp_path) == ()
+  plots.write_plots(results_of(), tmp_path)
+  assert list(tmp_path.iterdir()) == []
   with pytest.raises(LtddError, match=r"matplotlib.* pip install -e '\.\[report\]'"):
-    plots.confidences(results_of(), tmp_path / "c.png")
+    plots.confidences(results_of())
 
 
 def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot():
@@ -166,7 +169,7 @@ def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot():
     "import sys\n"
     "from ltdd_jax.report import images, plots\n"
     "assert 'matplotlib' not in sys.modules\n"
-    "plots.accuracies_figure({'class_names': ['a'], 'split': {'counts': [1]}, 'rows': [\n"
+    "plots.accuracies({'class_names': ['a'], 'split': {'counts': [1]}, 'rows': [\n"
     "  {'images': 'x', 'labels': 'hard', 'calibrator': None, 'calibrator_name': None,\n"
     "   'per_class': [50.0]}]})\n"
     "assert 'matplotlib.figure' in sys.modules\n"
@@ -178,7 +181,7 @@ def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot():
 def test_one_calibration_by_itself(tmp_path):
   report = {"tau": 0.5, "curve": [[0.0, 0.3], [0.5, 0.1], [1.0, 0.2]], "tau_interval": [0.4, 0.7]}
   confidence = [0.9, 0.2, np.nan], [0.5, 0.6, np.nan]
-  figure = plots.calibration_figure(report, [50.0, 5.0, 4.0], confidence)
+  figure = plots.calibration(report, [50.0, 5.0, 4.0], confidence)
   bars, curve = figure.axes
   values = heights(bars)
   np.testing.assert_array_equal(values["before"], confidence[0])
@@ -187,12 +190,13 @@ def test_one_calibration_by_itself(tmp_path):
   np.testing.assert_array_equal(curve.lines[0].get_xydata(), report["curve"])
   assert [t.get_text() for t in curve.get_legend().get_texts()] == ["tau = 0.500", "95 % interval"]
   trade = report | {"head_curve": [[0.0, 0.3, 0.9, 0.2], [1.0, 0.2, 0.5, 0.6]]}
-  *_, curve, levels = plots.calibration_figure(trade, [50.0, 5.0, 4.0], confidence).axes
+  *_, curve, levels = plots.calibration(trade, [50.0, 5.0, 4.0], confidence).axes
   assert [list(line.get_ydata()) for line in levels.lines] == [[0.9, 0.5], [0.2, 0.6]]
   assert [t.get_text() for t in curve.get_legend().get_texts()][-2:] == ["head", "tail"]
   bound = trade | {"tau_interval": None, "free_tau_interval": [0.6, 0.9]}
-  curve = plots.calibration_figure(bound, [50.0, 5.0, 4.0], confidence).axes[1]
+  curve = plots.calibration(bound, [50.0, 5.0, 4.0], confidence).axes[1]
   assert curve.get_legend().get_texts()[1].get_text() == "95 % interval without the bound"
-  plots.calibration({"tau": 0.0}, [3, 2, 1], confidence, tmp_path / "c.png")  # without a curve
+  figure = plots.calibration({"tau": 0.0}, [3, 2, 1], confidence)  # without a curve
+  plots.save(figure, tmp_path / "c.png")
   with Image.open(tmp_path / "c.png") as picture:
     assert picture.format == "PNG"

@@ -136,12 +136,12 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
 def test_hooks_are_called_after_their_steps():
   called = []
 
-  def hook(t, state):
-    called.append((t, int(state["step"])))
+  def hook(state):
+    called.append(int(state["step"]))
     return state
 
-  run(QUIET, hook=hook, hook_at=(5, 20))
-  assert called == [(5, 5), (20, 20)]
+  run(QUIET, hooks={5: hook, 20: hook})
+  assert called == [5, 20]
 
 
 def test_metrics_are_written(tmp_path):

@@ -101,13 +101,3 @@ def test_errors():
   ):
     with pytest.raises(LtddError, match=message):
       evaluate(variables(), images_of(images), labels, size)
-
-
-def test_group_means():
-  groups = {"head": (0, 1), "tail": (2, 3), "none": ()}
-  means = metrics.group_means(np.array([1.0, 0.5, 0.2, np.nan]), groups)
-  np.testing.assert_allclose([means["head"], means["tail"]], [0.75, 0.2])
-  assert np.isnan(means["none"])
-  seeds = metrics.group_means(np.array([[1.0, 0.5, 0.2, 0.4], [0.0, 0.5, 0.0, 1.0]]), groups)
-  np.testing.assert_allclose(seeds["head"], [0.75, 0.25])
-  np.testing.assert_allclose(seeds["tail"], [0.3, 0.5])

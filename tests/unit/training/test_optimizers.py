@@ -40,12 +40,16 @@ def test_epochs_of_a_fraction_of_a_step():
   np.testing.assert_allclose(values, [1, 1, 0.75, 0.75, 0.75, 0.5, 0.5, 0.25], rtol=1e-6)
 
 
+def made(name, lr=0.1, **kwargs):
+  return optimizers.make_optimizer({"name": name, "lr": lr, **kwargs}, {"name": "constant"}, 10)
+
+
 def test_decay_of_kernels_spares_vectors():
   params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
   grads = jax.tree.map(jnp.zeros_like, params)
   for name in optimizers.OPTIMIZERS:
     for decay in ("all", "kernels"):
-      tx = optimizers.make_optimizer(name, lambda step: 0.1, weight_decay=0.5, decay=decay)
+      tx = made(name, weight_decay=0.5, decay=decay)
       updates, _ = tx.update(grads, tx.init(params), params)
       assert (updates["kernel"] != 0).all()
       assert (updates["bias"] != 0).all() == (decay == "all")
@@ -54,7 +58,7 @@ def test_decay_of_kernels_spares_vectors():
 def test_optimizers_vmap_over_seeds():
   """Kernels stay kernels under vmap, where biases of several seeds look like matrices."""
   params = {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}
-  tx = optimizers.make_optimizer("sgd", lambda step: 0.1, weight_decay=0.5, decay="kernels")
+  tx = made("sgd", weight_decay=0.5, decay="kernels")
   step = lambda p: tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)[0]
   updates = jax.vmap(step)(params)
   assert (updates["bias"] == 0).all()
@@ -91,8 +95,22 @@ def test_schedule_errors(kwargs, message):
     ({"name": "adam", "b1": -0.1}, "b1 is -0.1"),
     ({"name": "adamw", "b2": 1.5}, "b2 is 1.5"),
     ({"name": "adamw", "eps": -1.0}, "eps is -1.0; expected 0 or more"),
+    ({"name": "sgd", "lr": -0.1}, r"lr=-0\.1; expected 0 or more"),
   ],
 )
 def test_optimizer_errors(kwargs, message):
   with pytest.raises(LtddError, match=message):
-    optimizers.make_optimizer(**{"schedule": lambda step: 0.1, **kwargs})
+    made(**kwargs)
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "schedule", "message"),
+  [
+    ({"name": "sgd"}, {"name": "cosine"}, "schedule 'cosine': lr=None; expected 0 or more"),
+    ({"lr": 0.1}, {"name": "cosine"}, "unknown optimizer None.* Known: adam, adamw, sgd"),
+    ({"name": "sgd", "lr": 0.1}, {}, "unknown schedule None.* Known: constant, cosine"),
+  ],
+)
+def test_incomplete_optimizers_are_refused(optimizer, schedule, message):
+  with pytest.raises(LtddError, match=message):
+    optimizers.make_optimizer(optimizer, schedule, 10)

@@ -5,11 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from ltdd_jax import models
-from ltdd_jax.core.types import LtddError
-from ltdd_jax.training import losses, supervised
+from ltdd_jax.training import losses, optimizers, supervised
 from tests import small
 
 LR, DECAY = 0.1, 0.75
@@ -28,7 +26,7 @@ def network():
 def run(num_steps, **kwargs):
   """States before and after each step of plain gradient descent on six images."""
   model = network()
-  tx = supervised.make_tx(
+  tx = optimizers.make_optimizer(
     {"name": "sgd", "lr": LR, "momentum": 0.0}, {"name": "constant"}, num_steps
   )
   images = np.random.RandomState(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
@@ -97,7 +95,7 @@ def test_an_objective_sees_batch_key_and_share_done():
     batch_keys.append(jax.random.key_data(key))
     return jnp.stack([consts["images"][x]] * 2), consts["labels"][x]
 
-  tx = supervised.make_tx({"name": "sgd", "lr": LR}, {"name": "constant"}, 4)
+  tx = optimizers.make_optimizer({"name": "sgd", "lr": LR}, {"name": "constant"}, 4)
   state = supervised.init_state(network(), tx, jax.random.key(0), (8, 8, 1))
   consts = {"images": jnp.zeros((6, 8, 8, 1)), "labels": jnp.arange(6), "key": jax.random.key(1)}
   for _ in range(4):
@@ -117,26 +115,3 @@ def test_a_loss_on_logits_takes_every_view():
   objective = supervised.of_logits(losses.cross_entropy)
   both, *each = (objective(apply_fn, {}, {}, (x, labels), None, 0.0)[0] for x in (images, *images))
   np.testing.assert_allclose(both, sum(each) / 2, rtol=1e-6)
-
-
-def test_bad_decays_are_refused():
-  with pytest.raises(LtddError, match=r"ema is 1.0; expected a decay in \[0, 1\)"):
-    supervised.check_ema(1.0)
-
-
-@pytest.mark.parametrize(
-  ("optimizer", "schedule", "message"),
-  [
-    ({"name": "sgd"}, {"name": "cosine"}, r"config\.teacher\.optimizer: missing key 'lr'"),
-    ({"lr": 0.1}, {"name": "cosine"}, r"config\.teacher\.optimizer: missing key 'name'"),
-    ({"name": "sgd", "lr": 0.1}, {}, r"config\.teacher\.schedule: missing key 'name'"),
-    (
-      {"name": "sgd", "lr": -0.1},
-      {"name": "cosine"},
-      r"config\.teacher\.optimizer\.lr is -0\.1; expected 0 or",
-    ),
-  ],
-)
-def test_incomplete_optimizers_are_refused(optimizer, schedule, message):
-  with pytest.raises(LtddError, match=message):
-    supervised.make_tx(optimizer, schedule, 10, where="config.teacher")
