@@ -1,8 +1,8 @@
 """Logits of any origin: every format gives what arrays give, streamed; outputs are whole."""
 
 import functools
+import importlib.util
 import json
-import sys
 import types
 import zipfile
 
@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from ltdd_jax import adsa, calibrate, interop
 from ltdd_jax.artefacts import provenance
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.interop import calibrate_files, inputs, job, read
+from ltdd_jax.interop import inputs, job, read
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.report import calibration
 
@@ -169,10 +169,8 @@ def test_torch_tensors_are_recognised_without_torch():
 @pytest.mark.parametrize("name", sorted({*calibrate.CALIBRATORS} - {"adsa_probe"}))
 @pytest.mark.parametrize("suffix", ["npz", "npy"])
 def test_files_hold_what_the_array_holds(tmp_path, monkeypatch, name, suffix):
-  blocks_of_seven = functools.partial(
-    calibrate_files.Rows, chunk_size=7
-  )  # of 60: the last overlaps
-  monkeypatch.setattr(calibrate_files, "Rows", blocks_of_seven)
+  blocks_of_seven = functools.partial(inputs.Rows, chunk_size=7)  # of 60: the last overlaps
+  monkeypatch.setattr(inputs, "Rows", blocks_of_seven)
   path = tmp_path / f"labels.{suffix}"
   memory = interop.calibrate_logits(LOGITS, LABELS, COUNTS, calibrator=name)
   file = interop.calibrate_logits(LOGITS, LABELS, COUNTS, calibrator=name, out=path)
@@ -350,9 +348,9 @@ def test_archives_of_other_writers(tmp_path):
 
 
 def test_a_file_in_a_bucket_is_read_by_the_library_for_it(monkeypatch, tmp_path):
-  """Without that library the message of it; what is mapped or written has to be local."""
-  monkeypatch.setitem(sys.modules, "gcsfs", None)
-  with pytest.raises(LtddError, match=r"gs://bucket/z\.npz: cannot be read: .*gcsfs"):
+  """Without that library one line says what to install; what is mapped or written is local."""
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(LtddError, match=r"gs://bucket/z\.npz needs .* gcsfs; install it: pip"):
     read.parse("gs://bucket/z.npz", "logits")
   np.savez(tmp_path / "z.npz", logits=LOGITS)
   name = read.parse(tmp_path / "z.npz", "logits")
