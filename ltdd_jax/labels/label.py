@@ -93,8 +93,8 @@ def label_images(
 
   Args:
     name: of the image source.
-    images: (n,h,w,c) uint8.
-    labels: (n,) int32.
+    images: (n, h, w, c) uint8.
+    labels: (n,) int32, the classes of the images.
     teachers: those that label.
     spec: facts of the data set.
     num_epochs: label epochs, the labels of each image; a student of more epochs goes round again.
@@ -102,9 +102,9 @@ def label_images(
     dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next are an `Encoding`.
     top_k: classes kept of each label, or None for all.
     batch_size: views in one pass.
-    aggregate: how the logits of the teachers become one, of `teachers.aggregate.AGGREGATES`.
-    batch_norm: "eval", or "train" for batch norms that use the statistics of a pass: labels then
-      depend on `batch_size`, and those of images without augmentation are made as with "eval".
+    aggregate: as of `teacher_logits`.
+    batch_norm: as of `teacher_logits`; with "train" labels depend on `batch_size`, and those of
+      images without augmentation are made as with "eval".
     class_names: the class map, number to name; None for that of `spec`.
     stage: name of loops, for messages and metrics; None for one after the image source.
     seed: the run's seed.

@@ -42,8 +42,6 @@ class LabelStore:
     shape: (e, n, k).
     dtype: of decoded logits, float32.
     encoding: how logits are stored.
-    class_names: the class map, number to name.
-    facts: what the labels were made from.
   """
 
   dtype = np.dtype(np.float32)
@@ -58,8 +56,6 @@ class LabelStore:
     self.path = path
     self.shape: tuple[int, int, int] = tuple(about["shape"])
     self.encoding = Encoding(**about["encoding"])
-    self.class_names = tuple(about["class_names"])
-    self.facts = dict(about["facts"])
     self._about, self._arrays = about, arrays
     self._whole = whole  # its folder may go when it does
 
@@ -81,10 +77,7 @@ class LabelStore:
     return zarr_files.epochs(self._arrays["values"]) & set(range(self.shape[0]))
 
   def read(self, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
-    """Reads whole label epochs.
-
-    Returns:
-      Encoded arrays (stop - start, n, numbers), for `encoding.decode`.
+    """Whole label epochs, encoded: arrays (stop - start, n, numbers) for `encoding.decode`.
 
     Raises:
       LtddError: an epoch that is not there, numbers beyond the store's, or a damaged file.
