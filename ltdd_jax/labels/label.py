@@ -143,11 +143,10 @@ def label_images(
   label_fn = functools.partial(
     teacher_logits, tuple(t.model for t in teachers), aggregate=aggregate
   )
-  bn_label_fn = functools.partial(label_fn, batch_norm=batch_norm)
   _label_epochs(
     stage or f"label/{name}",
     store,
-    bn_label_fn,
+    functools.partial(label_fn, batch_norm=batch_norm),
     consts,
     views_lib.view_fn(spec, **views),
     batch_size,
