@@ -80,7 +80,7 @@ def fit(
     >>> round(fit(logits, np.array([0, 1]), [100, 10]).tau, 2)
     0.54
   """
-  rows = Rows(logits, labels)
+  rows = Rows(logits, labels).alive()
   return search(rows, log_frequencies(class_counts, rows.k), tau_range)
 
 
@@ -103,7 +103,7 @@ def confidence(logits: Any, labels: Any, class_counts: Any, tau: float) -> ndarr
   """Returns `q_c(tau)`, (k,) float64, NaN for classes without an image; arguments as of `fit`."""
   if not math.isfinite(tau):
     raise ValueError(f"tau is {tau}; expected a finite number.")
-  rows = Rows(logits, labels)
+  rows = Rows(logits, labels).alive()
   return class_means(rows, log_frequencies(class_counts, rows.k), np.array([float(tau)]))[0]
 
 
@@ -227,8 +227,6 @@ class Rows:
     self.size = max(1, CHUNK // max(self.k, 256))  # rows of a block; a grid has hundreds of taus
     flat = z if lazy else z.reshape(-1, self.k)
     self._read = z.rows if lazy else lambda start, stop: flat[start:stop]
-    if not any((z.max(1) != z.min(1)).any() for _, z, _ in self.blocks()):  # most end at the first
-      raise ValueError("logits are the same for all classes in every row: the teacher is dead.")
 
   def blocks(self) -> Iterator[tuple[int, ndarray, ndarray]]:
     """Yields (first row, logits (r, k) of at most 4 bytes each, classes (r,))."""
@@ -239,6 +237,12 @@ class Rows:
         with np.errstate(invalid="ignore", over="ignore"):
           z = (z - z.max(1, keepdims=True)).astype(np.float32)
       yield start, z, self.labels[np.arange(start, stop) % len(self.labels)]
+
+  def alive(self) -> "Rows":
+    """Refuses logits that say nothing in any row; most are read no further than the first block."""
+    if not any((z.max(1) != z.min(1)).any() for _, z, _ in self.blocks()):
+      raise ValueError("logits are the same for all classes in every row: the teacher is dead.")
+    return self
 
   def check_finite(self, finite: Any, start: int) -> None:
     """Refuses rows (r,), the first of which is number `start`, unless all are finite."""

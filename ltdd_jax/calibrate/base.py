@@ -77,7 +77,7 @@ def check_classes(calibrator: Calibrator, k: int) -> None:
 
 def open_rows(logits: Any, labels: Any, log_prior: Any) -> Rows:
   """Checked rows of logits with as many classes as the prior; raises ValueError."""
-  rows = Rows(logits, labels)
+  rows = Rows(logits, labels).alive()
   if np.shape(log_prior) != (rows.k,):
     raise ValueError(
       f"log_prior has shape {np.shape(log_prior)}; logits of {rows.k} classes need ({rows.k},)."

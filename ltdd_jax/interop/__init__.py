@@ -6,14 +6,6 @@
 
 `python -m launch.calibrate` is the same as a command. Logits are read and labels written block by
 block, so that `.npy` and `.safetensors` files may be larger than memory.
-
-    job.py              everything opened and checked before work starts
-    calibrate_files.py  fit, then one pass that makes the labels
-    read.py             "store.npz:logits": an array of a file, or its rows
-    number_lists.py     .txt, .csv and .json
-    inputs.py           checks of logits, labels and counts against each other
-    write.py            .npz and .npy, whole or not at all
-    distilled_sets.py   distilled images that were not made in this run
 """
 
 from ltdd_jax.interop.calibrate_files import Calibration, calibrate_logits, run

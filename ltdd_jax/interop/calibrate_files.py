@@ -1,6 +1,5 @@
 """A calibration from beginning to end: fit, then write labels block by block."""
 
-import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -11,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import calibrate
-from ltdd_jax.adsa import Rows
 from ltdd_jax.artefacts import provenance
-from ltdd_jax.calibrate import base
-from ltdd_jax.calibrate.streaming import ahead
+from ltdd_jax.calibrate import base, streaming
 from ltdd_jax.core import config
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
@@ -64,22 +61,21 @@ def run(job: Job) -> Calibration:
   log_prior = longtail.log_prior(job.counts)
   params = job.calibrator.fit(job.source, job.labels, log_prior)
   report = job.calibrator.report(params)
-  rows = Rows(job.source, job.labels)
-  sums = np.zeros((2, rows.k))
-  blocks = _blocks(job, rows, lambda z: job.calibrator.apply(params, z, log_prior), sums)
-  finished = lambda: _finished(job, report, sums / np.where(rows.counts, rows.counts, np.nan))
+  sums = np.zeros((2, job.rows.k))
+  blocks = _blocks(job, lambda z: job.calibrator.apply(params, z, log_prior), sums)
   if job.out is not None:
-    write.write(job.out, job.shape, job.dtype, blocks, lambda: _beside(job, finished()))
-    return finished()
-  soft_labels, end = np.empty((rows.n, rows.k), job.dtype), 0
+    beside = lambda: _beside(job, _finished(job, report, sums))
+    write.write(job.out, job.shape, job.dtype, blocks, beside)
+    return _finished(job, report, sums)
+  soft_labels, end = np.empty((job.rows.n, job.rows.k), job.dtype), 0
   for block in blocks:
     soft_labels[end : end + len(block)] = block
     end += len(block)
-  return finished()._replace(soft_labels=soft_labels.reshape(job.shape))
+  return _finished(job, report, sums)._replace(soft_labels=soft_labels.reshape(job.shape))
 
 
-def _finished(job: Job, report: dict[str, Any], confidences: np.ndarray) -> Calibration:
-  before, after = confidences
+def _finished(job: Job, report: dict[str, Any], sums: np.ndarray) -> Calibration:
+  before, after = sums / np.where(job.rows.counts, job.rows.counts, np.nan)
   if "target_prior" in report and "confidence_after" in report:  # of the fit, before that step
     aligned = {"confidence_aligned": report["confidence_after"]}
     report = report | aligned | {"confidence_after": base.plain(after)}
@@ -112,39 +108,34 @@ def _beside(job: Job, found: Calibration) -> dict[str, np.ndarray]:
 
 
 def _blocks(
-  job: Job, rows: Rows, calibrated: Callable[[jax.Array], jax.Array], sums: np.ndarray
+  job: Job, calibrated: Callable[[jax.Array], jax.Array], sums: np.ndarray
 ) -> Iterator[np.ndarray]:
   """Yields labels (r, k) of consecutive rows.
 
   Args:
     job: says what labels are.
-    rows: the logits and classes.
     calibrated: logits (r, k) -> float32 (r, k).
     sums: (2, k), to which true-class probabilities before and after are added by class.
 
   Raises:
     LtddError: a row that is not finite, or labels that the dtype cannot hold.
   """
-  step = jax.jit(functools.partial(_step, job, calibrated))
-  parts = ((start, y, step(z, y)) for start, z, y in rows.blocks())
-  for start, y, (labels, of_class, finite) in ahead(parts):
-    if not np.all(finite):
-      index = map(int, np.unravel_index(start + int(np.argmin(finite)), rows.lead))
-      raise LtddError(f"{job.text}: row {[*index]} is the first one with a NaN or infinite value.")
-    for total, p in zip(sums, np.asarray(of_class, np.float64), strict=True):
-      total += np.bincount(y, p, rows.k)
-    yield _stored(job, start, np.asarray(labels))
 
+  @jax.jit
+  def step(z: jax.Array, y: jax.Array) -> Any:
+    z = z.astype(jnp.float32)
+    out = calibrated(z)
+    labels = out if job.kind == "logits" else jax.nn.softmax(out / job.temperature)
+    of_class = lambda x: jnp.take_along_axis(jax.nn.softmax(x), y[:, None], 1)[:, 0]
+    return (labels, jnp.stack([of_class(z), of_class(out)])), streaming.finite_rows(z)
 
-def _step(
-  job: Job, calibrated: Callable[[jax.Array], jax.Array], z: jax.Array, y: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Labels (r, k), true-class probabilities before and after (2, r), whether finite (r,)."""
-  z = z.astype(jnp.float32)
-  out = calibrated(z)
-  labels = out if job.kind == "logits" else jax.nn.softmax(out / job.temperature)
-  of_class = lambda x: jnp.take_along_axis(jax.nn.softmax(x), y[:, None], 1)[:, 0]
-  return labels, jnp.stack([of_class(z), of_class(out)]), jnp.isfinite(z).all(1)
+  k = job.rows.k
+  parts = streaming.each(job.rows, np.ones(k), lambda start, z, y, weights: step(z, y))
+  with base.named(job.text):
+    for start, y, _, (labels, of_class) in parts:
+      for total, p in zip(sums, np.asarray(of_class, np.float64), strict=True):
+        total += np.bincount(y, p, k)
+      yield _stored(job, start, np.asarray(labels))
 
 
 def _stored(job: Job, start: int, labels: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import arrays as arrays_lib
 from ltdd_jax.data import class_folders, images
 from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.interop import read as read_lib
 
 LEARNED = ("soft_labels", "student_lr")
 
@@ -77,7 +78,7 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
     )
   _check_classes(name, names, class_names)
   pixels = np.ascontiguousarray(stored["images"])
-  _check_shape(name, pixels, spec)
+  _check_shape(name, pixels.shape[1:], spec)
   labels = stored["labels"]
   labels = arrays_lib.check_labels(f"{name}: labels", labels, spec.num_classes, len(pixels))
   learned = {k: np.asarray(stored[k], np.float32) for k in LEARNED if k in stored}
@@ -90,22 +91,13 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
 
 
 def read_logits(where: str, path: str) -> np.ndarray:
-  """Reads logits (n, k) of distilled images from `.npy`, or from the array `logits` of `.npz`.
+  """Reads logits (n, k) of distilled images from a file of `read.parse`: `.npy`, say.
 
   Raises:
     LtddError: there is no such file, or it holds no logits.
   """
-  place, name = files.path(path), f"{where}: {path}"
-  if not place.is_file():
-    raise LtddError(f"{name}: there is no such file; expected .npy or .npz with logits (n, k)")
-  if place.suffix == ".npz":
-    logits = arrays_lib.read_npz(name, place, [("logits",)])["logits"]
-  else:
-    try:
-      with place.open("rb") as file:
-        logits = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-      raise LtddError(f"{name}: cannot be read as .npy: {error}") from error
+  name = f"{where}: {path}"
+  logits = read_lib.array_of(read_lib.parse(path, "logits", f"{where}: "))
   if logits.ndim != 2 or not np.issubdtype(logits.dtype, np.floating):
     raise LtddError(
       f"{name}: is {logits.dtype} of shape {logits.shape}; expected float logits (n, k)"
@@ -171,8 +163,7 @@ def _decode(file: epath.Path, spec: DatasetSpec) -> np.ndarray:
     raise LtddError(
       f"{file}: cannot be read as an image ({type(error).__name__}: {error}). Repair or delete it"
     ) from error
-  if pixels.shape != tuple(spec.image_shape):
-    raise LtddError(_wrong_shape(str(file), pixels.shape, spec))
+  _check_shape(str(file), pixels.shape, spec)
   return pixels
 
 
@@ -186,16 +177,12 @@ def _check_classes(name: str, names: Sequence[str] | None, class_names: Sequence
   )
 
 
-def _check_shape(name: str, pixels: np.ndarray, spec: DatasetSpec) -> None:
-  if pixels.shape[1:] != tuple(spec.image_shape):
-    raise LtddError(_wrong_shape(name, pixels.shape[1:], spec))
-
-
-def _wrong_shape(name: str, shape: Sequence[int], spec: DatasetSpec) -> str:
-  return (
-    f"{name}: images have the shape {tuple(shape)}; the data set {spec.name} has "
-    f"{tuple(spec.image_shape)} (height, width, channels), and imported images are not resized"
-  )
+def _check_shape(name: str, shape: Sequence[int], spec: DatasetSpec) -> None:
+  if tuple(shape) != tuple(spec.image_shape):
+    raise LtddError(
+      f"{name}: images have the shape {tuple(shape)}; the data set {spec.name} has "
+      f"{tuple(spec.image_shape)} (height, width, channels), and imported images are not resized"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

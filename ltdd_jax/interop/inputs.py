@@ -25,7 +25,7 @@ def open_logits(value: Any) -> tuple[str, Any]:
     What messages call them, and a row source.
 
   Raises:
-    LtddError: a bad file, no floats, no rows, probabilities instead of logits, or a dead teacher.
+    LtddError: a bad file, no floats, no rows, or probabilities instead of logits.
   """
   text, source = "logits", value
   if isinstance(value, str | os.PathLike):
@@ -46,11 +46,6 @@ def _check_logits(text: str, source: Any) -> None:
       f"{text}: shape {shape}; expected (n, k) or (epochs, n, k): rows of k logits, k at least 2."
     )
   first = source.rows(0, min(_PROBED, math.prod(shape[:-1]))).astype(np.float32)
-  if np.all(first == first[:, :1]):  # false where a NaN is
-    raise LtddError(
-      f"{text}: all logits of a row are equal in the first {len(first)} rows: the teacher is dead "
-      "or was not loaded. Expected its outputs on the distilled images."
-    )
   if first.min() >= 0 and np.all(np.abs(first.sum(1) - 1) < 1e-2):
     raise LtddError(
       f"{text}: rows are probabilities: none is negative and each sums to 1. Expected logits, from "
@@ -69,8 +64,8 @@ def open_vector(value: Any, wanted: str) -> tuple[str, np.ndarray]:
 # ---- labels ----
 
 
-def check_labels(text: str, labels: np.ndarray, source: Any) -> np.ndarray:
-  """Returns labels (n,) or (..., n) if they are classes of logits (..., n, k).
+def check_labels(text: str, labels: np.ndarray, source: Any) -> tuple[np.ndarray, Rows]:
+  """Returns labels (n,) or (..., n) if they are classes of logits (..., n, k), and the rows.
 
   Raises:
     LtddError: floats, one-hot rows, another shape, a class outside [0, k), one class only.
@@ -97,8 +92,7 @@ def check_labels(text: str, labels: np.ndarray, source: Any) -> np.ndarray:
       "labels - 1, and check that the counts begin with the same class."
     )
   with base.named(text):
-    Rows(source, labels)
-  return labels
+    return labels, Rows(source, labels)
 
 
 # ---- counts and priors ----

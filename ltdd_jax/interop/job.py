@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ltdd_jax import calibrate
+from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import base
 from ltdd_jax.core import config
 from ltdd_jax.core.registry import check_choice
@@ -27,6 +28,7 @@ class Job(NamedTuple):
   text: str  # what messages call the logits
   source: Any  # row source (..., n, k)
   labels: np.ndarray  # (n,) or (..., n) integers
+  rows: Rows  # of both
   counts: np.ndarray  # (k,) float64, smoothed
   name: str  # of the calibrator
   args: dict[str, Any]  # its arguments
@@ -91,10 +93,14 @@ def prepare(
   args = dict(calibrator_args or {})
   if target_prior is not None:
     args["target_prior"] = _target_argument(calibrator, args, target_prior, k)
+  y, rows = inputs.check_labels(labels_text, y, source)
+  with base.named(text):
+    rows.alive()
   job = Job(
     text=text,
     source=source,
-    labels=inputs.check_labels(labels_text, y, source),
+    labels=y,
+    rows=rows,
     counts=inputs.check_counts(counts_text, n, k, y.size, smoothing),
     name=calibrator,
     args=args,

@@ -1,6 +1,7 @@
 """Lists of numbers in .txt, .csv and .json files, as spreadsheets and other programs write them."""
 
 import codecs
+import contextlib
 import itertools
 import json
 import re
@@ -59,14 +60,10 @@ def _from_lines(text: str) -> np.ndarray:
 
 def _number(word: str) -> int | float:
   word = word.strip("\"' ")
-  try:
-    return int(word)
-  except ValueError:
-    pass
-  try:
-    return float(word)
-  except ValueError:
-    raise ValueError(f"{brief(word)!r} is no number") from None
+  for kind in (int, float):
+    with contextlib.suppress(ValueError):
+      return kind(word)
+  raise ValueError(f"{brief(word)!r} is no number")
 
 
 def _is_number(word: str) -> bool:

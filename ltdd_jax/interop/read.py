@@ -8,12 +8,8 @@ logits (stop - start, k); rows are numbered over the leading axes in C order. No
 """
 
 import contextlib
-import lzma
 import os
 import re
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +18,7 @@ import numpy as np
 import safetensors
 from etils import epath
 
-from ltdd_jax.core import config
+from ltdd_jax.core import config, files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.interop import number_lists
 
@@ -31,11 +27,6 @@ TEXTS = (".txt", ".csv", ".json")
 _SPLIT = re.compile(
   r"(.*?(?:{}))(?::(.*))?".format("|".join(map(re.escape, (*ARRAYS, *TEXTS)))), re.IGNORECASE
 )
-_DAMAGE = (  # what the libraries raise at bytes that make no sense
-  ValueError, OSError, EOFError, RuntimeError, SyntaxError, OverflowError, KeyError, TypeError,
-  MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-  safetensors.SafetensorError,
-)  # fmt: skip
 
 
 class Name(NamedTuple):
@@ -54,8 +45,13 @@ class Name(NamedTuple):
 # ---- names ----
 
 
-def parse(text: str | os.PathLike[str], wanted: str) -> Name:
+def parse(text: str | os.PathLike[str], wanted: str, where: str = "") -> Name:
   """Splits "file:key" and checks that the file is there and of a known kind.
+
+  Args:
+    text: the file, and after a colon the array in it.
+    wanted: what it holds.
+    where: messages begin with this.
 
   Raises:
     LtddError: a file that is not there or cannot be read, or a format that is not read.
@@ -63,11 +59,11 @@ def parse(text: str | os.PathLike[str], wanted: str) -> Name:
   text = os.fspath(text)
   match = _SPLIT.fullmatch(text)
   path, key = (match[1], match[2]) if match else (text, None)
-  name = Name(text, epath.Path(path).expanduser(), key or None, wanted)
+  name = Name(where + text, files.path(path), key or None, wanted)
   _check_readable(name)
   _check_suffix(name)
   if name.key is not None and name.suffix not in (".npz", ".safetensors"):
-    raise LtddError(f"{text}: a {name.suffix} file holds one array; leave out ':{name.key}'.")
+    raise LtddError(f"{name.text}: a {name.suffix} file holds one array; leave out ':{key}'.")
   return name
 
 
@@ -85,8 +81,8 @@ def _check_readable(name: Name) -> None:
     raise LtddError(
       f"{name.text}: there is no file {path.name} {place}. {near}".rstrip()
     ) from error
-  except (OSError, ImportError) as error:  # ImportError: a library for gs:// is missing
-    reason = getattr(error, "strerror", None) or number_lists.brief(error)
+  except OSError as error:
+    reason = error.strerror or number_lists.brief(error)
     raise LtddError(f"{name.text}: cannot be read: {reason}.") from error
 
 
@@ -168,33 +164,32 @@ def _load(name: Name, file: Any, **options: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def _explained(name: Name) -> Iterator[None]:
-  """Turns what damaged files and pickles raise into one line that names the file."""
+  """Turns what damaged files and pickles raise, which is anything, into one line."""
   try:
     yield
   except LtddError:
     raise
-  except AttributeError as error:  # of safetensors, for float8 and the like
-    raise LtddError(
-      f"{name.text} has a type that NumPy lacks ({number_lists.brief(error)}): convert the tensor "
-      "to float32."
-    ) from error
-  except _DAMAGE as error:
-    if name.suffix in TEXTS:
-      raise LtddError(f"{name.text}: no list of numbers: {number_lists.brief(error)}.") from error
-    if isinstance(error, MemoryError) and name.suffix == ".npz":
-      raise LtddError(
-        f"{name.text} does not fit into memory, or is damaged: {number_lists.brief(error)}. Save "
-        "large logits as .npy or .safetensors, of which a few rows are read at a time."
-      ) from error
-    if re.search("pickled|object arrays|python objects", str(error), re.IGNORECASE):
-      raise LtddError(
-        f"{name.text} holds no array of numbers, but Python objects (a pickle), which run code "
-        "when they are read, and is refused. Save numbers: np.save(file, array.astype(np.float32))"
-      ) from error
-    raise LtddError(
-      f"{name.text} is truncated, damaged or no {name.suffix} file: {number_lists.brief(error)}. "
-      "Copy it or write it again."
-    ) from error
+  except Exception as error:
+    raise LtddError(f"{name.text}{_cause(name.suffix, error)}") from error
+
+
+def _cause(suffix: str, error: Exception) -> str:
+  said = number_lists.brief(error)
+  if isinstance(error, AttributeError):  # of safetensors, for float8 and the like
+    return f" has a type that NumPy lacks ({said}): convert the tensor to float32."
+  if suffix in TEXTS:
+    return f": no list of numbers: {said}."
+  if isinstance(error, MemoryError) and suffix == ".npz":
+    return (
+      f" does not fit into memory, or is damaged: {said}. Save large logits as .npy or "
+      ".safetensors, of which a few rows are read at a time."
+    )
+  if re.search("pickled|object arrays|python objects", str(error), re.IGNORECASE):
+    return (
+      " holds no array of numbers, but Python objects (a pickle), which run code when they are "
+      "read, and is refused. Save numbers: np.save(file, array.astype(np.float32))"
+    )
+  return f" is truncated, damaged or no {suffix} file: {said}. Copy it or write it again."
 
 
 # ---- row sources ----

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 
 DTYPES = ("float32", "float16", "bfloat16", "uint8")
@@ -43,9 +44,7 @@ class Encoding:
   top_k: int | None = None
 
   def __post_init__(self) -> None:
-    if self.dtype not in DTYPES:
-      known = ", ".join(map(repr, DTYPES))
-      raise LtddError(f"config.label.dtype is {self.dtype!r}; expected one of {known}")
+    check_choice("config.label.dtype", self.dtype, DTYPES)
     m = self.top_k
     if m is not None and (isinstance(m, bool) or not isinstance(m, numbers.Integral) or m < 1):
       raise LtddError(

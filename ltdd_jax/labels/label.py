@@ -8,7 +8,6 @@ FKD.)
 
 import functools
 import hashlib
-import os
 import shutil
 import tempfile
 import weakref
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
@@ -58,11 +58,6 @@ class Labelled(NamedTuple):
   store: label_store.LabelStore  # encoded logits of views (e, n, k), on disk
   clean_logits: np.ndarray  # (n, k) float32, of the images without augmentation
 
-  @property
-  def logits(self) -> np.ndarray:
-    """All logits of the store, decoded: (e, n, k) float32."""
-    return self.store.logits()
-
 
 GROUP_BYTES = 1 << 26  # label epochs are made in groups of about this size, and then written
 STORE = "labels.zarr"  # the store's folder, in the artefact and before
@@ -89,7 +84,6 @@ def label_images(
   batch_norm: str = "eval",
   class_names: Sequence[str] | None = None,
   stage: str | None = None,
-  folder: str | os.PathLike[str] | None = None,
   seed: int = 0,
   session: loop.Session | None = None,
 ) -> Labelled:
@@ -99,8 +93,8 @@ def label_images(
 
   Args:
     name: of the image source.
-    images: (n,h,w,c) uint8.
-    labels: (n,) int32.
+    images: (n, h, w, c) uint8.
+    labels: (n,) int32, the classes of the images.
     teachers: those that label.
     spec: facts of the data set.
     num_epochs: label epochs, the labels of each image; a student of more epochs goes round again.
@@ -108,19 +102,18 @@ def label_images(
     dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next are an `Encoding`.
     top_k: classes kept of each label, or None for all.
     batch_size: views in one pass.
-    aggregate: how the logits of the teachers become one, of `teachers.aggregate.AGGREGATES`.
-    batch_norm: "eval", or "train" for batch norms that use the statistics of a pass: labels then
-      depend on `batch_size`, and those of images without augmentation are made as with "eval".
+    aggregate: as of `teacher_logits`.
+    batch_norm: as of `teacher_logits`; with "train" labels depend on `batch_size`, and those of
+      images without augmentation are made as with "eval".
     class_names: the class map, number to name; None for that of `spec`.
     stage: name of loops, for messages and metrics; None for one after the image source.
-    folder: of the store; None for one in the session's scratch, or if there is none, for one that
-      is removed together with the result.
     seed: the run's seed.
-    session: devices, checkpoints, progress.
+    session: devices, checkpoints, progress. The store is in its scratch, or if there is none, in a
+      folder that is removed together with the result.
 
   Raises:
-    LtddError: a bad encoding, fewer than one epoch, a folder with other labels, or logits that are
-      not finite in the dtype.
+    LtddError: a bad encoding, fewer than one epoch, other labels in the scratch, or logits that
+      are not finite in the dtype.
   """
   encoding = encoding_lib.Encoding(dtype, top_k)
   encoding.check(spec.num_classes)
@@ -136,16 +129,13 @@ def label_images(
     "views": views,
     "images": _digest((images, labels)),
     "teachers": _digest(variables),
+    "aggregate": aggregate,
+    "batch_norm": batch_norm,
   }
-  if aggregate != "mean":
-    facts["aggregate"] = aggregate
-  if batch_norm != "eval":
-    facts["batch_norm"] = batch_norm
   if batch_norm != "eval" or aggregate in aggregate_lib.BY_BATCH:
     facts["batch_size"] = batch_size
-  store = _make_store(
-    folder, session, (num_epochs, len(labels), spec.num_classes), encoding, names, facts
-  )
+  shape = (num_epochs, len(labels), spec.num_classes)
+  store = _make_store(session, shape, encoding, names, facts)
   consts = mesh_lib.put(
     {"images": images, "labels": labels, "variables": variables}, mesh_lib.replicated(session.mesh)
   )
@@ -153,11 +143,10 @@ def label_images(
   label_fn = functools.partial(
     teacher_logits, tuple(t.model for t in teachers), aggregate=aggregate
   )
-  bn_label_fn = functools.partial(label_fn, batch_norm=batch_norm)
   _label_epochs(
     stage or f"label/{name}",
     store,
-    bn_label_fn,
+    functools.partial(label_fn, batch_norm=batch_norm),
     consts,
     views_lib.view_fn(spec, **views),
     batch_size,
@@ -191,7 +180,7 @@ def store_logits(
   check_logits(f"soft labels of image source {name!r}", logits, shape)
   encoding = label_store.Encoding("float32")
   facts = {"source": name, "images": _digest(images)}
-  store = _make_store(None, session, (1, *shape), encoding, class_names, facts)
+  store = _make_store(session, (1, *shape), encoding, class_names, facts)
   if jax.process_index() == 0:
     store.write({0: encoding.encode(jnp.asarray(logits))})
   mesh_lib.barrier("label epochs written")
@@ -218,7 +207,6 @@ def _digest(tree: Any) -> str:
 
 
 def _make_store(
-  folder: str | os.PathLike[str] | None,
   session: loop.Session,
   shape: tuple[int, int, int],
   encoding: encoding_lib.Encoding,
@@ -226,19 +214,16 @@ def _make_store(
   facts: dict[str, Any],
 ) -> label_store.LabelStore:
   """Makes or opens the store; the first process makes it, and the others wait for that."""
-  temporary = None
-  if folder is None and session.scratch is not None:
-    folder = session.scratch / STORE
-  elif folder is None:
-    folder = temporary = tempfile.mkdtemp(prefix="ltdd_jax-")
+  scratch = session.scratch
+  folder = scratch / STORE if scratch else epath.Path(tempfile.mkdtemp(prefix="ltdd_jax-"))
   create = functools.partial(
     label_store.create, folder, shape, encoding, class_names=class_names, facts=facts
   )
   store = create() if jax.process_index() == 0 else None
   mesh_lib.barrier("label store made")
   store = store or create()
-  if temporary:
-    weakref.finalize(store, shutil.rmtree, temporary, ignore_errors=True)
+  if not scratch:
+    weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
   return store
 
 

@@ -42,8 +42,6 @@ class LabelStore:
     shape: (e, n, k).
     dtype: of decoded logits, float32.
     encoding: how logits are stored.
-    class_names: the class map, number to name.
-    facts: what the labels were made from.
   """
 
   dtype = np.dtype(np.float32)
@@ -58,8 +56,6 @@ class LabelStore:
     self.path = path
     self.shape: tuple[int, int, int] = tuple(about["shape"])
     self.encoding = Encoding(**about["encoding"])
-    self.class_names = tuple(about["class_names"])
-    self.facts = dict(about["facts"])
     self._about, self._arrays = about, arrays
     self._whole = whole  # its folder may go when it does
 
@@ -81,10 +77,7 @@ class LabelStore:
     return zarr_files.epochs(self._arrays["values"]) & set(range(self.shape[0]))
 
   def read(self, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
-    """Reads whole label epochs.
-
-    Returns:
-      Encoded arrays (stop - start, n, numbers), for `encoding.decode`.
+    """Whole label epochs, encoded: arrays (stop - start, n, numbers) for `encoding.decode`.
 
     Raises:
       LtddError: an epoch that is not there, numbers beyond the store's, or a damaged file.
@@ -128,15 +121,14 @@ class LabelStore:
     """Writes label epochs: {number: encoded arrays (n, numbers)}.
 
     Raises:
-      LtddError: arrays that do not fit the store, numbers that are not finite, classes that do not
-        exist, or a full disk.
+      LtddError: numbers that are not finite, or a full disk.
     """
     if not epochs:
       return
     layout = self.encoding.layout(self.shape[2])
     plain = {e: {k: np.asarray(v) for k, v in arrays.items()} for e, arrays in epochs.items()}
     for number, arrays in plain.items():
-      self._check(number, arrays, layout)
+      self._check_finite(number, arrays)
     what = f"label epochs {min(plain)} to {max(plain)}"
     need = disk_bytes((len(plain), *self.shape[1:]), self.encoding)
     files.check_space(what, self.path, need)
@@ -148,19 +140,7 @@ class LabelStore:
         for future in waiting:
           future.result()
 
-  def _check(self, number: int, arrays: Mapping[str, np.ndarray], layout: Any) -> None:
-    e, n, k = self.shape
-    if not 0 <= number < e:
-      raise LtddError(f"label epoch {number} does not exist; {self.path} has {e}, counted from 0")
-    got = {name: (x.shape, x.dtype) for name, x in arrays.items()}
-    want = {name: ((n, count), dtype) for name, (count, dtype) in layout.items()}
-    if got != want:
-      raise LtddError(f"label epoch {number} has arrays {got}; {self.path} stores {want}")
-    if "indices" in arrays and (last := arrays["indices"].max()) >= k:
-      raise LtddError(
-        f"label epoch {number}: indices has class {last}; expected 0 to {k - 1}, the classes of "
-        f"{self.path}"
-      )
+  def _check_finite(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
     for name, x in arrays.items():
       if x.dtype.kind not in "iu" and not np.isfinite(x.astype(np.float32)).all():
         raise LtddError(

@@ -95,7 +95,7 @@ SCHEMA: config_lib.Schema = {
   "label": Group(
     (label_lib.label_images,),
     own={"sources": Key(Mapping, {"teacher": {"name": "teacher"}})},
-    hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage", "folder"),
+    hidden=(*_RUN, "aggregate", "batch_norm", "class_names", "stage"),
   ),
   "label.views": views_lib.view_fn,
   "label.sources.*": _Named(

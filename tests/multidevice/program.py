@@ -134,7 +134,7 @@ def store(session):
     "a", small.images(16), np.arange(16, dtype=np.int32) % 3, (small.teacher(),), small.SPEC,
     num_epochs=2, views={}, dtype="float32", batch_size=5, session=session,
   )  # fmt: skip
-  return labelled.logits, labelled.clean_logits
+  return labelled.store.logits(), labelled.clean_logits
 
 
 HARD = label_sources.Supervision()

@@ -107,7 +107,9 @@ def test_logits():
   refused(r"shape \(0, 5\); expected \(n, k\)", LOGITS[0, :0])
   refused(r"shape \(30, 1\); expected .* k at least 2", LOGITS[0, :, :1])
   p = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
-  refused("logits: all logits of a row are equal .* 60 rows: the teacher is dead", LOGITS * 0)
+  dead = "logits: .* the same for all classes in every row: the teacher is dead"
+  for calibrator in ("none", "fixed", "adsa"):
+    refused(dead, LOGITS * 0, calibrator=calibrator)
   refused("rows are probabilities: .* Expected logits, from before the softmax", p.astype("f2"))
 
 

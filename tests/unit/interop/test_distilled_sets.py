@@ -167,10 +167,13 @@ def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
   np.testing.assert_array_equal(logits, np.eye(3)[LABELS])
 
 
-@pytest.mark.parametrize("content", [b"", b"no array"])
-def test_files_that_hold_no_logits(content, tmp_path):
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [(b"", "is truncated, damaged or no .npy file"), (b"no array", "holds no array of numbers")],
+)
+def test_files_that_hold_no_logits(content, message, tmp_path):
   (tmp_path / "z.npy").write_bytes(content)
-  with pytest.raises(LtddError, match=r"z\.npy: cannot be read as \.npy"):
+  with pytest.raises(LtddError, match=rf"sources\.mine: .*z\.npy {message}"):
     distilled_sets.read_logits("config.label.sources.mine", str(tmp_path / "z.npy"))
 
 

@@ -15,6 +15,7 @@ from ltdd_jax.training import loop
 from tests import small
 
 QUIET = loop.Session(show_progress=False)
+scratch = lambda folder: loop.Session(scratch=folder, show_progress=False)
 IMAGES, LABELS = small.images(5), np.array([0, 1, 2, 0, 1], np.int32)
 
 
@@ -25,25 +26,26 @@ def label_images(**kwargs):
 
 
 def test_store_holds_the_logits_of_recomputed_views():
-  store = label_images()
-  assert store.logits.shape == (3, 5, small.K)
+  labelled = label_images()
+  logits = labelled.store.logits()
+  assert logits.shape == (3, 5, small.K)
   views = jax.jit(views_lib.view_fn(small.SPEC))(
     label_lib.view_key(0, "a"), IMAGES, LABELS, jnp.array([4, 0, 2]), jnp.array([2, 1, 0])
   )
   t = small.teacher()
   want = t.model.apply(t.variables, views.images, train=False)
-  np.testing.assert_allclose(store.logits[[2, 1, 0], [4, 0, 2]], want, atol=1e-5)
+  np.testing.assert_allclose(logits[[2, 1, 0], [4, 0, 2]], want, atol=1e-5)
   clean = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)
   want = t.model.apply(t.variables, clean, train=False)
-  np.testing.assert_allclose(store.clean_logits, want, atol=1e-5)
+  np.testing.assert_allclose(labelled.clean_logits, want, atol=1e-5)
 
 
 def test_float16_store_is_the_rounded_one():
-  half, full = label_images(dtype="float16"), label_images()
-  np.testing.assert_array_equal(half.logits, full.logits.astype(np.float16))
+  half, full = (label_images(dtype=dtype).store.logits() for dtype in ("float16", "float32"))
+  np.testing.assert_array_equal(half, full.astype(np.float16))
 
 
-def test_labels_without_a_folder_go_with_the_result():
+def test_labels_without_a_scratch_go_with_the_result():
   labelled = label_images()
   part = labelled.store.first(2)
   path = labelled.store.path
@@ -63,8 +65,7 @@ def contents(folder):
   return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("scratch", [True, False])
-def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monkeypatch, scratch):
+def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monkeypatch):
   """Groups of two label epochs; killed after the first group and one epoch of the second."""
   monkeypatch.setattr(
     label_lib, "GROUP_BYTES", 2 * 5 * label_lib.label_store.Encoding("uint8", 2).row_bytes(3)
@@ -74,12 +75,10 @@ def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monke
   monkeypatch.setattr(
     loop, "run", lambda *args, **kw: (made.append(kw["name"]), run(*args, **kw))[1]
   )
-  straight = label_images(**kwargs, folder=tmp_path / "straight")
+  straight = label_images(**kwargs, session=scratch(tmp_path / "straight"))
   assert made == [f"label/a/epochs{e}" for e in ("0-1", "2-3", "4-4")]
 
-  write, session = label_lib.label_store.LabelStore.write, QUIET
-  if scratch:
-    session = loop.Session(scratch=tmp_path / "scratch", show_progress=False)
+  write, session = label_lib.label_store.LabelStore.write, scratch(tmp_path / "killed")
 
   def write_and_die(self, epochs):
     if 2 in epochs:
@@ -90,32 +89,33 @@ def test_resumed_between_label_epochs_it_is_bit_for_bit_the_same(tmp_path, monke
   with monkeypatch.context() as patch:
     patch.setattr(label_lib.label_store.LabelStore, "write", write_and_die)
     with pytest.raises(Killed):
-      label_images(**kwargs, folder=tmp_path / "killed", session=session)
-  before = (tmp_path / "killed" / "values" / "c.2.0.0").stat().st_mtime_ns
+      label_images(**kwargs, session=session)
+  file = tmp_path / "killed" / label_lib.STORE / "values" / "c.2.0.0"
+  before = file.stat().st_mtime_ns
   made.clear()
-  resumed = label_images(**kwargs, folder=tmp_path / "killed", session=session)
+  resumed = label_images(**kwargs, session=session)
   assert made == [
     "label/a/epochs2-3",
     "label/a/epochs4-4",
   ]  # the first group was not made again
-  assert (tmp_path / "killed" / "values" / "c.2.0.0").stat().st_mtime_ns == before
+  assert file.stat().st_mtime_ns == before
   assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
-  np.testing.assert_array_equal(resumed.logits, straight.logits)
+  np.testing.assert_array_equal(resumed.store.logits(), straight.store.logits())
   made.clear()
-  label_images(**kwargs, folder=tmp_path / "killed", session=session)
+  label_images(**kwargs, session=session)
   assert made == []
-  if scratch:
-    assert not [p for p in (tmp_path / "scratch").rglob("*") if p.is_file()]
+  left = [p for p in (tmp_path / "killed").rglob("*") if p.is_file()]
+  assert all(label_lib.STORE in p.parts for p in left)
 
 
 def test_labels_of_other_images_or_teachers_are_not_mixed(tmp_path):
-  label_images(folder=tmp_path / "s")
+  label_images(session=scratch(tmp_path))
   with pytest.raises(LtddError, match=r"facts\.seed: 0 -> 1"):
-    label_images(folder=tmp_path / "s", seed=1)
+    label_images(session=scratch(tmp_path), seed=1)
   with pytest.raises(LtddError, match=r"facts\.teachers"):
     label_lib.label_images(
       "a", IMAGES, LABELS, (small.teacher(1),), small.SPEC, num_epochs=3, views={},
-      dtype="float32", folder=tmp_path / "s", session=QUIET,
+      dtype="float32", session=scratch(tmp_path),
     )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_logits_too_large_for_the_dtype_are_an_error():
 def test_labels_that_depend_on_their_batch_are_not_those_of_another_size(tmp_path, how):
   label = lambda size: label_lib.label_images(
     "a", IMAGES, LABELS, (small.teacher(), small.teacher(1)), small.SPEC, num_epochs=1, views={},
-    batch_size=size, folder=tmp_path / "s", session=QUIET, **how,
+    batch_size=size, session=scratch(tmp_path), **how,
   )  # fmt: skip
   label(6)
   with pytest.raises(LtddError, match=r"holds other labels:\n  facts\.batch_size: 6 -> 3"):

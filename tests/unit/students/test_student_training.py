@@ -65,7 +65,7 @@ def test_all_test_images_are_counted_once():
 
 def test_vmap_equals_one_by_one(store):
   """With averaged parameters, which are what is scored and kept."""
-  supervision = label_sources.Supervision("stored", logits=store.logits)
+  supervision = label_sources.Supervision("stored", logits=store.store.logits())
   one, many = (train(supervision, parallel=p, ema=0.5) for p in ("loop", "vmap"))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.variables, many.variables
@@ -79,7 +79,7 @@ def test_an_encoded_store_teaches_what_its_decoded_logits_do():
     dtype="uint8", top_k=2, session=QUIET,
   )  # fmt: skip
   one = train(label_sources.stored(encoded.store, **adsa_like(0.7)), parallel="vmap")
-  two = train(label_sources.Supervision("stored", logits=encoded.logits, **adsa_like(0.7)))
+  two = train(label_sources.Supervision("stored", logits=encoded.store.logits(), **adsa_like(0.7)))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one.variables, two.variables
   )
@@ -99,7 +99,7 @@ def test_hard_weight_mixes_soft_and_hard_loss(key):
 
 
 def test_labels_on_line_equal_those_of_the_store(store):
-  stored = train(label_sources.Supervision("stored", logits=store.logits, **adsa_like(0.7)))
+  stored = train(label_sources.Supervision("stored", logits=store.store.logits(), **adsa_like(0.7)))
   online = train(label_sources.Supervision("online", teachers=(small.teacher(),), **adsa_like(0.7)))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), stored.variables, online.variables
@@ -108,7 +108,10 @@ def test_labels_on_line_equal_those_of_the_store(store):
 
 def test_calibration_changes_what_students_learn(store):
   plain, adjusted = (
-    train(label_sources.Supervision("stored", logits=store.logits, **adsa_like(tau)), num_seeds=1)
+    train(
+      label_sources.Supervision("stored", logits=store.store.logits(), **adsa_like(tau)),
+      num_seeds=1,
+    )
     for tau in (0.0, 3.0)
   )
   one, two = (jax.tree.leaves(r.variables["params"])[0] for r in (plain, adjusted))
