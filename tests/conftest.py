@@ -1,4 +1,5 @@
-"""The test run is stricter than the program: no silent broadcasting, no key used twice.
+"""The test run is stricter than the program: no silent broadcasting, no key used twice, and arrays
+that are annotated with shapes have them.
 
 Programs are compiled without most optimisations, and once for each process: compiling is
 nearly all of the time of a test.
@@ -12,6 +13,11 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # before jax is im
 import jax
 import pytest
 from absl import flags
+from jaxtyping import install_import_hook
+
+import tests.typechecker  # noqa: F401 (which the hook finds by name)
+
+install_import_hook("ltdd_jax", "tests.typechecker.check")
 
 _CACHE = tempfile.TemporaryDirectory(prefix="ltdd_jax_tests_", ignore_cleanup_errors=True)
 

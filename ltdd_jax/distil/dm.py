@@ -105,7 +105,7 @@ def dm(
     images = optax.apply_updates(state.images, updates)
     return pixels.PixelState(state.step + 1, images, state.labels, opt_state), {"loss": loss}
 
-  def inputs(rng: np.random.Generator, t: int, host: Mapping[str, np.ndarray]) -> RealBatch:
+  def inputs(rng: np.random.Generator, t: int, host: Resources) -> RealBatch:
     del t
     return draw_rows(rng, np.asarray(host["labels"]), env.num_classes, batch_real)
 

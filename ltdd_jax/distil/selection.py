@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ltdd_jax.core.types import Slots
@@ -29,7 +30,9 @@ class ByClass(NamedTuple):
   start: Int[Array, " k"]  # where a class begins
   counts: Int[Array, " k"]  # its images
 
-  def rows_of(self, labels: Int[Array, "*n"], number: Int[Array, "*n"]) -> Int[Array, "*n"]:
+  def rows_of(
+    self, labels: Int[Array | np.ndarray, "*n"], number: Int[Array, "*n"]
+  ) -> Int[Array, "*n"]:
     """Returns the row of image `number` of a class, counted on from its first after its last."""
     place = self.start[labels] + number % jnp.maximum(self.counts[labels], 1)
     return self.rows[jnp.minimum(place, len(self.rows) - 1)]

@@ -17,6 +17,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ltdd_jax.core.types import Leaf
@@ -65,7 +66,7 @@ class Target(NamedTuple):
 
 
 def pooled(
-  layer: LayerStatistics, counts: Float[Array, " k"], *, batch: int | None = None
+  layer: LayerStatistics, counts: Float[Array | np.ndarray, " k"], *, batch: int | None = None
 ) -> Target:
   """Computes mean and variance of the images of all classes as one set.
 

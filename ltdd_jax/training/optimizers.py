@@ -184,9 +184,7 @@ def make_optimizer(
     schedule["steps_per_epoch"] = steps_per_epoch
   rate = make_schedule(num_steps=num_steps, lr=optimizer.pop("lr"), **schedule)
   made = registry.make("optimizer", OPTIMIZERS, optimizer.pop("name"), optimizer, rate)
-  momenta = {k: v for k, v in optimizer.items() if k in ("momentum", "b1", "b2")}
-  registry.check_share("optimizer: ", below_one=True, **momenta)
-  registry.check_at_least("optimizer: ", 0, eps=optimizer.get("eps", 0))
+  registry.check_share("optimizer: ", below_one=True, momentum=optimizer.get("momentum", 0))
   return made
 
 

@@ -41,7 +41,7 @@ def maps(seed, n):
   """Inputs of three layers for n images, each image with a mean of its own."""
   draws = np.random.RandomState(seed)
   return tuple(
-    LayerInput(path, (draws.randn(n, *shape) + draws.randn(n, 1, 1, 1)).astype(np.float32), kind)
+    LayerInput(path, jnp.float32(draws.randn(n, *shape) + draws.randn(n, 1, 1, 1)), kind)
     for path, kind, shape in LAYERS
   )
 
@@ -72,7 +72,7 @@ def jitted(rule):
 def run(rule, seed, running, key=None):
   values = [x.value for x in maps(seed, len(LABELS))]
   key = jax.random.key(0) if key is None else key
-  return jitted(rule)(values, np.array(LABELS), running, key)
+  return jitted(rule)(values, jnp.array(LABELS), running, key)
 
 
 def expected(rule, seeds):
@@ -162,7 +162,7 @@ def test_gradient_of_match(name):
   rule = RULES[name]._replace(momentum=0.0)
   values = tuple(x.value for x in maps(1, len(LABELS)))
   running, key = layer_statistics.start(rule, REAL), jax.random.key(0)
-  loss = jax.jit(lambda v: jitted(rule)(v, np.array(LABELS), running, key)[0])
+  loss = jax.jit(lambda v: jitted(rule)(v, jnp.array(LABELS), running, key)[0])
   grad = jax.jit(jax.grad(loss))(values)
   draws = np.random.RandomState(0)  # uphill everywhere, so that the slope is above rounding
   way = tuple(np.sign(g) * np.float32(draws.rand(*g.shape)) for g in grad)
@@ -176,7 +176,7 @@ def test_gradient_in_the_pixels_through_a_network(rule):
   """Without memory, as above; steps are small, so that few ReLUs change sides."""
   t = small.teacher()
   variables, real = jax.tree.map(jnp.asarray, (t.variables, small.teacher_statistics()))
-  rule, labels = rule._replace(momentum=0.0), np.array([0, 1, 0, 2, 2])
+  rule, labels = rule._replace(momentum=0.0), jnp.array([0, 1, 0, 2, 2])
   running, key = layer_statistics.start(rule, real), jax.random.key(0)
 
   @jax.jit
@@ -198,7 +198,7 @@ def test_statistics_of_other_networks_are_refused():
   other = REAL.replace(layers=REAL.layers[::-1])
   with pytest.raises(LtddError, match="not those of the teacher"):
     layer_statistics.match(
-      Rule(), maps(1, 5), np.array(LABELS), VARIABLES, other, running, jax.random.key(0)
+      Rule(), maps(1, 5), jnp.array(LABELS), VARIABLES, other, running, jax.random.key(0)
     )
 
 
@@ -220,7 +220,7 @@ def test_densification(labels):
 
 
 def test_densification_is_exactly_zero_at_one_image_a_class():
-  x, labels = 20 * faint(4), np.arange(4)
+  x, labels = 20 * faint(4), jnp.arange(4)
   value, grad = jax.value_and_grad(objectives.densification)(x, labels)
   assert value == 0
   assert not np.any(grad)
@@ -231,7 +231,7 @@ def test_equal_images_have_finite_gradients():
   x = np.concatenate([np.repeat(faint(1), 4, 0), np.zeros((3, 32, 32, 1), np.float32)])
   two = np.asarray(objectives.eigenvalues(jnp.full((2, 2), float(np.sum(x[0] ** 2)))))
   np.testing.assert_allclose(two, [0, 2 * np.sum(x[0] ** 2)], atol=1e-5)
-  labels = np.array([0, 0, 1, 1, 2, 2, 2])
+  labels = jnp.array([0, 0, 1, 1, 2, 2, 2])
   value, grad = jax.value_and_grad(objectives.densification)(x, labels)
   np.testing.assert_allclose(value, ref.densification(x, labels, 4.0), rtol=1e-4)
   assert np.isfinite(grad).all()
@@ -239,7 +239,7 @@ def test_equal_images_have_finite_gradients():
 
 def test_gradient_of_densification():
   """d/dl of KL(q || p) at fixed q is p - q, and q is held fixed."""
-  x, labels = faint(5), np.array([0, 1, 0, 0, 1])
+  x, labels = faint(5), jnp.array([0, 1, 0, 0, 1])
   grad = jax.jit(jax.grad(objectives.densification))(x, labels)
   way = faint(5, 1)
   q, scores = {}, []
@@ -268,12 +268,12 @@ def test_equal_eigenvalues_differentiate_as_symmetric_functions():
 def test_flatness():
   draws = np.random.RandomState(0)
   logits, slow, way = (4 * draws.randn(3, 5).astype(np.float32) for _ in range(3))
-  flat = lambda x: objectives.flatness(x, slow)
+  flat = lambda x: objectives.flatness(jnp.asarray(x), jnp.asarray(slow))
   want = lambda x: ref.flatness(x, slow, 4.0)
   np.testing.assert_allclose(flat(logits), want(logits), rtol=1e-5)
   slope = (want(logits + 1e-4 * np.float64(way)) - want(logits - 1e-4 * np.float64(way))) / 2e-4
   np.testing.assert_allclose(jnp.vdot(jax.grad(flat)(logits), way), slope, rtol=1e-4)
-  assert not np.any(jax.grad(lambda s: objectives.flatness(logits, s))(slow))
+  assert not np.any(jax.grad(lambda s: objectives.flatness(jnp.asarray(logits), s))(slow))
 
 
 @pytest.mark.parametrize("curriculum", CURRICULA)
@@ -285,7 +285,7 @@ def test_crop_scale(curriculum, milestone):
 
 
 def test_a_traced_scale_of_one_leaves_the_image_whole(key):
-  x = faint(2, side=8)
+  x = jnp.asarray(faint(2, side=8))
 
   @jax.jit
   def view(key, step):

@@ -80,7 +80,7 @@ def test_padded_crop_shifts_the_image_over_black(key):
   views = make(crop_scale=None, padding=2, flip=False, mix=None)
   got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
   padded = augment.normalize_pixels(
-    np.pad(IMAGES / np.float32(255), ((0, 0), (2, 2), (2, 2), (0, 0))), (0.4,), (0.3,)
+    jnp.pad(IMAGES / np.float32(255), ((0, 0), (2, 2), (2, 2), (0, 0))), (0.4,), (0.3,)
   )
   for i in range(5):
     windows = (padded[i, y : y + 8, x : x + 8] for y in range(5) for x in range(5))

@@ -93,7 +93,7 @@ def test_two_views_train_another_teacher(one_by_one):
     ({"num_epochs": 0}, r"config\.teacher\.num_epochs is 0; expected 1 or more"),
     ({"batch_size": 0}, r"config\.teacher\.batch_size is 0; expected 1 or more"),
     ({"views": 0}, r"config\.teacher\.views is 0; expected 1 or more"),
-    ({"optimizer": {"name": "sgd"}}, r"config\.teacher\.optimizer: missing key 'lr'"),
+    ({"optimizer": {"name": "sgd"}}, "lr=None; expected 0 or more"),
     ({"objective": {"name": "cross_entopy"}}, "Did you mean 'cross_entropy'"),
     ({"derive": ({"name": "recalibrate"},)}, "Did you mean 'recalibrate_bn'"),
   ],
