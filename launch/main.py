@@ -13,6 +13,7 @@ from typing import Any
 from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported, and so above the other imports
+startup.stop_in_one_line()
 
 from absl import app, flags, logging  # noqa: E402
 

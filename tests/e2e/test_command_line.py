@@ -173,6 +173,24 @@ def test_the_program_says_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["main", "calibrate"])
+@pytest.mark.parametrize("stop", ["os.kill(os.getpid(), signal.SIGTERM)", "Garbage()"])
+def test_a_stop_at_any_time_is_one_line(name, stop):
+  """Also one that falls into a callback of the garbage collector."""
+  code = f"""
+import os, signal, time
+from launch import {name}
+class Garbage:
+  def __del__(self):
+    raise KeyboardInterrupt
+{stop}
+time.sleep(60)
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.stderr == "error: stopped before the end; no file is half written.\n"
+  assert done.returncode == 130
+
+
 def test_help_does_not_import_jax():
   code = "import sys; from launch import main; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
