@@ -111,14 +111,29 @@ def setup_jax(
 
   Returns:
     What was set.
+
+  Raises:
+    LtddError: fewer than one device, or other processes that are not found.
   """
   import jax
 
+  from ltdd_jax.core.registry import check_at_least
+  from ltdd_jax.core.types import LtddError
+
+  if num_cpu_devices is not None:
+    check_at_least("", 1, cpu_devices=num_cpu_devices)
   if distributed:
     names = ("num_processes", "process_id")
     values = {k: os.environ.get(f"JAX_{k.upper()}") for k in names}
-    there: dict[str, Any] = {k: int(v) for k, v in values.items() if v}
-    jax.distributed.initialize(**there)
+    try:
+      there: dict[str, Any] = {k: int(v) for k, v in values.items() if v}
+      jax.distributed.initialize(**there)
+    except (ValueError, RuntimeError) as error:
+      raise LtddError(
+        f"distributed: the other processes were not found: {error} Outside Cloud TPU, Slurm, MPI "
+        "and Kubernetes set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; for one "
+        "process leave it out."
+      ) from error
   return Facts(_set_cpu_devices(num_cpu_devices), _set_cache(cache_dir), distributed)
 
 
