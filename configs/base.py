@@ -16,7 +16,8 @@ from ml_collections.config_dict import placeholder
 
 from configs import methods
 from ltdd_jax import distil
-from ltdd_jax.core.config import parse_arg, with_defaults
+from ltdd_jax.core.config import parse_arg, suggest, with_defaults
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.specs import SPECS
 from ltdd_jax.labels import sources as label_sources
@@ -51,11 +52,12 @@ TAUS: dict[str, dict[str, Any]] = {  # a grid to compare ADSA's tau with: tau050
 
 def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
   """Parses a config's argument and checks the names in it."""
-  args = parse_arg(arg, calibrators="few", recipe="", **defaults)
-  if args.preset not in PRESETS:
-    raise LtddError(f"preset={args.preset}: expected one of {', '.join(PRESETS)}")
-  if args.method not in methods.METHODS:
-    raise LtddError(f"method={args.method}: expected one of {', '.join(methods.METHODS)}")
+  defaults |= {"calibrators": "few", "recipe": ""}
+  args = parse_arg(arg, **defaults)
+  if args.preset == "smoke":
+    args = parse_arg(arg, **defaults | {"ipc": 2})
+  check_choice("preset", args.preset, PRESETS)
+  check_choice("method", args.method, methods.METHODS)
   return args
 
 
@@ -82,7 +84,7 @@ def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str
     if unknown := [name for name in names if name not in known]:
       raise LtddError(
         f"calibrators={kind}: {unknown[0]!r} is unknown; expected few, all, priors, or names with "
-        f"+ between them out of {', '.join(known)}"
+        f"+ between them out of {', '.join(known)}. {suggest(unknown[0], known)}".rstrip(". ")
       )
     return {name: known[name] for name in names}
   if dataset not in SPECS:
@@ -268,9 +270,11 @@ def limit_steps(config: ConfigDict, most: int) -> None:
 
 
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
-  """A minute or less: everything runs and nothing is learned; the split is the real one."""
+  """A minute or less: everything runs and nothing is learned; the split is the real one.
+
+  Two images a class, unless `ipc` says otherwise (`arguments`).
+  """
   small_networks(config, depth=2, width=8)
-  config.distil.images_per_class = min(config.distil.images_per_class, 2)
   if args.recipe:
     recipe(config, args.recipe)
   shrink(

@@ -15,14 +15,13 @@ plain+adsa).
 """
 
 from configs import base, perturbation
-from ltdd_jax.core.types import LtddError
+from ltdd_jax.core.registry import check_choice
 
 
 def get_config(arg: str | None = None):
   """See the module's docstring."""
   args = base.arguments(arg, dataset="digits", method="sre2l", ipc=0, seed=0, preset="cpu")
-  if args.dataset not in perturbation.DATASETS:
-    raise LtddError(f"dataset={args.dataset}: expected one of {', '.join(perturbation.DATASETS)}")
+  check_choice("dataset", args.dataset, perturbation.DATASETS)
   _, ipc = perturbation.DATASETS[args.dataset]
   config = base.of_dataset(args, ipc=args.ipc or ipc)
   config.study = {

@@ -13,7 +13,7 @@ preset (full, cpu, smoke), calibrators (few, all, priors, or names: plain+adsa).
 """
 
 from configs import base
-from ltdd_jax.core.types import LtddError
+from ltdd_jax.core.registry import check_choice
 
 NETWORKS = {
   "convnet3": {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"},
@@ -31,12 +31,11 @@ def get_config(arg: str | None = None):
     arg, dataset="cifar10", networks="", method="sre2l", imbalance=100.0, ipc=10, seed=0,
     preset="full",
   )  # fmt: skip
-  if args.dataset not in DATASETS:
-    raise LtddError(f"dataset={args.dataset}: expected one of {', '.join(DATASETS)}")
+  check_choice("dataset", args.dataset, DATASETS)
   small = "convnet3+resnet18" if args.dataset == "digits" else "+".join(NETWORKS)
   names = (args.networks or small).split("+")
-  if unknown := [name for name in names if name not in NETWORKS]:
-    raise LtddError(f"networks={args.networks}: {unknown[0]!r} is not in {', '.join(NETWORKS)}")
+  for name in names:
+    check_choice("a name in networks", name, NETWORKS)
   config = base.of_dataset(args, imbalance=args.imbalance, recipe=args.recipe or "rd3")
   config.study = {"name": "networks", "networks": {name: NETWORKS[name] for name in names}}
   return config

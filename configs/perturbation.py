@@ -17,7 +17,7 @@ one has.
 
 from configs import base
 from ltdd_jax import calibrate
-from ltdd_jax.core.types import LtddError
+from ltdd_jax.core.registry import check_choice
 
 DATASETS = {"digits": (50.0, 5), "cifar10": (100.0, 10)}  # imbalance, images per class
 
@@ -27,8 +27,7 @@ def get_config(arg: str | None = None):
   args = base.arguments(
     arg, dataset="digits", method="sre2l", imbalance=0.0, ipc=0, matched=True, seed=0, preset="cpu"
   )
-  if args.dataset not in DATASETS:
-    raise LtddError(f"dataset={args.dataset}: expected one of {', '.join(DATASETS)}")
+  check_choice("dataset", args.dataset, DATASETS)
   imbalance, ipc = DATASETS[args.dataset]
   config = base.of_dataset(args, imbalance=args.imbalance or imbalance, ipc=args.ipc or ipc)
   cross(config, args)

@@ -7,13 +7,12 @@
 
 import logging as std_logging
 import pathlib
-import signal
 import sys
-from typing import Any
 
 from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported, and so above the other imports
+startup.stop_in_one_line()
 
 from absl import app, flags, logging  # noqa: E402
 
@@ -48,8 +47,6 @@ def main(argv: list[str]) -> int:
   """Calls `interop`; errors for the user are one message."""
   from ltdd_jax.core.types import LtddError
 
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops like Ctrl-C, and cleans up
-  sys.unraisablehook = raise_again
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
   try:
@@ -60,22 +57,7 @@ def main(argv: list[str]) -> int:
   except LtddError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  except KeyboardInterrupt:
-    print("error: stopped before the end; no file is half written.", file=sys.stderr)
-    return 130
   return 0
-
-
-def raise_again(unraisable: Any) -> None:
-  """Raises a stop again that fell into a callback of the garbage collector (JAX has one).
-
-  Python drops what is raised there, and the program would go on to its end as if nobody had asked.
-  """
-  if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-    sys.__unraisablehook__(unraisable)
-    return
-  signal.signal(signal.SIGALRM, signal.default_int_handler)
-  signal.setitimer(signal.ITIMER_REAL, 0.05)  # when the callback has returned
 
 
 def _run() -> None:

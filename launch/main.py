@@ -13,6 +13,7 @@ from typing import Any
 from ltdd_jax.core import startup
 
 startup.tune_host()  # before jax is imported, and so above the other imports
+startup.stop_in_one_line()
 
 from absl import app, flags, logging  # noqa: E402
 
@@ -72,12 +73,13 @@ def parse_flags(argv: list[str]) -> list[str]:
   overrides = [arg for arg in argv[1:] if re.match(r"--?config\.", arg)]
   try:
     program, *rest = flags.FLAGS([arg for arg in argv if arg not in overrides])
+    if rest:
+      raise flags.Error(f"unexpected {' '.join(rest)!r}; values are given as --config.KEY=VALUE")
+    if not _CONFIG.value or not _WORKDIR.value:
+      raise flags.Error("--config and --workdir are needed; --help lists all flags")
   except flags.Error as error:
-    sys.exit(f"error: {error}")
-  if rest:
-    sys.exit(f"error: unexpected {' '.join(rest)!r}; values are given as --config.KEY=VALUE")
-  if _CONFIG.value is None or _WORKDIR.value is None:
-    sys.exit("error: --config and --workdir are needed; --help lists all flags")
+    print(f"error: {str(error).strip()}", file=sys.stderr)
+    sys.exit(2)
   return [program, *overrides]
 
 

@@ -21,7 +21,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import filelock
@@ -156,7 +156,7 @@ class Workdir:
     barrier("artefact fetched")
     if not self.exists(stage):
       return "ready" if not self._writes and self._cached(stage, mark) else "missing"
-    meta = self._check(stage, config, inputs)
+    (meta,) = self.check([(stage, config, inputs)])
     if note := provenance.difference(meta["versions"]):
       logging.info("%s: made with %s; results may differ by rounding", stage, note)
     return "ready"
@@ -166,11 +166,20 @@ class Workdir:
     if files.is_local(folder) and folder.exists() and any(p.is_file() for p in folder.iterdir()):
       raise LtddError(f"{folder} has files but no {META}: it is no artefact. Delete {folder}")
 
-  def _check(self, stage: str, config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
-    meta = manifest.read_meta(self.folder(stage))
-    if meta["fingerprint"] != fingerprint(config, inputs):
-      raise LtddError(mismatch.explain(self.path, meta, config, inputs))
-    return meta
+  def check(self, wanted: Iterable[tuple[str, Any, Mapping[str, str]]]) -> list[dict[str, Any]]:
+    """Reads the manifests of those stages, of (name, config, inputs), that have an artefact.
+
+    Raises:
+      LtddError: some are of another config or inputs, all of which are named; or one is damaged.
+    """
+    found = [
+      (manifest.read_meta(self.folder(stage)), config, inputs)
+      for stage, config, inputs in wanted
+      if self.exists(stage)
+    ]
+    if bad := [x for x in found if x[0]["fingerprint"] != fingerprint(*x[1:])]:
+      raise LtddError(mismatch.explain(self.path, bad))
+    return [meta for meta, *_ in found]
 
   def _cached(self, stage: str, mark: str) -> bool:
     return self.cache is not None and (self.cache / stage / mark / META).exists()
@@ -261,7 +270,7 @@ class Workdir:
     }
     if self._writes:
       if self.exists(stage):
-        self._check(stage, config, inputs)
+        self.check([(stage, config, inputs)])
       else:
         self._write(stage, config_lib.canonical(meta, "meta"), arrays, trees, folders)
         self._offer(stage, meta["fingerprint"])

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ltdd_jax.core import files
+from ltdd_jax.core.config import suggest
 from ltdd_jax.core.types import LtddError
 
 _OVERRIDE = re.compile(r"--?config\.([\w.-]+)(?:=(.*))?", re.DOTALL)
@@ -30,7 +31,9 @@ def read_config(name: str) -> dict[str, Any]:
   text, colon, arg = name.partition(":")
   path = files.path(text)
   if path.suffix != ".py" or not path.is_file():
-    raise LtddError(f"--config is {name}: there is no config file {path}; expected a .py file")
+    there = [p.name for p in path.parent.glob("*.py")]
+    text = f"--config is {name}: there is no config file {path}; expected a .py file. "
+    raise LtddError((text + suggest(path.name, there)).rstrip(". "))
   spec = importlib.util.spec_from_file_location("config_file", path)
   assert spec is not None  # the file ends in .py
   assert spec.loader is not None

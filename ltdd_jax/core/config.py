@@ -123,10 +123,11 @@ def diff(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 # ---- checks against signatures ----
 
 
-def suggest(name: str, options: Iterable[str]) -> str:
+def suggest(name: Any, options: Iterable[str]) -> str:
   """Says "Did you mean 'x'?" for the nearest option, or nothing."""
-  near = difflib.get_close_matches(str(name), list(options), n=1)
-  return f"Did you mean {near[0]!r}?" if near else ""
+  known = {option.lower(): option for option in options}
+  near = difflib.get_close_matches(str(name).lower(), known, n=1)
+  return f"Did you mean {known[near[0]]!r}?" if near else ""
 
 
 def parameters(factory: Factory, skip_positional: bool = True) -> dict[str, inspect.Parameter]:

@@ -39,9 +39,11 @@ def path(name: Pathlike) -> epath.Path:
   """The path that a user means: `~` is expanded, `gs://...` stays.
 
   Raises:
-    LtddError: an object store that is not known, or whose package is not installed.
+    LtddError: it is empty, or an object store that is not known or whose package is not installed.
   """
   text = os.path.expanduser(os.fspath(name))
+  if not text:
+    raise LtddError("a path is empty; expected the name of a file or folder, or . for this folder")
   scheme, colon, _ = text.partition("://")
   if colon and scheme not in _PACKAGES:
     known = " or ".join(f"{scheme}://" for scheme in _PACKAGES)
@@ -237,9 +239,10 @@ def explained(
     full = full or "ENOSPC" in str(error) or "No space left" in str(error)
     if full or (need is not None and _free(folder) < need):  # NumPy's error has no number
       raise LtddError(_full(what, folder, need)) from error
+    why = getattr(error, "strerror", None) or error
     raise LtddError(
-      f"{what}: could not be written in {folder}: {error}. Artefacts that were finished before "
-      "stay valid; give the same command again once this is mended."
+      f"{what}: could not be written in {folder}: {why}. Expected a folder that can be written in; "
+      "mend that or name another one. What was finished before stays valid."
     ) from error
 
 

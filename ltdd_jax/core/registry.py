@@ -38,7 +38,9 @@ def make(
 def check_choice(where: str, value: Any, known: Collection[Any]) -> None:
   """Raises LtddError for a value that is none of those known."""
   if value not in known:
-    raise LtddError(f"{where} is {value!r}; expected one of {', '.join(map(repr, known))}")
+    hint = config.suggest(value, map(str, known))
+    text = f"{where} is {value!r}; expected one of {', '.join(map(repr, known))}. {hint}"
+    raise LtddError(text.rstrip(". "))
 
 
 def check_at_least(where: str, least: float, **numbers: float) -> None:

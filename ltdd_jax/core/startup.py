@@ -2,6 +2,7 @@
 
   from ltdd_jax.core import startup
   startup.tune_host()                # before `import jax`
+  startup.stop_in_one_line()
   facts = startup.setup_jax()        # before the first array
 
 This module imports neither JAX nor NumPy, so that `tune_host` can come first.
@@ -9,6 +10,7 @@ This module imports neither JAX nor NumPy, so that `tune_host` can come first.
 
 import ctypes
 import os
+import signal
 import sys
 from typing import Any, NamedTuple
 
@@ -58,6 +60,33 @@ def tune_host() -> bool:
   return [libc.mallopt(*pair) for pair in _MALLOPT.values()] == [1] * len(_MALLOPT)
 
 
+def stop_in_one_line() -> None:
+  """Makes Ctrl-C and SIGTERM one line and exit code 130, whatever the program is doing."""
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops like Ctrl-C, and cleans up
+  sys.excepthook = _say_stop
+  sys.unraisablehook = raise_again
+
+
+def _say_stop(kind: type[BaseException], *error: Any) -> None:
+  if not issubclass(kind, KeyboardInterrupt):
+    sys.__excepthook__(kind, *error)
+    return
+  print("error: stopped before the end; no file is half written.", file=sys.stderr)
+  sys.exit(130)
+
+
+def raise_again(unraisable: Any) -> None:
+  """Raises a stop again that fell into a callback of the garbage collector (JAX has one).
+
+  Python drops what is raised there, and the program would go on to its end as if nobody had asked.
+  """
+  if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+    sys.__unraisablehook__(unraisable)
+    return
+  signal.signal(signal.SIGALRM, signal.default_int_handler)
+  signal.setitimer(signal.ITIMER_REAL, 0.05)  # when the callback has returned
+
+
 def setup_jax(
   num_cpu_devices: int | None = None,
   cache_dir: str | os.PathLike[str] | None = DEFAULT_CACHE,
@@ -82,14 +111,29 @@ def setup_jax(
 
   Returns:
     What was set.
+
+  Raises:
+    LtddError: fewer than one device, or other processes that are not found.
   """
   import jax
 
+  from ltdd_jax.core.registry import check_at_least
+  from ltdd_jax.core.types import LtddError
+
+  if num_cpu_devices is not None:
+    check_at_least("", 1, cpu_devices=num_cpu_devices)
   if distributed:
     names = ("num_processes", "process_id")
     values = {k: os.environ.get(f"JAX_{k.upper()}") for k in names}
-    there: dict[str, Any] = {k: int(v) for k, v in values.items() if v}
-    jax.distributed.initialize(**there)
+    try:
+      there: dict[str, Any] = {k: int(v) for k, v in values.items() if v}
+      jax.distributed.initialize(**there)
+    except (ValueError, RuntimeError) as error:
+      raise LtddError(
+        f"distributed: the other processes were not found: {error} Outside Cloud TPU, Slurm, MPI "
+        "and Kubernetes set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; for one "
+        "process leave it out."
+      ) from error
   return Facts(_set_cpu_devices(num_cpu_devices), _set_cache(cache_dir), distributed)
 
 

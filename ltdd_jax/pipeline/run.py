@@ -13,9 +13,11 @@ from absl import logging
 
 from ltdd_jax.artefacts import checkpoint
 from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import files
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import progress as progress_lib
+from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.pipeline import check, graph, results
 from ltdd_jax.pipeline.context import Context
@@ -52,10 +54,12 @@ def run(
     LtddError: anything wrong with the config, the data or the work directory.
     checkpoint.Interrupted: a signal asked to stop; the work is saved.
   """
+  check_at_least("", 0, checkpoint_seconds=checkpoint_seconds)
   config, kinds = check.check(config), selected(stage)
   ctx, work = Context(config), workdir_lib.Workdir(workdir, cache=cache)
   stages = graph.make_stages(ctx)
   read = [s for s in stages if KINDS.index(s.kind) <= KINDS.index(kinds[-1])]
+  work.check((s.name, s.config, s.inputs) for s in read)
   status = {s.name: work.status(s.name, s.config, s.inputs) for s in read}
   todo = [s for s in read if s.kind in kinds]
   check.check_with_data(ctx, [s.name for s in todo if status[s.name] == "missing"])
@@ -87,9 +91,10 @@ def selected(stage: str | None) -> tuple[str, ...]:
     return KINDS
   only, _, name = stage.rpartition(":")
   if name not in KINDS or only not in ("", "only"):
+    hint = config_lib.suggest(name, KINDS)
     raise LtddError(
       f"--stage is {stage!r}; expected one of {', '.join(KINDS)} (run up to and including it), or "
-      "'only:' before one of them (run it alone, from artefacts that are there)"
+      f"'only:' before one of them (run it alone, from artefacts that are there). {hint}".rstrip()
     )
   return (name,) if only else KINDS[: KINDS.index(name) + 1]
 

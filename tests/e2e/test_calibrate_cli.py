@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import calibrate as launcher
-
 ROOT = pathlib.Path(__file__).parents[2]
 K, N, E = 30, 120, 2
 
@@ -206,21 +204,6 @@ def test_a_stop_leaves_nothing(tmp_path):
   assert "Traceback" not in errors
   assert running.returncode == 130
   assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_stop_within_a_garbage_collection_is_not_lost(monkeypatch):
-  class Garbage:
-    def __del__(self):
-      raise KeyboardInterrupt
-
-  monkeypatch.setattr(sys, "unraisablehook", launcher.raise_again)
-  handler = signal.getsignal(signal.SIGALRM)
-  try:
-    Garbage()
-    with pytest.raises(KeyboardInterrupt):
-      time.sleep(10)
-  finally:
-    signal.signal(signal.SIGALRM, handler)
 
 
 # ---- docs ----

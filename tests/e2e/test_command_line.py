@@ -1,5 +1,6 @@
 """The command line: any value of a config, one line for each mistake, and nothing done in vain."""
 
+import shutil
 import subprocess
 import sys
 
@@ -115,6 +116,7 @@ def test_what_is_no_config_file(tmp_path):
     ("config.txt", "", "expected a .py file"),
     ("empty.py", "", "has no function get_config"),
     ("number.py", "get_config = lambda: 5", "returns a int; expected a dict"),
+    ("numbers.py", None, r"Did you mean 'number.py'\?"),
   ):
     if content is not None:
       (tmp_path / name).write_text(content)
@@ -142,6 +144,19 @@ def test_only_what_is_to_be_made_is_traced(tmp_path, monkeypatch):
   assert traced == ["sre2l", "sre2l"]
 
 
+def test_what_another_config_made_is_named_at_once(tmp_path):
+  config = digits_lt.get_config("preset=smoke,calibrators=plain+adsa+probe")
+  with Workdir(tmp_path) as work:
+    for stage in graph.make_stages(Context(check.check(config))):
+      work.commit(stage.name, config=stage.config, inputs=stage.inputs, arrays={})
+  config.student.num_epochs += 1
+  with pytest.raises(LtddError, match=r"num_epochs: 3 -> 4 \(probe, student\)\nUse") as error:
+    pipeline.run(config, tmp_path, dry_run=True)
+  for folder in str(error.value).partition("made so: ")[2].split():
+    shutil.rmtree(folder)
+  pipeline.run(config, tmp_path, dry_run=True)
+
+
 def test_a_home_folder_is_not_a_folder_of_that_name(monkeypatch, tmp_path):
   monkeypatch.setenv("HOME", str(tmp_path))
   work = Workdir("~/runs", cache="~/cache")
@@ -165,11 +180,45 @@ def test_the_program_says_one_line(tmp_path):
   store = program(*both, "--compile_cache=ftp://host/cache")
   assert store.returncode == 2
   assert store.stderr.startswith("error: path ftp://host/cache: expected a local path")
-  for args, text in ((both[:2], "--workdir are needed"), ((*both, "x"), "unexpected 'x'")):
-    done = program(*args)
-    assert done.returncode == 1
-    assert text in done.stderr
-    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  ("flag", "text"),
+  [
+    ("x", "unexpected 'x'; values are given as --config.KEY=VALUE"),
+    ("--workdir=", "--config and --workdir are needed"),
+    ("--tua=1", "Unknown command line flag 'tua'"),
+    ("--cpu_devices=0", "cpu_devices is 0; expected 1 or more"),
+    ("--checkpoint_seconds=-1", "checkpoint_seconds is -1.0; expected 0 or more"),
+    ("--cache=", "a path is empty; expected the name of a file or folder"),
+    ("--distributed", "coordinator_address should be defined"),
+    ("--stage=distill", "Did you mean 'distil'?"),
+  ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, flag, text):
+  done = program("--config", CONFIG, f"--workdir={tmp_path}", "--dry_run", flag)
+  assert done.returncode == 2
+  assert done.stderr.splitlines()[-1].startswith("error: ")
+  assert text in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["main", "calibrate"])
+@pytest.mark.parametrize("stop", ["os.kill(os.getpid(), signal.SIGTERM)", "Garbage()"])
+def test_a_stop_at_any_time_is_one_line(name, stop):
+  """Also one that falls into a callback of the garbage collector."""
+  code = f"""
+import os, signal, time
+from launch import {name}
+class Garbage:
+  def __del__(self):
+    raise KeyboardInterrupt
+{stop}
+time.sleep(60)
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.stderr == "error: stopped before the end; no file is half written.\n"
+  assert done.returncode == 130
 
 
 def test_help_does_not_import_jax():

@@ -1,5 +1,6 @@
 """Every config: all its parts can be made, in every preset, and the smoke preset runs."""
 
+import functools
 import importlib
 
 import jax
@@ -102,6 +103,13 @@ def test_every_method_has_its_settings(method, real_size_source):
   check.check_with_data(Context(small))
 
 
+def test_smoke_makes_few_images_unless_told_otherwise():
+  study = importlib.import_module("configs.bound").get_config
+  for get in (functools.partial(get_config, "digits_lt"), study):
+    for arg, ipc in (("", 2), (",ipc=3", 3), (",ipc=1", 1)):
+      assert get(f"preset=smoke{arg}").distil.images_per_class == ipc
+
+
 def test_edc_has_eight_networks_and_all_images_in_a_batch():
   config = get_config("cifar10_lt", "method=edc,ipc=50")
   assert len(config.teacher.models) == 8
@@ -199,9 +207,10 @@ def test_folder_with_everything_unequal(tmp_path):
   ("arg", "message"),
   [
     ("methd=random", "Did you mean 'method'"),
-    ("method=sre2", "method=sre2: expected one of"),
+    ("method=sre2", r"method is 'sre2'; expected one of .* Did you mean 'sre2l'\?"),
+    ("recipe=SRe2L_KL", r"unknown recipe 'SRe2L_KL'. Did you mean 'sre2l_kl'\?"),
     ("ipc=many", "ipc"),
-    ("preset=big", "preset=big"),
+    ("preset=smok", r"preset is 'smok'; expected .* Did you mean 'smoke'\?"),
     ("calibrators=plain+asda", "'asda' is unknown; expected few, all, priors, or names"),
   ],
 )

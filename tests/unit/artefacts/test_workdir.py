@@ -133,14 +133,32 @@ def test_another_config_is_shown_with_what_to_delete(work):
     work.status("teacher", new, {})
   run = work.path
   assert str(error.value) == (
-    f"{run}/teacher was made with another config:\n"
-    "  teacher.lr: 0.1 -> 0.2\n"
-    "  teacher.wd: (absent) -> null\n"
-    f"Use another --workdir, or delete {run}/teacher and what was made from it: "
-    f"{run}/distil/x {run}/label"
+    f"{run} has artefacts that were made with another config:\n"
+    "  teacher.lr: 0.1 -> 0.2 (teacher)\n"
+    "  teacher.wd: (absent) -> null (teacher)\n"
+    "Use another --workdir, or delete all that was made so: "
+    f"{run}/distil/x {run}/label {run}/teacher"
   )
   with pytest.raises(LtddError, match="made with another config"):
     commit(work, config=new)
+
+
+def test_all_that_differs_is_shown_at_once(work):
+  a = commit(work)
+  b = commit(work, "distil/x", inputs={"teacher": a.meta["fingerprint"]})
+  for name in ("label/x", "label/y"):
+    commit(work, name, inputs={"distil/x": b.meta["fingerprint"]})
+  new = CONFIG | {"seed": 1}
+  wanted = [("teacher", new, {}), ("distil/x", CONFIG, {"teacher": "1"}), ("missing", new, {})]
+  wanted += [(name, new, {"distil/x": "2"}) for name in ("label/x", "label/y")]
+  with pytest.raises(LtddError) as error:
+    work.check(wanted)
+  assert str(error.value) == (
+    f"{work.path} has artefacts that were made with another config:\n"
+    "  seed: 0 -> 1 (label, teacher)\n"
+    "Use another --workdir, or delete all that was made so: "
+    f"{work.path}/distil {work.path}/label {work.path}/teacher"
+  )
 
 
 def test_another_version_of_the_code_is_another_artefact(work, tmp_path):
@@ -150,7 +168,7 @@ def test_another_version_of_the_code_is_another_artefact(work, tmp_path):
   commit(work, config=old)
   assert work.status("teacher", old, {}) == "ready"
   for ask in (work.status, functools.partial(commit, work)):
-    with pytest.raises(LtddError, match=r"other results:\n  version.teacher: 1 -> 2\nUse another"):
+    with pytest.raises(LtddError, match=r"other results:\n  version.teacher: 1 -> 2 \(te"):
       ask("teacher", new, {})
   with workdir_lib.Workdir(tmp_path / "other", work.cache) as other:
     assert other.status("teacher", new, {}) == "missing"
@@ -163,10 +181,10 @@ def test_another_input_is_named(work):
   with pytest.raises(LtddError) as error:
     work.status("distil/x", CONFIG, {"teacher": "3" * 64, "data": "2" * 64})
   text = str(error.value)
-  assert "was made from other inputs" in text
-  assert "teacher: 111111111111 -> 333333333333" in text
+  assert "were made from other inputs" in text
+  assert "input teacher: 111111111111 -> 333333333333 (distil)" in text
   assert "data" not in text
-  assert f"delete {work.path}/distil/x" in text
+  assert text.endswith(f" {work.path}/distil")
 
 
 def test_other_versions_of_jax_are_only_noted(work, caplog, monkeypatch):
@@ -373,7 +391,9 @@ def test_the_lock_is_released_on_errors(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
   (tmp_path / "file").write_text("")
   with (
-    pytest.raises(LtddError, match=r"work directory .*could not be written"),
+    pytest.raises(
+      LtddError, match=r"work directory .*could not be written .*: Not a dir.*\. Expected a f"
+    ),
     workdir_lib.Workdir(tmp_path / "file" / "run"),
   ):
     pass

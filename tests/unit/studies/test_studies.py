@@ -139,7 +139,7 @@ def test_networks_get_what_the_recipe_gives_them_and_keep_changes(real_size_sour
   assert lrs() == [1e-4, 1e-3, 2.5e-3, 1e-3, 5e-4]  # in alphabetical order
   config["student"]["optimizer"]["lr"] = 3e-3
   assert lrs() == [3e-3] * 5
-  with pytest.raises(LtddError, match="networks=vgg16: 'vgg16' is not in convnet3, "):
+  with pytest.raises(LtddError, match=r"networks is 'vgg16'; .* Did you mean 'vgg11'"):
     networks_config.get_config("networks=vgg16")
 
 
@@ -188,7 +188,7 @@ def test_what_studies_refuse(tmp_path):
   with pytest.raises(LtddError, match=r"rule is 'as_is'; .* needs 'ltdd' or"):
     bound_study.at_factor(plain, 10.0)
   for module in (perturbation_config, bound_config):
-    with pytest.raises(LtddError, match="dataset=mnist: expected one of digits, cifar10"):
+    with pytest.raises(LtddError, match="dataset is 'mnist'; expected one of 'digits', 'cifar10'"):
       module.get_config("dataset=mnist")
 
 
