@@ -268,7 +268,7 @@ def limit_steps(config: ConfigDict, most: int) -> None:
 
 
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
-  """A minute or less: everything runs and nothing is learned; the split is the real one."""
+  """A minute or two: everything runs and nothing is learned; the split is the real one."""
   small_networks(config, depth=2, width=8)
   config.distil.images_per_class = min(config.distil.images_per_class, 2)
   if args.recipe:
