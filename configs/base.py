@@ -270,7 +270,7 @@ def limit_steps(config: ConfigDict, most: int) -> None:
 
 
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
-  """A minute or less: everything runs and nothing is learned; the split is the real one.
+  """A minute or two: everything runs and nothing is learned; the split is the real one.
 
   Two images a class, unless `ipc` says otherwise (`arguments`).
   """

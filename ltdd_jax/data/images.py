@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import class_folders
 from ltdd_jax.data.specs import DatasetSpec, DataSource
 
 # What Pillow raises for files that it cannot turn into pixels.
@@ -130,8 +131,20 @@ def make_source(
 ) -> DataSource:
   """Makes a data source of what is in a `DataSource`, with `labels` of "train" and "test".
 
-  Sizes are those found; mean and std are those of `known`, or else measured.
+  Sizes are those found; mean and std are those of `known`, or else measured. Classes without an
+  image are noted.
+
+  Raises:
+    LtddError: fewer than two classes.
   """
+  if len(class_names) < 2:
+    raise LtddError(f"{name}: found {len(class_names)} class; expected two or more.")
+  notes = list(notes)
+  for split, found in labels.items():
+    present = set(found.tolist())
+    empty = [c for i, c in enumerate(class_names) if i not in present]
+    which = f"{len(empty)} of {len(class_names)} classes: {class_folders.some(empty)}"
+    notes += [f"{split}: no image of {which}"] if empty else []
   train, test = labels["train"], labels["test"]
   if known is None:
     mean, std = measure(functools.partial(read, "train"), len(train))

@@ -18,6 +18,10 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks
 
 _SEEDS = {"ltdd": 42, "ldam": 0, "counts": 42, "as_is": 0}  # the published ones, by rule
+WHY_EMPTY = (  # for messages about classes without a training image
+  "Labels that skip a class, a test set with more classes, or a config.data.imbalance_factor too "
+  "large for the smallest classes may be the cause."
+)
 
 
 class Split(NamedTuple):

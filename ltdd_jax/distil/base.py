@@ -22,6 +22,7 @@ import numpy as np
 
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import Distilled, LtddError, Slots
+from ltdd_jax.data import longtail
 
 
 class Network(NamedTuple):
@@ -180,6 +181,7 @@ def check_resources(
   if len(empty):
     raise LtddError(
       f"method {name!r} copies real images, but classes {empty.tolist()} have slots and no "
-      "training image. Give them no slots, or use a method that needs none, such as 'sre2l'."
+      f"training image. {longtail.WHY_EMPTY} Mend that, give the classes no slots, or use a method "
+      "that needs no real image, such as 'sre2l'."
     )
   return method.notes(have, want)

@@ -291,8 +291,8 @@ def _check_calibrator(ctx: Context, row: Row) -> None:
   if "prior" in calibrator.needs and len(empty):
     raise LtddError(
       f"calibrator {row.calibrator!r} needs the log frequency of every class, but classes "
-      f"{empty.tolist()} have no training image. Leave them out of the data set, or use "
-      "calibrators without a prior, such as 'none'"
+      f"{empty.tolist()} of data source {ctx.source.spec.name!r} have no training image. "
+      f"{longtail.WHY_EMPTY} Mend that, or use calibrators without a prior, such as 'none'"
     )
 
 
@@ -332,7 +332,8 @@ def _check_method(ctx: Context, images: str) -> Collection[str]:
   options = ("batch_size", "jpeg_quality", "dtype")
   check_options(method, **{k: ctx.config["distil"][k] for k in options})
   res = {need: RESOURCES[need].shapes(ctx, images) for need in method.needs}
-  distil.check_resources(images, method, slots, res, env)
+  with _within(f"data source {ctx.source.spec.name!r}"):
+    distil.check_resources(images, method, slots, res, env)
   if "file" in method.needs:
     return res["file"].keys()
   few = Slots(*(x[: env.num_classes] for x in slots))

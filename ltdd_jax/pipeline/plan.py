@@ -21,6 +21,7 @@ def data(ctx: Context) -> str:
     f"{spec.num_classes} classes of {counts.max():,} to {counts.min():,}; images "
     f"{'x'.join(map(str, spec.image_shape))} uint8, "
     f"{counts.sum() * int(np.prod(spec.image_shape)):,} bytes on the device{also}"
+    + "".join(f"\n  {note}" for note in ctx.source.notes)
   )
 
 
@@ -54,7 +55,8 @@ def distil(ctx: Context, *, images: str) -> str:
   config, shape = ctx.config["distil"], ctx.source.spec.image_shape
   size = min(n, config["batch_size"] or n) if method.batching == "batches" else n
   quality, names = config["jpeg_quality"], ctx.teacher_names(images)
-  how = f"{-(-n // size)} batches of {size}, {method.num_steps:,} steps each"
+  batches = -(-n // size)
+  how = f"{batches} batch{'es' * (batches > 1)} of {size}, {method.num_steps:,} steps each"
   several = "teachers" in method.needs and len(ctx.networks) > 1
   return (
     f"{n:,} images {'x'.join(map(str, shape))} {config['dtype'] or method.dtype}, "

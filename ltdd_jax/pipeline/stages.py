@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from ltdd_jax import calibrate
 from ltdd_jax.core.types import Teacher
@@ -54,6 +55,8 @@ class Product(NamedTuple):
 
 def data_stage(ctx: Context, session: loop.Session) -> Product:
   split = ctx.split()
+  for note in ctx.source.notes:
+    logging.info("data: %s", note)
   arrays = {"indices": split.indices, "labels": split.labels, "counts": ctx.counts}
   test_counts = np.bincount(ctx.test_data.labels, minlength=ctx.source.spec.num_classes)
   extra = {

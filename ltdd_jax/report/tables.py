@@ -121,6 +121,12 @@ def _group_sentence(results: Mapping[str, Any]) -> str:
   return f"Groups by rule `{results['group_rule']}`: {'; '.join(sizes)}."
 
 
+def _top1(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The name of the column, which says so if classes have no test image."""
+  tested = [x is not None for x in rows[0]["per_class"]]
+  return "top-1" if all(tested) else f"top-1 of {sum(tested)} of {len(tested)} classes"
+
+
 def present_groups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   """Those of head, mid and tail that have a class; two classes, for one, have no mid."""
   return [g for g in GROUPS if any(g in r["groups"] for r in rows)]
@@ -134,7 +140,7 @@ def group_cells(row: Mapping[str, Any], groups: Sequence[str]) -> list[str]:
 def students_table(results: Mapping[str, Any]) -> str:
   """The main table."""
   groups = present_groups(results["rows"])
-  header = ["images", "labels", "calibrator", "tau", "top-1", "best top-1", *groups]
+  header = ["images", "labels", "calibrator", "tau", _top1(results["rows"]), "best top-1", *groups]
   header += ["worst class", "seeds", *SIZES]
   rows = [
     [
@@ -164,7 +170,7 @@ def teachers_table(results: Mapping[str, Any]) -> str:
   """One line for each teacher."""
   groups = present_groups(results["teachers"])
   rows = [[r["name"], plus_minus(r["top1"]), *group_cells(r, groups)] for r in results["teachers"]]
-  return table(["teacher", "top-1", *groups], rows)
+  return table(["teacher", _top1(results["teachers"]), *groups], rows)
 
 
 def short(row: Mapping[str, Any]) -> str:
@@ -189,7 +195,7 @@ def stages_table(results: Mapping[str, Any]) -> str:
   """Time and memory of each stage."""
   rows = []
   for name, s in results["stages"].items():
-    done = "skipped" if s["skipped"] else ""
+    done = "skipped" if s["skipped"] else "run"
     rows.append([name, f"{s['seconds']:.1f}", f"{s['peak_bytes'] / 1e6:,.0f}", done])
   return table(["stage", "seconds", "peak MB", "this time"], rows)
 
@@ -205,8 +211,10 @@ def _calibrations(results: Mapping[str, Any]) -> list[str]:
     if (r["images"], r["labels"]) not in known:  # the same for all calibrators
       header.append(f"{r['images']} before")
       columns.append(r["calibration"]["confidence_before"])
-    header.append(f"{r['images']} {short(r)}")
-    columns.append(r["calibration"]["confidence_after"])
+    after = r["calibration"]["confidence_after"]
+    if any(x is not None for x in after):  # else the message says what was done
+      header.append(f"{r['images']} {short(r)}")
+      columns.append(after)
   rows = [
     [name, *(or_dash(column[c], ".3f") for column in columns)]
     for c, name in enumerate(results["class_names"])

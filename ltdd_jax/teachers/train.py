@@ -6,13 +6,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.registry import check_at_least, check_choice
-from ltdd_jax.core.types import ArrayData, Teacher
+from ltdd_jax.core.types import ArrayData, LtddError, Teacher
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import feed
 from ltdd_jax.data.specs import DatasetSpec
@@ -93,6 +94,7 @@ def train_teachers(
   networks, found = build_models(spec, models), {}
   for keys in alike(networks):
     model = networks[keys[0]]
+    is_finite = jax.jit(functools.partial(_is_finite, model, spec))
     trained = many.train(
       [_network(key, len(data.labels), batch_size, seed) for key in keys],
       functools.partial(supervised.init_state, model, tx, image_shape=spec.image_shape),
@@ -104,6 +106,11 @@ def train_teachers(
     )
     for i, key in enumerate(keys):
       found[key] = Teacher(key, model, many.member(trained.state.variables, i))
+      if not is_finite(found[key].variables, data.images[:batch_size]):
+        raise LtddError(
+          f"teacher/{key}: its parameters or logits of training images hold NaN or infinity after "
+          "the last step, expected finite numbers; lower config.teacher.optimizer.lr."
+        )
   training = recalibrate.Training(data, spec, tuple(augment), batch_size, seed, session)
   for derive_step in steps:
     found = {key: derive_step(found[key], training) for key in sorted(found)}
@@ -116,6 +123,14 @@ def alike(networks: Mapping[str, nn.Module]) -> list[list[str]]:
   for key in sorted(networks):
     groups.setdefault(networks[key], []).append(key)
   return [*groups.values()]
+
+
+def _is_finite(model: nn.Module, spec: DatasetSpec, variables: Any, images: jax.Array) -> jax.Array:
+  logits: Any = model.apply(
+    variables, augment_lib.normalize(images, spec.mean, spec.std), train=False
+  )
+  floats = jax.tree.leaves((logits, variables))
+  return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
 
 
 def _network(teacher: str, num_images: int, batch_size: int, seed: int) -> many.Network:

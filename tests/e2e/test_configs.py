@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 
 import jax
 import numpy as np
@@ -200,7 +201,10 @@ def test_folder_with_everything_unequal(tmp_path):
     assert row["groups"]["head"]["classes"] == [0]
     assert "tail" not in row["groups"]
   assert any("cow: 2 slots" in n or "class 2: 2 slots" in n for n in results["notes"])
-  assert "not balanced" in (tmp_path / "run" / "report" / "report.md").read_text()
+  text = (tmp_path / "run" / "report" / "report.md").read_text()
+  assert "not balanced" in text
+  assert text.count("| top-1 of 2 of 3 classes |") == 2
+  assert re.search(r"\| +data \|.*\| +run \|", text)
 
 
 @pytest.mark.parametrize(
@@ -228,4 +232,6 @@ def test_plan_says_steps_and_parameters(real_size_source):
   config = check.check(get_config("cifar10_lt", "preset=full"))
   ctx = Context(config)
   assert "11,173,962 parameters" in plan.teacher(ctx)
+  ctx.source = ctx.source._replace(notes=("test: skipped 1",))
   assert "12,406 of 50,000" in plan.data(ctx)
+  assert "\n  test: skipped 1" in plan.data(ctx)

@@ -140,6 +140,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
   ):
     assert name in out
   assert "parameters" in out
+  assert "; 1 batch of 20, 3 steps each" in out
   assert not workdir.exists()
 
 

@@ -80,6 +80,14 @@ def test_arrays_without_names_or_channels(arrays):
   assert source.spec.image_shape == (6, 6, 1)
 
 
+def test_classes_without_an_image_are_noted(arrays):
+  arrays |= {"y_train": np.arange(9) % 2 * 2, "y_test": np.arange(6) % 2}
+  assert open_source("arrays", arrays=arrays).notes == (
+    "train: no image of 1 of 3 classes: 1",
+    "test: no image of 1 of 3 classes: 2",
+  )
+
+
 def test_given_constants_replace_measured_ones(arrays):
   source = open_source("arrays", arrays=arrays, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
   assert source.spec.mean == (0.5, 0.4, 0.3)
@@ -112,6 +120,10 @@ def test_a_constant_channel_can_still_be_normalised(arrays):
     ({"classes": ["a", "b"]}, r"y_train\[2\] is 2: expected labels in \[0, 2\)"),
     ({"classes": ["a", "b", "a"]}, r"expected k different strings"),
     ({"y_test": None}, r"y_test is object"),
+    (
+      {k: np.zeros(n, int) for k, n in (("y_train", 9), ("y_test", 6))},
+      "found 1 class; expected two",
+    ),
   ],
 )
 def test_bad_arrays(arrays, change, message):
@@ -359,7 +371,7 @@ def test_folder_may_call_its_test_set_val_and_lack_a_class_there(folder):
   shutil.rmtree(folder / "val" / "ant")
   source = open_source(f"folder:{folder}", image_size=6)
   assert source.test_labels.tolist() == [1]
-  assert source.notes == ("test: no folder for 1 of 2 classes: ant",)
+  assert source.notes == ("test: no image of 1 of 2 classes: ant",)
 
 
 def _no_test(folder):

@@ -275,7 +275,7 @@ def test_configs_that_are_wrong_by_themselves(path, value, message):
     ("data.imbalance_factor", 0.5, "imbalance_factor"),
     ("data.num_test", 3, "num_test is 3"),
     ("teacher.models.teacher.norm", "instance", "'teacher' has no batch norm"),
-    ("data.counts", [9, 9, 9, 9, 9, 9, 9, 9, 9, 0], r"classes \[9\]"),
+    ("data.counts", [9, 9, 9, 9, 9, 9, 9, 9, 9, 0], r"'digits': .*classes \[9\].*imbalance"),
     ("report.groups", "halves", "halves"),
     ("calibrate.calibrators.adsa.tau_rang", [0, 1], "Did you mean 'tau_range'"),
     ("calibrate.calibrators.adsa.target_prior", [0.5, 0.5], "adsa: .* 2 entries; there are 10"),
@@ -316,9 +316,11 @@ def source(names=("a", "b", "c"), seed=0, pixels=0):
   )
 
 
-def test_artefacts_of_another_class_map_or_other_data_are_refused(config, tmp_path, monkeypatch):
+def test_artefacts_of_another_class_map_or_other_data_are_refused(
+  config, tmp_path, monkeypatch, caplog
+):
   config["data"] |= {"rule": "as_is", "imbalance_factor": 1.0, "num_test": None}
-  here = source()
+  here = source()._replace(notes=("test: skipped 1",))
   others = (
     (source(("c", "b", "a")), r'identity\.classes: \["a", "b", "c"\] -> \["c", "b", "a"\]'),
     (source(seed=1), r"identity\.split"),
@@ -329,7 +331,9 @@ def test_artefacts_of_another_class_map_or_other_data_are_refused(config, tmp_pa
   data, *_ = graph.make_stages(ctx)
   with Workdir(tmp_path) as work:
     ctx.workdir = work
-    run_stage(data, ctx, checkpoint_seconds=30.0, show_progress=False)
+    with caplog.at_level("INFO"):
+      run_stage(data, ctx, checkpoint_seconds=30.0, show_progress=False)
+    assert "data: test: skipped 1" in caplog.text
     for other, message in others:
       monkeypatch.setattr(sources, "open_source", lambda *_, other=other, **kw: other)
       data, *_ = graph.make_stages(Context(config))

@@ -32,6 +32,13 @@ def test_two_classes_have_no_column_for_mid():
   assert row.replace(" ", "") == "|net|55.0|90.0|20.0|"
 
 
+def test_confidences_that_are_not_known_have_no_column():
+  found = {"confidence_before": [0.5, 0.5], "confidence_after": [None, None], "message": "probed"}
+  row = {"images": "x", "labels": "teacher", "calibrator": "probe", "calibration": found}
+  *_, text = tables._calibrations({"rows": [row], "class_names": "ab"})
+  assert text.splitlines()[0].replace(" ", "") == "|class|xbefore|"
+
+
 @pytest.mark.parametrize("name", ["a|b", "a\nb", "a\tb", "a\x00b", "a\u2028b", "a\udcffb"])
 def test_any_name_stays_in_its_cell(name):
   text = tables.table(["class", "top-1"], [[name, "50.0"]])

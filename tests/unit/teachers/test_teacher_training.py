@@ -103,6 +103,12 @@ def test_bad_arguments_are_refused_before_work(kwargs, message):
     train_teachers("auto", models={"a": NET}, **kwargs)
 
 
+@pytest.mark.parametrize("lr", [1e8, 1e10])  # of infinite logits, of infinite batch statistics
+def test_a_teacher_that_is_not_finite_is_refused(lr):
+  with pytest.raises(LtddError, match=r"teacher/a: its .* after the last step.*teacher\.optimizer"):
+    train_teachers("auto", models={"a": NET}, optimizer={"name": "sgd", "lr": lr}, num_epochs=1)
+
+
 def test_unknown_way():
   with pytest.raises(LtddError, match=r"teacher\.parallel is 'all'; expected one of 'auto'"):
     train_teachers("all")
