@@ -17,17 +17,17 @@ startup.stop_in_one_line()
 from absl import app, flags, logging  # noqa: E402
 
 _LOGITS = flags.DEFINE_string(
-  "logits", None, "(n, k) or (epochs, n, k) floats: z.npy, store.npz:logits, z.safetensors:name"
+  "logits", None, "(n, k) or (..., n, k) floats: z.npy, store.npz:logits, z.safetensors:name"
 )  # fmt: skip
 _LABELS = flags.DEFINE_string(
-  "labels", None, "(n,) or (epochs, n) integers, the classes that images were distilled for; the "
+  "labels", None, "(n,) or (..., n) integers, the classes that images were distilled for; the "
   "same formats, and .txt .csv .json"
 )  # fmt: skip
 _COUNTS = flags.DEFINE_string("counts", None, "(k,) training images of each class")
 _OUT = flags.DEFINE_string("out", None, "file to write, .npz or .npy")
 _CALIBRATOR = flags.DEFINE_string("calibrator", "adsa", "a name in ltdd_jax.calibrate.CALIBRATORS")
 _ARGS = flags.DEFINE_string(
-  "calibrator_args", None, "its arguments: criterion=marginal,tau_range=(0,2)"
+  "calibrator_args", None, "its arguments: 'criterion=marginal,tau_range=(0,2)', in quotes"
 )
 _TARGET_PRIOR = flags.DEFINE_string(
   "target_prior", None, "(k,) class frequencies of a test set that is not balanced"

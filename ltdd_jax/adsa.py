@@ -38,7 +38,8 @@ MESSAGES = {  # by status
   "uniform": "tau = 0: all classes have equally many training images, no prior to remove.",
   "flat": "tau = {tau:.3f}, but the objective is flat ({change}): these logits do not determine "
   "tau. Fit on the augmented views that students see (random resized crop, flip, CutMix).",
-  "bound": "tau = {tau:.3f}, the lower bound: {change}. A tau_range from -1 searches below.",
+  "bound": "tau = {tau:.3f}, the lower bound: {change}. Check the order of class_counts; if it is "
+  "right, a tau_range from -1 searches below.",
   "edge": "tau = {tau:.3f} is no minimum but an edge, of tau_range or of where a few classes "
   "take everything: {change}. Check labels and class_counts, or widen tau_range.",
 }
@@ -73,7 +74,7 @@ def fit(
 
   Raises:
     ValueError: what does not fit; a NaN or infinite logit, a label outside [0, k) or a class
-      without training images, naming the first; logits that are the same for all classes.
+      without training images, naming the first; probabilities, or the same logit for all classes.
 
   Example:
     >>> logits = np.array([[2.0, 0.0], [0.5, 0.0]], np.float32)
@@ -85,10 +86,11 @@ def fit(
 
 
 def align(logits: Any, class_counts: Any, tau: Any, *, centered: bool = False) -> jax.Array:
-  """Returns `logits - tau * log pi` for logits (..., k): pure, jit-able, at least float32.
+  """Returns `logits - tau * log pi` for logits (..., k): jit-able, at least float32.
 
   With `centered`, `log pi` has mean zero, so that the mean of each row stays: for losses on logits.
   """
+  check_tau(tau)
   z = jnp.asarray(logits)
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
   if isinstance(class_counts, jax.core.Tracer):
@@ -101,10 +103,16 @@ def align(logits: Any, class_counts: Any, tau: Any, *, centered: bool = False) -
 
 def confidence(logits: Any, labels: Any, class_counts: Any, tau: float) -> ndarray:
   """Returns `q_c(tau)`, (k,) float64, NaN for classes without an image; arguments as of `fit`."""
-  if not math.isfinite(tau):
-    raise ValueError(f"tau is {tau}; expected a finite number.")
+  check_tau(tau)
   rows = Rows(logits, labels).alive()
   return class_means(rows, log_frequencies(class_counts, rows.k), np.array([float(tau)]))[0]
+
+
+def check_tau(tau: Any) -> None:
+  """Raises ValueError unless tau is one number, and finite unless it is traced."""
+  single = isinstance(tau, int | float) or getattr(tau, "shape", None) == ()
+  if not single or not (isinstance(tau, jax.core.Tracer) or math.isfinite(tau)):
+    raise ValueError(f"tau is {tau!r:.40}; expected a finite number, as `fit(...).tau` is.")
 
 
 def search(rows: "Rows", log_prior: ndarray, tau_range: Any) -> AdsaResult:
@@ -140,8 +148,7 @@ def grid(tau_range: Any, log_prior: ndarray) -> ndarray:
   widest = _SAFE / max(np.ptp(log_prior), UNIFORM)
   if max(hi, 0) - min(lo, 0) > widest:
     raise ValueError(
-      f"tau_range is {tau_range}; with these class_counts it may be {widest:.1f} wide, zero "
-      "included."
+      f"tau_range is {tau_range}; with these counts it may be {widest:.1f} wide, zero included."
     )
   return np.linspace(lo, hi, math.ceil(round((hi - lo) / _STEP, 6)) + 1)
 
@@ -218,8 +225,7 @@ class Rows:
       shapes = " or ".join(str(s) for s in dict.fromkeys((self.lead[-1:], self.lead)))
       raise ValueError(f"labels have shape {y.shape}; logits of shape {z.shape} need {shapes}.")
     if (bad := np.flatnonzero((y < 0) | (y >= self.k))).size:
-      wrong = f"label {y.flat[bad[0]]} (number {bad[0]})"
-      raise ValueError(f"{wrong} is outside [0, {self.k}), the classes of the logits.")
+      raise ValueError(f"label {y.flat[bad[0]]} (number {bad[0]}) is outside [0, {self.k}).")
     if np.ptp(y) == 0:
       raise ValueError("fewer than two classes have an image: there is no spread to minimise.")
     self.labels, self.n = y.reshape(-1).astype(np.int32), math.prod(self.lead)
@@ -239,7 +245,10 @@ class Rows:
       yield start, z, self.labels[np.arange(start, stop) % len(self.labels)]
 
   def alive(self) -> "Rows":
-    """Refuses logits that say nothing in any row; most are read no further than the first block."""
+    """Refuses probabilities and rows that say nothing; mostly reads no more than a block."""
+    first = self._read(0, min(self.size, self.n))
+    if first.min() >= 0 and np.all(np.abs(first.sum(1, dtype=np.float64) - 1) < 1e-2):
+      raise ValueError("rows are probabilities. Expected logits; if lost, give log(probabilities).")
     if not any((z.max(1) != z.min(1)).any() for _, z, _ in self.blocks()):
       raise ValueError("logits are the same for all classes in every row: the teacher is dead.")
     return self
@@ -259,8 +268,5 @@ def log_frequencies(class_counts: Any, k: int) -> ndarray:
   if not np.all((counts >= 0) & (counts < np.inf)):
     raise ValueError(f"class_counts is {counts}; expected numbers of training images.")
   if counts.min() <= 0:
-    raise ValueError(
-      f"class {int(np.argmin(counts))} has no training image, so its log frequency is minus "
-      "infinity. Add one to every count, or leave the class out."
-    )
+    raise ValueError(f"class {counts.argmin()} has no training image. Add one to every count.")
   return np.log(counts / counts.sum())

@@ -82,7 +82,7 @@ def adsa_vector(
     what = f"bias of slope {float(params.tau):.3f} on log pi, scalar tau {float(params.anchor):.3f}"
     reason = lbfgs.REASONS[int(params.reason)]
     if float(params.anchor) == 0 == tau_range[0] and reason not in ("uniform", "flat"):
-      what += ", its lower bound (see tau_range)"
+      what += ", its lower bound (check the order of class counts; see tau_range)"
     extra = {"criterion": criterion, "anchor": base.plain(params.anchor)}
     return bias_report(params, what, CRITERIA[criterion]) | extra
 

@@ -29,6 +29,7 @@ class Calibration(NamedTuple):
   class_counts: np.ndarray  # (k,) float64
   report: dict[str, Any]  # of the calibrator, with its "message"
   calibrator: str  # its name
+  agreement: float  # share of rows whose largest logit is the label's
   out: pathlib.Path | None
 
 
@@ -36,8 +37,8 @@ def calibrate_logits(logits: Any, labels: Any, counts: Any, **options: Any) -> C
   """Removes the long-tail bias from a teacher's logits and gives soft labels.
 
   Args:
-    logits: (n, k) or (epochs, n, k) floats, on distilled images or on augmented views of them.
-    labels: (n,) or (epochs, n) integers, the classes that the images were distilled for.
+    logits: (n, k) or (..., n, k) floats, on distilled images or on augmented views of them.
+    labels: (n,) or (..., n) integers, the classes that the images were distilled for.
     counts: (k,) training images of each class, or anything proportional to them.
     **options: `out`, `calibrator` and the other keyword arguments of `prepare`.
 
@@ -53,6 +54,12 @@ def calibrate_logits(logits: Any, labels: Any, counts: Any, **options: Any) -> C
     >>> round(done.tau, 2), done.soft_labels.shape
     (0.54, (2, 2))
   """
+  known = config.parameters(prepare)
+  for key in options.keys() - known.keys():
+    raise LtddError(
+      f"calibrate_logits: unexpected argument {key!r}; expected some of {', '.join(known)}. What a "
+      f"calibrator takes goes into calibrator_args: {{{key!r}: {options[key]!r:.40}}}."
+    )
   return run(prepare(logits, labels, counts, **options))
 
 
@@ -61,7 +68,7 @@ def run(job: Job) -> Calibration:
   log_prior = longtail.log_prior(job.counts)
   params = job.calibrator.fit(job.source, job.labels, log_prior)
   report = job.calibrator.report(params)
-  sums = np.zeros((2, job.rows.k))
+  sums = np.zeros((3, job.rows.k))
   blocks = _blocks(job, lambda z: job.calibrator.apply(params, z, log_prior), sums)
   if job.out is not None:
     beside = lambda: _beside(job, _finished(job, report, sums))
@@ -75,12 +82,13 @@ def run(job: Job) -> Calibration:
 
 
 def _finished(job: Job, report: dict[str, Any], sums: np.ndarray) -> Calibration:
-  before, after = sums / np.where(job.rows.counts, job.rows.counts, np.nan)
+  before, after = sums[:2] / np.where(job.rows.counts, job.rows.counts, np.nan)
+  agreement = sums[2].sum() / job.rows.n
   if "target_prior" in report and "confidence_after" in report:  # of the fit, before that step
     aligned = {"confidence_aligned": report["confidence_after"]}
     report = report | aligned | {"confidence_after": base.plain(after)}
   return Calibration(
-    None, float(report["tau"]), before, after, job.counts, report, job.name, job.out
+    None, float(report["tau"]), before, after, job.counts, report, job.name, agreement, job.out
   )
 
 
@@ -115,7 +123,8 @@ def _blocks(
   Args:
     job: says what labels are.
     calibrated: logits (r, k) -> float32 (r, k).
-    sums: (2, k), to which true-class probabilities before and after are added by class.
+    sums: (3, k), to which true-class probabilities before and after, and the rows whose largest
+      logit is the label's, are added by class.
 
   Raises:
     LtddError: a row that is not finite, or labels that the dtype cannot hold.
@@ -127,7 +136,8 @@ def _blocks(
     out = calibrated(z)
     labels = out if job.kind == "logits" else jax.nn.softmax(out / job.temperature)
     of_class = lambda x: jnp.take_along_axis(jax.nn.softmax(x), y[:, None], 1)[:, 0]
-    return (labels, jnp.stack([of_class(z), of_class(out)])), streaming.finite_rows(z)
+    stats = jnp.stack([of_class(z), of_class(out), z.argmax(1) == y])
+    return (labels, stats), streaming.finite_rows(z)
 
   k = job.rows.k
   parts = streaming.each(job.rows, np.ones(k), lambda start, z, y, weights: step(z, y))

@@ -1,6 +1,5 @@
 """Logits, labels and class counts, from files or arrays, checked against each other."""
 
-import math
 import os
 from typing import Any
 
@@ -11,8 +10,6 @@ from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import base
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.interop import read
-
-_PROBED = 1000  # rows of logits that are looked at before work starts
 
 
 def open_logits(value: Any) -> tuple[str, Any]:
@@ -25,7 +22,7 @@ def open_logits(value: Any) -> tuple[str, Any]:
     What messages call them, and a row source.
 
   Raises:
-    LtddError: a bad file, no floats, no rows, or probabilities instead of logits.
+    LtddError: a bad file, no floats, or no rows.
   """
   text, source = "logits", value
   if isinstance(value, str | os.PathLike):
@@ -43,13 +40,7 @@ def _check_logits(text: str, source: Any) -> None:
     raise LtddError(f"{text}: {source.dtype} of shape {shape}; expected floats (..., n, k).")
   if len(shape) < 2 or 0 in shape or k < 2:
     raise LtddError(
-      f"{text}: shape {shape}; expected (n, k) or (epochs, n, k): rows of k logits, k at least 2."
-    )
-  first = source.rows(0, min(_PROBED, math.prod(shape[:-1]))).astype(np.float32)
-  if first.min() >= 0 and np.all(np.abs(first.sum(1) - 1) < 1e-2):
-    raise LtddError(
-      f"{text}: rows are probabilities: none is negative and each sums to 1. Expected logits, from "
-      "before the softmax. Where only probabilities are left, give their logarithms."
+      f"{text}: shape {shape}; expected (n, k) or (..., n, k): rows of k logits, k at least 2."
     )
 
 
@@ -111,7 +102,8 @@ def check_counts(
     smoothing: added to every count.
 
   Raises:
-    LtddError: another number of classes, negative or other numbers, a class without an image.
+    LtddError: another number of classes, negative or other numbers, a class without an image,
+      frequencies with smoothing.
   """
   base.check_number("calibrate_logits", "smoothing", smoothing)
   if counts.dtype.kind not in "iuf":
@@ -126,6 +118,11 @@ def check_counts(
   if bad.size:
     raise LtddError(
       f"{text}: class {bad[0]} has {counts[bad[0]]:g}; expected a number of training images."
+    )
+  if smoothing and abs(counts.sum() - 1) < 1e-2:
+    raise LtddError(
+      f"{text}: the sum is {counts.sum():.4g}, so these are frequencies, and smoothing is "
+      f"{smoothing:g} images. Expected numbers of training images, or no smoothing."
     )
   counts = counts + smoothing
   empty = np.flatnonzero(counts == 0)

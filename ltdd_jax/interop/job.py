@@ -56,7 +56,7 @@ def prepare(
   *,
   out: str | os.PathLike[str] | None = None,
   calibrator: str = "adsa",
-  calibrator_args: Mapping[str, Any] | None = None,
+  calibrator_args: Mapping[str, Any] | str | None = None,
   target_prior: Any = None,
   temperature: float = 1.0,
   kind: str = "probabilities",
@@ -73,7 +73,7 @@ def prepare(
     logits: as for `calibrate_logits`; so are labels and counts.
     out: an .npz or .npy file to write, block by block, or None for an array in memory.
     calibrator: a name in `ltdd_jax.calibrate.CALIBRATORS`.
-    calibrator_args: its arguments.
+    calibrator_args: its arguments, or a text of them as of `parse_args`.
     target_prior: (k,) class frequencies of a test set that is not balanced, for calibrators that
       take it.
     temperature: that logits are divided by before the softmax.
@@ -90,7 +90,8 @@ def prepare(
   k = source.shape[-1]
   labels_text, y = inputs.open_vector(labels, "labels")
   counts_text, n = inputs.open_vector(counts, "counts")
-  args = dict(calibrator_args or {})
+  given_args = calibrator_args or {}
+  args = parse_args(given_args) if isinstance(given_args, str) else dict(given_args)
   if target_prior is not None:
     args["target_prior"] = _target_argument(calibrator, args, target_prior, k)
   y, rows = inputs.check_labels(labels_text, y, source)
@@ -176,7 +177,7 @@ def parse_args(text: str | None) -> dict[str, Any]:
   except (ValueError, SyntaxError) as error:
     raise LtddError(
       f"calibrator arguments {text!r}: expected key=value, separated by commas, such as "
-      "tau_range=(0,2),bootstrap=200"
+      "'tau_range=(0,2),bootstrap=200' (in quotes, as shells read parentheses)"
     ) from error
   keys = [key for key, _ in pairs]
   for key in keys:

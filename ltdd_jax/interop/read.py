@@ -77,7 +77,7 @@ def _check_readable(name: Name) -> None:
   except FileNotFoundError as error:
     there = folder.is_dir()
     near = config.suggest(path.name, [p.name for p in folder.iterdir()]) if there else ""
-    place = f"in {folder}" if there else f"and no folder {folder}"
+    place = f"in the folder {str(folder)!r}" if there else f"and no folder {folder}"
     raise LtddError(
       f"{name.text}: there is no file {path.name} {place}. {near}".rstrip()
     ) from error

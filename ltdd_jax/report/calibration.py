@@ -21,6 +21,8 @@ def describe(found: Calibration) -> str:
   With `max_head_drop`, then a table of head and tail along tau.
   """
   lines = [f"{found.calibrator}: {found.report.get('message', '')}".rstrip(" :"), _tau(found)]
+  shares = f"{100 * found.agreement:.1f} % of rows (chance: {100 / len(found.class_counts):.1f} %)"
+  lines += [f"The largest logit is that of the label in {shares}."]
   title = "Class confidences: mean probability that labels give to the class of the image."
   if "target_prior" in found.report:
     title += " After is with the step to target_prior."

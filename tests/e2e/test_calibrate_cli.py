@@ -43,7 +43,8 @@ finally:
   print({"jax", "numpy"} & set(sys.modules))
 """
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-  assert "--logits: (n, k) or (epochs, n, k) floats" in done.stdout
+  assert "--logits: (n, k) or (..., n, k) floats" in done.stdout
+  assert "'criterion=marginal,tau_range=(0,2)'" in done.stdout
   assert done.stdout.endswith("set()\n")
 
 

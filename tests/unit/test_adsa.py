@@ -117,7 +117,10 @@ def test_negative_tau_only_by_its_range():
   logits, labels = biased(COUNTS, -1.0)
   result = adsa.fit(logits, labels, COUNTS)
   assert (result.tau, result.status) == (0.0, "bound")
-  assert "A tau_range from -1 searches below" in result.message
+  assert (
+    "Check the order of class_counts; if it is right, a tau_range from -1 searches"
+    in result.message
+  )
   result = adsa.fit(logits, labels, COUNTS, tau_range=(-3, 3))
   assert result.tau == pytest.approx(-1.0, abs=0.2)
   assert result.status == "fitted"
@@ -192,6 +195,8 @@ def bad_logits(value, where=(2, 1)):
     (LOGITS[0], LABELS, COUNTS, r"shape \(3,\); expected floats"),
     (LOGITS.astype(int), LABELS, COUNTS, "int64.*expected floats"),
     (LOGITS[:0], LABELS[:0], COUNTS, r"shape \(0, 3\)"),
+    (jax.nn.softmax(LOGITS), LABELS, COUNTS, r"rows are probabilities\. Expected logits; if lost"),
+    (jax.nn.softmax(LOGITS).astype(jnp.bfloat16), LABELS, COUNTS, "rows are probabilities"),
   ],
 )
 def test_bad_input(logits, labels, counts, message):
@@ -256,9 +261,19 @@ def test_images_that_are_all_the_same_do_not_make_a_dead_teacher():
   assert adsa.fit(logits, LABELS, COUNTS).status in adsa.STATUSES
 
 
-def test_confidence_at_no_tau():
-  with pytest.raises(ValueError, match="tau is nan; expected a finite number"):
-    adsa.confidence(LOGITS, LABELS, COUNTS, math.nan)
+@pytest.mark.parametrize("tau", [math.nan, jnp.inf, "0.7", None, np.ones(3), (0.7,)])
+def test_no_tau(tau):
+  with pytest.raises(ValueError, match=r"tau is .*; expected a finite number"):
+    adsa.confidence(LOGITS, LABELS, COUNTS, tau)
+  with pytest.raises(ValueError, match=r"tau is .*; expected a finite number"):
+    adsa.align(LOGITS, COUNTS, tau)
+
+
+def test_a_result_is_no_tau():
+  with pytest.raises(ValueError, match=r"tau is AdsaResult\(tau=.*; expected .*`fit\(...\)\.tau`"):
+    adsa.align(LOGITS, COUNTS, adsa.fit(LOGITS, LABELS, COUNTS))
+  with pytest.raises(ValueError, match=r"tau is .*\[3\]"):
+    jax.jit(adsa.align, static_argnums=1)(LOGITS, COUNTS, np.ones(3))
 
 
 def test_align_refuses_empty_classes():
@@ -283,7 +298,7 @@ def test_the_file_works_alone(tmp_path):
   shutil.copy(pathlib.Path(adsa.__file__), tmp_path / "adsa.py")
   code = (
     "import sys, numpy as np, adsa; "
-    "adsa.fit(np.eye(2, dtype=np.float32), np.arange(2), [9, 1]); "
+    "adsa.fit(2 * np.eye(2, dtype=np.float32), np.arange(2), [9, 1]); "
     "assert not {'flax', 'ltdd_jax', 'scipy'} & set(sys.modules)"
   )
   subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

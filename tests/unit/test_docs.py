@@ -3,9 +3,11 @@
 import pathlib
 import pkgutil
 import re
+import subprocess
 
 import pytest
 
+from ltdd_jax import calibrate, interop
 from tests import readme_commands
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -41,6 +43,18 @@ def test_links_lead_somewhere(page):
     assert target.exists(), f"{page}: {link}: there is no such file"
     if anchor:
       assert anchor in anchors(target), f"{page}: {link}: there is no such heading"
+
+
+def test_calibrator_arguments_pass_a_shell():
+  text = (ROOT / "docs/how-to/calibrate_logits.md").read_text()
+  found = re.findall(r"`(?:--calibrator=(\w+) )?(--calibrator_args=[^`]+)`", text)
+  assert len(found) == 2
+  for name, flag in found:
+    word = subprocess.run(
+      ["bash", "-c", f"echo {flag}"], capture_output=True, check=True, text=True
+    )
+    args = interop.parse_args(word.stdout.strip().partition("=")[2])
+    assert calibrate.make_calibrator(name or "adsa", **args)
 
 
 def test_a_heading_is_found_once():

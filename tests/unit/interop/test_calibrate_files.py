@@ -287,6 +287,8 @@ def test_target_priors_and_intervals(tmp_path):
   assert low < found.tau < high
   text = calibration.describe(found)
   assert f"95 % interval {low:.4f} to {high:.4f}" in text
+  share = 100 * (LOGITS.argmax(-1) == LABELS).mean()
+  assert f"The largest logit is that of the label in {share:.1f} % of rows (chance: 20.0 %)" in text
 
 
 def test_what_a_bound_on_the_head_trades():
@@ -320,12 +322,15 @@ def test_smoothing_adds_to_every_count():
 
 
 def test_parse_args():
-  text = "criterion=marginal, tau_range=(0,2.5),groups=[[0,1],[2]],allow_negative=true,x=None,n=3"
+  text = "criterion=marginal, tau_range=(0,2.5),groups=[[0,1],[2]],fast=true,x=None,n=3"
   assert interop.parse_args(text) == {
     "criterion": "marginal", "tau_range": (0, 2.5), "groups": [[0, 1], [2]],
-    "allow_negative": True, "x": None, "n": 3,
+    "fast": True, "x": None, "n": 3,
   }  # fmt: skip
   assert interop.parse_args(None) == interop.parse_args("") == {}
+  assert interop.prepare(LOGITS, LABELS, COUNTS, calibrator_args="bootstrap=20").args == {
+    "bootstrap": 20
+  }
   for bad in ("tau", "=1", "tau=", "a b=1"):
     with pytest.raises(LtddError, match="expected key=value"):
       interop.parse_args(bad)

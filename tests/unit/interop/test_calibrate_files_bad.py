@@ -63,11 +63,13 @@ def test_records_are_refused(tmp_path):
 # ---- names ----
 
 
-def test_names_of_files(tmp_path):
+def test_names_of_files(tmp_path, monkeypatch):
   np.save(tmp_path / "logits.npy", LOGITS)
   np.savez(tmp_path / "two.npz", first=LOGITS, second=LABELS)
   np.savez(tmp_path / "none.npz")
   refused(r"no file logit\.npy in .* Did you mean 'logits\.npy'\?", tmp_path / "logit.npy")
+  monkeypatch.chdir(tmp_path)
+  refused(r"there is no file z\.npy in the folder '\.'\.$", "z.npy")
   refused("there is no file z.npy and no folder", tmp_path / "no" / "z.npy")
   refused("is a folder; expected a file with the logits", tmp_path)
   refused("a .npy file holds one array; leave out ':x'", f"{tmp_path / 'logits.npy'}:x")
@@ -103,14 +105,14 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
 def test_logits():
   refused(r"logits: int64 of shape \(2, 30, 5\); expected floats", LOGITS.astype(int))
-  refused(r"shape \(30,\); expected \(n, k\)", LOGITS[0, :, 0])
+  refused(r"shape \(30,\); expected \(n, k\) or \(\.\.\., n, k\)", LOGITS[0, :, 0])
   refused(r"shape \(0, 5\); expected \(n, k\)", LOGITS[0, :0])
   refused(r"shape \(30, 1\); expected .* k at least 2", LOGITS[0, :, :1])
   p = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
   dead = "logits: .* the same for all classes in every row: the teacher is dead"
   for calibrator in ("none", "fixed", "adsa"):
     refused(dead, LOGITS * 0, calibrator=calibrator)
-  refused("rows are probabilities: .* Expected logits, from before the softmax", p.astype("f2"))
+  refused("logits: rows are probabilities. Expected logits; if lost, give log", p.astype("f2"))
 
 
 @pytest.mark.parametrize("calibrator", ["none", "fixed", "adsa"])
@@ -224,6 +226,7 @@ def test_counts():
   bad("class 2 has -1; expected a number of training images", [3, 1, -1, 2, 1])
   bad("class 2 has nan", [3, 1, np.nan, 2, 1])
   bad("counts: <U1; expected numbers", list("abcde"))
+  bad(r"the sum is 1, so these are frequencies, .* 0\.5 im", COUNTS / COUNTS.sum(), smoothing=0.5)
   bad("smoothing is -1.0; expected", COUNTS, smoothing=-1.0)
 
 
@@ -251,6 +254,7 @@ def test_options():
   refused("probabilities overflow; use a larger temperature", temperature=1e-38)
   refused("unknown calibrator 'adas'. Did you mean 'adsa'?", calibrator="adas")
   refused("unexpected key 'taus'", calibrator="fixed", calibrator_args={"taus": 1.0})
+  refused(r"argument 'taus'; .* goes into calibrator_args: \{'taus': 1\}", taus=1)
   refused("tau is 'one'", calibrator="fixed", calibrator_args={"tau": "one"})
 
 
