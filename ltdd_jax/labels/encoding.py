@@ -150,7 +150,8 @@ def _scale_and_offset(values: jax.Array) -> tuple[jax.Array, jax.Array]:
   beside = lambda x, to: jnp.nextafter(x.astype(jnp.float16), jnp.float16(to)).astype(jnp.float32)
   least, most = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
   offset = half(least)
-  offset = jnp.where(offset > least, beside(offset, -np.inf), offset)
+  below = jnp.where(offset == 0, -LEAST_SCALE, beside(offset, -np.inf))  # `half` has no subnormals
+  offset = jnp.where(offset > least, below, offset)
   wanted = jnp.maximum((most - offset) / 255, LEAST_SCALE)
   scale = half(wanted)
   return jnp.where(scale < wanted, beside(scale, np.inf), scale), offset

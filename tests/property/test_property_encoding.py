@@ -62,6 +62,14 @@ def test_narrow_rows_have_a_least_error():
   assert np.abs(got - z).max() <= 2.0**-15
 
 
+def test_a_least_value_just_below_zero_is_within_the_bound():
+  """Between zero and the first normal float16 below it there is no offset."""
+  z = np.array([[-6e-5, 3e-5], [-3.1e-5, 9e-6], [-1e-7, 2.0]], np.float32)
+  arrays, got = round_trip(Encoding("uint8"), z)
+  slack = 1e-6 * np.abs(z).max(1, keepdims=True)
+  assert (np.abs(got - z) <= np.float32(arrays["rows"])[:, :1] / 2 + slack).all()
+
+
 @few
 @given(logits(), st.sampled_from(DTYPES[:3]), st.integers(1, 7))
 def test_decoded_rows_are_those_of_the_oracle(z, dtype, top_k):

@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,7 +89,7 @@ def test_an_encoded_store_teaches_what_its_decoded_logits_do():
 def test_hard_weight_mixes_soft_and_hard_loss(key):
   logits = jax.random.normal(key, (2, 3))
   target = student_training.Target(
-    np.array([0, 1]), np.array([2, 2]), np.array([0.25, 1.0]), 2 * logits
+    jnp.array([0, 1]), jnp.array([2, 2]), jnp.array([0.25, 1.0]), 2 * logits
   )
   loss = functools.partial(student_training.soft_loss, loss_fn=losses.make_soft_loss("kl"))
   soft, hard = loss(logits, target), student_training.hard_loss(logits, target)
@@ -120,7 +121,9 @@ def test_calibration_changes_what_students_learn(store):
 
 def test_hard_loss_weighs_both_classes(key):
   logits = jax.random.normal(key, (2, 3))
-  target = student_training.Target(np.array([0, 1]), np.array([2, 2]), np.array([0.25, 1.0]), None)
+  target = student_training.Target(
+    jnp.array([0, 1]), jnp.array([2, 2]), jnp.array([0.25, 1.0]), None
+  )
   log_p = np.asarray(jax.nn.log_softmax(logits))
   want = -np.mean([0.25 * log_p[0, 0] + 0.75 * log_p[0, 2], log_p[1, 1]])
   np.testing.assert_allclose(student_training.hard_loss(logits, target), want, rtol=1e-6)
