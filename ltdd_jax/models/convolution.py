@@ -1,9 +1,9 @@
 """A convolution in the form that a backend is fast at; all forms compute the same.
 
-XLA's CPU compiler makes slow loops of depth-wise convolutions, and more of 1x1 ones than of a
-matrix product. Put as sums of shifted images and as a product, MobileNetV2 and ShuffleNetV2 take a
-tenth of the time, gradients included (docs/results/performance.md). Accelerators keep the
-convolution.
+XLA's CPU compiler makes slow loops of depth-wise convolutions, more of 1x1 ones than of a matrix
+product, and of 3x3 ones and their gradients a half to a quarter of what the cores can do. Here they
+are sums of shifted images, products, and Winograd's products (docs/results/performance.md).
+Accelerators keep the convolution.
 """
 
 import functools
@@ -12,6 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ltdd_jax.models import winograd
+from ltdd_jax.models.chunks import chunk_sum
+
+_LEAST = 1e8  # multiplications; smaller convolutions are not worth the time of compilation
+_COLUMNS = 2**20  # bytes of the columns of a chunk
+
+Form = Callable[[jax.Array, jax.Array], jax.Array]  # images, kernel -> result
 
 
 def convolve(
@@ -23,9 +31,17 @@ def convolve(
   feature_group_count: int = 1,
   **kwargs: Any,
 ) -> jax.Array:
-  """`jax.lax.conv_general_dilated` of x (b, h, w, c) and a kernel (u, v, c / groups, d).
+  """`jax.lax.conv_general_dilated` for layers, as `flax.linen.Conv.conv_general_dilated`.
 
-  For layers, as `flax.linen.Conv.conv_general_dilated`.
+  On CPU it has derivatives in reverse mode only, of any order.
+
+  Args:
+    x: (b, h, w, c).
+    kernel: (u, v, c / groups, d).
+    window_strides: two numbers.
+    padding: pairs of numbers for h and w, or a name.
+    feature_group_count: groups; as many as channels is depth-wise.
+    **kwargs: of `jax.lax.conv_general_dilated`.
   """
 
   def whole(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -33,20 +49,65 @@ def convolve(
       x, kernel, window_strides, padding, feature_group_count=feature_group_count, **kwargs
     )
 
-  form = _cpu_form(x, kernel, feature_group_count)
   undilated = all(set(kwargs.get(f"{side}_dilation") or (1,)) == {1} for side in ("lhs", "rhs"))
-  if form is None or not undilated or isinstance(padding, str):
+  if not undilated or isinstance(padding, str):
     return whole(x, kernel)
-  strides = tuple(window_strides)
-  cpu = functools.partial(form, strides=strides, padding=tuple(map(tuple, padding)))
-  return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=whole)
+  ways = {"strides": tuple(window_strides), "padding": tuple(map(tuple, padding))}
+  form = _cpu_form(x, kernel, whole, feature_group_count, **ways)
+  return jax.lax.platform_dependent(x, kernel, cpu=form, default=whole)
 
 
-def _cpu_form(x: jax.Array, kernel: jax.Array, groups: int) -> Callable[..., jax.Array] | None:
-  channels, width = x.shape[-1], kernel.shape[-1]
-  if groups == channels == width and channels > 1:
-    return _depthwise
-  return _pointwise if groups == 1 and kernel.shape[:2] == (1, 1) else None
+def _cpu_form(
+  x: jax.Array, kernel: jax.Array, whole: Form, groups: int, *, strides: Any, padding: Any
+) -> Form:
+  """The form for arrays of these shapes; `whole` is the convolution as it is."""
+  (b, h, w, c), (u, v, _, d) = x.shape, kernel.shape
+  if groups == c == d and c > 1:
+    return functools.partial(_depthwise, strides=strides, padding=padding)
+  if groups == 1 and (u, v) == (1, 1):
+    return functools.partial(_pointwise, strides=strides, padding=padding)
+  work = b * h * w * u * v * c * d // (strides[0] * strides[1])
+  if groups > 1 or work < _LEAST or c < 16 or x.dtype != jnp.float32:
+    return whole
+  if (u, v) == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1)):
+    if min(h, w) < 8:  # kernels are larger than images, and so are their transforms
+      return whole
+    return bilinear(winograd.forward, winograd.image_gradient, winograd.kernel_gradient)
+  images = jax.ShapeDtypeStruct(x.shape, x.dtype)
+  return bilinear(
+    whole,
+    lambda dy, kernel: jax.linear_transpose(lambda x: whole(x, kernel), images)(dy)[0],
+    functools.partial(_by_columns, shape=kernel.shape, strides=strides, padding=padding),
+  )
+
+
+def bilinear(forward: Form, image_gradient: Form, kernel_gradient: Form) -> Form:
+  """`forward(x, kernel)` with these gradients.
+
+  All three are bilinear, and the gradients of each are made of the other two: so nothing else is
+  differentiated, in reverse mode of any order.
+
+  Args:
+    forward: (images, kernel) -> result.
+    image_gradient: (gradient by the result, kernel) -> gradient by the images.
+    kernel_gradient: (images, gradient by the result) -> gradient by the kernel.
+  """
+  convolution, to_images, to_kernel = map(
+    jax.custom_vjp, (forward, image_gradient, kernel_gradient)
+  )
+  convolution.defvjp(
+    lambda x, kernel: (convolution(x, kernel), (x, kernel)),
+    lambda saved, dy: (to_images(dy, saved[1]), to_kernel(saved[0], dy)),
+  )
+  to_images.defvjp(
+    lambda dy, kernel: (to_images(dy, kernel), (dy, kernel)),
+    lambda saved, dx: (convolution(dx, saved[1]), to_kernel(dx, saved[0])),
+  )
+  to_kernel.defvjp(
+    lambda x, dy: (to_kernel(x, dy), (x, dy)),
+    lambda saved, dk: (to_images(saved[1], dk), convolution(saved[0], dk)),
+  )
+  return convolution
 
 
 def _padded(x: jax.Array, padding: tuple[tuple[int, int], ...]) -> jax.Array:
@@ -70,3 +131,19 @@ def _pointwise(x: jax.Array, kernel: jax.Array, *, strides: Any, padding: Any) -
   """The product of each pixel's channels with a matrix."""
   x = _padded(x, padding)[:, :: strides[0], :: strides[1]]
   return jnp.matmul(x, kernel[0, 0])
+
+
+def _by_columns(
+  x: jax.Array, dy: jax.Array, *, shape: Sequence[int], strides: Any, padding: Any
+) -> jax.Array:
+  """The gradient by a kernel of that shape: a product of the images under its cells with `dy`."""
+  (u, v, c, _), (rows, columns) = shape, strides
+
+  def step(x: jax.Array, dy: jax.Array) -> jax.Array:
+    x = jnp.pad(x, ((0, 0), (0, 0), *padding, (0, 0)))
+    h, w = rows * (dy.shape[2] - 1) + 1, columns * (dy.shape[3] - 1) + 1
+    cells = [x[:, :, i : i + h : rows, j : j + w : columns] for i in range(u) for j in range(v)]
+    return jnp.einsum("pnhwc,pnhwd->pcd", jnp.concatenate(cells, -1), dy)
+
+  size = max(1, _COLUMNS // (4 * u * v * c * dy.shape[1] * dy.shape[2]))
+  return chunk_sum(step, x, dy, size).reshape(shape)

@@ -117,6 +117,7 @@ def torch_conv(
     padding=padding,
     kernel_init=torch_kernel_init,
     bias_init=torch_bias_init(kernel**2 * x.shape[-1]),
+    conv_general_dilated=convolve,
     name=name,
   )(x)
 

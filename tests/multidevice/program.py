@@ -22,6 +22,7 @@ from ltdd_jax.data import feed  # noqa: E402
 from ltdd_jax.distil.run import run_method  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.labels import sources as label_sources  # noqa: E402
+from ltdd_jax.models import convolution  # noqa: E402
 from ltdd_jax.students import train as student_training  # noqa: E402
 from ltdd_jax.teachers import statistics_pass  # noqa: E402
 from ltdd_jax.teachers import train as teacher_training  # noqa: E402
@@ -188,6 +189,33 @@ def forward_passes_are_split():
   print("split ok")
 
 
+def large_convolutions_stay_split():
+  """Loops over chunks of images run on each device's own; only kernels' gradients are summed."""
+  one, many = sessions()
+  x, k = np.ones((16, 8, 8, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
+  x += np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+  convolve = functools.partial(
+    convolution.convolve,
+    window_strides=(1, 1),
+    padding=[(1, 1), (1, 1)],
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  step = jax.jit(jax.grad(lambda x, k: jax.numpy.sin(convolve(x, k)).sum(), (0, 1)))
+  with mock.patch.object(convolution, "_LEAST", 0):
+    place = lambda mesh: (
+      mesh_lib.put(x, mesh_lib.split(mesh)),
+      mesh_lib.put(k, mesh_lib.replicated(mesh)),
+    )
+    text = step.lower(*place(many.mesh)).compile().as_text()
+    for a, b in zip(step(*place(one.mesh)), step(*place(many.mesh)), strict=True):
+      np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
+  assert "while" in text
+  assert "all-reduce" in text
+  assert "all-gather" not in text
+  assert "all-to-all" not in text
+  print("large convolutions ok")
+
+
 def save_on_eight_restore_on_one():
   one, many = sessions()
   value = np.arange(16, dtype=np.float32)
@@ -212,6 +240,7 @@ def sampler_is_the_same_everywhere():
 
 def main():
   forward_passes_are_split()
+  large_convolutions_stay_split()
   compare("teacher", teachers("loop", 10, derive=({"name": "recalibrate_bn"},)), 2)
   compare("teacher of two views", teachers("loop", 5, views=2), 2)
   compare("three teachers at once", teachers("vmap", 50, 3), 5)

@@ -13,4 +13,4 @@ def test_eight_devices_equal_one():
     env=env, capture_output=True, text=True, check=False, timeout=550,
   )  # fmt: skip
   assert done.returncode == 0, done.stdout + done.stderr
-  assert done.stdout.count("ok") == 12
+  assert done.stdout.count("ok") == 13

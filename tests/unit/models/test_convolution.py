@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ltdd_jax.models import convolution, winograd
 from ltdd_jax.models.convolution import convolve
 
 NAMES = ("NHWC", "HWIO", "NHWC")
@@ -57,3 +60,68 @@ def test_names_of_paddings_and_dilations_are_left_to_xla():
     ours = convolve(x, k, (1, 1), **kwargs, **more)
     theirs = jax.lax.conv_general_dilated(x, k, (1, 1), **kwargs, **more)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+# ---- forms of 3x3 convolutions, of which large ones are made ----
+
+
+@pytest.fixture
+def every_size(monkeypatch):
+  monkeypatch.setattr(convolution, "_LEAST", 0)
+
+
+def derivatives(fn, x, k):
+  """Values, gradients, and gradients of what is made of the gradients."""
+  first = jax.grad(lambda x, k: jnp.tanh(fn(x, k)).sum(), (0, 1))
+  second = jax.grad(lambda x, k: sum(jnp.sin(g).sum() for g in first(x, k)), (0, 1))
+  return jax.jit(lambda x, k: (fn(x, k), *first(x, k), *second(x, k)))(x, k)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+  side=st.tuples(st.integers(7, 13), st.integers(7, 13)),
+  channels=st.tuples(st.integers(16, 20), st.integers(1, 9)),
+  stride=st.sampled_from([1, 2]),
+  images=st.integers(1, 7),
+)
+def test_large_3x3_convolutions_are_those_of_xla(side, channels, stride, images):
+  random = np.random.default_rng(0)
+  x = random.standard_normal((images, *side, channels[0])).astype(np.float32)
+  k = 0.2 * random.standard_normal((3, 3, *channels)).astype(np.float32)
+  ways = ((stride, stride), [(1, 1), (1, 1)])
+  names = {"dimension_numbers": NAMES}
+  theirs = derivatives(lambda x, k: jax.lax.conv_general_dilated(x, k, *ways, **names), x, k)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(convolution, "_LEAST", 0)
+    ours = derivatives(lambda x, k: convolve(x, k, *ways, **names), x, k)
+  for a, b in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(a, b, atol=5e-5 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("side", [(9, 6), (4, 4), (1, 3)])
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_winograd_is_exact_to_rounding_in_chunks_of_any_size(monkeypatch, side, size):
+  monkeypatch.setattr(winograd, "_size", lambda *args: size)
+  random = np.random.default_rng(0)
+  x = random.standard_normal((7, *side, 20)).astype(np.float32)
+  k = random.standard_normal((3, 3, 20, 12)).astype(np.float32)
+  exact = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NAMES)
+  y, transpose = jax.vjp(exact, x, k)
+  dx, dk = transpose(jnp.cos(y))
+  pairs = (
+    (winograd.forward(jnp.asarray(x), k), y),
+    (winograd.image_gradient(jnp.cos(y), k), dx),
+    (winograd.kernel_gradient(jnp.asarray(x), jnp.cos(y)), dk),
+  )
+  for ours, theirs in pairs:
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def test_networks_at_once_are_those_of_a_loop(every_size):
+  random = np.random.default_rng(0)
+  x = random.standard_normal((3, 4, 8, 8, 16)).astype(np.float32)
+  k = random.standard_normal((3, 3, 3, 16, 8)).astype(np.float32)
+  conv = lambda x, k: convolve(x, k, (1, 1), [(1, 1), (1, 1)], dimension_numbers=NAMES)
+  loss = jax.grad(lambda x, k: jnp.sin(conv(x, k)).sum(), 1)
+  one_by_one = jnp.stack([loss(*pair) for pair in zip(x, k, strict=True)])
+  np.testing.assert_allclose(jax.vmap(loss)(x, k), one_by_one, atol=1e-3)
