@@ -1,7 +1,7 @@
 """Loops over a few images at a time, whose intermediate arrays stay in a core's cache.
 
-On CPU what is in a loop runs on one thread, so this pays where each core is a device of its own
-(`--cpu_devices`). A batch that is split over devices stays split: each device loops over its part.
+On CPU only the matrix products in a loop use several threads; the rest of it runs on one. A batch
+that is split over devices stays split: each device loops over its part.
 """
 
 from collections.abc import Callable
