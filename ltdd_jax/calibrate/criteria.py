@@ -9,6 +9,7 @@ over the logits at many tau each, in memory O(block x k) and that of the answer.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,19 +29,19 @@ CRITERIA = {
 
 def fit(rows: Rows, log_prior: np.ndarray, criterion: str, tau_range: Any) -> adsa.AdsaResult:
   """What `adsa.fit` finds for "confidence", and the like by another criterion."""
-  confidences = functools.partial(class_means, rows, log_prior)
   if criterion == "confidence":
     return adsa.search(rows, log_prior, tau_range)
   taus = adsa.grid(tau_range, log_prior)
-  q = confidences(taus, criterion)
+  means = class_means(rows, log_prior, [*taus, 0.0], criterion)
+  q = means(taus)
   tau, status = adsa.lowest(taus, smooth(q, criterion))
   if np.ptp(log_prior) < adsa.UNIFORM:
     tau, status = 0.0, "uniform"
   elif np.ptp(objective(q, criterion)) < adsa.FLAT:
     status = "flat"
   ends = np.array([0.0, tau])
-  before, after = map(float, objective(confidences(ends, criterion), criterion))
-  at_zero, at_tau = confidences(ends)
+  before, after = map(float, objective(means(ends), criterion))
+  at_zero, at_tau = adsa.class_means(rows, log_prior, ends)
   return adsa.AdsaResult(
     tau, before, after, at_zero, at_tau,
     curve=np.stack([taus, objective(q, criterion)], 1),
@@ -69,15 +70,20 @@ def objective(q: np.ndarray, criterion: str) -> np.ndarray:
 # ---- averages at many tau ----
 
 
-def class_means(
-  rows: Rows, log_prior: np.ndarray, taus: np.ndarray, criterion: str = "confidence"
-) -> np.ndarray:
-  """Class means of what a criterion averages: (g, k) float64, NaN for classes without an image."""
-  if criterion == "marginal":
-    masses = predicted_masses(rows, log_prior, taus, np.ones((1, rows.lead[-1])))[0]
+def class_means(rows: Rows, log_prior: np.ndarray, taus: Any, criterion: str) -> Callable:
+  """Means of what a criterion averages at any tau between some: from (g,) to (g, k) float64.
+
+  Classes without an image have NaN.
+  """
+
+  def means(at: np.ndarray) -> np.ndarray:
+    if criterion != "marginal":
+      return adsa.class_means(rows, log_prior, at, SCORES[criterion])
+    masses = predicted_masses(rows, log_prior, at, np.ones((1, rows.lead[-1])))[0]
     keep = streaming.present(rows)
     return np.where(keep, keep.sum() * masses, np.nan)
-  return adsa.class_means(rows, log_prior, taus, SCORES[criterion])
+
+  return adsa.polynomial(means, log_prior, taus)
 
 
 @jax.jit

@@ -7,6 +7,8 @@ tau = 0 satisfies it always. Where h falls below its bound between two taus of t
 are 0.01 apart, it is a straight line but for some 1e-5.
 """
 
+import functools
+
 import numpy as np
 
 from ltdd_jax.adsa import AdsaResult, Rows
@@ -63,9 +65,9 @@ def bounded(
   if not streaming.present(rows)[first].any():
     raise LtddError(f"adsa: max_head_drop, but no head class {first.tolist()} has an image.")
   mean = lambda q, members: np.nanmean(q[:, members], 1)
-  confidences = lambda taus: criteria.class_means(rows, log_prior, taus)
   taus, objective = result.curve.T
-  q = confidences(np.concatenate([taus, [0.0, result.tau]]))
+  means = functools.partial(criteria.class_means, rows, log_prior, [*taus, 0.0])
+  q = means("confidence")(np.concatenate([taus, [0.0, result.tau]]))
   h = mean(q, first)
   tail = mean(q, last) if streaming.present(rows)[last].any() else np.full(len(q), np.nan)
   least = h[-2] - max_drop
@@ -73,7 +75,7 @@ def bounded(
   if h[-1] >= least:
     return result.tau, curve
   inside, ends = h[:-2] >= least, np.append(_crossings(taus, h[:-2] - least), 0.0)
-  at_ends = criteria.objective(criteria.class_means(rows, log_prior, ends, criterion), criterion)
+  at_ends = criteria.objective(means(criterion)(ends), criterion)
   options = np.concatenate([ends, taus[inside]])
   values = np.concatenate([at_ends, objective[inside]])
   return float(options[np.argmin(values)]), curve

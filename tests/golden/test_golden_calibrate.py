@@ -218,7 +218,7 @@ def test_the_curve_of_the_head():
 def test_confidences_and_masses_at_many_tau():
   logits, labels = draw(12)
   rows, taus = in_blocks(logits, labels, 9), np.array([0.0, 0.5, 2.0])
-  q = criteria.class_means(rows, PRIOR, taus)
+  q = criteria.class_means(rows, PRIOR, taus, "confidence")(taus)
   mass = criteria.predicted_masses(rows, PRIOR, taus, np.ones((1, len(labels))))[0]
   for i, tau in enumerate(taus):
     np.testing.assert_allclose(q[i], ref.confidences(logits, labels, tau * PRIOR), atol=1e-6)

@@ -281,6 +281,26 @@ def test_align_refuses_empty_classes():
     adsa.align(LOGITS, (5, 1, 0), 1.0)
 
 
+@pytest.mark.parametrize("width", [0.1, 3.0, 13.0])
+@pytest.mark.parametrize("k", [2, 7])
+def test_the_polynomial_is_the_function(width, k):
+  """Softmax of float64 logits at any tau, however sharp, from the points of one call."""
+  log_prior, calls = np.linspace(0, -width, k), []
+
+  def means(taus):
+    calls.append(len(taus))
+    z = np.array([[9.0, 0, 1, 2, 3, 4, 5], [0, 0.1] * 3 + [7]])[:, None, :k] - np.outer(
+      taus, log_prior
+    )
+    p = np.exp(z - z.max(-1, keepdims=True))
+    return (p / p.sum(-1, keepdims=True)).mean(0)
+
+  taus = np.linspace(-1, 3, 57)
+  at = adsa.polynomial(means, log_prior, [-1, 3])
+  np.testing.assert_allclose(at(taus), means(taus), atol=2e-6)
+  assert len(calls) == 2
+
+
 # ---- alone, and as a calibrator ----
 
 
