@@ -134,6 +134,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "views": 1,
     "derive": (),
     "parallel": "auto",
+    "compute_dtype": "float32",  # or "bfloat16", on accelerators; likewise below
     "splits": {},  # {teacher: split of config.data.splits}
   }
   settings = with_defaults(distil.METHODS[args.method], method.method)
@@ -144,6 +145,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "order": "interleaved",
     "teachers": placeholder(tuple),
     "dtype": placeholder(str),  # "float32" keeps images as they were optimised
+    "compute_dtype": "float32",
     "jpeg_quality": placeholder(int),  # 75 in the released code of some (docs/reference/methods.md)
     "methods": {args.method: settings, "random": {"name": "random"}},
   }
@@ -154,6 +156,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "dtype": "float16",
     "top_k": placeholder(int),
     "batch_size": 500,
+    "compute_dtype": "float32",
     "sources": {"teacher": with_defaults(label_sources.teacher, {"name": "teacher"})},
     "views": {  # data.views.view_fn
       "crop_scale": None,
@@ -182,6 +185,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "evaluations": 5,
     "eval_batch_size": 500,
     "parallel": "auto",
+    "compute_dtype": "float32",
     "hard_labels": True,
   }
   config.report = {"groups": "thirds"}  # pipeline.results.write_report

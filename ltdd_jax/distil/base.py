@@ -40,6 +40,7 @@ class Env(NamedTuple):
   mean: tuple[float, ...]  # (c,), of pixels in [0, 1]
   std: tuple[float, ...]  # (c,)
   teachers: tuple[Network, ...] = ()
+  compute_dtype: str = "float32"  # of other networks that a method makes; see `models.computing_in`
 
 
 # Arrays by the names in `Method.needs`; `pipeline.resources.RESOURCES` says what each is.

@@ -80,6 +80,7 @@ def dm(
   model = models.make_model(
     **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
   )
+  model = models.computing_in(model, env.compute_dtype)
   tx = optax.sgd(lr, momentum)
   noise = initial_images.noise(env).draw
   first = noise if init == "noise" else lambda *args: coreset.random(env).init(*args).images
@@ -196,7 +197,7 @@ def embed(
   if views is not None:
     images = jax.vmap(dsa.apply_op)(images, views[0][labels], views[1][labels])
   if not variables["batch_stats"]:
-    return taps.features(model, variables, images)[1]
+    return taps.features(model, variables, images)[1].astype(jnp.float32)
   found = []
 
   def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -208,4 +209,4 @@ def embed(
 
   with nn.intercept_methods(intercept):
     model.apply(variables, images, train=True, mutable=["batch_stats"])
-  return found[-1]
+  return found[-1].astype(jnp.float32)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import LtddError, Teacher
@@ -32,7 +33,7 @@ from ltdd_jax.training import forward, loop
 
 
 def teacher_logits(
-  models: Sequence[Any],
+  networks: Sequence[Any],
   variables: Sequence[Any],
   images: jax.Array,
   aggregate: str = "mean",
@@ -44,7 +45,7 @@ def teacher_logits(
   `aggregate` is a key of `teachers.aggregate.AGGREGATES`. With `batch_norm` "train" batch norms use
   the statistics of these images, as in SRe2L's code on CIFAR-100, and "eval" those of training.
   """
-  both = zip(models, variables, strict=True)
+  both = zip(networks, variables, strict=True)
   if batch_norm == "train":
     logits = [m.apply(v, images, train=True, mutable=["batch_stats"])[0] for m, v in both]
   else:
@@ -80,6 +81,7 @@ def label_images(
   dtype: str = "float16",
   top_k: int | None = None,
   batch_size: int = 500,
+  compute_dtype: str = "float32",
   aggregate: str = "mean",
   batch_norm: str = "eval",
   class_names: Sequence[str] | None = None,
@@ -102,6 +104,7 @@ def label_images(
     dtype: "float32", "float16", "bfloat16" or "uint8"; this and the next are an `Encoding`.
     top_k: classes kept of each label, or None for all.
     batch_size: views in one pass.
+    compute_dtype: of the teachers; see `models.computing_in`.
     aggregate: as of `teacher_logits`.
     batch_norm: as of `teacher_logits`; with "train" labels depend on `batch_size`, and those of
       images without augmentation are made as with "eval".
@@ -131,6 +134,7 @@ def label_images(
     "teachers": _digest(variables),
     "aggregate": aggregate,
     "batch_norm": batch_norm,
+    "compute_dtype": compute_dtype,
   }
   if batch_norm != "eval" or aggregate in aggregate_lib.BY_BATCH:
     facts["batch_size"] = batch_size
@@ -140,9 +144,8 @@ def label_images(
     {"images": images, "labels": labels, "variables": variables}, mesh_lib.replicated(session.mesh)
   )
   consts["key"] = view_key(seed, name)
-  label_fn = functools.partial(
-    teacher_logits, tuple(t.model for t in teachers), aggregate=aggregate
-  )
+  networks = tuple(models.computing_in(t.model, compute_dtype) for t in teachers)
+  label_fn = functools.partial(teacher_logits, networks, aggregate=aggregate)
   _label_epochs(
     stage or f"label/{name}",
     store,

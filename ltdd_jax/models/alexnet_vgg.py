@@ -88,7 +88,7 @@ class VGG(nn.Module):
     if self.layout == "cifar":
       return layers.torch_conv(x, width, 3, padding=padding, name=name)
     init = layers.kaiming_init
-    return nn.Conv(width, (3, 3), padding=padding, kernel_init=init, name=name)(x)
+    return layers.Conv(width, (3, 3), padding=padding, kernel_init=init, name=name)(x)
 
 
 def alexnet(

@@ -59,7 +59,9 @@ class SqueezeExcite(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    conv = lambda width, name: nn.Conv(width, (1, 1), kernel_init=layers.kaiming_init, name=name)
+    conv = lambda width, name: layers.Conv(
+      width, (1, 1), kernel_init=layers.kaiming_init, name=name
+    )
     scale = x.mean((1, 2), keepdims=True)
     scale = nn.silu(conv(self.reduced, "reduce")(scale))
     return x * nn.sigmoid(conv(x.shape[-1], "expand")(scale))
@@ -146,7 +148,7 @@ class EfficientNet(nn.Module):
         )
     x = layer(x, 4 * x.shape[-1], 1, name="last")
     init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
-    x = nn.Dense(self.num_classes, kernel_init=init, name="classifier")(x.mean((1, 2)))
+    x = layers.Dense(self.num_classes, kernel_init=init, name="classifier")(x.mean((1, 2)))
     return x.astype(jnp.float32)
 
 

@@ -2,8 +2,11 @@
 
 Functions that take `x` make their layers inside the module that calls them. Convolutions pad by
 half their kernel on both sides, as PyTorch does; "SAME" would pad otherwise where the stride is 2.
+All layers compute in the dtype of their input, whatever that of their parameters; the statistics of
+norms are float32 (`models.computing_in`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +34,19 @@ def torch_bias_init(fan_in: int) -> Callable[..., jax.Array]:
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def _as_input(
+  *args: jax.Array | None, dtype: Any = None, inexact: bool = True
+) -> list[jax.Array | None]:
+  """Gives the input and the parameters of a layer the dtype of the input."""
+  del dtype, inexact
+  dtype = jnp.result_type(args[0])
+  return [x if x is None else x.astype(dtype) for x in args]
+
+
+Conv = functools.partial(nn.Conv, promote_dtype=_as_input)
+Dense = functools.partial(nn.Dense, promote_dtype=_as_input)
+
+
 class InstanceNorm(nn.Module):
   """Normalises each channel of each image over h and w, with a scale and a bias.
 
@@ -43,11 +59,12 @@ class InstanceNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    dtype, x = x.dtype, x.astype(jnp.float32)
     centred = x - x.mean((1, 2), keepdims=True)
     var = jnp.square(centred).mean((1, 2), keepdims=True)
     shape = (1, 1, 1, x.shape[-1])
     scaled = jax.lax.rsqrt(var + self.epsilon) * scale.reshape(shape)
-    return centred * scaled + bias.reshape(shape)
+    return (centred * scaled + bias.reshape(shape)).astype(dtype)
 
 
 def make_norm(
@@ -59,9 +76,8 @@ def make_norm(
   variance is the biased one (PyTorch keeps the unbiased one).
   """
   if kind == "batch":
-    return nn.BatchNorm(
-      use_running_average=not train, momentum=bn_momentum, epsilon=1e-5, name=name
-    )
+    norm = functools.partial(nn.BatchNorm, not train, momentum=bn_momentum, epsilon=1e-5, name=name)
+    return lambda x: norm(dtype=x.dtype)(x)
   return InstanceNorm(name=name) if kind == "instance" else lambda x: x
 
 
@@ -75,7 +91,7 @@ def conv(
   init: Callable[..., jax.Array] = kaiming_init,
 ) -> nn.Conv:
   """Makes a convolution without a bias; `groups` as many as channels makes it depth-wise."""
-  return nn.Conv(
+  return Conv(
     width,
     (kernel, kernel),
     strides=stride,
@@ -110,7 +126,7 @@ def torch_conv(
   x: jax.Array, width: int, kernel: int, stride: int = 1, *, padding: int, name: str
 ) -> jax.Array:
   """Applies a convolution as PyTorch makes one by default: with a bias, both uniform."""
-  return nn.Conv(
+  return Conv(
     width,
     (kernel, kernel),
     strides=stride,
@@ -124,14 +140,14 @@ def torch_conv(
 
 def torch_dense(x: jax.Array, width: int, *, name: str) -> jax.Array:
   """Applies a linear layer with PyTorch's default initialisation."""
-  return nn.Dense(
+  return Dense(
     width, kernel_init=torch_kernel_init, bias_init=torch_bias_init(x.shape[-1]), name=name
   )(x)
 
 
 def normal_dense(x: jax.Array, width: int, *, name: str) -> jax.Array:
   """Applies a linear layer with weights from N(0, 0.01^2) and a bias of zero."""
-  return nn.Dense(width, kernel_init=nn.initializers.normal(0.01), name=name)(x)
+  return Dense(width, kernel_init=nn.initializers.normal(0.01), name=name)(x)
 
 
 def adaptive_avg_pool(x: jax.Array, side: int) -> jax.Array:

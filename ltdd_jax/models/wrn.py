@@ -57,7 +57,7 @@ class WideResNet(nn.Module):
         x = block(x, train=train)
     x = nn.relu(layers.make_norm("batch", train, self.bn_momentum, "norm")(x)).mean((1, 2))
     init = layers.torch_kernel_init
-    x = nn.Dense(self.num_classes, kernel_init=init, name="classifier")(x)
+    x = layers.Dense(self.num_classes, kernel_init=init, name="classifier")(x)
     return x.astype(jnp.float32)
 
 

@@ -84,7 +84,11 @@ SCHEMA: config_lib.Schema = {
   "statistics.augment.*": augment.AUGMENTS,
   "distil": Group(
     (run_method, distil.make_slots),
-    own={"methods": Key(Mapping), "teachers": Key(_NAMES, None)},
+    own={
+      "methods": Key(Mapping),
+      "teachers": Key(_NAMES, None),
+      "compute_dtype": Key(str, "float32"),
+    },
     hidden=(*_RUN, "on_host"),
   ),
   "distil.methods.*": _Named(
@@ -151,6 +155,9 @@ def check(config: Any) -> dict[str, Any]:
     numbers = {key: plain[group][key] for key in keys if plain[group][key] is not None}
     check_at_least(f"config.{group}.", 1, **numbers)
   check_choice("config.calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
+  for group in ("teacher", "distil", "label", "student"):
+    dtype = plain[group]["compute_dtype"]
+    check_choice(f"config.{group}.compute_dtype", dtype, models.COMPUTE_DTYPES)
   for group in ("teacher", "student"):
     check_choice(f"config.{group}.parallel", plain[group]["parallel"], many.PARALLEL)
   for group in ("teacher", "statistics"):

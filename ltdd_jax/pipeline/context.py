@@ -168,9 +168,12 @@ class Context:
 
   def env(self, images: str) -> distil.Env:
     """The static facts that a method is made with."""
-    spec, names = self.source.spec, self.teacher_names(images)
-    networks = tuple(distil.Network(name, self.networks[name]) for name in names)
-    return distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, networks)
+    spec, dtype = self.source.spec, self.config["distil"]["compute_dtype"]
+    networks = tuple(
+      distil.Network(name, models.computing_in(self.networks[name], dtype))
+      for name in self.teacher_names(images)
+    )
+    return distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, networks, dtype)
 
   def method(self, images: str) -> distil.Method:
     """The method of an image source."""

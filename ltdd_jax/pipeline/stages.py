@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from ltdd_jax import calibrate
+from ltdd_jax import calibrate, models
 from ltdd_jax.core.types import Teacher
 from ltdd_jax.distil.run import run_method
 from ltdd_jax.labels import label as label_lib
@@ -278,7 +278,9 @@ def calibrated(
   common = {"calibrator": calibrator, "params": params, "log_prior": ctx.log_prior(row)}
   if made.online:
     common |= {"aggregate": made.aggregate, "batch_norm": made.batch_norm}
-    return label_sources.Supervision("online", teachers=ctx.teachers(made.teachers), **common)
+    dtype, teachers = ctx.config["label"]["compute_dtype"], ctx.teachers(made.teachers)
+    teachers = tuple(t._replace(model=models.computing_in(t.model, dtype)) for t in teachers)
+    return label_sources.Supervision("online", teachers=teachers, **common)
   per_view = ctx.workdir.load(row.stage("label")).meta["extra"]["per_view"]
   return label_sources.stored(open_store(ctx, row), per_view=per_view, **common)
 

@@ -103,6 +103,7 @@ def train_students(
   evaluations: int = 5,
   eval_batch_size: int = 500,
   parallel: str = "auto",
+  compute_dtype: str = "float32",
   seed: int = 0,
   key_name: str = "student",
   session: loop.Session | None = None,
@@ -134,6 +135,7 @@ def train_students(
     evaluations: how often a student is scored, evenly spaced; the last is at the end.
     eval_batch_size: test images in one pass.
     parallel: how seeds are trained; see `many.train`.
+    compute_dtype: of training steps; see `models.computing_in`.
     seed: the run's seed.
     key_name: first part of the paths of all keys: students of another name share no draws.
     session: devices, checkpoints, progress.
@@ -148,7 +150,7 @@ def train_students(
   tx = optimizers.make_optimizer(optimizer, schedule, num_steps, n / min(batch_size, n))
   step = functools.partial(
     supervised.train_step,
-    apply_fn=network.apply,
+    apply_fn=models.computing_in(network, compute_dtype).apply,
     tx=tx,
     batch_fn=functools.partial(
       make_batch, views_of=views_lib.view_fn(spec, **views), supervision=supervision

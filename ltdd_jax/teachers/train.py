@@ -17,6 +17,7 @@ from ltdd_jax.core.types import ArrayData, LtddError, Teacher
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import feed
 from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.models import computing_in
 from ltdd_jax.teachers import objectives, recalibrate
 from ltdd_jax.training import loop, many, metrics, optimizers, supervised
 
@@ -46,6 +47,7 @@ def train_teachers(
   views: int = 1,
   derive: Sequence[Mapping[str, Any]] = (),
   parallel: str = "auto",
+  compute_dtype: str = "float32",
   seed: int = 0,
   session: loop.Session | None = None,
 ) -> tuple[Teacher, ...]:
@@ -66,6 +68,7 @@ def train_teachers(
     derive: {name, **kwargs} of the steps that make a teacher out of a trained network, in order;
       see `recalibrate.DERIVE`.
     parallel: how teachers of one architecture are trained; see `many.train`.
+    compute_dtype: of training steps; see `models.computing_in`.
     seed: of initialisation, order and augmentation.
     session: devices, checkpoints, progress.
 
@@ -98,7 +101,7 @@ def train_teachers(
     trained = many.train(
       [_network(key, len(data.labels), batch_size, seed) for key in keys],
       functools.partial(supervised.init_state, model, tx, image_shape=spec.image_shape),
-      functools.partial(step, apply_fn=model.apply),
+      functools.partial(step, apply_fn=computing_in(model, compute_dtype).apply),
       {"data": data},
       num_steps=num_steps,
       session=session,

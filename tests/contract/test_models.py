@@ -1,6 +1,7 @@
 """What every network of `MODELS` must do. Nothing here compiles a network: shapes and traces."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import pytest
 
@@ -62,3 +63,36 @@ def test_seeds_vmap(model, variables):
   assert jax.tree.map(lambda x: x.shape[1:], stacked) == jax.tree.map(lambda x: x.shape, variables)
   run = jax.vmap(lambda v, x: model.apply(v, x, train=False), (0, None))
   assert jax.eval_shape(run, stacked, images()).shape == (2, 4, K)
+
+
+def test_bfloat16_keeps_variables_gradients_and_logits_float32(model, variables):
+  """All convolutions and products of a training step are of bfloat16, and nothing else changes."""
+  network = models.computing_in(model, "bfloat16")
+  key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+  init = jax.eval_shape(lambda k: models.init_variables(network, k, SHAPE), key)
+  assert init == variables
+
+  def loss(params, rest, x):
+    run = network.apply({"params": params, **rest}, x, train=True, mutable=["batch_stats"])
+    return run[0].sum(), run
+
+  rest = {"batch_stats": variables["batch_stats"]}
+  grad = jax.grad(loss, has_aux=True)
+  found = jax.eval_shape(grad, variables["params"], rest, images())
+  assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+  traced = jax.make_jaxpr(grad)(variables["params"], rest, images())
+  dtypes = {
+    operand.aval.dtype
+    for equation in equations(traced.jaxpr)
+    if equation.primitive.name in ("conv_general_dilated", "dot_general")
+    for operand in equation.invars
+  }
+  assert dtypes == {jnp.dtype(jnp.bfloat16)}
+
+
+def equations(jaxpr):
+  """All equations of a program, those of inner ones too."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from equations(inner)

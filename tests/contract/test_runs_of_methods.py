@@ -228,3 +228,37 @@ def test_learned_labels_are_biased_by_the_split_of_their_images(tmp_path):
   (row,) = [r for r in graph.rows(ctx.config) if r.calibrator == "adsa"]
   np.testing.assert_allclose(ctx.log_prior(row), longtail.log_prior(np.array([2, 2, 1])))
   assert stages._student_arguments(ctx, row, np.float32(0.25))["optimizer"]["lr"] == 0.25
+
+
+GROUPS = ("teacher", "distil", "label", "student")
+
+
+@pytest.mark.parametrize("name", ["sre2l", "dm"])
+def test_bfloat16_is_one_value_of_each_stage(tmp_path, name):
+  """Everything that is kept is float32 as ever, and its numbers are near those of float32."""
+  method = {"name": name, "num_steps": 2}
+  if name == "dm":
+    method["network"] = small.NET
+  config = small.run_config(tmp_path, {"mine": method}, CALIBRATORS)
+  config["distil"]["dtype"] = "float32"
+  _, exact = run(config, tmp_path / "float32")
+  for group in GROUPS:
+    config[group]["compute_dtype"] = "bfloat16"
+  _, rough = run(config, tmp_path / "bfloat16")
+  trees = (("teacher", "a"), ("student/mine/teacher/adsa", "students"))
+  pairs = [(exact(stage).tree(key), rough(stage).tree(key)) for stage, key in trees]
+  pairs.append((exact("distil/mine").arrays["images"], rough("distil/mine").arrays["images"]))
+  pairs.append((store_of(exact("label/mine/teacher")), store_of(rough("label/mine/teacher"))))
+  for one, other in pairs:
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    assert all(a.dtype == b.dtype for a, b in leaves)
+    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (one, other)]
+    assert 0 < np.linalg.norm(flat[0] - flat[1]) < 0.1 * np.linalg.norm(flat[0])
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_other_dtypes_of_computation_are_refused(tmp_path, group):
+  config = small.run_config(tmp_path, {"mine": {"name": "random"}}, CALIBRATORS)
+  config[group]["compute_dtype"] = "float16"
+  with pytest.raises(LtddError, match=rf"config\.{group}\.compute_dtype.*float16.*bfloat16"):
+    check.check(config)
