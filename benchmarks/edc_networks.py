@@ -120,8 +120,4 @@ MAKERS = {
 
 def make(name: str, **kwargs: Any) -> nn.Module:
   """A teacher: eval mode, no gradients of its own."""
-  if name in MAKERS:
-    model = MAKERS[name]().to(torch_steps.DEVICE, memory_format=torch.channels_last)
-  else:
-    model = torch_steps.make_model(name, **kwargs)
-  return model.eval().requires_grad_(False)
+  return torch_steps.make_model(name, **kwargs).eval().requires_grad_(False)

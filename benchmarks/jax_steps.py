@@ -1,7 +1,7 @@
 """The library's side of `steps.py`: its own step functions in its own loop, set up as a run is.
 
 A worker process; `steps.py` starts it. With `--untuned` the allocator is left alone; `--devices N`
-splits the CPU into virtual devices.
+splits the CPU into virtual devices; `--bfloat16` is the dtype of computation.
 """
 
 import sys
@@ -10,6 +10,7 @@ from ltdd_jax.core import startup
 
 if "--untuned" not in sys.argv:
   startup.tune_host()  # before jax is imported, as launch/main.py does
+DTYPE = "bfloat16" if "--bfloat16" in sys.argv else "float32"
 DEVICES = int(sys.argv[sys.argv.index("--devices") + 1]) if "--devices" in sys.argv else None
 startup.setup_jax(num_cpu_devices=DEVICES, cache_dir=None)
 
@@ -48,9 +49,10 @@ class Job(NamedTuple):
 
 
 def make_model(case: dict[str, Any]) -> Any:
-  return models.make_model(
+  model = models.make_model(
     num_classes=SPEC.num_classes, image_shape=SPEC.image_shape, **case["model"]
   )
+  return models.computing_in(model, DTYPE)
 
 
 def supervised_job(
@@ -133,7 +135,7 @@ def recover_job(case: dict[str, Any], session: loop.Session) -> Job:
   state = jax.tree.map(lambda x: mesh_lib.put(x, split if x.ndim else whole), state)
 
   def step_fn(state, consts, t):
-    return method.step(jax.random.fold_in(consts["key"], t), state, consts["feed"])
+    return method.step(jax.random.fold_in(consts["key"], t), state, consts["feed"], None)
 
   params = models.count_params(variables["params"])
   return Job(step_fn, state, {"key": rng.key_for(2), "feed": fed}, np.int32, params)

@@ -33,6 +33,15 @@ CASES: dict[str, dict[str, Any]] = {
   "student/convnet": {**STUDENT, "model": {**CONVNET, "norm": "instance"}},
   "teacher/resnet18": {**TEACHER, "model": RESNET},
   "distil/resnet18": {**RECOVER, "model": RESNET},
+  "teacher/mobilenet_v2": {**TEACHER, "model": {"name": "mobilenet_v2"}},
+  "teacher/wide_resnet": {**TEACHER, "model": {"name": "wide_resnet"}},
+  "teacher/shufflenet_v2": {**TEACHER, "model": {"name": "shufflenet_v2"}},
+}
+_TINY = {"name": "convnet", "depth": 1, "width": 4}
+SMOKE: dict[str, dict[str, Any]] = {  # by stage, over any case of it
+  "teacher": {"batch": 8, "images": 16, "model": {**_TINY, "norm": "batch"}},
+  "distil": {"batch": 10, "model": {**_TINY, "norm": "batch"}},
+  "student": {"batch": 8, "images": 16, "label_epochs": 2, "model": {**_TINY, "norm": "instance"}},
 }
 
 

@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
   args = arguments()
   facts, times, line = timing.against_torch(
-    "label", args, ready={"teachers": args.teachers}, ask={"epochs": args.epochs}
+    "relabel", args, ready={"teachers": args.teachers}, ask={"epochs": args.epochs}
   )
   seconds = {n: [a["seconds"] / a["labels"] for a in answers] for n, answers in times.items()}
   rows = [

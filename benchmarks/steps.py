@@ -6,7 +6,8 @@ The environment of `--torch-python` needs PyTorch and NumPy; without it only the
 Every implementation is a process of its own; they take turns, round after round, at the same number
 of steps, on the same network, batch and optimiser. `ltdd_jax` is set up as a run is. "as shipped"
 leaves the allocator alone; "tuned" stops it from giving pages back, as the library does for itself;
-"one device a core" splits the batch over virtual CPU devices.
+"one device a core" splits the batch over virtual CPU devices. On whatever device there is, it is
+one table; bfloat16 is for accelerators, several devices for CPUs.
 
 The table has medians over rounds, the range in brackets, and the median of the ratios within a
 round: above 1 means slower than the library.
@@ -19,19 +20,21 @@ import sys
 from typing import Any
 
 from benchmarks import timing
-from benchmarks.recipes import CASES
+from benchmarks.recipes import CASES, SMOKE
 
 LIBRARY = "ltdd_jax"
+BFLOAT16, VIRTUAL = f"{LIBRARY}, bfloat16", f"{LIBRARY}, one device a core"
 SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
   LIBRARY: ("benchmarks.jax_steps", ()),
   "ltdd_jax, as shipped": ("benchmarks.jax_steps", ("--untuned",)),
-  "ltdd_jax, one device a core": ("benchmarks.jax_steps", ("--devices", str(timing.cores()))),
+  BFLOAT16: ("benchmarks.jax_steps", ("--bfloat16",)),
+  VIRTUAL: ("benchmarks.jax_steps", ("--devices", str(timing.cores()))),
   "PyTorch eager, as shipped": ("benchmarks.torch_steps", ()),
   "PyTorch eager, tuned": ("benchmarks.torch_steps", ("--tuned",)),
   "PyTorch compile, as shipped": ("benchmarks.torch_steps", ("--compile",)),
   "PyTorch compile, tuned": ("benchmarks.torch_steps", ("--compile", "--tuned")),
 }
-FEW = (LIBRARY, "PyTorch eager, tuned", "PyTorch compile, tuned")  # for slow networks
+FEW = (LIBRARY, BFLOAT16, "PyTorch eager, tuned", "PyTorch compile, tuned")  # for slow networks
 
 
 def arguments() -> argparse.Namespace:
@@ -40,12 +43,15 @@ def arguments() -> argparse.Namespace:
   p.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE",
                  help=f"any of {', '.join(CASES)}")  # fmt: skip
   p.add_argument("--sides", nargs="+", choices=list(SIDES), metavar="SIDE",
-                 help=f"any of {', '.join(map(repr, SIDES))}; all, but for ResNet-18 only the tuned"
-                 " ones")  # fmt: skip
+                 help=f"any of {', '.join(map(repr, SIDES))}; or those that fit")  # fmt: skip
   p.add_argument("--rounds", type=int, default=5, help="turns of each implementation")
-  p.add_argument("--resnet-rounds", type=int, default=3, help="the same, of ResNet-18")
+  p.add_argument("--resnet-rounds", type=int, default=3, help="the same, of larger networks")
+  p.add_argument("--smoke", action="store_true", help="tiny cases and one round: does it run?")
   p.add_argument("--seconds", type=float, default=0.7, help="least time of the library's turn")
-  return p.parse_args()
+  args = p.parse_args()
+  if args.smoke:
+    args.rounds, args.resnet_rounds, args.seconds = 1, 1, 0.0
+  return args
 
 
 def start(name: str, args: argparse.Namespace) -> timing.Worker:
@@ -58,8 +64,14 @@ def start(name: str, args: argparse.Namespace) -> timing.Worker:
 
 
 def chosen_sides(case: str, args: argparse.Namespace) -> list[str]:
-  sides = args.sides or (FEW if "resnet" in case else SIDES)
+  sides = args.sides or (SIDES if "convnet" in case else FEW)
   return [s for s in sides if args.torch_python or not s.startswith("PyTorch")]
+
+
+def pointless(name: str, facts: dict[str, Any]) -> bool:
+  """Whether a side has nothing to show on the device of the first one."""
+  device = next(iter(facts.values()), {}).get("device")
+  return bool(device) and name == (BFLOAT16 if device == "cpu" else VIRTUAL)
 
 
 def run_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -68,9 +80,12 @@ def run_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
   facts, workers = {}, {}
   with contextlib.ExitStack() as stack:
     for name in sides:
+      if not args.sides and pointless(name, facts):
+        continue
       timing.note(f"{case}: {name}: compiles")
       workers[name] = stack.enter_context(start(name, args))
-      facts[name] = workers[name].ask(case=CASES[case])
+      chosen = CASES[case] | (SMOKE[CASES[case]["stage"]] if args.smoke else {})
+      facts[name] = workers[name].ask(case=chosen)
     params = {f["params"] for f in facts.values()}
     assert len(params) == 1, f"{case}: the networks differ, parameters {params}"
 
@@ -82,7 +97,7 @@ def run_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
 
     times = timing.interleave(
       {name: lambda w=worker: measure(w, steps) for name, worker in workers.items()},
-      args.resnet_rounds if "resnet" in case else args.rounds,
+      args.rounds if "convnet" in case else args.resnet_rounds,
     )
   return {"params": params.pop(), "steps_a_turn": steps, "facts": facts, "step_seconds": times}
 

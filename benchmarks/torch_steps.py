@@ -111,7 +111,10 @@ class ResNet18(nn.Module):
 
 
 def make_model(name: str, **kwargs: Any) -> nn.Module:
-  model = {"convnet": ConvNet, "resnet18": ResNet18}[name](**kwargs)
+  from benchmarks import edc_networks
+
+  makers = {"convnet": ConvNet, "resnet18": ResNet18, **edc_networks.MAKERS}
+  model = makers[name](**kwargs)
   return model.to(DEVICE, memory_format=model.layout)
 
 
