@@ -24,7 +24,7 @@ from ltdd_jax.models import convolution
 NAMES = ("NHWC", "HWIO", "NHWC")
 SHAPES = (  # side, channels in and out, stride: of ConvNet-3 and ResNet-18 at 32 pixels
   (32, 64, 64, 1), (16, 64, 64, 1), (8, 64, 64, 1), (32, 128, 128, 1), (16, 128, 128, 1),
-  (8, 256, 256, 1), (32, 64, 128, 2), (16, 128, 256, 2), (8, 256, 512, 2),
+  (8, 256, 256, 1), (4, 512, 512, 1), (32, 64, 128, 2), (16, 128, 256, 2), (8, 256, 512, 2),
 )  # fmt: skip
 
 

@@ -15,7 +15,10 @@ import sys
 from typing import Any, NamedTuple
 
 DEFAULT_CACHE = "~/.cache/ltdd_jax/xla"
-THREADS_PER_DEVICE = 16
+THREADS_PER_DEVICE = 16  # of an old jaxlib
+_SOUND = (0, 12)  # the least jaxlib on which virtual CPU devices were never seen to hang
+
+_FLAG = "--xla_force_host_platform_device_count"
 
 # Numbers of glibc's malloc.h with the values to set.
 _MALLOPT = {
@@ -94,15 +97,16 @@ def setup_jax(
 ) -> Facts:
   """Sets up JAX for a run; call it before the first array is made.
 
-  On CPU the default is one device. Several virtual ones, one for each core, take up to half the
-  time on an idle machine, but XLA (jaxlib 0.10.2) can hang on them: each gradient's all-reduce
-  blocks a thread of one pool, of as many threads as there are cores, and on a busy machine one in
-  three runs stopped for good within half a minute. With `num_cpu_devices` the pool is made
-  larger (the variable `NPROC`), with which no hang was seen; it is also slower.
+  XLA leaves much of a program to one thread of a CPU, but not to one of all its virtual devices:
+  two on two cores take 0.75 of the time. With jaxlib 0.10.2 they can hang on a busy machine: each
+  all-reduce blocks a thread of one pool, of as many threads as there are cores, and one in three
+  runs stopped for good. So two are the default from jaxlib 0.12 on, with which no run did; before
+  it one is, and `num_cpu_devices` makes the pool larger (the variable `NPROC`): no hang was seen
+  then, but nothing is gained either.
 
   Args:
-    num_cpu_devices: virtual CPU devices; None leaves the number to JAX and the environment
-      (`JAX_NUM_CPU_DEVICES`), which is one by default.
+    num_cpu_devices: virtual CPU devices. None leaves the number to the environment
+      (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), or to the rule above.
     cache_dir: of the persistent compilation cache; None for none. `JAX_COMPILATION_CACHE_DIR`
       takes the place of the default.
     distributed: whether to join the other processes of a pod or cluster first. JAX finds them by
@@ -138,11 +142,17 @@ def setup_jax(
 
 
 def _set_cpu_devices(count: int | None) -> int | None:
-  if count is None:
-    return None
-  os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * count))
   import jax
+  from jaxlib import version
 
+  sound = tuple(map(int, version.__version__.split(".")[:2])) >= _SOUND
+  if count is None:
+    chosen = "JAX_NUM_CPU_DEVICES" in os.environ or _FLAG in os.environ.get("XLA_FLAGS", "")
+    if chosen or not sound or (os.cpu_count() or 1) < 2:
+      return None
+    count = 2
+  if not sound:
+    os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * count))
   try:
     jax.config.update("jax_num_cpu_devices", count)
   except RuntimeError:  # a backend runs already

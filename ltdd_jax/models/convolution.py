@@ -17,6 +17,7 @@ from ltdd_jax.models import winograd
 from ltdd_jax.models.chunks import chunk_sum
 
 _LEAST = 1e8  # multiplications; smaller convolutions are not worth the time of compilation
+_PIXELS = 512  # of all images; with fewer, transforms of kernels cost more than is saved
 _COLUMNS = 2**20  # bytes of the columns of a chunk
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]  # images, kernel -> result
@@ -70,7 +71,7 @@ def _cpu_form(
   if groups > 1 or work < _LEAST or c < 16 or x.dtype != jnp.float32:
     return whole
   if (u, v) == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1)):
-    if min(h, w) < 8:  # kernels are larger than images, and so are their transforms
+    if min(h, w) < 4 or b * h * w < _PIXELS:
       return whole
     return bilinear(winograd.forward, winograd.image_gradient, winograd.kernel_gradient)
   images = jax.ShapeDtypeStruct(x.shape, x.dtype)
