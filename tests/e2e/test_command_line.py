@@ -38,6 +38,10 @@ def checked(*args):
     ("label.views.padding=2", 2),
     ("label.views.crop_scale=(0.5,1)", (0.5, 1)),
     ("student.hard_labels=false", False),
+    (
+      "student.schedule={'name':'multistep','milestones':(0.5,),'factor':0.1}",
+      {"name": "multistep", "milestones": (0.5,), "factor": 0.1},
+    ),
     ("distil.methods.other={'name':'random'}", {"name": "random"}),
     ("data.splits.other.rule=as_is", "as_is"),
   ],
