@@ -28,8 +28,8 @@ COMMANDS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     (("size=32", "size=8,preset=smoke,calibrators=plain,method=random"),),
     ("--config.data.num_test=4", *FAST[:1]),
   ),
-  "python -m launch.main --config configs/cifar10_lt.py:method=edc,imbalance=100,ipc=10,preset=cpu "
-  "--workdir runs/edc": (
+  "python -m launch.main --config configs/cifar10_lt.py:method=edc,recipe=edc_mse_gt,imbalance=100,"
+  "ipc=10,preset=cpu --workdir runs/edc": (
     (("preset=cpu", "preset=smoke,calibrators=plain"), ("imbalance=100", "imbalance=4")),
     ("--config.data.name=npz:cifar10.npz", "--config.data.num_test=20", *FAST),
   ),

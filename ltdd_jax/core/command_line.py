@@ -56,13 +56,18 @@ def override(config: Mapping[str, Any], args: Iterable[str]) -> dict[str, Any]:
     args: `--config.KEY=VALUE`, with dots between the parts of a key.
 
   Raises:
-    LtddError: an argument without a value, or a key within a value that has no keys.
+    LtddError: an argument without a value, a key within a value that has no keys, or a recipe.
   """
   out: dict[str, Any] = copy.deepcopy(dict(config))
   for arg in args:
     match = _OVERRIDE.fullmatch(arg)
     if match is None or match[2] is None:
       raise LtddError(f"{arg!r} has no value or no key; expected --config.KEY=VALUE")
+    if match[1] == "student.recipe":
+      raise LtddError(
+        f"{arg}: this key is what the report says and changes no training; expected recipe=NAME "
+        "after the config file, as in --config configs/digits_lt.py:recipe=rd3"
+      )
     *parents, last = match[1].split(".")
     node = out
     for depth, key in enumerate(parents):

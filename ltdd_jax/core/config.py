@@ -171,6 +171,11 @@ def bind(
       if p.default is p.empty:
         raise LtddError(f"{where}: missing key {key!r}. {takes}")
     elif not _fits(kwargs[key], p.annotation) and kwargs[key] is not p.default:
+      if isinstance(kwargs[key], str) and p.annotation == Mapping[str, Any]:
+        raise LtddError(
+          f"{where}: {key} is {kwargs[key]!r} (str); expected a dict with a name and the arguments "
+          f"that go with it, as {{'name': {kwargs[key]!r}}}"
+        )
       raise LtddError(
         f"{where}: {key} is {kwargs[key]!r} ({type(kwargs[key]).__name__}); expected "
         f"{_annotation(p)}. {takes}"
@@ -256,7 +261,15 @@ def _check_group(
   if not isinstance(name, str) or name not in target:
     hint = suggest(name, target)
     raise LtddError(f"{where}: unknown name {name!r}. {hint}{' ' if hint else ''}Known: {options}.")
-  bind(where, target[name], kwargs)
+  try:
+    bind(where, target[name], kwargs)
+  except LtddError as error:
+    of_others = {k for f in target.values() for k in parameters(f)} - {*parameters(target[name])}
+    if not of_others & {*kwargs}:
+      raise
+    raise LtddError(
+      f"{error}. If the name was changed, give the dict whole, as {{'name': {name!r}}}"
+    ) from error
 
 
 def _takes_any(factory: Factory) -> bool:

@@ -310,8 +310,8 @@ def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
   if ctx.own_lr and "student_lr" not in learned and ctx.recipe_lr is None:
     raise LtddError(
       "config.student.optimizer.lr is None, which takes the rate that was learned with the images, "
-      f"but {where} learns no rate, and there is no config.student.recipe with one for that "
-      "optimizer. Give a number, name a recipe, or leave the image source out"
+      f"but {where} learns no rate, and the run has no recipe with one for that optimizer. Give a "
+      "number, or recipe=NAME after the config file, or leave the image source out"
     )
   if row.labels == HARD:
     return

@@ -15,10 +15,12 @@ PAGES = readme_commands.ROOT / "docs" / "how-to"
 
 
 def names_of(page):
-  """What the Python blocks of a page define."""
+  """What the Python blocks of a page define, each complete by itself."""
   names = {}
   for block in readme_commands.blocks("python", PAGES / page):
-    exec(compile(block, page, "exec"), names)
+    own = {}
+    exec(compile(block, page, "exec"), own)
+    names |= own
   return names
 
 

@@ -38,6 +38,10 @@ def checked(*args):
     ("label.views.padding=2", 2),
     ("label.views.crop_scale=(0.5,1)", (0.5, 1)),
     ("student.hard_labels=false", False),
+    (
+      "student.schedule={'name':'multistep','milestones':(0.5,),'factor':0.1}",
+      {"name": "multistep", "milestones": (0.5,), "factor": 0.1},
+    ),
     ("distil.methods.other={'name':'random'}", {"name": "random"}),
     ("data.splits.other.rule=as_is", "as_is"),
   ],
@@ -81,6 +85,12 @@ def test_numbers_are_what_they_replace():
     ("student.schedule={}", r"config\.student\.schedule: missing key 'name'; expected one of"),
     ("teacher.schedule.per_epoch=True", "unexpected key 'per_epoch'. cosine takes"),
     ("teacher.objective={}", r"config\.teacher\.objective: missing key 'name'"),
+    (
+      "student.schedule=smooth",
+      r"schedule is 'smooth' \(str\); expected a dict .*as {'name': 'smooth'}$",
+    ),
+    ("student.schedule.milestones=(0.5,)", r"give the dict whole, as {'name': 'cosine'}"),
+    ("student.recipe=rd3", r"changes no training; expected recipe=NAME after the config file"),
     ("student.loss={}", r"config\.student\.loss: missing key 'name'"),
     ("teacher.augment=({'padding':4},)", r"config\.teacher\.augment\.0: missing key 'name'"),
     ("teacher.augment=(5,)", r"augment is \(5,\) .*expected Sequence"),
