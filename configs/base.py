@@ -89,11 +89,11 @@ def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str
     return {name: known[name] for name in names}
   if dataset not in SPECS:
     raise LtddError(f"calibrators=priors: expected a data set of {[*SPECS]}, not {dataset!r}")
-  k = SPECS[dataset].num_classes
-  head = imbalance ** (-np.arange(k) / (k - 1) / 2)
+  num_classes = SPECS[dataset].num_classes
+  head = imbalance ** (-np.arange(num_classes) / (num_classes - 1) / 2)
   head = head / head.sum()
   targets = {"head": tuple(head.tolist()), "tail": tuple(head[::-1].tolist())}
-  return {k: known[k] for k in ("plain", "adsa", "adsa_nll")} | {
+  return {name: known[name] for name in ("plain", "adsa", "adsa_nll")} | {
     f"{criterion}_{name}": {"name": "adsa", "criterion": criterion, "target_prior": q}
     for criterion in ("confidence", "nll")
     for name, q in targets.items()

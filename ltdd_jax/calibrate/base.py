@@ -126,7 +126,7 @@ def with_target(
     found["message"] += " The step to target_prior comes after that, and is not in these numbers."
     return found | {"target_prior": plain(q)}
 
-  return Calibrator(init, fit, apply, report)
+  return calibrator._replace(init=init, fit=fit, apply=apply, report=report)
 
 
 # ---- formulas ----

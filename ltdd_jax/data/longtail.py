@@ -112,7 +112,10 @@ def make_split(
 
 def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
   if rule not in _SEEDS:
-    raise LtddError(f"split rule {rule!r} is not known. Rules: {', '.join(_SEEDS)}.")
+    raise LtddError(
+      f"split rule {rule!r} is not known. Rules: {', '.join(_SEEDS)}, and in config.data.splits "
+      "matched."
+    )
   if (counts is not None) != (rule == "counts"):
     raise LtddError(
       f"rule={rule!r} with counts={counts}: the vector `counts` and rule='counts' go together."
@@ -193,7 +196,7 @@ def groups(counts: Sequence[int] | np.ndarray, rule: str = "thirds") -> dict[str
   if match:
     high, low = int(match[1]), int(match[2])
     if high < low - 1:
-      raise LtddError(f"group rule {rule!r}: a class may be head and tail; expected a >= b.")
+      raise LtddError(f"group rule {rule!r}: a class may be head and tail; expected a >= b - 1.")
     parts = (order[counts[order] > high], order[counts[order] < low])
   elif rule == "thirds":
     third = max(len(order) // 3, 1) if len(order) > 1 else 0

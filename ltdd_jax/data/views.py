@@ -71,7 +71,8 @@ def view_fn(
     shuffle_patches: f to shuffle the strips of f x f mosaics before they are cropped, as RDED does.
 
   Returns:
-    `fn(key, images (n,h,w,c) uint8, labels (n,), indices (b,), epochs (b,)) -> Views`.
+    `fn(key, images (n,h,w,c), labels (n,), indices (b,), epochs (b,)) -> Views`; images are uint8,
+    or float32 pixels from 0 to 1.
 
   Raises:
     LtddError: an unknown mix, or a number that its argument cannot have.

@@ -150,18 +150,18 @@ def _blocks(
 
 def _stored(job: Job, start: int, labels: np.ndarray) -> np.ndarray:
   """Labels in their dtype, if it can hold them."""
-  out = labels
+  whole = labels
   if job.kind == "logits" and job.source.dtype.itemsize > 4:
     # `Rows` takes the largest float64 logit off each row; here the row gets it back
-    out = out + job.source.rows(start, start + len(out)).max(1, keepdims=True)
+    whole = whole + job.source.rows(start, start + len(whole)).max(1, keepdims=True)
   with np.errstate(over="ignore"):
-    out = out.astype(job.dtype)
+    out = whole.astype(job.dtype)
   # A softmax that overflows is NaN in all of its row, so that one column tells.
   if np.isfinite(out[:, 0] if job.kind == "probabilities" else out).all():
     return out
   if job.kind == "probabilities":
     raise LtddError(f"{job.text}: probabilities overflow; use a larger temperature.")
   raise LtddError(
-    f"{job.text}: calibrated logits reach {np.abs(labels).max():.4g}, beyond {job.dtype}; use "
+    f"{job.text}: calibrated logits reach {np.abs(whole).max():.4g}, beyond {job.dtype}; use "
     "float32."
   )

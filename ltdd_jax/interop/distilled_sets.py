@@ -10,6 +10,10 @@
     compared, `soft_labels` (n, k), logits, and `student_lr`, a learning rate;
   * a folder of class folders of image files, named as the data set's classes are.
 
+Float pixels may be outside [0, 1] by 0.1 in the mean, and no more. Methods that do not clip, such
+as `dm`, leave some pixels outside (0.005); normalised sets are outside by 0.3 or so, and those of 0
+to 255 by far more.
+
 What comes in is labelled, calibrated and learned from like any other image source. It is
 identified by its content and not by where it lies: the SHA-256 of images and labels is a part of
 the fingerprint. Nothing is resized and nothing is unpickled.
@@ -31,12 +35,13 @@ from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.interop import read as read_lib
 
 LEARNED = ("soft_labels", "student_lr")
+_OUTSIDE = 0.1  # mean distance of float pixels from [0, 1]
 
 
 class Imported(NamedTuple):
   """Images from elsewhere, checked against the data set of this run."""
 
-  images: np.ndarray  # (n, h, w, c) uint8
+  images: np.ndarray  # (n, h, w, c) uint8, or float32 pixels from 0 to 1
   labels: np.ndarray  # (n,) int32
   sha256: str
   about: str  # one line for --dry_run
@@ -59,8 +64,8 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
     class_names: (k,) its class map.
 
   Raises:
-    LtddError: nothing is there, it cannot be read, or its class map, image shape, types or labels
-      are not those of the data set.
+    LtddError: nothing is there, it cannot be read, its class map, image shape, types or labels are
+      not those of the data set, or pixels, soft labels or the rate are no such numbers.
   """
   place, name = files.path(path), f"{where}: {path}"
   ignored: list[str] = []
@@ -81,7 +86,9 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
   _check_shape(name, pixels.shape[1:], spec)
   labels = stored["labels"]
   labels = arrays_lib.check_labels(f"{name}: labels", labels, spec.num_classes, len(pixels))
-  learned = {k: np.asarray(stored[k], np.float32) for k in LEARNED if k in stored}
+  _check_range(name, pixels)
+  shapes = {"soft_labels": (len(pixels), spec.num_classes), "student_lr": ()}
+  learned = {k: _learned(name, k, stored[k], shapes[k]) for k in LEARNED if k in stored}
   digest = content_sha256(pixels, labels, *learned.values())
   size = "x".join(map(str, spec.image_shape))
   about = f"{len(labels):,} images {size} {pixels.dtype} from {path}, SHA-256 {digest[:12]}"
@@ -183,6 +190,34 @@ def _check_shape(name: str, shape: Sequence[int], spec: DatasetSpec) -> None:
       f"{name}: images have the shape {tuple(shape)}; the data set {spec.name} has "
       f"{tuple(spec.image_shape)} (height, width, channels), and imported images are not resized"
     )
+
+
+def _check_range(name: str, pixels: np.ndarray) -> None:
+  if pixels.dtype == np.uint8:
+    return
+  low, high = pixels.min(), pixels.max()  # NaN if any is
+  if not np.isfinite([low, high]).all() or _outside(pixels) > _OUTSIDE:
+    raise LtddError(
+      f"{name}: images has pixels from {low:.4g} to {high:.4g}; expected finite floats of which "
+      "most are from 0 to 1. Divide pixels of 0 to 255 by 255; undo a normalisation"
+    )
+
+
+def _outside(pixels: np.ndarray) -> float:
+  """The mean distance of pixels from [0, 1]."""
+  return float(np.abs(pixels - np.clip(pixels, 0, 1)).mean(dtype=np.float64))
+
+
+def _learned(name: str, key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Soft labels (n, k) or the rate [], as float32."""
+  what = "expected a finite number above 0" if key == "student_lr" else "expected finite logits"
+  if values.shape != shape or values.dtype.kind not in "fiu":
+    raise LtddError(f"{name}: {key} is {values.dtype} {values.shape}; {what} of shape {shape}")
+  out = np.asarray(values, np.float32)
+  bad = ~np.isfinite(out) | ((out <= 0) & (key == "student_lr"))
+  if bad.any():
+    raise LtddError(f"{name}: {key} has {out[bad][0]:.4g}; {what}, or leave the array out")
+  return out
 
 
 def _some(names: Sequence[str]) -> str:

@@ -62,7 +62,7 @@ def check_labels(text: str, labels: np.ndarray, source: Any) -> tuple[np.ndarray
     LtddError: floats, one-hot rows, another shape, a class outside [0, k), one class only.
   """
   n, k = source.shape[-2:]
-  if labels.shape[-2:] == (n, k):
+  if labels.shape[-2:] == (n, k) and labels.shape != tuple(source.shape[:-1]):
     raise LtddError(
       f"{text}: shape {labels.shape}, a row for each image: these look one-hot (or soft). "
       "Expected the number of the class: save labels.argmax(-1)."

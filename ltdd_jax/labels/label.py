@@ -95,7 +95,7 @@ def label_images(
 
   Args:
     name: of the image source.
-    images: (n, h, w, c) uint8.
+    images: (n, h, w, c) uint8, or float32 pixels from 0 to 1.
     labels: (n,) int32, the classes of the images.
     teachers: those that label.
     spec: facts of the data set.
@@ -304,7 +304,7 @@ def clean_logits(
   """Logits (n, k) of plain images, in batches of one size.
 
   Args:
-    consts: `images` (n, h, w, c) uint8 and `variables`, on the mesh.
+    consts: `images` (n, h, w, c), as of `label_images`, and `variables`, on the mesh.
     label_fn: variables, normalised images (b, h, w, c) -> logits (b, k).
     spec: facts of the data set.
     size: images in a batch.

@@ -114,7 +114,8 @@ class Supervision(NamedTuple):
   ) -> jax.Array | None:
     """Calibrated logits (b, k) of a batch of views; None for hard labels.
 
-    Labels of images, where two are mixed, are mixed as probabilities, by their shares of the view.
+    Labels of images, where two are mixed, are mixed by their shares of the view: the probabilities,
+    and the level `logsumexp(logits)`, which losses on raw logits (`mse_ce`) see.
 
     Args:
       consts: holds `arrays`.
@@ -135,9 +136,10 @@ class Supervision(NamedTuple):
       return own
     other = self._calibrate(consts, self._rows(consts, views.partners, epochs))
     share = jnp.stack([views.weight, 1 - views.weight])[..., None]
-    both = jnp.stack([jax.nn.log_softmax(own), jax.nn.log_softmax(other)])
-    mixed = jax.nn.logsumexp(both, axis=0, b=share)
-    return jnp.where((views.weight == 1)[:, None], own, mixed)
+    both = jnp.stack([own, other])
+    level = jnp.sum(share * jax.nn.logsumexp(both, axis=-1, keepdims=True), axis=0)
+    mixed = jax.nn.logsumexp(jax.nn.log_softmax(both), axis=0, b=share) + level
+    return jnp.where((views.weight == 1)[:, None], own, mixed)  # bit for bit, as they are stored
 
   def _rows(self, consts: dict[str, Any], indices: jax.Array, epochs: jax.Array) -> jax.Array:
     epochs = epochs % jax.tree.leaves(consts["logits"])[0].shape[0]

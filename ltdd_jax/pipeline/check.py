@@ -183,7 +183,12 @@ def _check_student(student: Mapping[str, Any]) -> None:
 
 
 def _check_splits(config: Mapping[str, Any]) -> None:
-  """Every split that is named is there, and every teacher with one."""
+  """Every split that is named is there, and every teacher with one; the run's own is no copy."""
+  if config["data"]["rule"] == "matched":
+    raise LtddError(
+      "config.data.rule is 'matched', a rule for config.data.splits alone: it takes as many images "
+      "as config.data has; expected 'ltdd', 'ldam', 'counts' or 'as_is'"
+    )
   known = (None, *config["data"]["splits"])
   for name, split in config["teacher"]["splits"].items():
     check_choice("a key of config.teacher.splits", name, [*config["teacher"]["models"]])
@@ -334,7 +339,7 @@ def _blank(x: Any) -> Any:
 
 
 def _check_method(ctx: Context, images: str) -> Collection[str]:
-  """Traces a method on shapes, with one slot a class; returns names of what it gives."""
+  """Traces a method on shapes, with the first k slots alone; returns names of what it gives."""
   method, env, slots = ctx.method(images), ctx.env(images), ctx.slots(images)
   options = ("batch_size", "jpeg_quality", "dtype")
   check_options(method, **{k: ctx.config["distil"][k] for k in options})

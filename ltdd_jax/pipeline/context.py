@@ -163,8 +163,9 @@ class Context:
     """The teachers of an image source, in the order in which they take turns."""
     part = self.config["distil"]
     own = part["methods"][images].get("teachers")
-    where = f"config.distil.methods.{images}.teachers" if own else "config.distil.teachers"
-    return self._chosen(where, own or part["teachers"], self.split_name(images))
+    named = own is not None  # an empty tuple is refused, and does not mean all
+    where = f"config.distil.methods.{images}.teachers" if named else "config.distil.teachers"
+    return self._chosen(where, own if named else part["teachers"], self.split_name(images))
 
   def env(self, images: str) -> distil.Env:
     """The static facts that a method is made with."""

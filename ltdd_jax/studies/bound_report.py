@@ -130,7 +130,7 @@ def calibrators_figure(results: Mapping[str, Any]) -> Any:
   """The conditional term by calibrator at the largest imbalance factor, least KL views on top."""
   last = max(r["imbalance"] for r in results["conditional"])
   rows = {(r["images"], r["labels"]): r for r in results["conditional"] if r["imbalance"] == last}
-  sources = _sources(results)
+  sources = list(dict.fromkeys(source for source, _ in rows))  # those with labels
   order = sorted(_labels(results), key=lambda name: -rows[sources[0], name]["kl_views"]["total"])
   out = plots.new_figure(7.0, 1.2 + 0.28 * len(order))
   axis = out.subplots()

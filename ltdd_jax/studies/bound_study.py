@@ -129,7 +129,7 @@ def _check_labels(config: Mapping[str, Any]) -> None:
   """Refuses labels that are no function of an image: the bound then has no posterior to compare."""
   made = []
   for entry in config["label"]["sources"].values():
-    kwargs = {k: v for k, v in entry.items() if k not in ("name", "calibrators")}
+    kwargs = {k: v for k, v in entry.items() if k not in ("name", "calibrators", "images")}
     made.append(registry.make("label source", label_sources.SOURCES, entry["name"], kwargs))
   if len(made) != 1 or made[0].kind != "teacher":
     raise LtddError(

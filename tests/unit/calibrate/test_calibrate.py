@@ -266,6 +266,13 @@ def test_the_target_prior_of_fixed():
   np.testing.assert_allclose(jax.nn.softmax(out), jax.nn.softmax(expected), atol=1e-5)
 
 
+def test_a_target_prior_keeps_what_else_a_calibrator_has():
+  probe = calibrate.make_calibrator("adsa_probe")
+  moved = base.with_target("probe", probe, np.full(K, 1 / K))
+  assert (moved.needs, moved.refine) == (probe.needs, probe.refine)
+  assert moved.apply is not probe.apply
+
+
 # ---- biases ----
 
 

@@ -41,6 +41,13 @@ def softmax(z):
   return p / p.sum(-1, keepdims=True)
 
 
+def test_as_many_epochs_as_images_and_classes():
+  labels = np.tile(np.arange(K), (K, 1))
+  logits = np.random.default_rng(0).standard_normal((K, K, K)) + 3 * np.eye(K)[labels]
+  found = interop.calibrate_logits(logits, labels, COUNTS)  # labels (k, k) are not one-hot
+  assert found.soft_labels.shape == (K, K, K)
+
+
 # ---- formats ----
 
 

@@ -315,9 +315,10 @@ def test_a_disk_that_fills_up_leaves_nothing_and_keeps_the_old_file(tmp_path, mo
   assert np.load(path)["labels"].shape == LOGITS.shape
 
 
-def test_logits_too_large_for_float16(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logits_too_large_for_float16(dtype, tmp_path):
   refused(
-    "beyond float16; use float32", LOGITS + 1e5, kind="logits", dtype="float16",
-    out=tmp_path / "o.npy",
+    r"reach 1e\+05, beyond float16; use float32", LOGITS.astype(dtype) + 1e5,
+    kind="logits", dtype="float16", out=tmp_path / "o.npy",
   )  # fmt: skip
   assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,8 @@ from tests import small
 CLASSES = small.SPEC.class_names
 LABELS = np.array([0, 0, 1, 2], np.int32)  # by class, as a folder gives them
 IMAGES = small.images(len(LABELS))
+FLOATS = (IMAGES / 255).astype(np.float32)
+LOGITS = np.eye(3, dtype=np.float32)[LABELS]
 
 
 def read(path, spec=small.SPEC, classes=CLASSES):
@@ -99,10 +101,23 @@ def test_colours_become_what_the_data_set_has(tmp_path):
     ({"images": IMAGES[:, :4], "labels": LABELS}, r"shape \(4, 8, 1\).*\(8, 8, 1\)"),
     ({"images": np.zeros((4, 1, 8, 8), np.uint8), "labels": LABELS}, "channels first"),
     ({"images": IMAGES, "labels": LABELS, "classes": ["a", "c", "b"]}, "another class map"),
+    ({"images": FLOATS * np.nan, "labels": LABELS}, "pixels from nan to nan; expected finite"),
+    ({"images": np.where(FLOATS > 0.9, np.float32(np.inf), FLOATS), "labels": LABELS}, "to inf"),
+    ({"images": FLOATS * 255, "labels": LABELS}, r"to 25\d; .*of 0 to 255 by 255"),
+    ({"images": (FLOATS - 0.5) / 0.3, "labels": LABELS}, r"from -1\.\d+ .*; undo a normalisation"),
+    ({"soft_labels": LOGITS * np.nan}, "soft_labels has nan; expected finite logits"),
+    ({"soft_labels": LOGITS[:, :2]}, r"soft_labels is float32 \(4, 2\); .* shape \(4, 3\)"),
+    ({"soft_labels": LOGITS[:3]}, r"soft_labels is float32 \(3, 3\); .* shape \(4, 3\)"),
+    ({"soft_labels": LOGITS.astype(str)}, r"soft_labels is <U32 \(4, 3\); expected finite logits"),
+    ({"student_lr": -1.0}, "student_lr has -1; expected a finite number above 0"),
+    ({"student_lr": np.nan}, "student_lr has nan; expected a finite number above 0"),
+    ({"student_lr": np.ones(2)}, r"student_lr is float64 \(2,\); .* of shape \(\)"),
     ({"images": IMAGES, "labels": np.array([object()] * 4)}, "not a readable npz file of plain"),
   ],
 )
 def test_npz_files_that_are_refused(arrays, message, tmp_path):
+  if not {"images", "labels"} & set(arrays):  # of what is learned
+    arrays = {"images": IMAGES, "labels": LABELS} | arrays
   np.savez(tmp_path / "a.npz", **arrays)
   with pytest.raises(LtddError, match=rf"(?s)config\.distil\.methods\.mine.*{message}"):
     read(tmp_path / "a.npz")
@@ -244,7 +259,8 @@ def test_the_distil_stage_stores_what_was_read(config, tmp_path):
 
 def test_a_set_with_what_was_learned(config, tmp_path):
   """Floats stay floats, and logits and a rate come along; they are a part of the content."""
-  pixels, logits = (IMAGES / 255).astype(np.float32), np.eye(3, dtype=np.float32)[LABELS]
+  pixels, logits = FLOATS.copy(), LOGITS
+  pixels[:, 0, 0] = 2.0  # as where a method does not clip
   learned = {"soft_labels": logits, "student_lr": np.float32(0.02)}
   np.savez(tmp_path / "a.npz", images=pixels, labels=LABELS, **learned)
   ctx, found, distilled = stage_of(config, "distil/mine")

@@ -39,6 +39,22 @@ def test_labels_of_images_are_mixed_as_probabilities(mix, tau, key):
   np.testing.assert_allclose(got[whole], calibrated[indices][whole], atol=1e-5)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_level_of_logits_is_mixed_as_well(weight, key):
+  """Losses on raw logits see it: an image mixed with itself keeps its logits."""
+  indices, epochs = jnp.array([3, 0]), jnp.array([0, 0])
+  views = views_lib.view_fn(small.SPEC)(key, IMAGES, LABELS, indices, epochs)
+  views = views._replace(weight=jnp.full(2, weight))
+  logits = 10.0 + LOGITS
+  supervision = label_sources.Supervision("stored", logits=logits, per_view=False)
+  of = lambda v: supervision.logits_of(supervision.arrays(), v, indices, epochs)
+  same = of(views._replace(partners=indices))
+  np.testing.assert_allclose(same, logits[0, indices], rtol=1e-6)
+  level = lambda rows: scipy.special.logsumexp(logits[0, rows], -1)
+  want = weight * level(indices) + (1 - weight) * level(views.partners)
+  np.testing.assert_allclose(scipy.special.logsumexp(of(views), -1), want, rtol=1e-6)
+
+
 def test_labels_of_views_are_not_mixed_again(key):
   logits = np.concatenate([LOGITS, 2 * LOGITS])
   indices, epochs = jnp.array([1, 3]), jnp.array([0, 3])  # epoch 3 goes round to label epoch 1

@@ -214,6 +214,7 @@ def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeyp
 @pytest.mark.parametrize(
   ("path", "value", "message"),
   [
+    ("data.rule", "matched", r"data\.rule is 'matched', a rule for config\.data\.splits alone"),
     ("distil.images_per_class", 0, r"distil\.images_per_class is 0"),
     ("teacher.num_epochs", 0, r"teacher\.num_epochs is 0"),
     ("calibrate.fit_on", "test", "fit_on is 'test'"),
@@ -283,6 +284,7 @@ def test_configs_that_are_wrong_by_themselves(path, value, message):
     ("label.sources.teacher.teachers", ("techer",), r"teachers has 'techer'.*Did you mean 'teache"),
     ("label.sources.teacher.aggregate", "max", "aggregate is 'max'; expected one of 'mean', 'nor"),
     ("distil.teachers", (), r"distil\.teachers is empty; expected .*teacher\.models"),
+    ("distil.methods.sre2l.teachers", (), r"distil\.methods\.sre2l\.teachers is empty; expected"),
     ("student.optimizer.lr", None, "optimizer.lr is None.*'sre2l'.* learns no rate"),
     ("label.sources.mine", {"name": "learned"}, "'mine' is 'learned', .*'sre2l'.* no learned"),
   ],

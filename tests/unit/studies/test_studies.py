@@ -175,6 +175,8 @@ def test_what_studies_refuse(tmp_path):
   bound.label.sources = {"mine": {"name": "learned"}}
   with pytest.raises(LtddError, match="has mine; the bound study needs one label source, of the"):
     studies.run(bound, tmp_path)
+  entry = {"name": "teacher", "images": ("random",), "calibrators": None}
+  bound_study._check_labels({"label": {"sources": {"mine": entry}}})  # keys of all sources pass
   config = perturbation_config.get_config("preset=smoke")
   config.distil.methods = {"sre2l": {"name": "sre2l"}, "random": {"name": "random"}}
   with pytest.raises(LtddError, match="has random, sre2l; the perturbation study crosses"):
@@ -362,3 +364,6 @@ def test_calibrators_at_the_largest_factor_are_sorted():
   drawn = {c.get_label(): c.lines[0].get_xdata().tolist() for c in axis.containers}
   assert drawn["KL views, sre2l"] == [200.0, 100.0]
   assert drawn["KL test, random"] == [0.5, 0.5]
+  of_random = [row for row in results["conditional"] if row["images"] == "random"]
+  (axis,) = bound_report.calibrators_figure(results | {"conditional": of_random}).axes
+  assert [c.get_label() for c in axis.containers] == ["KL test, random", "KL views, random"]
