@@ -19,6 +19,7 @@ from ltdd_jax import distil, models  # noqa: E402
 from ltdd_jax.core import mesh as mesh_lib  # noqa: E402
 from ltdd_jax.core import rng  # noqa: E402
 from ltdd_jax.data import specs  # noqa: E402
+from ltdd_jax.distil import run as distil_run  # noqa: E402
 from ltdd_jax.models import taps  # noqa: E402
 from ltdd_jax.teachers import statistics  # noqa: E402
 from ltdd_jax.training import loop  # noqa: E402
@@ -75,7 +76,8 @@ class Side:
     }
     whole = mesh_lib.replicated(self.session.mesh)
     self.consts = {"key": rng.key_for(2), "feed": mesh_lib.put(fed, whole)}
-    self.state = mesh_lib.put(jax.jit(self.method.init)(rng.key_for(1), slots, fed), whole)
+    state = jax.jit(self.method.init)(rng.key_for(1), slots, fed)
+    self.state = distil_run.spread(state, batch, self.session)
 
     def step_fn(state, consts, t, turn):
       key = jax.random.fold_in(consts["key"], t)

@@ -94,7 +94,7 @@ def run_method(
     last = _optimise(
       path,
       method,
-      _spread(state, len(chunk.labels), session),
+      spread(state, len(chunk.labels), session),
       {"key": keys("step"), "res": device},
       session,
       len(chunk.labels),
@@ -156,7 +156,7 @@ def _rows(fn: Callable[[Any], Any], state: Any, size: int) -> Any:
   return jax.tree.map(lambda x: fn(x) if x.ndim and x.shape[0] == size else x, state)
 
 
-def _spread(state: Any, size: int, session: loop.Session) -> Any:
+def spread(state: Any, size: int, session: loop.Session) -> Any:
   """Splits what has one entry for each image over the devices, and copies the rest to each."""
   state = mesh_lib.put(state, mesh_lib.replicated(session.mesh))
   split = mesh_lib.at_rest(session.mesh, size)
