@@ -18,6 +18,20 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks
 
 _SEEDS = {"ltdd": 42, "ldam": 0, "counts": 42, "as_is": 0}  # the published ones, by rule
+# The published subsets of CIFAR-10 by rule and imbalance factor: SHA-256 of the sorted positions in
+# its archive as little-endian int64.
+PUBLISHED: dict[tuple[str, float], str] = {
+  ("ltdd", 10): "6e46181f86d9f00707ee0652308587d12d71207c2d68315deb8a717e946b9ba7",
+  ("ltdd", 20): "6343ca42157d5af6a3458151c5aaa717c595a425e446ef2f8ab20072bbe0990a",
+  ("ltdd", 50): "975816eade541d9fc2797bdf682c4aa1214a45844c18e6a42e1058145e63a755",
+  ("ltdd", 100): "302d181fe341f84083a95a81ae96909817a1065e89f882ea80603e0b2d18365a",
+  ("ltdd", 200): "ba680284f8480762abb2fd6b3b130f26f2d3b418783ede225015161a5c15b2ff",
+  ("ldam", 10): "448d422a25745cdaddb0c8f0da49d43d297b6b29058379b9440627c227cfc243",
+  ("ldam", 20): "25b714f644c8081aedf971cbc43397896e4780f553c855f29a50a56fad26e262",
+  ("ldam", 50): "620184a2896675c834da5f030951948e3480f350a46537d6a4adc4451699def2",
+  ("ldam", 100): "f7669c469c9ddf9afcfabc0b127018ebfa21ac9ecddbe2642455be26c359cb8d",
+  ("ldam", 200): "71da1ec51fc39313a87f0b3eb37f8e2325954ce7606d7a6ccad2cef25135df4f",
+}
 WHY_EMPTY = (  # for messages about classes without a training image
   "Labels that skip a class, a test set with more classes, or a config.data.imbalance_factor too "
   "large for the smallest classes may be the cause."
@@ -168,6 +182,20 @@ def _digest(counts: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> str:
   for part in ([len(counts), len(indices)], counts, indices, labels):
     digest.update(np.asarray(part).astype("<i8").tobytes())
   return digest.hexdigest()
+
+
+def provenance(dataset: str, split: Split) -> str:
+  """Whether the images of a split are the published ones, for a sentence; "" where there are none.
+
+  The archive's order of CIFAR-100 is not known to us, so that its subsets are never called so.
+  """
+  if split.rule not in ("ltdd", "ldam") or not dataset.startswith("cifar"):
+    return ""
+  positions = hashlib.sha256(np.sort(split.indices).astype("<i8").tobytes()).hexdigest()
+  known = PUBLISHED.get((split.rule, split.imbalance_factor)) if dataset == "cifar10" else None
+  if known is None:
+    return "published rule; whether the images are the published ones is not known"
+  return "published split" if positions == known else "published rule, other images"
 
 
 def log_prior(counts: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -118,13 +118,14 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
       f"{name}: prepared with {len(classes)} classes, expected {known.num_classes}. "
       "Is data_dir the right folder?"
     )
-  records, labels, test_split = _labelled_splits(name, builder, image_key, label_key)
+  records, labels, orders, test_split = _labelled_splits(name, builder, image_key, label_key)
 
   @_damage_named(builder)
   def read(split, indices):
     out = np.empty((len(indices), *size, channels), np.uint8)
     for start in range(0, len(out), _CHUNK):
-      rows = records[split].__getitems__([int(i) for i in indices[start : start + _CHUNK]])
+      places = orders[split][indices[start : start + _CHUNK]]
+      rows = records[split].__getitems__(places.tolist())
       encoded = [row[image_key] for row in rows]
       out[start : start + _CHUNK] = decode_all(encoded, channels, tuple(size))
     return out
@@ -133,14 +134,18 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
     labels[split] = check_labels(f"{name}: {split} labels", values, len(classes), len(values))
   if known and known.class_names and classes == tuple(str(c) for c in range(len(classes))):
     classes = known.class_names
-  notes = () if test_split == "test" else (f"test: the {test_split} split of {name}",)
-  return make_source(name, classes, labels, read, notes, known)
+  notes = []
+  if test_split != "test":
+    notes.append(f"test: the {test_split} split of {name}")
+  if "id" not in builder.info.features:
+    notes.append(f"{name} has no ids: its images are in TFDS's order, not in the archive's")
+  return make_source(name, classes, labels, read, tuple(notes), known)
 
 
 def _labelled_splits(
   name: str, builder, image_key: str, label_key: str
-) -> tuple[dict[str, Any], dict[str, np.ndarray], str]:
-  """Returns records and labels of "train" and "test", and which split is the test set.
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], str]:
+  """Returns records, labels and order of "train" and "test", and which split is the test set.
 
   Images stay encoded, so that labels can be read by themselves. A split whose labels are -1, as
   ImageNet's test split, is no test set.
@@ -148,16 +153,16 @@ def _labelled_splits(
   import tensorflow_datasets as tfds
 
   encoded = {image_key: tfds.decode.SkipDecoding()}
-  records, labels = {}, {}
+  records, labels, orders = {}, {}, {}
   for split in ("train", "test", "validation"):
     if split not in builder.info.splits:
       continue
     with _damage_named(builder):
       found = builder.as_data_source(split=split, decoders=encoded, file_format="array_record")
-      values = _read_labels(found, label_key)
+      values, order = _read_labels(found, label_key)
     role = "train" if split == "train" else "test"
     if len(values) and (split == "train" or values.min() >= 0):
-      records[role], labels[role] = found, values
+      records[role], labels[role], orders[role] = found, values, order
     if "test" in labels:
       break
   if len(labels) < 2:
@@ -166,7 +171,7 @@ def _labelled_splits(
       "validation, with images and labels. Export it as a folder or an npz file with a test set of "
       "your choice."
     )
-  return records, labels, split
+  return records, labels, orders, split
 
 
 def _output_shape(
@@ -249,12 +254,22 @@ def _keys(name: str, info) -> tuple[str, str]:
   return image, label
 
 
-def _read_labels(records, label_key: str) -> np.ndarray:
-  labels: list[int] = []
+def _read_labels(records, label_key: str) -> tuple[np.ndarray, np.ndarray]:
+  """Labels (n,) in the order of the archive, and where each image lies among the records (n,).
+
+  TFDS stores records by a hash of their `id`, which ends in the position in the archive:
+  `train_16399`. Published rules choose images by that position. Without ids the order stays.
+  """
+  labels, places = [], []
   for start in range(0, len(records), _CHUNK):
     rows = records.__getitems__(list(range(start, min(start + _CHUNK, len(records)))))
     labels += [row[label_key] for row in rows]
-  return np.array(labels, np.int64)
+    places += [re.fullmatch(rb"\w*_(\d+)", row.get("id", b"")) for row in rows]
+  order = np.arange(len(labels))
+  known = [int(place[1]) for place in places if place]
+  if len(known) == len(labels):
+    order = np.argsort(known, kind="stable")
+  return np.array(labels, np.int64)[order], order
 
 
 @contextlib.contextmanager

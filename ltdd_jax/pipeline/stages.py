@@ -18,6 +18,7 @@ from absl import logging
 
 from ltdd_jax import calibrate, models
 from ltdd_jax.core.types import Teacher
+from ltdd_jax.data import longtail
 from ltdd_jax.distil.run import run_method
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
@@ -33,7 +34,7 @@ from ltdd_jax.training import loop
 # Code versions: raise one when the results of its stage change, so that no artefact of the older
 # code is used (tests/golden/test_golden_digests.py). Methods and calibrators have their own.
 VERSIONS = {
-  "data": 1, "teacher": 1, "statistics": 1, "distil": 1, "label": 1, "probe": 2, "calibrate": 1,
+  "data": 2, "teacher": 1, "statistics": 1, "distil": 1, "label": 1, "probe": 2, "calibrate": 1,
   "student": 2,
 }  # fmt: skip
 KINDS = (*VERSIONS, "report")
@@ -55,7 +56,9 @@ class Product(NamedTuple):
 
 def data_stage(ctx: Context, session: loop.Session) -> Product:
   split = ctx.split()
-  for note in ctx.source.notes:
+  provenance = longtail.provenance(ctx.source.spec.name, split)
+  notes = [*ctx.source.notes, *([provenance] if provenance else [])]
+  for note in notes:
     logging.info("data: %s", note)
   arrays = {"indices": split.indices, "labels": split.labels, "counts": ctx.counts}
   test_counts = np.bincount(ctx.test_data.labels, minlength=ctx.source.spec.num_classes)
@@ -65,7 +68,7 @@ def data_stage(ctx: Context, session: loop.Session) -> Product:
     "imbalance_factor": split.imbalance_factor,
     "counts": [int(n) for n in split.counts],
     "test_counts": test_counts.tolist(),
-    "notes": list(ctx.source.notes),
+    "notes": notes,
   }
   return Product(arrays, extra=extra)
 

@@ -28,3 +28,10 @@ def test_totals_of_the_long_tailed_splits(cifar10, imbalance_factor, total):
 def test_mean_of_the_pixels_is_that_of_the_table(cifar10):
   images = cifar10.read("train", np.arange(50_000)).reshape(-1, 3) / 255.0
   np.testing.assert_allclose(images.mean(0), cifar10.spec.mean, atol=1e-3)
+
+
+@pytest.mark.parametrize(("rule", "factor"), longtail.PUBLISHED)
+def test_published_subsets(cifar10, rule, factor):
+  """Of rule `ltdd` at 100 the hash is published; the others follow from the same order."""
+  split = longtail.make_split(cifar10.train_labels, 10, rule=rule, imbalance_factor=factor)
+  assert longtail.provenance("cifar10", split) == "published split"

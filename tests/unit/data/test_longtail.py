@@ -167,3 +167,16 @@ def test_bad_group_rules():
   assert longtail.groups([1, 2], "counts(1,2)") == {"head": (1,), "mid": (), "tail": (0,)}
   with pytest.raises(LtddError, match=r"group rule 'quarters' is not known"):
     longtail.groups([1, 2, 3], "quarters")
+
+
+# ---- published subsets ----
+
+
+def test_other_images_by_a_published_rule_are_named():
+  labels = np.repeat(np.arange(10), 5000)
+  split = longtail.make_split(labels, 10, rule="ltdd", imbalance_factor=100)
+  assert longtail.provenance("cifar10", split) == "published rule, other images"
+  assert longtail.provenance("cifar100", split).startswith("published rule; whether")
+  assert longtail.provenance("digits", split) == ""
+  whole = longtail.make_split(labels, 10, rule="as_is")
+  assert longtail.provenance("cifar10", whole) == ""
