@@ -201,12 +201,10 @@ def embed(
   found = []
 
   def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    if isinstance(context.module, nn.BatchNorm):
-      kwargs = kwargs | {"mask": counted.reshape(-1, *[1] * (args[0].ndim - 1))}
     if isinstance(context.module, nn.Dense):
       found.append(args[0])
     return call(*args, **kwargs)
 
-  with nn.intercept_methods(intercept):
+  with nn.intercept_methods(intercept), nn.intercept_methods(taps.counting(counted)):
     model.apply(variables, images, train=True, mutable=["batch_stats"])
   return found[-1].astype(jnp.float32)

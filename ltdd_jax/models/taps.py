@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ltdd_jax.core.types import Leaf, LtddError
 
@@ -73,6 +73,17 @@ def apply_with_inputs(
   with nn.intercept_methods(record):
     logits: Any = model.apply(variables, images, train=False)
   return logits, tuple(inputs)
+
+
+def counting(counted: Bool[Array, " b"]) -> Any:
+  """For `nn.intercept_methods`: batch norms take the moments of the images `counted` alone."""
+
+  def intercept(call, args, kwargs, context):
+    if isinstance(context.module, nn.BatchNorm):
+      kwargs = kwargs | {"mask": counted.reshape(-1, *[1] * (args[0].ndim - 1))}
+    return call(*args, **kwargs)
+
+  return intercept
 
 
 def moments(x: Float[Array, "*rest c"]) -> tuple[Float[Array, "c"], Float[Array, "c"]]:

@@ -4,9 +4,10 @@ A step is `(teacher, training) -> teacher`, with the training set and how it was
 write a factory with keyword arguments and put it into `DERIVE`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -16,6 +17,7 @@ from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import ArrayData, LtddError, Teacher
 from ltdd_jax.data import augment, feed
 from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.models import taps
 from ltdd_jax.training import loop, supervised
 
 
@@ -31,6 +33,8 @@ class Training(NamedTuple):
 
 
 Step = Callable[[Teacher, Training], Teacher]
+# Rows (b,), which of them count (b,), and the batch's share of all batches up to it
+Batch = tuple[np.ndarray, np.ndarray, np.float32]
 
 
 def recalibrate_bn(*, batch_size: int | None = None) -> Step:
@@ -43,38 +47,78 @@ def recalibrate_bn(*, batch_size: int | None = None) -> Step:
   `batch_size` None is that of the training. The step raises LtddError for a network without batch
   norm.
   """
+
+  def batches(name: str, training: Training, size: int) -> list[Batch]:
+    n = len(training.data.labels)
+    sampler, all_of_them = feed.BatchSampler(training.seed, name, n, size), np.ones(size, bool)
+    steps = range(feed.num_steps(n, size, num_epochs=1))
+    return [(sampler(t), all_of_them, np.float32(1 / (t + 1))) for t in steps]
+
+  return _by("recalibrate_bn", batches, batch_size)
+
+
+def recalibrate_bn_by_class(*, batch_size: int | None = None) -> Step:
+  """Replaces running batch statistics by the mean over classes of those of each class's images.
+
+  RLDD's (AAAI 2026): batches are of one class; within a class the momentum of a batch of B images
+  after N others is `B / (N + B)`, so that every image has the same weight, and classes are then
+  averaged alike. One pass, images augmented as in training; classes without an image do not count.
+
+  `batch_size` and errors are as of `recalibrate_bn`. Variances are those within batches.
+  """
+
+  def batches(name: str, training: Training, size: int) -> list[Batch]:
+    labels, generator = np.asarray(training.data.labels), rng.np_rng(training.seed, name)
+    found, total = [], 0.0
+    for c in np.unique(labels):
+      rows = generator.permutation(np.flatnonzero(labels == c))
+      for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        total += (weight := len(part) / len(rows))
+        counted = np.arange(size) < len(part)
+        found.append((np.resize(part, size).astype(np.int32), counted, np.float32(weight / total)))
+    return found
+
+  return _by("recalibrate_bn_by_class", batches, batch_size)
+
+
+def _by(
+  name: str, batches: Callable[[str, Training, int], list[Batch]], batch_size: int | None
+) -> Step:
   if batch_size is not None:
-    check_at_least("config.teacher.derive: recalibrate_bn: ", 1, batch_size=batch_size)
+    check_at_least(f"config.teacher.derive: {name}: ", 1, batch_size=batch_size)
 
   def step(teacher: Teacher, training: Training) -> Teacher:
     if not teacher.variables.get("batch_stats"):
       raise LtddError(
-        f"config.teacher.derive: 'recalibrate_bn' needs a network with batch norm, and teacher "
+        f"config.teacher.derive: {name!r} needs a network with batch norm, and teacher "
         f"{teacher.name!r} has none; leave the step out, or use norm='batch'"
       )
     size = training.batch_size if batch_size is None else batch_size
-    return teacher._replace(variables=_recalibrated(teacher, training, size))
+    path = f"recalibrate/{teacher.name}"
+    variables = _recalibrated(teacher, training, path, batches(path, training, size))
+    return teacher._replace(variables=variables)
 
   return step
 
 
-def _recalibrated(teacher: Teacher, training: Training, batch_size: int) -> dict[str, Any]:
-  n, mesh = len(training.data.labels), training.session.mesh
-  augment_fn = augment.compose(training.augment)
+def _recalibrated(
+  teacher: Teacher, training: Training, name: str, batches: Sequence[Batch]
+) -> dict[str, Any]:
+  mesh, augment_fn = training.session.mesh, augment.compose(training.augment)
   network = teacher.model.clone(bn_momentum=0.0)  # running statistics are those of the last batch
 
   def step_fn(state: Any, consts: Any, x: Any) -> tuple[Any, dict[str, jax.Array]]:
-    rows, t = x
+    (rows, counted, share), t = x
     key = jax.random.fold_in(consts["key"], t)
     images, _ = supervised.image_batch(consts, rows, key, spec=training.spec, augment_fn=augment_fn)
     variables = {"params": consts["params"], "batch_stats": state}
-    images = mesh_lib.split_batch(mesh, images)
-    _, found = network.apply(variables, images, train=True, mutable=["batch_stats"])
-    mean = lambda old, new: old + (new - old) / (t + 1)
+    images, counted = mesh_lib.split_batch(mesh, (images, counted))
+    with nn.intercept_methods(taps.counting(counted)):
+      _, found = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    mean = lambda old, new: old + (new - old) * share
     return jax.tree.map(mean, state, found["batch_stats"]), {}
 
-  name = f"recalibrate/{teacher.name}"
-  sampler = feed.BatchSampler(training.seed, name, n, batch_size)
   everywhere = mesh_lib.replicated(mesh)
   stats = loop.run(
     step_fn,
@@ -84,15 +128,18 @@ def _recalibrated(teacher: Teacher, training: Training, batch_size: int) -> dict
       "params": mesh_lib.put(teacher.variables["params"], everywhere),
       "key": rng.key_for(training.seed, name),
     },
-    num_steps=feed.num_steps(n, batch_size, num_epochs=1),
+    num_steps=len(batches),
     session=training.session,
     name=name,
-    inputs=lambda t: (sampler(t), np.int32(t)),
+    inputs=lambda t: (batches[t], np.int32(t)),
   )
   return {**teacher.variables, "batch_stats": jax.device_get(stats)}
 
 
-DERIVE: dict[str, Callable[..., Step]] = {"recalibrate_bn": recalibrate_bn}
+DERIVE: dict[str, Callable[..., Step]] = {
+  "recalibrate_bn": recalibrate_bn,
+  "recalibrate_bn_by_class": recalibrate_bn_by_class,
+}
 
 
 def make_step(name: str, **kwargs: Any) -> Step:

@@ -36,6 +36,24 @@ def test_statistics_are_the_mean_over_batches_and_parameters_stay():
   assert (derived.name, derived.model) == (teacher.name, teacher.model)
 
 
+@pytest.mark.parametrize("size", [2, 4, 50])
+def test_by_class_every_class_has_the_same_weight_and_every_image_within_it(size):
+  teacher, data = small.teacher(), small.train_data()
+  step = recalibrate.make_step("recalibrate_bn_by_class", batch_size=size)
+  found = step(teacher, TRAINING).variables["batch_stats"]["norm0"]
+  layer = {"params": teacher.variables["params"]["conv0"]}
+  x = augment.normalize(data.images, small.SPEC.mean, small.SPEC.std)
+  conv = np.asarray(nn.Conv(4, (3, 3), padding=1).apply(layer, x), np.float64)
+  classes = [conv[data.labels == c] for c in np.unique(data.labels)]
+  np.testing.assert_allclose(
+    found["mean"], np.mean([c.mean((0, 1, 2)) for c in classes], 0), atol=1e-5
+  )
+  if size == 50:  # a class is one batch, filled up with images that do not count
+    np.testing.assert_allclose(
+      found["var"], np.mean([c.var((0, 1, 2)) for c in classes], 0), rtol=1e-4
+    )
+
+
 def test_the_size_of_a_batch_is_an_argument():
   whole = recalibrate.make_step("recalibrate_bn", batch_size=11)(small.teacher(), TRAINING)
   parts = recalibrate.make_step("recalibrate_bn")(small.teacher(), TRAINING)
