@@ -1,7 +1,8 @@
-"""3x3 convolutions on CPU by form: XLA's own, and those of `ltdd_jax/models/convolution.py`.
+"""3x3 convolutions by form: XLA's own, and on CPU those of `ltdd_jax/models/convolution.py`.
 
     python -m benchmarks.convolutions              # about two minutes on two cores
     python -m benchmarks.convolutions --devices 2  # each core a device, the batch split
+    python -m benchmarks.convolutions --dtype bfloat16  # on an accelerator, against float32
 
 Forms take turns; figures are medians over rounds. `all` is the result and both gradients in one
 program. The table in `convolution._cpu_form` follows from this one.
@@ -45,14 +46,15 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=128)
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--devices", type=int)
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   args = parser.parse_args()
   print(startup.setup_jax(args.devices, cache_dir=None))
   mesh, draw, rows = mesh_lib.make_mesh(), np.random.default_rng(0), []
   for side, c, d, stride in SHAPES:
-    make = lambda *shape: draw.standard_normal(shape).astype(np.float32)
+    make = lambda *shape: draw.standard_normal(shape).astype(args.dtype)
     x, dy = make(args.batch, side, side, c), make(args.batch, side // stride, side // stride, d)
     split = [mesh_lib.put(a, mesh_lib.at_rest(mesh, args.batch)) for a in (x, dy)]
-    kernel = mesh_lib.put(0.05 * make(3, 3, c, d), mesh_lib.replicated(mesh))
+    kernel = mesh_lib.put(make(3, 3, c, d) / 20, mesh_lib.replicated(mesh))
     forms, times, found = programs(stride), {}, {}
     for name, program in forms.items():
       found[name] = jax.device_get(program(split[0], kernel, split[1]))
