@@ -97,12 +97,12 @@ def setup_jax(
 ) -> Facts:
   """Sets up JAX for a run; call it before the first array is made.
 
-  XLA leaves much of a program to one thread of a CPU, but not to one of all its virtual devices:
+  XLA leaves much of a program to one thread, but each virtual CPU device has a thread of its own:
   two on two cores take 0.75 of the time. With jaxlib 0.10.2 they can hang on a busy machine: each
   all-reduce blocks a thread of one pool, of as many threads as there are cores, and one in three
-  runs stopped for good. So two are the default from jaxlib 0.12 on, with which no run did; before
-  it one is, and `num_cpu_devices` makes the pool larger (the variable `NPROC`): no hang was seen
-  then, but nothing is gained either.
+  runs stopped for good. So two are the default from jaxlib 0.12 on, with which no run did, unless
+  `distributed`. Before it one is, and `num_cpu_devices` makes the pool larger (the variable
+  `NPROC`): no hang was seen then, but nothing is gained either.
 
   Args:
     num_cpu_devices: virtual CPU devices. None leaves the number to the environment
@@ -138,17 +138,18 @@ def setup_jax(
         "and Kubernetes set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; for one "
         "process leave it out."
       ) from error
-  return Facts(_set_cpu_devices(num_cpu_devices), _set_cache(cache_dir), distributed)
+  devices = _set_cpu_devices(num_cpu_devices, distributed)
+  return Facts(devices, _set_cache(cache_dir), distributed)
 
 
-def _set_cpu_devices(count: int | None) -> int | None:
+def _set_cpu_devices(count: int | None, distributed: bool) -> int | None:
   import jax
   from jaxlib import version
 
   sound = tuple(map(int, version.__version__.split(".")[:2])) >= _SOUND
   if count is None:
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or _FLAG in os.environ.get("XLA_FLAGS", "")
-    if chosen or not sound or (os.cpu_count() or 1) < 2:
+    if chosen or distributed or not sound or (os.cpu_count() or 1) < 2:
       return None
     count = 2
   if not sound:

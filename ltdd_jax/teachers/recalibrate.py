@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax.core import mesh as mesh_lib
@@ -33,8 +34,8 @@ class Training(NamedTuple):
 
 
 Step = Callable[[Teacher, Training], Teacher]
-# Rows (b,), which of them count (b,), and the batch's share of all batches up to it
-Batch = tuple[np.ndarray, np.ndarray, np.float32]
+# Rows (b,), how many of them count, and the batch's share of all batches up to it
+Batch = tuple[np.ndarray, np.int32, np.float32]
 
 
 def recalibrate_bn(*, batch_size: int | None = None) -> Step:
@@ -50,9 +51,9 @@ def recalibrate_bn(*, batch_size: int | None = None) -> Step:
 
   def batches(name: str, training: Training, size: int) -> list[Batch]:
     n = len(training.data.labels)
-    sampler, all_of_them = feed.BatchSampler(training.seed, name, n, size), np.ones(size, bool)
+    sampler = feed.BatchSampler(training.seed, name, n, size)
     steps = range(feed.num_steps(n, size, num_epochs=1))
-    return [(sampler(t), all_of_them, np.float32(1 / (t + 1))) for t in steps]
+    return [(sampler(t), np.int32(size), np.float32(1 / (t + 1))) for t in steps]
 
   return _by("recalibrate_bn", batches, batch_size)
 
@@ -75,8 +76,8 @@ def recalibrate_bn_by_class(*, batch_size: int | None = None) -> Step:
       for start in range(0, len(rows), size):
         part = rows[start : start + size]
         total += (weight := len(part) / len(rows))
-        counted = np.arange(size) < len(part)
-        found.append((np.resize(part, size).astype(np.int32), counted, np.float32(weight / total)))
+        full = np.resize(part, size).astype(np.int32)
+        found.append((full, np.int32(len(part)), np.float32(weight / total)))
     return found
 
   return _by("recalibrate_bn_by_class", batches, batch_size)
@@ -109,12 +110,12 @@ def _recalibrated(
   network = teacher.model.clone(bn_momentum=0.0)  # running statistics are those of the last batch
 
   def step_fn(state: Any, consts: Any, x: Any) -> tuple[Any, dict[str, jax.Array]]:
-    (rows, counted, share), t = x
+    (rows, count, share), t = x
     key = jax.random.fold_in(consts["key"], t)
     images, _ = supervised.image_batch(consts, rows, key, spec=training.spec, augment_fn=augment_fn)
     variables = {"params": consts["params"], "batch_stats": state}
-    images, counted = mesh_lib.split_batch(mesh, (images, counted))
-    with nn.intercept_methods(taps.counting(counted)):
+    images = mesh_lib.split_batch(mesh, images)
+    with nn.intercept_methods(taps.counting(jnp.arange(len(rows)) < count)):
       _, found = network.apply(variables, images, train=True, mutable=["batch_stats"])
     mean = lambda old, new: old + (new - old) * share
     return jax.tree.map(mean, state, found["batch_stats"]), {}
