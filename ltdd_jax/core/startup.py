@@ -18,8 +18,6 @@ DEFAULT_CACHE = "~/.cache/ltdd_jax/xla"
 THREADS_PER_DEVICE = 16  # of an old jaxlib
 _SOUND = (0, 12)  # the least jaxlib on which virtual CPU devices were never seen to hang
 
-_FLAG = "--xla_force_host_platform_device_count"
-
 # Numbers of glibc's malloc.h with the values to set.
 _MALLOPT = {
   "M_MMAP_MAX": (-4, 0),  # large buffers come from the heap too
@@ -98,15 +96,15 @@ def setup_jax(
   """Sets up JAX for a run; call it before the first array is made.
 
   XLA leaves much of a program to one thread, but each virtual CPU device has a thread of its own:
-  two on two cores take 0.75 of the time. With jaxlib 0.10.2 they can hang on a busy machine: each
-  all-reduce blocks a thread of one pool, of as many threads as there are cores, and one in three
-  runs stopped for good. So two are the default from jaxlib 0.12 on, with which no run did, unless
-  `distributed`. Before it one is, and `num_cpu_devices` makes the pool larger (the variable
-  `NPROC`): no hang was seen then, but nothing is gained either.
+  with two on two cores large steps take 0.75 of the time, and small ones up to twice as long; so
+  one is the default. With jaxlib 0.10.2 several can hang on a busy machine: each all-reduce blocks
+  a thread of one pool, of as many threads as there are cores, and one in three runs stopped for
+  good. There `num_cpu_devices` makes the pool larger (the variable `NPROC`): no hang was seen then,
+  but nothing is gained either. From 0.12 on no run did hang.
 
   Args:
-    num_cpu_devices: virtual CPU devices. None leaves the number to the environment
-      (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), or to the rule above.
+    num_cpu_devices: virtual CPU devices; None leaves the number to JAX and the environment
+      (`JAX_NUM_CPU_DEVICES`), which is one by default.
     cache_dir: of the persistent compilation cache; None for none. `JAX_COMPILATION_CACHE_DIR`
       takes the place of the default.
     distributed: whether to join the other processes of a pod or cluster first. JAX finds them by
@@ -138,21 +136,16 @@ def setup_jax(
         "and Kubernetes set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; for one "
         "process leave it out."
       ) from error
-  devices = _set_cpu_devices(num_cpu_devices, distributed)
-  return Facts(devices, _set_cache(cache_dir), distributed)
+  return Facts(_set_cpu_devices(num_cpu_devices), _set_cache(cache_dir), distributed)
 
 
-def _set_cpu_devices(count: int | None, distributed: bool) -> int | None:
+def _set_cpu_devices(count: int | None) -> int | None:
+  if count is None:
+    return None
   import jax
   from jaxlib import version
 
-  sound = tuple(map(int, version.__version__.split(".")[:2])) >= _SOUND
-  if count is None:
-    chosen = "JAX_NUM_CPU_DEVICES" in os.environ or _FLAG in os.environ.get("XLA_FLAGS", "")
-    if chosen or distributed or not sound or (os.cpu_count() or 1) < 2:
-      return None
-    count = 2
-  if not sound:
+  if tuple(map(int, version.__version__.split(".")[:2])) < _SOUND:
     os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * count))
   try:
     jax.config.update("jax_num_cpu_devices", count)

@@ -47,19 +47,17 @@ print(json.dumps([facts, jax.device_count(), jax.config.jax_compilation_cache_di
 
 
 SOUND = tuple(map(int, version.__version__.split(".")[:2])) >= (0, 12)
-DEVICES = 2 if SOUND and os.cpu_count() > 1 else 1  # by default
 
 
 def setup(args="", before="", **env):
   return run(SETUP.format(args=args, before=before), **env, JAX_PLATFORMS="cpu")
 
 
-def test_as_many_devices_as_are_sound_and_a_cache(tmp_path):
-  """Two virtual devices where there are two cores and a jaxlib that does not hang on them."""
+def test_one_device_and_a_cache(tmp_path):
   facts, devices, cache, least, threads = setup(HOME=str(tmp_path))
   folder = str(tmp_path / ".cache" / "ltdd_jax" / "xla")
-  assert facts == [DEVICES if DEVICES > 1 else None, folder, False]
-  assert devices == DEVICES
+  assert facts == [None, folder, False]
+  assert devices == 1
   assert (cache, least) == (folder, 0)
   assert threads is None
   assert pathlib.Path(folder).is_dir()
@@ -114,5 +112,5 @@ print(json.dumps([jax.device_count(), os.path.exists("runs")]))
 """
   config = pathlib.Path(ROOT) / "configs" / "digits_lt.py"
   args = f"--config={config} --workdir=runs --dry_run --compile_cache="
-  for more, count in (("", DEVICES), (" --cpu_devices=4", 4)):
+  for more, count in (("", 1), (" --cpu_devices=4", 4)):
     assert run(code, ARGS=args + more, JAX_PLATFORMS="cpu", cwd=tmp_path) == [count, False]
