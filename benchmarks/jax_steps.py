@@ -29,6 +29,7 @@ from ltdd_jax.core import rng  # noqa: E402
 from ltdd_jax.core.types import ArrayData  # noqa: E402
 from ltdd_jax.data import augment, feed, specs  # noqa: E402
 from ltdd_jax.data import views as views_lib  # noqa: E402
+from ltdd_jax.distil import run as distil_run  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.students import train as student_training  # noqa: E402
 from ltdd_jax.teachers import objectives  # noqa: E402
@@ -131,8 +132,7 @@ def recover_job(case: dict[str, Any], session: loop.Session) -> Job:
   slots = distil.make_slots(SPEC.num_classes, images_per_class=size // SPEC.num_classes)
   fed = {"teachers": mesh_lib.put((variables,), mesh_lib.replicated(session.mesh))}
   state = jax.jit(method.init)(rng.key_for(1), slots, fed)
-  whole, split = mesh_lib.replicated(session.mesh), mesh_lib.at_rest(session.mesh, size)
-  state = jax.tree.map(lambda x: mesh_lib.put(x, split if x.ndim else whole), state)
+  state = distil_run.spread(state, size, session)
 
   def step_fn(state, consts, t):
     return method.step(jax.random.fold_in(consts["key"], t), state, consts["feed"], None)

@@ -14,6 +14,7 @@ startup.tune_host()  # before jax is imported
 
 import argparse  # noqa: E402
 import collections  # noqa: E402
+import functools  # noqa: E402
 import gzip  # noqa: E402
 import json  # noqa: E402
 import pathlib  # noqa: E402
@@ -26,7 +27,7 @@ import optax  # noqa: E402
 
 from benchmarks import recipes, timing  # noqa: E402
 from ltdd_jax import models  # noqa: E402
-from ltdd_jax.training import supervised  # noqa: E402
+from ltdd_jax.training import losses, supervised  # noqa: E402
 
 NETWORKS = {
   "convnet": {**recipes.CONVNET, "norm": "batch"},
@@ -38,21 +39,17 @@ PART = re.compile(r"(stage\d|conv|depthwise|expand|project|norm|classifier)")
 
 
 def make_step(model, tx):
-  """A training step: (state, images, labels) -> state."""
-
-  def step(state, images, labels):
-    def loss_fn(params):
-      variables = {"params": params, "batch_stats": state.batch_stats}
-      logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
-      loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-      return loss, new["batch_stats"]
-
-    grads, batch_stats = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-
-  return jax.jit(step, donate_argnums=0)
+  """The library's training step: (state, consts) -> state."""
+  step = functools.partial(
+    supervised.train_step,
+    x=None,
+    apply_fn=model.apply,
+    tx=tx,
+    batch_fn=lambda consts, x, key: (consts["images"], consts["labels"]),
+    objective=supervised.of_logits(losses.cross_entropy),
+    num_steps=1,
+  )
+  return jax.jit(lambda state, consts: step(state, consts)[0], donate_argnums=0)
 
 
 def op_names(text: str) -> dict[str, str]:
@@ -103,15 +100,18 @@ def main() -> None:
   )
   tx = optax.sgd(0.01, 0.9)
   state = supervised.init_state(model, tx, jax.random.key(0), shape)
-  images = jax.random.normal(jax.random.key(1), (args.batch, *shape))
-  labels = jnp.arange(args.batch) % recipes.CLASSES
-  step = make_step(model, tx).lower(state, images, labels).compile()
+  consts = {
+    "images": jax.random.normal(jax.random.key(1), (args.batch, *shape)),
+    "labels": jnp.arange(args.batch) % recipes.CLASSES,
+    "key": jax.random.key(2),
+  }
+  step = make_step(model, tx).lower(state, consts).compile()
   names = op_names(step.as_text())
-  state = jax.block_until_ready(step(state, images, labels))
+  state = jax.block_until_ready(step(state, consts))
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       for _ in range(args.steps):
-        state = jax.block_until_ready(step(state, images, labels))
+        state = jax.block_until_ready(step(state, consts))
     [file] = pathlib.Path(folder).rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
   times: collections.Counter[tuple[str, str]] = collections.Counter()
