@@ -85,7 +85,7 @@ def teacher_job(case: dict[str, Any], session: loop.Session) -> Job:
   batch_fn = functools.partial(
     supervised.image_batch, spec=SPEC, augment_fn=augment.compose(case["augment"])
   )
-  objective = objectives.make_objective(recipes.long_tail(), name="cross_entropy")
+  objective = objectives.make_objective(recipes.long_tail(), name="cross_entropy").loss
   step_fn, state, params = supervised_job(case, batch_fn, objective, session)
   data = mesh_lib.put(
     ArrayData(*recipes.random_images(case["images"])), mesh_lib.replicated(session.mesh)

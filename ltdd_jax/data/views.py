@@ -149,12 +149,17 @@ def cutmix(
 
 
 def box_mask(
-  lam: Float[Array, ""], row: Int[Array, ""], column: Int[Array, ""], h: int, w: int
+  lam: Float[Array, ""],
+  row: Int[Array, ""],
+  column: Int[Array, ""],
+  h: int,
+  w: int,
+  rounding: Callable[[jax.Array], jax.Array] = jnp.floor,
 ) -> tuple[Bool[Array, "h w"], Float[Array, ""]]:
-  """Returns mask and weight of the CutMix box for a given lambda and centre."""
+  """Returns mask and weight of the CutMix box for a given lambda and centre; sides are rounded."""
   inside = []
   for centre, size in ((row, h), (column, w)):
-    half = jnp.floor(size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+    half = rounding(size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
     pixel = jnp.arange(size)
     inside.append((pixel >= centre - half) & (pixel < centre + half))
   mask = inside[0][:, None] & inside[1][None, :]

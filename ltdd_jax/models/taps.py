@@ -62,7 +62,14 @@ def apply_with_inputs(
   Returns:
     Logits and one entry for each call, in the order of the calls.
   """
-  inputs = []
+  inputs: list[LayerInput] = []
+  with recording(inputs, layer_types):
+    logits: Any = model.apply(variables, images, train=False)
+  return logits, tuple(inputs)
+
+
+def recording(inputs: list[LayerInput], layer_types: Any) -> Any:
+  """A context in which calls of layers of some types are added to `inputs`."""
 
   def record(call, args, kwargs, context):
     if isinstance(context.module, layer_types) and context.method_name == "__call__":
@@ -70,9 +77,7 @@ def apply_with_inputs(
       inputs.append(LayerInput(path, args[0], _kind(context.module)))
     return call(*args, **kwargs)
 
-  with nn.intercept_methods(record):
-    logits: Any = model.apply(variables, images, train=False)
-  return logits, tuple(inputs)
+  return nn.intercept_methods(record)
 
 
 def counting(counted: Bool[Array, " b"]) -> Any:

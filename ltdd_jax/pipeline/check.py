@@ -270,7 +270,8 @@ def _within(where: str) -> Iterator[None]:
 def _check_teacher(ctx: Context) -> None:
   config = ctx.config["teacher"]
   for split in ctx.by_split(ctx.networks):
-    objectives.make_objective(np.asarray(ctx.split(split).counts), **config["objective"])
+    counts = np.asarray(ctx.split(split).counts)
+    objectives.make_objective(counts, views=config["views"], **config["objective"])
   for step in config["derive"]:
     recalibrate.make_step(**step)
   with _within("config.teacher"):

@@ -84,31 +84,36 @@ def train_teachers(
   steps = [recalibrate.make_step(**step) for step in derive]
   num_steps = feed.num_steps(len(data.labels), batch_size, num_epochs=num_epochs)
   tx = optimizers.make_optimizer(optimizer, schedule, num_steps)
+  aim = objectives.make_objective(class_counts, views=views, **objective)
+  batch_fn = functools.partial(
+    supervised.image_batch,
+    spec=spec,
+    augment_fn=augment_lib.compose(augment),
+    views=views,
+    partners=aim.partners,
+  )
   step = functools.partial(
-    supervised.train_step,
-    tx=tx,
-    batch_fn=functools.partial(
-      supervised.image_batch, spec=spec, augment_fn=augment_lib.compose(augment), views=views
-    ),
-    objective=objectives.make_objective(class_counts, **objective),
-    num_steps=num_steps,
+    supervised.train_step, tx=tx, batch_fn=batch_fn, objective=aim.loss, num_steps=num_steps
   )
   data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
   networks, found = build_models(spec, models), {}
   for keys in alike(networks):
     model = networks[keys[0]]
+    whole = aim.network(model)
     is_finite = jax.jit(functools.partial(_is_finite, model, spec))
     trained = many.train(
       [_network(key, len(data.labels), batch_size, seed) for key in keys],
-      functools.partial(supervised.init_state, model, tx, image_shape=spec.image_shape),
-      functools.partial(step, apply_fn=computing_in(model, compute_dtype).apply),
+      functools.partial(supervised.init_state, whole, tx, image_shape=spec.image_shape),
+      functools.partial(step, apply_fn=computing_in(whole, compute_dtype).apply),
       {"data": data},
       num_steps=num_steps,
       session=session,
       parallel=parallel,
     )
     for i, key in enumerate(keys):
-      found[key] = Teacher(key, model, many.member(trained.state.variables, i))
+      variables = many.member(trained.state.variables, i)
+      params = {k: v for k, v in variables["params"].items() if k not in aim.own}
+      found[key] = Teacher(key, model, variables | {"params": params})
       if not is_finite(found[key].variables, data.images[:batch_size]):
         raise LtddError(
           f"teacher/{key}: its parameters or logits of training images hold NaN or infinity after "

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ltdd_jax import models
@@ -71,18 +72,35 @@ def image_batch(
   spec: DatasetSpec,
   augment_fn: Any,
   views: int = 1,
-) -> tuple[jax.Array, jax.Array]:
+  partners: np.ndarray | None = None,
+) -> tuple[jax.Array, Any]:
   """Takes rows of `consts["data"]`, augments pixels in [0, 1] as PIL pipelines do, and normalises.
 
   Returns:
     Images (b,h,w,c), or (v,b,h,w,c) of several views, each with its own draws; and labels (b,).
+    With `partners`, weights (k,) of images of each class, each image has a partner, drawn with
+    replacement: images (2v,b,h,w,c), the last v of partners, and (labels (b,), their labels (b,)).
   """
-  images = consts["data"].images[indices].astype("float32") / 255.0
-  if views == 1:
-    images = augment_fn(key, images)
-  else:
-    images = jnp.stack([augment_fn(k, images) for k in jax.random.split(key, views)])
-  return augment.normalize_pixels(images, spec.mean, spec.std), consts["data"].labels[indices]
+  data = consts["data"]
+  rows, keys = [indices] * views, [key]
+  if views > 1 or partners is not None:
+    keys = list(jax.random.split(key, views if partners is None else 2 * views + 1))
+  if partners is not None:
+    others = _draw(keys.pop(), jnp.asarray(partners, jnp.float32)[data.labels], len(indices))
+    rows += [others] * views
+  view = lambda k, r: augment_fn(k, data.images[r].astype("float32") / 255.0)
+  pixels = [view(k, r) for k, r in zip(keys, rows, strict=True)]
+  images = pixels[0] if len(pixels) == 1 else jnp.stack(pixels)
+  images = augment.normalize_pixels(images, spec.mean, spec.std)
+  own = data.labels[indices]
+  return images, own if partners is None else (own, data.labels[others])
+
+
+def _draw(key: jax.Array, weights: jax.Array, count: int) -> jax.Array:
+  """Draws rows (b,) in proportion to their weights (n,)."""
+  up_to = jnp.cumsum(weights)
+  rows = jnp.searchsorted(up_to, jax.random.uniform(key, (count,)) * up_to[-1], side="right")
+  return jnp.minimum(rows, len(weights) - 1)
 
 
 def train_step(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ltdd_jax import models
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.models import taps
 from ltdd_jax.teachers import objectives
@@ -37,24 +38,35 @@ def two_views(class_counts, *, weight: float = 0.5):
 def case(request, monkeypatch):
   """Name and number of views."""
   monkeypatch.setitem(objectives.OBJECTIVES, "two_views", two_views)
-  return request.param, 2 if request.param == "two_views" else 1
+  views = objectives.make_objective(small.COUNTS, name=request.param).views
+  return request.param, views or (2 if request.param == "two_views" else 1)
 
 
-def batch_of(views):
-  images = jnp.asarray(np.random.RandomState(0).normal(size=(views, 4, 8, 8, 1)), jnp.float32)
-  return images if views > 1 else images[0], jnp.array([0, 1, 2, 0])
+def batch_of(views, partners):
+  own = jnp.array([0, 1, 2, 0])
+  shape = (2 * views if partners else views, 4, 8, 8, 1)
+  images = jnp.asarray(np.random.RandomState(0).normal(size=shape), jnp.float32)
+  return images if len(images) > 1 else images[0], (own, own[::-1]) if partners else own
 
 
 def run(name, views, variables, key, progress=0.5):
   objective = objectives.make_objective(small.COUNTS, name=name)
-  call = functools.partial(objective, small.teacher().model.apply)
-  return jax.jit(call)(
-    variables["params"], variables["batch_stats"], batch_of(views), key, progress
-  )
+  call = functools.partial(objective.loss, objective.network(small.teacher().model).apply)
+  batch = batch_of(views, objective.partners is not None)
+  return jax.jit(call)(variables["params"], variables["batch_stats"], batch, key, progress)
+
+
+def variables_of(name):
+  """Those of the network that an objective trains: with its heads, if it has any."""
+  objective = objectives.make_objective(small.COUNTS, name=name)
+  if not objective.own:
+    return small.teacher().variables
+  network = objective.network(small.teacher().model)
+  return models.init_variables(network, jax.random.key(1), small.SPEC.image_shape)
 
 
 def test_is_a_float32_scalar_that_keeps_the_structure(case, key):
-  variables = small.teacher().variables
+  variables = variables_of(case[0])
   loss, (batch_stats, metrics) = run(*case, variables, key)
   assert (loss.shape, loss.dtype) == ((), jnp.float32)
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
@@ -63,7 +75,7 @@ def test_is_a_float32_scalar_that_keeps_the_structure(case, key):
 
 
 def test_is_deterministic_and_has_a_gradient(case, key):
-  variables = small.teacher().variables
+  variables = variables_of(case[0])
   of = lambda params: run(*case, variables | {"params": params}, jax.random.clone(key))[0]
   (one, grads), (two, _) = (jax.value_and_grad(of)(variables["params"]) for _ in range(2))
   assert one == two
@@ -92,6 +104,8 @@ def test_teachers_train_with_it(case, parallel):
   )
   assert [t.name for t in trained] == ["a", "b"]
   assert all(np.isfinite(x).all() for x in jax.tree.leaves([t.variables for t in trained]))
+  kept = jax.tree.map(np.shape, small.teacher().variables["params"])
+  assert jax.tree.map(np.shape, trained[0].variables["params"]) == kept
 
 
 @pytest.mark.parametrize(
@@ -103,6 +117,10 @@ def test_teachers_train_with_it(case, parallel):
     ({"name": "cross_entropy", "label_smoothing": 1.0}, "label_smoothing is 1.0"),
     ({"name": "class_balanced", "beta": 1.0}, "beta is 1.0"),
     ({"name": "balanced_softmax", "class_counts": [5, 0, 1]}, "class 1 has 0 training images"),
+    ({"name": "rldd", "class_counts": [5, 0, 1]}, "class 1 has 0 training images"),
+    ({"name": "rldd", "views": 1}, "config.teacher.views is 1; objective 'rldd' looks at 2"),
+    ({"name": "rldd", "q": 1.5}, "q is 1.5"),
+    ({"name": "rldd_released", "gamma": -1.0}, "gamma is -1.0"),
   ],
 )
 def test_errors(kwargs, message):

@@ -33,7 +33,7 @@ def supervised(logits, labels, **kwargs):
   """The loss that an objective makes of a network's logits."""
   objective = teacher_objectives.make_objective(COUNTS, **kwargs)
   apply_fn = lambda variables, images, *, train, mutable: (images, {})
-  return objective(apply_fn, {}, {}, (logits, labels), None, 0.0)[0]
+  return objective.loss(apply_fn, {}, {}, (logits, labels), None, 0.0)[0]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
