@@ -21,7 +21,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.models.alexnet_vgg import alexnet, vgg11
 from ltdd_jax.models.convnet import convnet
 from ltdd_jax.models.inverted_residual import efficientnet_b0, mobilenet_v2
-from ltdd_jax.models.resnet import resnet18, resnet34, resnet50
+from ltdd_jax.models.resnet import resnet18, resnet32, resnet34, resnet50
 from ltdd_jax.models.shufflenet import shufflenet_v2
 from ltdd_jax.models.wrn import wide_resnet
 
@@ -31,6 +31,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
   "efficientnet_b0": efficientnet_b0,
   "mobilenet_v2": mobilenet_v2,
   "resnet18": resnet18,
+  "resnet32": resnet32,
   "resnet34": resnet34,
   "resnet50": resnet50,
   "shufflenet_v2": shufflenet_v2,

@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50 as torchvision defines them, with batch or instance normalisation.
+"""ResNet-18, -34 and -50 as torchvision defines them, and the narrow ResNet-32 of CIFAR.
 
 The CIFAR stem (a 3x3 convolution, no max-pool) is the network that SRe2L, CDA and RDED use at 32
 and 64 pixels, the ImageNet stem torchvision's own. Bottlenecks stride in their 3x3 convolution.
@@ -10,6 +10,10 @@ default. The convolutions of the code bases differ in their initialisation, `ini
 * "kaiming": kaiming-normal everywhere: the ResNet-18 of G-VBSM and EDC;
 * "default": PyTorch's default everywhere: with `norm="instance"` the ResNet-18 of DC, DM and MTT,
   and the student that G-VBSM calls ResNet18 on CIFAR-100.
+
+ResNet-32 (He et al., CVPR 2016, section 4.2) has three stages of 16, 32 and 64 channels and
+shortcuts without parameters: RLDD's observer on CIFAR-100. Its weights start as "kaiming" says;
+long-tailed code bases take the fan-in, for the linear layer too.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,6 +60,15 @@ class BasicBlock(_Block):
     return nn.relu(y + self.shortcut(x, self.width, norm))
 
 
+class PaddedBlock(BasicBlock):
+  """A block whose shortcut takes every other pixel and has zeros for the new channels."""
+
+  def shortcut(self, x: jax.Array, width: int, norm) -> jax.Array:
+    x = x[:, :: self.stride, :: self.stride]
+    new = width - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
+
+
 class Bottleneck(_Block):
   """1x1, 3x3 and 1x1 convolutions, four times as wide at the end, and a shortcut."""
 
@@ -69,7 +82,7 @@ class Bottleneck(_Block):
 
 
 class ResNet(nn.Module):
-  """See `resnet18`, `resnet34`, `resnet50`."""
+  """See `resnet18`, `resnet32`, `resnet34`, `resnet50`."""
 
   num_classes: int
   block: type[_Block]
@@ -103,15 +116,21 @@ class ResNet(nn.Module):
     return x if small else nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
-def _factory(name: str, block: type[_Block], depths: tuple[int, ...]) -> Callable[..., ResNet]:
+def _factory(
+  name: str,
+  block: type[_Block],
+  depths: tuple[int, ...],
+  first_width: int = 64,
+  first_init: str = "torchvision",
+) -> Callable[..., ResNet]:
   def resnet(
     *,
     num_classes: int,
     image_shape: Sequence[int],
     stem: str = "cifar",
-    width: int = 64,
+    width: int = first_width,
     norm: str = "batch",
-    init: str = "torchvision",
+    init: str = first_init,
     bn_momentum: float = layers.BN_MOMENTUM,
   ) -> ResNet:
     """Makes the ResNet of that name.
@@ -133,5 +152,6 @@ def _factory(name: str, block: type[_Block], depths: tuple[int, ...]) -> Callabl
 
 
 resnet18 = _factory("resnet18", BasicBlock, (2, 2, 2, 2))
+resnet32 = _factory("resnet32", PaddedBlock, (5, 5, 5), 16, "kaiming")
 resnet34 = _factory("resnet34", BasicBlock, (3, 4, 6, 3))
 resnet50 = _factory("resnet50", Bottleneck, (3, 4, 6, 3))

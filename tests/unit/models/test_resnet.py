@@ -6,7 +6,7 @@ import pytest
 
 from ltdd_jax import models
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.models import layers
+from ltdd_jax.models import layers, resnet
 
 
 def abstract(name, image_shape, num_classes=10, **kwargs):
@@ -20,6 +20,7 @@ def abstract(name, image_shape, num_classes=10, **kwargs):
   [
     ("resnet18", 10, "cifar", 11_173_962),
     ("resnet18", 1000, "imagenet", 11_689_512),
+    ("resnet32", 10, "cifar", 464_154),
     ("resnet34", 1000, "imagenet", 21_797_672),
     ("resnet50", 1000, "imagenet", 25_557_032),
   ],
@@ -54,6 +55,15 @@ def test_shortcut_projects_only_where_the_shape_changes():
   assert projected == ["stage1_block0", "stage2_block0", "stage3_block0"]
   _, variables = abstract("resnet50", (32, 32, 3), width=8)
   assert "shortcut_conv" in variables["params"]["stage0_block0"]
+
+
+def test_padded_shortcut(key):
+  """Every other pixel, and zeros on both sides of the channels."""
+  block = resnet.PaddedBlock(4, 2)
+  x = jax.random.normal(key, (1, 4, 4, 2))
+  expected = jnp.zeros((1, 2, 2, 4)).at[..., 1:3].set(x[:, ::2, ::2])
+  np.testing.assert_array_equal(block.shortcut(x, 4, None), expected)
+  np.testing.assert_array_equal(resnet.PaddedBlock(2, 1).shortcut(x, 2, None), x)
 
 
 def test_initialisation():
