@@ -49,7 +49,7 @@ class Artefact(NamedTuple):
   """A finished stage; its large arrays are mapped, not read.
 
   `meta` has the keys stage, config, inputs {stage: fingerprint}, fingerprint, split_sha256,
-  class_names, versions, code {revision, dirty}, seconds, peak_bytes, arrays
+  class_names, versions, code {revision, dirty}, hardware, seconds, peak_bytes, arrays
   {name: {dtype, shape}}, trees [name], folders [name], files {path: {bytes, sha256}}, extra and
   meta_sha256.
   """

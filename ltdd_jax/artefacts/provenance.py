@@ -1,5 +1,6 @@
 """Where results come from: versions of packages, revision of the code, devices, process."""
 
+import collections
 import datetime
 import functools
 import importlib.metadata
@@ -52,6 +53,12 @@ def run_info() -> dict[str, Any]:
     "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
     "processes": jax.process_count(),
   }
+
+
+def hardware() -> str:
+  """Devices by number and kind: "1 NVIDIA H100 80GB HBM3"; CPUs are of kind "cpu"."""
+  kinds = collections.Counter(d.device_kind for d in jax.devices())
+  return " + ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 @functools.cache

@@ -261,6 +261,7 @@ class Workdir:
       "class_names": list(class_names),
       "versions": provenance.versions(),
       "code": provenance.code_revision(),
+      "hardware": provenance.hardware(),
       "seconds": float(seconds),
       "peak_bytes": int(peak_bytes),
       "arrays": {k: manifest.about_array(k, v) for k, v in arrays.items()},

@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from ltdd_jax import models
+from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import files
 from ltdd_jax.data import longtail
 from ltdd_jax.pipeline import graph
 from ltdd_jax.pipeline import stages as stages_lib
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.report import images, plots, tables
-
-SCHEMA = 2  # of results.json: rows have a label source and a calibrator
 
 
 def write_report(
@@ -47,8 +47,9 @@ def collect(
   rule = ctx.config["report"]["groups"]
   groups = longtail.groups(ctx.counts, rule)
   metas = {s.name: ctx.workdir.load(s.name).meta for s in stages}
+  model = ctx.config["student"]["model"]
   return {
-    "schema": SCHEMA,
+    "schema": tables.SCHEMA,
     "dataset": data["extra"]["dataset"],
     "class_names": list(data["class_names"]),
     "test_counts": data["extra"]["test_counts"],
@@ -57,11 +58,16 @@ def collect(
       "imbalance_factor": data["extra"]["imbalance_factor"],
       "counts": data["extra"]["counts"],
       "sha256": data["split_sha256"],
+      "provenance": longtail.provenance(data["extra"]["dataset"], ctx.split()),
     },
     "group_rule": rule,
     "recipe": ctx.recipe,
+    "student": config_lib.with_defaults(models.MODELS[model["name"]], model),
     "teachers": teacher_rows(ctx, groups),
-    "rows": [student_row(ctx, row, groups) for row in graph.rows(ctx.config)],
+    "rows": [
+      student_row(ctx, row, groups) | made_by(metas, row.stage("student"))
+      for row in graph.rows(ctx.config)
+    ],
     "notes": [
       f"{name}: {note}" for name, meta in metas.items() for note in meta["extra"].get("notes", ())
     ],
@@ -101,3 +107,31 @@ def student_row(ctx: Context, row: Row, groups: Mapping[str, Sequence[int]]) -> 
   out["image_bytes"] = distilled["images"].nbytes
   out["label_bytes"] = stages_lib.label_bytes(ctx, row)
   return out | tables.scores(arrays["correct"], arrays["total"], groups)
+
+
+def made_by(metas: Mapping[str, Mapping[str, Any]], stage: str) -> dict[str, Any]:
+  """What made a row: seconds of all stages that it needs, their hardware and commits.
+
+  Args:
+    metas: {stage: manifest} of a run.
+    stage: the row's last one. Stages that rows share count in each of them.
+
+  Returns:
+    `seconds`; `hardware` and `commit`, both with ", " between those of several stages. A commit
+    ends in `-dirty` if the source tree had changes; what was not recorded is "unknown".
+  """
+  needed = [stage]
+  for name in needed:  # grows
+    needed += [other for other in metas[name]["inputs"] if other not in needed]
+  own = [meta for name, meta in metas.items() if name in needed]
+  return {
+    "seconds": sum(meta["seconds"] for meta in own),
+    "hardware": ", ".join(dict.fromkeys(meta.get("hardware", "unknown") for meta in own)),
+    "commit": ", ".join(dict.fromkeys(_commit(meta["code"]) for meta in own)),
+  }
+
+
+def _commit(code: Mapping[str, Any] | None) -> str:
+  if code is None:
+    return "unknown"
+  return code["revision"][:12] + ("-dirty" if code["dirty"] else "")

@@ -14,6 +14,7 @@ from ltdd_jax.core import files
 
 GROUPS = ("head", "mid", "tail")
 SIZES = ("image bytes", "label bytes")
+SCHEMA = 3  # of results.json: says the student network, and what made each row
 
 
 def mean_std(values: np.ndarray) -> dict[str, float | None]:
@@ -72,7 +73,7 @@ def _in_one_line(cell: str) -> str:
   return "".join(shown).replace("|", "\\|")
 
 
-def plus_minus(value: Mapping[str, float]) -> str:
+def plus_minus(value: Mapping[str, Any]) -> str:
   """Mean and standard deviation, one decimal."""
   if value["std"] is None:
     return f"{value['mean']:.1f}"

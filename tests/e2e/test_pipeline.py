@@ -16,11 +16,11 @@ import pytest
 
 from configs import digits_lt
 from ltdd_jax import pipeline
-from ltdd_jax.artefacts import manifest
+from ltdd_jax.artefacts import manifest, provenance
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import store as label_store
-from ltdd_jax.report import tables
+from ltdd_jax.report import published, tables
 from ltdd_jax.students import recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_results_have_the_documented_shape(finished):
   assert results == json.loads((workdir / "report" / "results.json").read_text())
   assert results == tables.read_results(workdir)
   assert set(results) >= {"schema", "dataset", "split", "rows", "stages", "versions"}
-  assert set(results["split"]) == {"rule", "imbalance_factor", "counts", "sha256"}
+  assert set(results["split"]) == {"rule", "imbalance_factor", "counts", "sha256", "provenance"}
   rows = [(r["images"], r["labels"], r["calibrator"]) for r in results["rows"]]
   assert rows == [(images, *labels) for images in ("sre2l", "random") for labels in LABELS]
   names = {r["calibrator"]: r["calibrator_name"] for r in results["rows"]}
@@ -54,7 +54,7 @@ def test_results_have_the_documented_shape(finished):
   for row in results["rows"]:
     assert set(row) >= {
       "images", "labels", "calibrator", "calibrator_name", "tau", "seeds", "top1", "best_top1",
-      "groups", "per_class",
+      "groups", "per_class", "seconds", "hardware", "commit",
     }  # fmt: skip
     assert set(row["groups"]) == {"head", "mid", "tail"}
     assert set(row["groups"]["tail"]) == {"mean", "std", "classes"}
@@ -65,6 +65,19 @@ def test_results_have_the_documented_shape(finished):
     assert set(stage) == {"seconds", "peak_bytes", "skipped"}
     assert stage["peak_bytes"] > 0
     assert not stage["skipped"]
+
+
+def test_results_can_be_added_to_a_table(finished, tmp_path):
+  workdir, results = finished
+  published.add([workdir], tmp_path / "ours.csv")
+  rows = published.read_rows(tmp_path / "ours.csv", published.HEADER)
+  assert len(rows) == len(results["rows"])
+  (row,) = (r for r in rows if (r["method"], r["calibrator"]) == ("sre2l", "adsa"))
+  assert row["hardware"] == provenance.hardware()
+  assert (row["ipc"], row["split"]) == ("2", "rule ltdd")
+  used = ("data", "teacher", "distil/sre2l", "label/sre2l/teacher", "calibrate/sre2l/teacher/adsa")
+  seconds = [results["stages"][s]["seconds"] for s in (*used, "student/sre2l/teacher/adsa")]
+  assert row["seconds"] == f"{sum(seconds):.0f}"
 
 
 def test_report_shows_every_row_and_the_confidences(finished):

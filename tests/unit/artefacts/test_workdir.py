@@ -582,4 +582,6 @@ def test_every_start_is_recorded(work, monkeypatch):
 
 def test_artefacts_say_which_code_made_them(work, monkeypatch):
   monkeypatch.setattr(provenance, "code_revision", lambda: {"revision": "abc", "dirty": True})
-  assert commit(work).meta["code"] == {"revision": "abc", "dirty": True}
+  meta = commit(work).meta
+  assert meta["code"] == {"revision": "abc", "dirty": True}
+  assert meta["hardware"] == f"{jax.device_count()} cpu"

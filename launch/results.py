@@ -1,0 +1,48 @@
+"""Results of finished runs as data, and the tables of the docs.
+
+    python -m launch.results add runs/edc runs/rded     # rows into docs/results/ours.csv
+    python -m launch.results tables                     # renews README.md and docs/results/*.md
+
+Run both at the root of the repository.
+"""
+
+import sys
+
+from absl import app, flags
+
+_TO = flags.DEFINE_string("to", "docs/results/ours.csv", "CSV file that `add` writes")
+
+
+def main(argv: list[str]) -> int:
+  """Calls `report.published`; errors for the user are one message."""
+  from ltdd_jax.core.types import LtddError
+  from ltdd_jax.report import published
+
+  try:
+    match argv[1:]:
+      case ["add", *workdirs] if workdirs:
+        print(published.add(workdirs, _TO.value))
+      case ["tables"]:
+        print("renewed:", ", ".join(published.write_tables()) or "nothing, all is up to date")
+      case other:
+        raise LtddError(
+          f"the arguments are {' '.join(other)!r}; expected 'add RUNDIR...' or 'tables'."
+        )
+  except LtddError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line, flags before or after the rest; an error is one message."""
+  flags.FLAGS.set_gnu_getopt()
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    print(f"error: {str(error).strip()}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_flags)
