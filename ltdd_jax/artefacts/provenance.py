@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -56,9 +57,21 @@ def run_info() -> dict[str, Any]:
 
 
 def hardware() -> str:
-  """Devices by number and kind: "1 NVIDIA H100 80GB HBM3"; CPUs are of kind "cpu"."""
+  """Devices by number and kind, as "1 NVIDIA H100 80GB HBM3", or "2 cores AMD EPYC" of a CPU."""
+  if jax.default_backend() == "cpu":
+    return f"{os.cpu_count()} cores {_processor()}"
   kinds = collections.Counter(d.device_kind for d in jax.devices())
   return " + ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def _processor() -> str:
+  """The name of the CPU as Linux gives it, else what Python knows of it."""
+  try:
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+  except OSError:
+    text = ""
+  found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+  return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 @functools.cache

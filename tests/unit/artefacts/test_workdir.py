@@ -584,4 +584,4 @@ def test_artefacts_say_which_code_made_them(work, monkeypatch):
   monkeypatch.setattr(provenance, "code_revision", lambda: {"revision": "abc", "dirty": True})
   meta = commit(work).meta
   assert meta["code"] == {"revision": "abc", "dirty": True}
-  assert meta["hardware"] == f"{jax.device_count()} cpu"
+  assert meta["hardware"].startswith(f"{os.cpu_count()} cores ")
