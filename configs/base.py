@@ -52,7 +52,7 @@ TAUS: dict[str, dict[str, Any]] = {  # a grid to compare ADSA's tau with: tau050
 
 def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
   """Parses a config's argument and checks the names in it."""
-  defaults |= {"calibrators": "few", "recipe": ""}
+  defaults = {"calibrators": "few", "recipe": ""} | defaults
   args = parse_arg(arg, **defaults)
   if args.preset == "smoke":
     args = parse_arg(arg, **defaults | {"ipc": 2})
@@ -137,6 +137,8 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "compute_dtype": "float32",  # or "bfloat16", on accelerators; likewise below
     "splits": {},  # {teacher: split of config.data.splits}
   }
+  for key in ("objective", "views", "derive"):  # what teachers are for, whatever their size
+    config.teacher[key] = method.teacher.get(key, config.teacher[key])
   settings = with_defaults(distil.METHODS[args.method], method.method)
   config.distil = {  # distil.run.run_method, distil.make_slots, distil.METHODS
     "images_per_class": args.ipc,
@@ -224,6 +226,8 @@ def full(config: ConfigDict, args: SimpleNamespace) -> None:
   for key, value in method.teacher.items():
     config.teacher[key] = value
   config.student.model = method.student
+  if method.labelers:
+    config.label.sources.teacher.teachers = method.labelers
   recipe(config, args.recipe or method.recipe)
 
 
@@ -252,6 +256,7 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
     teacher__num_epochs=30,
     teacher__batch_size=64,
     student__num_epochs=passes,
+    student__num_seeds=3,
     student__batch_size=10,
     label__num_epochs=passes,
     student__evaluations=1,  # the last step is the result; 10,000 images take a while

@@ -82,6 +82,7 @@ def resources(counts=COUNTS, teachers: int = 1) -> dict:
     "images": data.images,
     "labels": data.labels,
     "statistics": (stats,) * teachers,
+    "key": jax.random.key(0),
     "file": {"images": images(5, 2), "labels": np.array([0, 1, 2, 0, 2], np.int32)},
   }
 

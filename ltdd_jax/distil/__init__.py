@@ -8,7 +8,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.distil.base import Env, Method, Network, Resources, check_resources, make_slots
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
 from ltdd_jax.distil.dm import dm
-from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm
+from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm, rldd
 from ltdd_jax.distil.imported import imported
 from ltdd_jax.distil.rded import rded
 from ltdd_jax.distil.sre2l import cda, sre2l
@@ -37,6 +37,7 @@ METHODS: dict[str, Callable[..., Method]] = {
   "kmeans": kmeans,
   "random": random,
   "rded": rded,
+  "rldd": rldd,
   "sre2l": sre2l,
 }
 

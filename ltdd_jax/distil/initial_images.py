@@ -1,13 +1,15 @@
-"""What an optimisation of pixels starts from: noise, or real images, after EDC.
+"""What an optimisation of pixels starts from: noise, or real images, after EDC and RLDD.
 
   start = make_start(env, "real")                                # raw training images
   start = make_start(env, {"name": "rded", "factor": 2})         # mosaics
+  start = make_start(env, "crops")                              # those that teachers find easy
   images = start.draw(key, slots, res)                          # (n, h, w, c), normalised
 
 From real images each slot draws one of its class, uniformly and with replacement, and mirrors it
 with probability one half; several slots may start from one image.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from ltdd_jax.core import registry
 from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import Slots
 from ltdd_jax.data import crops
-from ltdd_jax.distil import features, patches, selection
+from ltdd_jax.distil import confident_crops, features, patches, selection
 from ltdd_jax.distil.base import Env, Notes, Resources, repeats
 
 
@@ -94,7 +96,34 @@ def rded(
   return Start(draw, ("teachers", "images", "labels"), of_set)
 
 
-STARTS: dict[str, Callable[..., Start]] = {"noise": noise, "real": real, "rded": rded}
+def crops_by_confidence(env: Env, /, *, num_crops: int = 5, chunk_size: int = 500) -> Start:
+  """The crops that the teachers find easiest, of many images, as RLDD: see `confident_crops`.
+
+  All batches of images share one set of crops. In what we differ: a class with few images has no
+  placeholders in its set; of each image there are `num_crops` crops, where the public copy of the
+  code comes down to one.
+
+  Args:
+    env: with one teacher or more.
+    num_crops: crops of each training image of a class.
+    chunk_size: crops in one forward pass.
+  """
+  check_at_least("start 'crops': ", 1, num_crops=num_crops, chunk_size=chunk_size)
+
+  def draw(key: jax.Array, slots: Slots, res: Resources) -> jax.Array:
+    del key  # that of one batch of images
+    return confident_crops.draw(env, res, slots, num_crops, chunk_size)
+
+  notes = functools.partial(confident_crops.check_slots, num_crops)
+  return Start(draw, ("teachers", "images", "labels", "key"), notes)
+
+
+STARTS: dict[str, Callable[..., Start]] = {
+  "noise": noise,
+  "real": real,
+  "rded": rded,
+  "crops": crops_by_confidence,
+}
 
 
 def make_start(env: Env, spec: str | Mapping[str, Any], method: str = "start") -> Start:

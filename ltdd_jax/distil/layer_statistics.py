@@ -36,6 +36,7 @@ class Rule(NamedTuple):
   alpha: float = 1.0  # weight of the training set's targets; 1 - alpha is that of the classes'
   batch: int | None = None  # targets are mean moments of batches of so many images; None: of all
   released: bool = False  # the classes' part is that of EDC's released code
+  balanced: bool = False  # in targets of the training set every class counts alike
 
   @property
   def groups(self) -> bool:
@@ -86,7 +87,8 @@ def match(
       R = sum_l kappa_l [alpha D(s_l, T_l) + (1 - alpha) C_l],
       D(s, T) = sum over mean, var, tile mean, tile var of ||T - s||_2
 
-  T_l of a batch norm are its running moments, of a convolution the moments of the training set.
+  T_l of a batch norm are its running moments, of a convolution the moments of the training set,
+  with `rule.balanced` those of a set in which every class has the same number of images.
   C_l is `sum_c p(c) D(s_lc, T_lc)` over the classes of the batch, p(c) being their share of it;
   with `rule.released` it is `D(s_l, sum_c p(c) T_lc)`, where T_lc has variances within an image
   alone, and tile means and variances in each other's place. Classes without training images have no
@@ -188,6 +190,7 @@ def distances(target: Target, stats: Target) -> Float[Array, " g"]:
 def _overall(rule: Rule, layer: LayerStatistics, counts: jax.Array, variables: Any) -> Target:
   """Targets of the training set: (c,) and (p,)."""
   if layer.kind == "conv":
+    counts = (counts > 0).astype(jnp.float32) if rule.balanced else counts
     return statistics_lib.pooled(layer, counts, batch=rule.batch)
   moments = variables["batch_stats"]
   for name in layer.path.split("/"):

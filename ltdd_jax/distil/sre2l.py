@@ -31,6 +31,7 @@ def sre2l(
   lr: float = 0.25,
   r_bn: float = 0.01,
   first_bn_multiplier: float = 10.0,
+  init: str | Mapping[str, Any] = "noise",
   augment: Augments = ({"name": "random_roll", "low": 0, "high": 4, "shared": True},),
 ) -> Method:
   """SRe2L (Yin et al., NeurIPS 2023): images that the teacher is certain of, with its statistics.
@@ -53,11 +54,15 @@ def sre2l(
     lr: base learning rate, in units of normalised pixels.
     r_bn: weight of the statistics term.
     first_bn_multiplier: weight of the stem within it.
+    init: what images start from, "noise" in the paper: see `initial_images`.
     augment: specs for `data.augment.compose`; each should be `shared`.
   """
   augment_fn = augment_lib.compose(augment)
   views_of = lambda key, images, step: augment_fn(key, images)
-  return _matching_batch_norms("sre2l", env, views_of, num_steps, lr, r_bn, first_bn_multiplier)
+  start = initial_images.make_start(env, init, "sre2l")
+  return _matching_batch_norms(
+    "sre2l", env, start, views_of, num_steps, lr, r_bn, first_bn_multiplier
+  )
 
 
 def cda(
@@ -71,6 +76,7 @@ def cda(
   lr: float = 0.4,
   r_bn: float = 0.05,
   first_bn_multiplier: float = 10.0,
+  init: str | Mapping[str, Any] = "noise",
   augment: Augments = (
     {"name": "random_flip", "shared": True},
     {"name": "random_roll", "low": 0, "high": 4, "shared": True},
@@ -105,7 +111,10 @@ def cda(
     crops = crops_lib.random_resized_crop(crop_key, images, scale=(low, 1.0), shared=True)
     return augment_fn(rest_key, crops)
 
-  return _matching_batch_norms("cda", env, views_of, num_steps, lr, r_bn, first_bn_multiplier)
+  start = initial_images.make_start(env, init, "cda")
+  return _matching_batch_norms(
+    "cda", env, start, views_of, num_steps, lr, r_bn, first_bn_multiplier
+  )
 
 
 CURRICULA: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -127,6 +136,7 @@ def crop_scale(
 def _matching_batch_norms(
   name: str,
   env: Env,
+  start: initial_images.Start,
   views_of: Views,
   num_steps: int,
   lr: float,
@@ -155,6 +165,4 @@ def _matching_batch_norms(
     loss = ce_mean + r_bn * bn_mean
     return loss, ({"loss": loss, "cross_entropy": ce_mean, "bn_statistics": bn_mean}, None)
 
-  return pixels.pixel_method(
-    name, env, initial_images.noise(env), objective, num_steps=num_steps, lr=lr
-  )
+  return pixels.pixel_method(name, env, start, objective, num_steps=num_steps, lr=lr)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.core import rng
 from ltdd_jax.pipeline.context import Context
 
 
@@ -51,6 +52,11 @@ RESOURCES: dict[str, Resource] = {
     "statistics",
     lambda ctx, images: ctx.statistics(ctx.teacher_names(images)),
     lambda ctx, images: ctx.statistics_shapes(ctx.teacher_names(images)),
+  ),
+  "key": Resource(  # a random key that all batches of images of the source share
+    "data",
+    lambda ctx, images: rng.key_for(ctx.config["seed"], "distil", images),
+    lambda ctx, images: jax.eval_shape(lambda: jax.random.key(0)),
   ),
   "file": Resource("data", _file, _file),  # the arrays of a distilled set from elsewhere
 }

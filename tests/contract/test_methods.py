@@ -13,7 +13,7 @@ from ltdd_jax.core.types import Distilled, LtddError
 from tests import small
 
 KWARGS = {
-  **{name: {"num_steps": 3} for name in ("cda", "edc", "edc_released", "gvbsm", "sre2l")},
+  **{name: {"num_steps": 3} for name in ("cda", "edc", "edc_released", "gvbsm", "rldd", "sre2l")},
   "dm": {
     "num_steps": 3,
     "batch_real": 4,

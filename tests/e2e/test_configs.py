@@ -125,6 +125,32 @@ def test_edc_released_follows_the_scripts():
   assert (config.teacher.num_epochs, config.student.recipe) == (5, "edc_mse_gt/cifar10:released")
 
 
+def test_rldd_has_debiased_recalibrated_teachers_of_any_size():
+  config = get_config("cifar100_lt", "method=rldd")
+  assert (set(config.teacher.models), config.distil.teachers) == (
+    {"observer", "labeler"}, ("observer",)
+  )  # fmt: skip
+  assert config.label.sources.teacher.teachers == ("labeler",)
+  assert config.student.num_seeds == 5
+  for preset in ("cpu", "smoke"):
+    config = get_config("cifar10_lt", f"method=rldd,preset={preset}")
+    assert (config.teacher.objective.to_dict(), config.teacher.views) == ({"name": "rldd"}, 2)
+    assert config.teacher.derive[0]["name"] == "recalibrate_bn_by_class"
+    assert config.student.num_seeds == {"cpu": 3, "smoke": 2}[preset]
+
+
+@pytest.mark.parametrize("without", ["nothing", "debiasing", "recalibration", "initialisation"])
+def test_ablation_of_rldd(without, real_size_source):
+  config = check.check(get_config("rldd_ablation", f"without={without}"))
+  teacher, init = config["teacher"], config["distil"]["methods"]["rldd"]["init"]
+  gone = {
+    "debiasing": teacher["objective"]["name"] == "cross_entropy" and teacher["views"] == 1,
+    "recalibration": not teacher["derive"],
+    "initialisation": init == "real",
+  }
+  assert [name for name, is_gone in gone.items() if is_gone] == [without] * (without != "nothing")
+
+
 def test_every_argument_of_a_method_can_be_changed():
   edc = get_config("cifar10_lt", "method=edc").distil.methods.edc
   assert (edc.flatness, edc.ema_init, edc.alpha) == (0.25, "zero", 0.5)

@@ -75,9 +75,13 @@ def settings(
   crop_scale: tuple[float, float] | None,
   *,
   ema: float | None = None,
+  num_seeds: int | None = None,
   **views: Any,
 ) -> Settings:
-  """What a recipe sets of `config.student`, and all of `config.label.views`."""
+  """What a recipe sets of `config.student`, and all of `config.label.views`.
+
+  Of the published recipes few say how many students there were; `num_seeds` None leaves it alone.
+  """
   student = {
     "num_epochs": num_epochs,
     "batch_size": batch_size,
@@ -86,7 +90,7 @@ def settings(
     "loss": loss,
     "hard_weight": 0.0,
     "ema": ema,
-  }
+  } | ({} if num_seeds is None else {"num_seeds": num_seeds})
   common = {"padding": 0, "flip": True, "mix": "cutmix", "mix_alpha": 1.0}
   return {"student": student, "views": {"crop_scale": crop_scale, **common, **views}}
 
@@ -164,6 +168,25 @@ def edc_mse_gt(case: Case) -> Settings:
   )
 
 
+def rldd_mse_gt(case: Case) -> Settings:
+  """RLDD: as EDC's, 1,000 epochs everywhere, five students."""
+  batch, scale, ce_weight = 100, 0.5, 0.025
+  optimizer, rate = adamw(), schedule("ssrs", zeta=2.0)
+  if case.dataset == "cifar10":
+    batch, scale = 25, 0.08
+    rate = schedule("multistep", milestones=(0.8, 0.9, 0.95), factor=0.5)
+  if case.dataset == "cifar100":
+    ce_weight = 0.0
+  if case.dataset == "tiny":
+    rate = schedule("smooth", zeta=2.0)
+  if case.dataset in ("cifar100", "tiny"):
+    optimizer = sgd(0.1, 5e-4, momentum=0.875)
+  loss, crop = mse_gt(ce_weight), (scale, 1.0)
+  return settings(
+    1000, batch, optimizer, rate, loss, crop, ema=0.99, num_seeds=5, rand_augment=True
+  )
+
+
 def rd3(case: Case) -> Settings:
   """The neutral recipe: the same whatever made the images, and without hard labels in the loss.
 
@@ -182,6 +205,7 @@ RECIPES: dict[str, Recipe] = {
   "rded_kl": Recipe(rded_kl, _FOUR),
   "gvbsm_mse_gt": Recipe(gvbsm_mse_gt, _FOUR),
   "edc_mse_gt": Recipe(edc_mse_gt, _FOUR, released=True),
+  "rldd_mse_gt": Recipe(rldd_mse_gt, _FOUR),
   "hard": Recipe(rd3, None, hard=True),
   "rd3": Recipe(rd3, None),
 }

@@ -37,6 +37,10 @@ def get(reference, dataset="cifar10", ipc=10, model=R18, **kwargs):
     ("edc_mse_gt:released", "cifar100", 10, (1000, 50, "sgd", 0.1, "kernels", "ssrs")),
     ("edc_mse_gt", "tiny", 1, (1000, 100, "adamw", 1e-3, "kernels", "smooth")),
     ("edc_mse_gt:released", "imagenet", 10, (300, 100, "adamw", 1e-3, "kernels", "linear")),
+    ("rldd_mse_gt", "cifar10", 10, (1000, 25, "adamw", 1e-3, "kernels", "multistep")),
+    ("rldd_mse_gt", "cifar100", 10, (1000, 100, "sgd", 0.1, "kernels", "ssrs")),
+    ("rldd_mse_gt", "tiny", 10, (1000, 100, "sgd", 0.1, "kernels", "smooth")),
+    ("rldd_mse_gt", "imagenet", 10, (1000, 100, "adamw", 1e-3, "kernels", "ssrs")),
     ("rd3", "anything", 7, (400, 50, "adam", 1e-3, None, "smooth")),
   ],
 )
@@ -61,6 +65,10 @@ def test_details_that_only_one_method_has():
   assert get("rded_kl", "cifar10")["views"]["crop_scale"] is None
   assert get("edc_mse_gt", "cifar10")["views"]["rand_augment"] is True
   assert get("edc_mse_gt", "imagenet")["views"]["rand_augment"] is False
+  rldd = {name: get("rldd_mse_gt", name) for name in ("cifar10", "cifar100", "tiny")}
+  weights = [r["student"]["loss"]["ce_weight"] for r in rldd.values()]
+  assert (weights, rldd["tiny"]["student"]["num_seeds"]) == ([0.025, 0.0, 0.025], 5)
+  assert [r["views"]["crop_scale"][0] for r in rldd.values()] == [0.08, 0.5, 0.5]
   lr = lambda **model: get("rded_kl", model=model)["student"]["optimizer"]["lr"]
   assert (lr(name="vgg11"), lr(name="mobilenet_v2"), lr(name="alexnet")) == (5e-4, 2.5e-3, 1e-4)
   special = get("rded_kl", "cifar100", model=CONV3)["student"]
