@@ -28,9 +28,7 @@ LARGEST, CLASSES = 500, 200
 
 def get_config(arg: str | None = None):
   """See the module's docstring."""
-  args = base.arguments(
-    arg, data="", method="sre2l", imbalance=1.0, ipc=10, seed=0, preset="full"
-  )
+  args = base.arguments(arg, data="", method="sre2l", imbalance=1.0, ipc=10, seed=0, preset="full")
   if not args.data:
     raise LtddError(
       "data is empty: expected configs/tiny_imagenet_lt.py:data=folder:PATH or data=npz:FILE"
