@@ -5,9 +5,9 @@
 
 `data` is `folder:PATH` or `npz:FILE` (docs/how-to/use_your_own_images.md), with a balanced test
 set. All training images are used, with the counts that they have (rule `as_is`); there is no
-published split. A ConvNet-4 stands where configs for 32 pixels have a ConvNet-3. Methods and recipes
-have CIFAR-10's settings. Cost and accuracy were not measured; the smoke preset took three minutes on two
-shared CPU cores.
+published split. A ConvNet-4 stands where configs for 32 pixels have a ConvNet-3. Methods and
+recipes have CIFAR-10's settings. Cost and accuracy were not measured; the smoke preset took three
+minutes on two shared CPU cores.
 
 Arguments: data, method (sre2l, or another of `configs/methods.py`), ipc (10), seed (0), preset
 (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all, or names:

@@ -5,8 +5,7 @@
 
 `data` is `folder:PATH` or `npz:FILE` (docs/how-to/use_your_own_images.md). A ConvNet-4 stands where
 configs for 32 pixels have a ConvNet-3. Recipes have their values for Tiny-ImageNet where there are
-some. Methods have CIFAR-10's settings. Cost and accuracy were not measured; the smoke preset took
-SMOKE_T on two shared CPU cores.
+some. Methods have CIFAR-10's settings. Cost and accuracy were not measured.
 
 `imbalance=1` takes the training set as it is (rule `as_is`): a long-tailed subset that was chosen
 elsewhere, say. `imbalance=F` keeps the counts of LTDD's rule for 500 images in the largest class,
