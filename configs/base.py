@@ -207,6 +207,15 @@ def small_networks(
       method.network = net | {"norm": "instance"}
 
 
+def deepen(config: ConfigDict) -> None:
+  """Puts a ConvNet-4, for images of 64 pixels, where there is a ConvNet-3, for 32."""
+  networks = [config.student.model, *config.teacher.models.values()]
+  networks += [m.network for m in config.distil.methods.values() if "network" in m]
+  for network in networks:
+    if network.name == "convnet" and network.depth == 3:
+      network.depth = 4
+
+
 def shrink(config: ConfigDict, **values: Any) -> None:
   """Sets `group__key=value` pairs, as the presets do."""
   for path, value in values.items():

@@ -32,6 +32,7 @@ PUBLISHED: dict[tuple[str, float], str] = {
   ("ldam", 100): "f7669c469c9ddf9afcfabc0b127018ebfa21ac9ecddbe2642455be26c359cb8d",
   ("ldam", 200): "71da1ec51fc39313a87f0b3eb37f8e2325954ce7606d7a6ccad2cef25135df4f",
 }
+_LONG_TAILED = 2  # largest class / average from which a source is; SVHN, the least even, has 1.89
 WHY_EMPTY = (  # for messages about classes without a training image
   "Labels that skip a class, a test set with more classes, or a config.data.imbalance_factor too "
   "large for the smallest classes may be the cause."
@@ -94,8 +95,8 @@ def make_split(
     seed: another seed than the published one.
 
   Raises:
-    LtddError: for an unknown rule, an argument that the rule does not take, a class with fewer
-      images than asked for, or a bad seed.
+    LtddError: for an unknown rule, an argument that the rule does not take, `ltdd` or `ldam` for a
+      source that is long-tailed itself, a class with fewer images than asked for, or a bad seed.
   """
   if seed is not None and not 0 <= seed < 2**32:
     raise LtddError(f"seed={seed}: expected a whole number from 0 to 2**32 - 1, or None.")
@@ -147,7 +148,15 @@ def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
       raise LtddError(f"counts={counts}: expected {len(available)} integers >= 0, one a class.")
     wanted = np.array(given, np.int64)
   else:
-    wanted = class_counts(int(available.sum() / len(available)), len(available), imbalance_factor)
+    mean = int(available.sum() / len(available))
+    if available.max() > _LONG_TAILED * mean:
+      raise LtddError(
+        f"rule={rule!r}: the source is long-tailed itself ({available.max()} training images in "
+        f"the largest class, {mean} on average), so this rule would cut it from the average. Use "
+        "rule='as_is' with imbalance_factor=1, or rule='counts' with an explicit vector, such as "
+        "data.longtail.class_counts(n_max, k, imbalance_factor)."
+      )
+    wanted = class_counts(mean, len(available), imbalance_factor)
   if wanted.sum() == 0:
     raise LtddError("the split has no image at all: every class count is 0.")
   short = np.flatnonzero(wanted > available)

@@ -17,11 +17,14 @@ from ltdd_jax.pipeline import check, graph, plan
 from ltdd_jax.pipeline.context import Context
 
 NAMES = ("digits_lt", "cifar10_lt", "cifar100_lt", "fashion_mnist_lt", "folder_lt")
+NAMES += (AT_64 := ("tiny_imagenet_lt", "caltech101_lt"))
 
 
 def get_config(name, arg):
   if name == "folder_lt":
     arg = f"path=somewhere,{arg}"
+  if name in AT_64:
+    arg = f"data=folder:somewhere,{arg}"
   return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
@@ -191,6 +194,43 @@ def test_smoke_runs(name, arg, small_source, tmp_path):
   results = pipeline.run(config, tmp_path, show_progress=False)
   assert len(results["rows"]) == 2 * 3  # image sources, labels
   assert (tmp_path / "report" / "report.md").exists()
+
+
+def test_a_config_for_64_pixels_runs(tmp_path):
+  rng = np.random.RandomState(0)
+  arrays = {}
+  for split, counts in (("train", (40, 12, 4)), ("test", (3, 3, 3))):
+    y = np.repeat(np.arange(3), counts)
+    arrays |= {f"x_{split}": rng.randint(0, 256, (len(y), 64, 64, 3)).astype(np.uint8)}
+    arrays |= {f"y_{split}": y}
+  np.savez(tmp_path / "images.npz", **arrays)
+  arg = f"data=npz:{tmp_path / 'images.npz'},preset=smoke,method=random,calibrators=plain"
+  config = importlib.import_module("configs.caltech101_lt").get_config(arg)
+  config.data.num_test = None
+  results = pipeline.run(config, tmp_path / "run", show_progress=False)
+  assert (results["split"]["counts"], results["split"]["rule"]) == ([40, 12, 4], "as_is")
+
+
+@pytest.mark.parametrize("name", AT_64)
+def test_configs_for_64_pixels_have_a_fourth_stage(name):
+  edc = get_config(name, "method=edc").teacher.models
+  depths = [edc[key].depth for key in ("convnet_d1", "convnet_d2", "convnet_w128", "convnet_w32")]
+  assert depths == [1, 2, 4, 4]
+  small = get_config(name, "preset=cpu")
+  assert (small.student.model.depth, small.teacher.models.teacher.depth) == (4, 4)
+  assert get_config(name, "method=dm").distil.methods.dm.network.depth == 4
+  with pytest.raises(LtddError, match=r"data is empty: .*data=npz:FILE"):
+    importlib.import_module(f"configs.{name}").get_config("preset=cpu")
+
+
+def test_tiny_imagenet_has_its_own_recipes_and_counts():
+  get = functools.partial(get_config, "tiny_imagenet_lt")
+  assert get("method=edc_released").student.recipe == "edc_mse_gt/tiny:released"
+  assert get("recipe=edc_mse_gt/cifar100").student.recipe == "edc_mse_gt/cifar100"
+  assert get("recipe=rd3,preset=cpu").student.recipe == "rd3"
+  data = get("imbalance=50").data
+  assert (data.rule, data.imbalance_factor) == ("counts", 1.0)
+  assert (len(data.counts), data.counts[0], data.counts[-1]) == (200, 500, 10)
 
 
 def test_folder_with_everything_unequal(tmp_path):

@@ -71,6 +71,15 @@ def test_counts_rule_with_the_profile_is_the_ltdd_split():
   assert again.sha256 == ltdd.sha256
 
 
+@pytest.mark.parametrize("rule", ["ltdd", "ldam"])
+def test_a_long_tailed_source_is_not_cut_from_its_average(rule):
+  labels = np.repeat([0, 1, 2], [90, 20, 10])
+  with pytest.raises(LtddError, match="90 training images in the largest class, 40 on average"):
+    longtail.make_split(labels, 3, rule=rule, imbalance_factor=10)
+  uneven = np.repeat([0, 1, 2], [80, 30, 10])
+  assert longtail.make_split(uneven, 3, rule=rule, imbalance_factor=10).counts == (40, 12, 4)
+
+
 def test_as_is_keeps_everything_in_order():
   labels = np.array([2, 0, 0, 1, 0])
   split = longtail.make_split(labels, 3, rule="as_is")
