@@ -63,7 +63,7 @@ class Scanned(loop.Session):
 
 @pytest.mark.parametrize("parallel", ["loop", "vmap"])
 def test_views_are_the_same_in_a_program_of_their_own_and_in_the_step(store, parallel):
-  supervision = label_sources.stored(store, **adsa_like(0.5))
+  supervision = label_sources.Supervision("stored", logits=store.store.logits(), **adsa_like(0.5))
   apart = train(supervision, parallel=parallel)
   inside = train(supervision, parallel=parallel, session=Scanned(show_progress=False))
   np.testing.assert_array_equal(apart.correct, inside.correct)
@@ -88,7 +88,10 @@ def test_kinds_of_labels_share_the_program_of_the_views(store, monkeypatch):
   over_inputs = many._over_inputs
   monkeypatch.setattr(many, "_over_inputs", lambda fn: look(over_inputs(fn)))
   hard = label_sources.Supervision()
-  for supervision in (hard, label_sources.stored(store, **adsa_like(0.5))):
+  for supervision in (
+    hard,
+    label_sources.Supervision("stored", logits=store.store.logits(), **adsa_like(0.5)),
+  ):
     train(supervision, num_epochs=1, num_seeds=1, evaluations=1)
   assert len(seen) == 4
   assert len(set(seen)) == 1
