@@ -97,11 +97,12 @@ def teacher_job(case: dict[str, Any], session: loop.Session) -> Job:
 def student_job(case: dict[str, Any], session: loop.Session) -> Job:
   n = case["images"]
   supervision = recipes.stored_labels(case["label_epochs"], n)
-  batch_fn = functools.partial(
-    student_training.make_batch,
-    views_of=views_lib.view_fn(SPEC, **case["views"]),
-    supervision=supervision,
-  )
+  views_of = views_lib.view_fn(SPEC, **case["views"])
+
+  def batch_fn(consts, x, key):
+    x = student_training.make_views(x, consts, views_of=views_of)
+    return student_training.make_batch(consts, x, key, supervision=supervision)
+
   loss_fn = functools.partial(
     student_training.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"])
   )

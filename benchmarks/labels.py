@@ -99,15 +99,17 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
     num_classes=spec.num_classes, image_shape=spec.image_shape, **case["model"]
   )
   tx = optimizers.make_optimizer(case["optimizer"], {"name": "cosine"}, 1_000_000)
+  views_of = views_lib.view_fn(spec, **case["views"])
+
+  def batch_fn(consts, x, key):
+    x = student_training.make_views(x, consts, views_of=views_of)
+    return student_training.make_batch(consts, x, key, supervision=supervision)
+
   step = functools.partial(
     supervised.train_step,
     apply_fn=model.apply,
     tx=tx,
-    batch_fn=functools.partial(
-      student_training.make_batch,
-      views_of=views_lib.view_fn(spec, **case["views"]),
-      supervision=supervision,
-    ),
+    batch_fn=batch_fn,
     objective=supervised.of_logits(
       functools.partial(student_training.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"]))
     ),

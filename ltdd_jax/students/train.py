@@ -62,22 +62,24 @@ def soft_loss(
   return (1 - hard_weight) * soft + hard_weight * hard_loss(logits, target)
 
 
-def make_batch(
-  consts: dict[str, Any],
-  x: dict[str, jax.Array],
-  key: jax.Array,
-  *,
-  views_of: views_lib.ViewFn,
-  supervision: Supervision,
-) -> tuple[jax.Array, Target]:
-  """Makes the views of a batch, `x` of indices (b,) and epochs (b,), and their labels.
+def make_views(
+  x: dict[str, Any], consts: dict[str, Any], *, views_of: views_lib.ViewFn
+) -> dict[str, Any]:
+  """Adds the views of a batch, `x` of indices (b,) and epochs (b,).
 
-  `consts` has images, labels, "view_key", and the arrays of the supervision.
+  `consts` has images, labels and "view_key", the key of the label store.
   """
-  del key  # views come from the key of the label store
-  indices, epochs = x["indices"], x["epochs"]
-  views = views_of(consts["view_key"], consts["images"], consts["labels"], indices, epochs)
-  logits = supervision.logits_of(consts, views, indices, epochs)
+  data = consts["view_key"], consts["images"], consts["labels"]
+  return x | {"views": views_of(*data, x["indices"], x["epochs"])}
+
+
+def make_batch(
+  consts: dict[str, Any], x: dict[str, Any], key: jax.Array, *, supervision: Supervision
+) -> tuple[jax.Array, Target]:
+  """Makes the labels of a batch of `make_views`; `consts` has the arrays of the supervision."""
+  del key
+  views = x["views"]
+  logits = supervision.logits_of(consts, views, x["indices"], x["epochs"])
   return views.images, Target(views.labels, views.partner_labels, views.weight, logits)
 
 
@@ -152,9 +154,7 @@ def train_students(
     supervised.train_step,
     apply_fn=models.computing_in(network, compute_dtype).apply,
     tx=tx,
-    batch_fn=functools.partial(
-      make_batch, views_of=views_lib.view_fn(spec, **views), supervision=supervision
-    ),
+    batch_fn=functools.partial(make_batch, supervision=supervision),
     objective=supervised.of_logits(_loss_fn(supervision, loss, hard_weight)),
     num_steps=num_steps,
     ema=ema,
@@ -175,6 +175,7 @@ def train_students(
     session=session,
     parallel=parallel,
     scoring=scoring,
+    prepare=functools.partial(make_views, views_of=views_lib.view_fn(spec, **views)),
   )
   total = np.bincount(np.asarray(test.labels), minlength=spec.num_classes).astype(np.int32)
   steps = np.asarray(scoring.steps, np.int32)

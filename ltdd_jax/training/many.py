@@ -19,6 +19,7 @@ from ltdd_jax.core.types import TrainState
 from ltdd_jax.training import loop
 
 PARALLEL = ("auto", "vmap", "loop")
+Prepare = Callable[[Any, Any], Any]
 MeshFn = Callable[..., Any]  # a function with the keyword `mesh`: devices to split a batch over
 
 
@@ -111,6 +112,7 @@ def train(
   session: loop.Session,
   parallel: str = "auto",
   scoring: Scoring | None = None,
+  prepare: Prepare | None = None,
 ) -> Trained:
   """Trains networks of one architecture.
 
@@ -124,12 +126,17 @@ def train(
     parallel: "vmap" (all in one program), "loop" (one after another) or "auto": vmap on
       accelerators; loop on CPU, which is slow on grouped convolutions. Equal within rounding.
     scoring: evaluations on the way, or None.
+    prepare: `(x, consts) -> x` comes before the step and sees no network. On one CPU device it is a
+      program of its own, so that steps that differ in the rest alone share its compilation.
   """
   if parallel == "auto":
     parallel = "loop" if session.mesh.devices.flat[0].platform == "cpu" else "vmap"
   groups = [networks] if parallel == "vmap" else [[network] for network in networks]
   compiled: loop.Compiled = {}
-  step_fn, hooks = _step_fn(step, session.mesh), {}
+  prepared = None
+  if prepare and session.steps_per_call() == 1 and session.mesh.size == 1:
+    prepared, prepare = jax.jit(_over_inputs(prepare)), None
+  step_fn, hooks = _step_fn(step, session.mesh, prepare), {}
   if scoring is not None:
     hooks = {t: functools.partial(_score, scoring, i) for i, t in enumerate(scoring.steps)}
   first = jax.jit(over_networks(lambda key, mesh: init(key), (0,), session.mesh))
@@ -144,7 +151,7 @@ def train(
       num_steps=num_steps,
       session=session,
       name=group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else ""),
-      inputs=functools.partial(_inputs, group),
+      inputs=functools.partial(_inputs, group, prepared, consts),
       hooks=hooks,
       compiled=compiled,
     )
@@ -153,15 +160,28 @@ def train(
   return Trained(joined["train"], joined["correct"])
 
 
-def _inputs(group: Sequence[Network], t: int) -> Any:
-  """The host arrays of a step, with a leading axis of networks."""
-  return loop.stack([network.inputs(t) for network in group])
+def _inputs(group: Sequence[Network], prepared: Prepare | None, consts: Any, t: int) -> Any:
+  """The arrays of a step, with a leading axis of networks."""
+  x = loop.stack([network.inputs(t) for network in group])
+  return prepared(x, consts) if prepared else x
 
 
-def _step_fn(step: MeshFn, mesh: jax.sharding.Mesh) -> loop.StepFn:
+def _over_inputs(prepare: Prepare) -> Prepare:
+  """Maps over networks, of which one is not mapped."""
+
+  def mapped(x: Any, consts: Any) -> Any:
+    if len(jax.tree.leaves(x)[0]) == 1:
+      return jax.tree.map(lambda y: y[None], prepare(member(x, 0), consts))
+    return jax.vmap(prepare, (0, None))(x, consts)
+
+  return mapped
+
+
+def _step_fn(step: MeshFn, mesh: jax.sharding.Mesh, prepare: Prepare | None = None) -> loop.StepFn:
   """The step of a group; metrics are means over it, and the record of scores stays."""
 
   def one(state: Any, key: Any, x: Any, shared: Any, *, mesh: Any) -> Any:
+    x = prepare(x, shared) if prepare else x
     return step(state, shared | {"key": key}, x, mesh=mesh)
 
   mapped = over_networks(one, (0, 0, 0, None), mesh)

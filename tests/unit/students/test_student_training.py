@@ -13,7 +13,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.students import train as student_training
-from ltdd_jax.training import loop, losses
+from ltdd_jax.training import loop, losses, many
 from tests import small
 
 QUIET = loop.Session(show_progress=False)
@@ -54,6 +54,47 @@ def adsa_like(tau):
   calibrator = calibrate.make_calibrator("fixed", tau=tau)
   params = calibrator.fit(np.zeros((6, 3), np.float32), LABELS, LOG_PRIOR)
   return {"calibrator": calibrator, "params": params, "log_prior": LOG_PRIOR}
+
+
+class Scanned(loop.Session):
+  def steps_per_call(self):
+    return 4
+
+
+@pytest.mark.parametrize("parallel", ["loop", "vmap"])
+def test_views_are_the_same_in_a_program_of_their_own_and_in_the_step(store, parallel):
+  supervision = label_sources.Supervision("stored", logits=store.store.logits(), **adsa_like(0.5))
+  apart = train(supervision, parallel=parallel)
+  inside = train(supervision, parallel=parallel, session=Scanned(show_progress=False))
+  np.testing.assert_array_equal(apart.correct, inside.correct)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    apart.variables, inside.variables,
+  )  # fmt: skip
+
+
+def test_kinds_of_labels_share_the_program_of_the_views(store, monkeypatch):
+  seen, jit = [], jax.jit
+
+  def look(fn, **kwargs):
+    fn = jit(fn, **kwargs)
+
+    def call(*args):
+      seen.append(fn.lower(*args).as_text())
+      return fn(*args)
+
+    return call
+
+  over_inputs = many._over_inputs
+  monkeypatch.setattr(many, "_over_inputs", lambda fn: look(over_inputs(fn)))
+  hard = label_sources.Supervision()
+  for supervision in (
+    hard,
+    label_sources.Supervision("stored", logits=store.store.logits(), **adsa_like(0.5)),
+  ):
+    train(supervision, num_epochs=1, num_seeds=1, evaluations=1)
+  assert len(seen) == 2
+  assert len(set(seen)) == 1
 
 
 def test_all_test_images_are_counted_once():
