@@ -12,7 +12,7 @@ preset (cpu, smoke, full), recipe (a name of docs/reference/recipes.md), calibra
 priors, or names: plain+adsa).
 """
 
-from configs import base
+from configs import base, teachers
 
 
 def get_config(arg: str | None = None):
@@ -51,4 +51,4 @@ def get_config(arg: str | None = None):
     base.smoke(config, args)
   elif args.preset == "full":
     base.shrink(config, student__num_seeds=10)
-  return config
+  return teachers.apply(config, args.teacher)

@@ -212,6 +212,7 @@ def airbench_sgd(
   Raises:
     LtddError: an argument out of range, or an `lr` of 0.
   """
+  _check_decay(weight_decay)
   rate = _converted(schedule, peak, momentum)
   _check_scale(norm_bias_scale, freeze_whitening)
   decay = weight_decay / peak.lr
@@ -349,10 +350,14 @@ def make_optimizer(
   return made
 
 
-def _mask(weight_decay: float, decay: str) -> Callable[[Any], Any] | None:
-  """Says which tensors decay; None is all."""
+def _check_decay(weight_decay: float) -> None:
   if weight_decay < 0:
     raise LtddError(f"optimizer: weight_decay={weight_decay}; expected 0 or more.")
+
+
+def _mask(weight_decay: float, decay: str) -> Callable[[Any], Any] | None:
+  """Says which tensors decay; None is all."""
+  _check_decay(weight_decay)
   if decay not in ("all", "kernels"):
     raise LtddError(f"optimizer: decay={decay!r}; expected 'all' or 'kernels'.")
   return None if decay == "all" else lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
