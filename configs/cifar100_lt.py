@@ -6,8 +6,8 @@
 Cost and results were not measured for this set; the smoke preset runs in the tests.
 
 Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (10), ipc (10), seed (0),
-preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
-priors, or names: plain+adsa).
+preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), teacher (a name of
+configs/teachers.py), calibrators (few, all, priors, or names: plain+adsa).
 """
 
 from configs import base

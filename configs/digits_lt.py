@@ -8,8 +8,8 @@ images top-1 80.3 -> 84.5 and tail (2 to 5 training images a class) 54.6 -> 68.7
 83.7 -> 90.1 and 56.3 -> 80.2 (docs/results/digits.md).
 
 Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (50), ipc (5), seed (0),
-preset (cpu, smoke, full), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
-priors, or names: plain+adsa).
+preset (cpu, smoke, full), recipe (a name of docs/reference/recipes.md), teacher (a name of
+configs/teachers.py), calibrators (few, all, priors, or names: plain+adsa).
 """
 
 from configs import base, teachers
