@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import methods
+from configs import methods, teachers
 from ltdd_jax import distil
 from ltdd_jax.core.config import parse_arg, suggest, with_defaults
 from ltdd_jax.core.registry import check_choice
@@ -52,18 +52,20 @@ TAUS: dict[str, dict[str, Any]] = {  # a grid to compare ADSA's tau with: tau050
 
 def arguments(arg: str | None, **defaults: Any) -> SimpleNamespace:
   """Parses a config's argument and checks the names in it."""
-  defaults = {"calibrators": "few", "recipe": ""} | defaults
+  defaults = {"calibrators": "few", "recipe": "", "teacher": ""} | defaults
   args = parse_arg(arg, **defaults)
   if args.preset == "smoke":
     args = parse_arg(arg, **defaults | {"ipc": 2})
   check_choice("preset", args.preset, PRESETS)
   check_choice("method", args.method, methods.METHODS)
+  if args.teacher:
+    check_choice("teacher", args.teacher, teachers.TEACHERS)
   return args
 
 
 def of_dataset(args: SimpleNamespace, **values: Any) -> ConfigDict:
   """The config of `configs/<dataset>_lt.py` with the arguments of a study."""
-  keys = ("method", "ipc", "seed", "preset", "calibrators", "recipe")
+  keys = ("method", "ipc", "seed", "preset", "calibrators", "recipe", "teacher")
   values = {key: getattr(args, key) for key in keys} | values
   text = ",".join(f"{key}={value}" for key, value in values.items() if value != "")
   return importlib.import_module(f"configs.{args.dataset}_lt").get_config(text)
@@ -126,6 +128,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
   config.teacher = {  # teachers.train.train_teachers
     "models": {"teacher": {"name": "resnet18", "stem": "cifar"}},
     "num_epochs": 200,
+    "num_steps": placeholder(int),  # in place of epochs
     "batch_size": 128,
     "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
     "schedule": {"name": "cosine"},
@@ -133,6 +136,7 @@ def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
     "augment": ({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
     "views": 1,
     "derive": (),
+    "lookahead": False,
     "parallel": "auto",
     "compute_dtype": "float32",  # or "bfloat16", on accelerators; likewise below
     "splits": {},  # {teacher: split of config.data.splits}
@@ -224,9 +228,9 @@ def shrink(config: ConfigDict, **values: Any) -> None:
 
 
 def finish(config: ConfigDict, args: SimpleNamespace) -> ConfigDict:
-  """Applies the preset: the published teachers and evaluation recipe, or small ones."""
+  """Applies the preset, the published teachers and recipe or small ones, and a named teacher."""
   {"full": full, "cpu": cpu, "smoke": smoke}[args.preset](config, args)
-  return config
+  return teachers.apply(config, args.teacher)
 
 
 def full(config: ConfigDict, args: SimpleNamespace) -> None:

@@ -8,8 +8,8 @@ CPU cores. A prepared set that is long-tailed already is taken as it is, in the 
 `imbalance=1` and `--config.data.rule=as_is`, also with `--config.data.name=npz:FILE`.
 
 Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (10), ipc (10), seed (0),
-preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
-priors, or names: plain+adsa).
+preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), teacher (a name of
+configs/teachers.py), calibrators (few, all, priors, or names: plain+adsa).
 """
 
 from configs import base

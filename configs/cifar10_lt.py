@@ -11,9 +11,9 @@ Its students are short: `--config.student.num_epochs=1000`, five times as long, 
 random and SRe2L with ADSA and `recipe=rd3` from 56.6, 50.0 and 46.2 to 64.4, 62.5 and 58.2.
 `full` is for an accelerator and was not run; `smoke` takes a minute or two.
 
-Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (100), ipc (10), seed
-(0), preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
-priors, or names: plain+adsa).
+Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (100), ipc (10), seed (0),
+preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), teacher (a name of
+configs/teachers.py), calibrators (few, all, priors, or names: plain+adsa).
 """
 
 from configs import base

@@ -8,11 +8,11 @@ images top-1 80.3 -> 84.5 and tail (2 to 5 training images a class) 54.6 -> 68.7
 83.7 -> 90.1 and 56.3 -> 80.2 (docs/results/digits.md).
 
 Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (50), ipc (5), seed (0),
-preset (cpu, smoke, full), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
-priors, or names: plain+adsa).
+preset (cpu, smoke, full), recipe (a name of docs/reference/recipes.md), teacher (a name of
+configs/teachers.py), calibrators (few, all, priors, or names: plain+adsa).
 """
 
-from configs import base
+from configs import base, teachers
 
 
 def get_config(arg: str | None = None):
@@ -51,4 +51,4 @@ def get_config(arg: str | None = None):
     base.smoke(config, args)
   elif args.preset == "full":
     base.shrink(config, student__num_seeds=10)
-  return config
+  return teachers.apply(config, args.teacher)

@@ -8,9 +8,9 @@ and test images (docs/results/cifar10_labels.md), 42 minutes for thirteen kinds 
 plain soft labels -> ADSA -> a probe, mean of 3 seeds: SRe2L images 76.9 -> 79.7 -> 81.0, random
 images 76.7 -> 79.9 -> 80.4. `full` was not run.
 
-Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (100), ipc (10), seed
-(0), preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
-priors, or names: plain+adsa).
+Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (100), ipc (10), seed (0),
+preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), teacher (a name of
+configs/teachers.py), calibrators (few, all, priors, or names: plain+adsa).
 """
 
 from configs import base

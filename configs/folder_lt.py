@@ -8,9 +8,9 @@ The cost is that of CIFAR-10's recipe for as many images (docs/results/README.md
 The counts are measured and used as they are (rule `as_is`); set
 `--config.data.rule=ltdd --config.data.imbalance_factor=50` to make a balanced set long-tailed. An
 unreadable image stops the run and is named; `--config.data.on_unreadable=skip` counts and skips.
-Arguments: path, size (32), method (sre2l, or another of `configs/methods.py`), ipc (10), seed
-(0), preset (cpu, smoke, full), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
-priors, or names: plain+adsa).
+Arguments: path, size (32), method (sre2l, or another of `configs/methods.py`), ipc (10), seed (0),
+preset (cpu, smoke, full), recipe (a name of docs/reference/recipes.md), teacher (a name of
+configs/teachers.py), calibrators (few, all, priors, or names: plain+adsa).
 """
 
 from configs import base

@@ -57,6 +57,7 @@ class TrainState:
   batch_stats: Any
   opt_state: Any
   ema: Any = None  # average of params over steps, or None
+  slow: Any = None  # slow copy of the variables (`supervised.look_ahead`), or None
 
   @property
   def variables(self) -> dict[str, Any]:

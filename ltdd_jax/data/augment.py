@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Num, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks, crops
 
-Augment = Callable[[Key[Array, ""], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
+Augment = Callable[..., Float[Array, "b h w c"]]  # key, images (b,h,w,c), flipped (b,) or None
 
 
 def to_pixels(images: Num[Array | np.ndarray, "*n h w c"]) -> Float[Array, "*n h w c"]:
@@ -75,30 +75,39 @@ def _channels(values: Sequence[float], ndim: int) -> Float[Array, "..."]:
 
 
 AUGMENTS: dict[str, Callable[..., Any]] = {
+  "alternating_flip": crops.alternating_flip,
+  "cutout": crops.cutout,
   "random_crop": crops.random_crop,
   "random_flip": crops.random_flip,
   "random_resized_crop": crops.random_resized_crop,
   "random_roll": crops.random_roll,
+  "random_translate": crops.random_translate,
 }
 
 
-def compose(specs: Iterable[Mapping[str, Any]]) -> Augment:
+def compose(specs: Iterable[Mapping[str, Any]], fill: Sequence[float] | None = None) -> Augment:
   """Chains augmentations by name; each draws from its own fold of the key.
 
   Args:
     specs: mappings with `name` and keyword arguments, e.g. `dict(name="random_crop", padding=4)`.
+    fill: the colour of what "cutout" covers: the mean of pixels, or None for 0, that of normalised
+      images.
 
   Returns:
-    A function of a key and a batch; with no specs, the identity.
+    A function of a key, a batch and, for "alternating_flip", those flipped (b,) if that is known;
+    with no specs, the identity.
 
   Raises:
     LtddError: for an unknown name or argument, with the nearest known one, or a bad number.
   """
   steps = [_bind(dict(spec)) for spec in specs]
 
-  def augment(key, images):
+  def augment(key, images, flipped=None):
+    colour = None if fill is None else jnp.asarray(fill, jnp.float32)
+    context = {crops.cutout: (colour,), crops.alternating_flip: (flipped,)}
     for position, (fn, kwargs) in enumerate(steps):
-      images = fn(jax.random.fold_in(key, position), images, **kwargs)
+      step_key = jax.random.fold_in(key, position)
+      images = fn(step_key, images, *context.get(fn, ()), **kwargs)
     return images
 
   return augment

@@ -1,4 +1,4 @@
-"""Geometric views: crop, flip, resized crop, roll. Pure, jit-able, differentiable in the images.
+"""Geometric views: crop, shift, flip, cutout, roll. Pure, jit-able, differentiable in the images.
 
   view = crop_resize(image, rrc_box(key, h, w))       # of one image, from its own key
   views = random_resized_crop(key, images)            # of a batch
@@ -25,11 +25,48 @@ def random_crop(
 
   On normalised images 0 is the mean colour of the data set.
   """
+  return _translate(key, images, padding, "constant", shared)
+
+
+def random_translate(
+  key: Key[Array, ""], images: Float[Array, "b h w c"], *, padding: int, shared: bool = False
+) -> Float[Array, "b h w c"]:
+  """Shifts by up to `padding` pixels, the rest being reflected: `random_crop` without zeros."""
+  return _translate(key, images, padding, "reflect", shared)
+
+
+def _translate(
+  key: Key[Array, ""], images: Float[Array, "b h w c"], padding: int, mode: str, shared: bool
+) -> Float[Array, "b h w c"]:
   sides = (padding, padding)
-  canvas = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
+  canvas = jnp.pad(images, ((0, 0), sides, sides, (0, 0)), mode=mode)
   corner = jax.random.randint(key, (2,) if shared else (len(images), 2), 0, 2 * padding + 1)
   cut = lambda image, yx: jax.lax.dynamic_slice(image, (yx[0], yx[1], 0), images.shape[1:])
   return jax.vmap(cut, (0, None if shared else 0))(canvas, corner)
+
+
+def cutout(
+  key: Key[Array, ""],
+  images: Float[Array, "b h w c"],
+  fill: Float[Array, " c"] | None = None,
+  *,
+  size: int,
+) -> Float[Array, "b h w c"]:
+  """Covers a square of `size` pixels a side, inside each image, with a colour (0 by default).
+
+  Raises:
+    LtddError: images smaller than the square.
+  """
+  b, h, w, c = images.shape
+  if size > min(h, w):
+    raise LtddError(f"augmentation cutout: size is {size}; expected {min(h, w)} or less, as images")
+  top_key, left_key = jax.random.split(key)
+  top = jax.random.randint(top_key, (b, 1), 0, h - size + 1)
+  left = jax.random.randint(left_key, (b, 1), 0, w - size + 1)
+  inside = lambda first, n: (jnp.arange(n)[None] >= first) & (jnp.arange(n)[None] < first + size)
+  covered = inside(top, h)[:, :, None, None] & inside(left, w)[:, None, :, None]
+  colour = jnp.zeros(c, images.dtype) if fill is None else fill.astype(images.dtype)
+  return jnp.where(covered, colour.reshape(1, 1, 1, c), images)
 
 
 def random_flip(
@@ -38,6 +75,21 @@ def random_flip(
   """Mirrors left and right with probability one half."""
   flip = jax.random.bernoulli(key, 0.5, (1 if shared else len(images),))
   return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def alternating_flip(
+  key: Key[Array, ""],
+  images: Float[Array, "b h w c"],
+  flipped: Bool[Array, " b"] | None = None,
+) -> Float[Array, "b h w c"]:
+  """Mirrors left and right those that are `flipped`: in pass e, coin(i) XOR (e odd) (airbench).
+
+  So an image is never the same in two passes in a row. Where passes are not known (None), as
+  outside the training of teachers, this is `random_flip`.
+  """
+  if flipped is None:
+    return random_flip(key, images)
+  return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
 
 
 def random_resized_crop(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ltdd_jax.core import registry
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.models.airbench import airbench
 from ltdd_jax.models.alexnet_vgg import alexnet, vgg11
 from ltdd_jax.models.convnet import convnet
 from ltdd_jax.models.inverted_residual import efficientnet_b0, mobilenet_v2
@@ -26,6 +27,7 @@ from ltdd_jax.models.shufflenet import shufflenet_v2
 from ltdd_jax.models.wrn import wide_resnet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+  "airbench": airbench,
   "alexnet": alexnet,
   "convnet": convnet,
   "efficientnet_b0": efficientnet_b0,
@@ -89,18 +91,39 @@ def computing_in(model: nn.Module, dtype: str) -> nn.Module:
   return model if dtype == "float32" else _Computing(model, dtype)
 
 
-def init_variables(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> dict[str, Any]:
+def init_variables(
+  model: nn.Module,
+  key: jax.Array,
+  image_shape: Sequence[int],
+  images: jax.Array | None = None,
+) -> dict[str, Any]:
   """Draws the variables of an untrained network: {"params", "batch_stats"}, the latter maybe {}.
 
   Compiled once for each model, since eager initialisation is slow. `jax.vmap` over keys gives the
   variables of several seeds, equal to those drawn one by one.
+
+  Args:
+    model: from `make_model`.
+    key: of the draws.
+    image_shape: (h, w, c).
+    images: (n, h, w, c) normalised, that the network is to be trained on. Those that `uses_images`
+      look at them; without any they take what is right for white noise.
   """
-  return _init(model, key, tuple(image_shape))
+  return _init(model, key, tuple(image_shape), images if uses_images(model) else None)
+
+
+def uses_images(model: nn.Module) -> bool:
+  """Whether a network, or one in it, is initialised from images."""
+  inner = (x for x in vars(model).values() if isinstance(x, nn.Module))
+  return getattr(model, "uses_images", False) or any(map(uses_images, inner))
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _init(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
-  return {"batch_stats": {}} | dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
+def _init(
+  model: nn.Module, key: jax.Array, image_shape: tuple[int, ...], images: jax.Array | None
+) -> dict[str, Any]:
+  x = jnp.zeros((1, *image_shape)) if images is None else images
+  return {"batch_stats": {}} | dict(model.init(key, x, train=False))
 
 
 def count_params(params: Any) -> int:

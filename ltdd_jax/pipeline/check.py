@@ -125,7 +125,7 @@ SCHEMA: config_lib.Schema = {
   "report": Group(own={"groups": Key(str, "thirds")}),
 }
 _POSITIVE = {
-  "teacher": ("num_epochs", "batch_size", "views"),
+  "teacher": ("num_epochs", "num_steps", "batch_size", "views"),
   "statistics": ("tile", "batch_size"),
   "distil": ("images_per_class", "batch_size"),
   "label": ("num_epochs", "batch_size"),
@@ -274,6 +274,8 @@ def _check_teacher(ctx: Context) -> None:
     objectives.make_objective(counts, views=config["views"], **config["objective"])
   for step in config["derive"]:
     recalibrate.make_step(**step)
+  image = jax.ShapeDtypeStruct((1, *ctx.source.spec.image_shape), jnp.float32)
+  jax.eval_shape(augment.compose(config["augment"]), jax.random.key(0), image)
   with _within("config.teacher"):
     optimizers.make_optimizer(config["optimizer"], config["schedule"], 10)
 

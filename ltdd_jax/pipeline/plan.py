@@ -31,7 +31,7 @@ def parameters(ctx: Context, model: Any) -> int:
 
 def teacher(ctx: Context) -> str:
   config = ctx.config["teacher"]
-  steps = feed.num_steps(
+  steps = config["num_steps"] or feed.num_steps(
     int(ctx.counts.sum()), config["batch_size"], num_epochs=config["num_epochs"]
   )
   nets = [f"{k} ({parameters(ctx, m):,} parameters)" for k, m in sorted(ctx.networks.items())]

@@ -8,15 +8,17 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
-from ltdd_jax.core.types import ArrayData, Leaf
-from ltdd_jax.data import feed
+from ltdd_jax.core.types import ArrayData, Leaf, TrainState
+from ltdd_jax.data import augment, feed
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels.sources import Supervision
@@ -149,7 +151,8 @@ def train_students(
   n = len(labels)
   num_steps = feed.num_steps(n, min(batch_size, n), num_epochs=num_epochs)
   network = models.make_model(num_classes=spec.num_classes, image_shape=spec.image_shape, **model)
-  tx = optimizers.make_optimizer(optimizer, schedule, num_steps, n / min(batch_size, n))
+  size = min(batch_size, n)
+  tx = optimizers.make_optimizer(optimizer, schedule, num_steps, n / size, size)
   step = functools.partial(
     supervised.train_step,
     apply_fn=models.computing_in(network, compute_dtype).apply,
@@ -166,9 +169,7 @@ def train_students(
   )
   trained = many.train(
     [_network(name, key_name, i, n, batch_size, seed) for i in range(num_seeds)],
-    functools.partial(
-      supervised.init_state, network, tx, image_shape=spec.image_shape, ema=ema is not None
-    ),
+    functools.partial(_init, model=network, tx=tx, spec=spec, ema=ema is not None),
     step,
     _consts(images, labels, supervision, view_key, session),
     num_steps=num_steps,
@@ -181,6 +182,21 @@ def train_students(
   steps = np.asarray(scoring.steps, np.int32)
   correct = np.asarray(trained.correct)
   return StudentResult(correct, total, steps, trained.state.scored)
+
+
+def _init(
+  key: jax.Array,
+  consts: Mapping[str, Any],
+  *,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  spec: DatasetSpec,
+  ema: bool,
+) -> TrainState:
+  images = None
+  if models.uses_images(model):
+    images = augment.normalize(consts["images"], spec.mean, spec.std)
+  return supervised.init_state(model, tx, key, spec.image_shape, ema, images=images)
 
 
 def _network(

@@ -106,7 +106,7 @@ def _by(
 def _recalibrated(
   teacher: Teacher, training: Training, name: str, batches: Sequence[Batch]
 ) -> dict[str, Any]:
-  mesh, augment_fn = training.session.mesh, augment.compose(training.augment)
+  mesh, augment_fn = training.session.mesh, augment.compose(training.augment, training.spec.mean)
   network = teacher.model.clone(bn_momentum=0.0)  # running statistics are those of the last batch
 
   def step_fn(state: Any, consts: Any, x: Any) -> tuple[Any, dict[str, jax.Array]]:

@@ -62,7 +62,7 @@ def collect(
   data = mesh_lib.put(data, everywhere)
   n, size = len(data.labels), min(batch_size, len(data.labels))
   batch_fn = functools.partial(
-    supervised.image_batch, spec=spec, augment_fn=augment_lib.compose(augment)
+    supervised.image_batch, spec=spec, augment_fn=augment_lib.compose(augment, spec.mean)
   )
   compiled: dict[Any, loop.Compiled] = {}  # teachers of one architecture share their program
 

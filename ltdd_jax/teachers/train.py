@@ -8,12 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.registry import check_at_least, check_choice
-from ltdd_jax.core.types import ArrayData, LtddError, Teacher
+from ltdd_jax.core.types import ArrayData, LtddError, Teacher, TrainState
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import feed
 from ltdd_jax.data.specs import DatasetSpec
@@ -39,6 +40,7 @@ def train_teachers(
   *,
   models: Mapping[str, Mapping[str, Any]],
   num_epochs: int,
+  num_steps: int | None = None,
   batch_size: int,
   optimizer: Mapping[str, Any],
   schedule: Mapping[str, Any],
@@ -46,6 +48,7 @@ def train_teachers(
   augment: Sequence[Mapping[str, Any]] = (),
   views: int = 1,
   derive: Sequence[Mapping[str, Any]] = (),
+  lookahead: bool = False,
   parallel: str = "auto",
   compute_dtype: str = "float32",
   seed: int = 0,
@@ -59,6 +62,7 @@ def train_teachers(
     class_counts: (k,) training images of each class, for the objectives that need them.
     models: {key: {name, **kwargs}} for `models.make_model`.
     num_epochs: passes over the data.
+    num_steps: optimiser steps in their place, or None; a long-tailed set has few in a pass.
     batch_size: images in a step, over all devices.
     optimizer: see `supervised.make_tx`, as for the schedule.
     schedule: moves at every step.
@@ -67,6 +71,7 @@ def train_teachers(
     views: augmented views of each image in a step.
     derive: {name, **kwargs} of the steps that make a teacher out of a trained network, in order;
       see `recalibrate.DERIVE`.
+    lookahead: see `supervised.look_ahead`.
     parallel: how teachers of one architecture are trained; see `many.train`.
     compute_dtype: of training steps; see `models.computing_in`.
     seed: of initialisation, order and augmentation.
@@ -82,18 +87,26 @@ def train_teachers(
   check_at_least("config.teacher.", 1, num_epochs=num_epochs, batch_size=batch_size, views=views)
   check_choice("config.teacher.parallel", parallel, many.PARALLEL)
   steps = [recalibrate.make_step(**step) for step in derive]
-  num_steps = feed.num_steps(len(data.labels), batch_size, num_epochs=num_epochs)
-  tx = optimizers.make_optimizer(optimizer, schedule, num_steps)
+  n, size = len(data.labels), min(batch_size, len(data.labels))
+  if num_steps is None:
+    num_steps = feed.num_steps(n, batch_size, num_epochs=num_epochs)
+  check_at_least("config.teacher.", 1, num_steps=num_steps)
+  tx = optimizers.make_optimizer(optimizer, schedule, num_steps, batch_size=size * views)
   aim = objectives.make_objective(class_counts, views=views, **objective)
   batch_fn = functools.partial(
     supervised.image_batch,
     spec=spec,
-    augment_fn=augment_lib.compose(augment),
+    augment_fn=augment_lib.compose(augment, spec.mean),
     views=views,
     partners=aim.partners,
   )
   step = functools.partial(
-    supervised.train_step, tx=tx, batch_fn=batch_fn, objective=aim.loss, num_steps=num_steps
+    supervised.train_step,
+    tx=tx,
+    batch_fn=batch_fn,
+    objective=aim.loss,
+    num_steps=num_steps,
+    lookahead=lookahead,
   )
   data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
   networks, found = build_models(spec, models), {}
@@ -103,7 +116,7 @@ def train_teachers(
     is_finite = jax.jit(functools.partial(_is_finite, model, spec))
     trained = many.train(
       [_network(key, len(data.labels), batch_size, seed) for key in keys],
-      functools.partial(supervised.init_state, whole, tx, image_shape=spec.image_shape),
+      functools.partial(_init, model=whole, tx=tx, spec=spec, lookahead=lookahead),
       functools.partial(step, apply_fn=computing_in(whole, compute_dtype).apply),
       {"data": data},
       num_steps=num_steps,
@@ -133,6 +146,21 @@ def alike(networks: Mapping[str, nn.Module]) -> list[list[str]]:
   return [*groups.values()]
 
 
+def _init(
+  key: jax.Array,
+  consts: Mapping[str, Any],
+  *,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  spec: DatasetSpec,
+  lookahead: bool,
+) -> TrainState:
+  images = None
+  if models.uses_images(model):
+    images = augment_lib.normalize(consts["data"].images, spec.mean, spec.std)
+  return supervised.init_state(model, tx, key, spec.image_shape, lookahead=lookahead, images=images)
+
+
 def _is_finite(model: nn.Module, spec: DatasetSpec, variables: Any, images: jax.Array) -> jax.Array:
   logits: Any = model.apply(
     variables, augment_lib.normalize(images, spec.mean, spec.std), train=False
@@ -144,8 +172,9 @@ def _is_finite(model: nn.Module, spec: DatasetSpec, variables: Any, images: jax.
 def _network(teacher: str, num_images: int, batch_size: int, seed: int) -> many.Network:
   path = f"teacher/{teacher}"
   key = functools.partial(rng.key_for, seed, path)
+  sampler = feed.BatchSampler(seed, path, num_images, batch_size)
   return many.Network(
-    path, key("init"), key("step"), feed.BatchSampler(seed, path, num_images, batch_size)
+    path, key("init"), key("step"), lambda step: (sampler(step), sampler.epoch(step))
   )
 
 

@@ -104,7 +104,7 @@ def _unfused(tree: Any) -> Any:
 
 def train(
   networks: Sequence[Network],
-  init: Callable[[jax.Array], TrainState],
+  init: Callable[[jax.Array, Mapping[str, Any]], TrainState],
   step: MeshFn,
   consts: Mapping[str, Any],
   *,
@@ -118,7 +118,7 @@ def train(
 
   Args:
     networks: one or more.
-    init: key -> state.
+    init: key, consts -> state.
     step: `(state, consts, x, *, mesh) -> (state, metrics)`, see `supervised.train_step`.
     consts: what all share; "key" is added, that of each network.
     num_steps: steps of each.
@@ -139,11 +139,16 @@ def train(
   step_fn, hooks = _step_fn(step, session.mesh, prepare), {}
   if scoring is not None:
     hooks = {t: functools.partial(_score, scoring, i) for i, t in enumerate(scoring.steps)}
-  first = jax.jit(over_networks(lambda key, mesh: init(key), (0,), session.mesh))
+  first = jax.jit(
+    over_networks(lambda key, shared, mesh: init(key, shared), (0, None), session.mesh)
+  )
   parts = []
   for group in groups:
     record = scoring and np.zeros((len(group), len(scoring.steps), scoring.num_classes), np.int32)
-    state = {"train": first(jnp.stack([n.init_key for n in group])), "correct": record}
+    state = {
+      "train": first(jnp.stack([n.init_key for n in group]), dict(consts)),
+      "correct": record,
+    }
     state = loop.run(
       step_fn,
       mesh_lib.put(state, mesh_lib.at_rest(session.mesh, len(group))),

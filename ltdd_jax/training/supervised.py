@@ -8,6 +8,7 @@ with batch = (images, target). It may look at several views, features and heads;
 one of a loss on the logits. `progress` is the share of the training done, in [0, 1).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,10 @@ from ltdd_jax.data.specs import DatasetSpec
 BatchFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 Objective = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
 
-_OBJECTIVE = 0xFFFFFFFF  # folded into a run's key for the keys of objectives; never a step
+LOOKAHEAD_STEPS, LOOKAHEAD_DECAY = 5, 0.95**5
+
+# Folded into a run's key for the keys of objectives, and of what is drawn once; never a step.
+_OBJECTIVE, _ONCE = 0xFFFFFFFF, 0xFFFFFFFE
 
 
 def init_state(
@@ -35,9 +39,16 @@ def init_state(
   key: jax.Array,
   image_shape: tuple[int, ...],
   ema: bool = False,
+  *,
+  lookahead: bool = False,
+  images: jax.Array | None = None,
 ) -> TrainState:
-  """Makes the state of an untrained network, with `ema` also an average of its parameters."""
-  variables = models.init_variables(model, key, image_shape)
+  """Makes the state of an untrained network.
+
+  With `ema` it has an average of the parameters, with `lookahead` a slow copy of parameters and
+  batch statistics. `images` as in `models.init_variables`.
+  """
+  variables = models.init_variables(model, key, image_shape, images)
   params = variables["params"]
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -45,6 +56,7 @@ def init_state(
     batch_stats=variables["batch_stats"],
     opt_state=tx.init(params),
     ema=jax.tree.map(jnp.copy, params) if ema else None,  # a copy: states are donated
+    slow=jax.tree.map(jnp.copy, variables) if lookahead else None,
   )
 
 
@@ -66,7 +78,7 @@ def of_logits(loss_fn: Callable[[jax.Array, Any], jax.Array]) -> Objective:
 
 def image_batch(
   consts: dict[str, Any],
-  indices: jax.Array,
+  x: jax.Array | tuple[jax.Array, jax.Array],
   key: jax.Array,
   *,
   spec: DatasetSpec,
@@ -76,24 +88,39 @@ def image_batch(
 ) -> tuple[jax.Array, Any]:
   """Takes rows of `consts["data"]`, augments pixels in [0, 1] as PIL pipelines do, and normalises.
 
+  `x` is rows (b,), or a pair of rows and the passes (b,) that they belong to, from 0. With passes,
+  "alternating_flip" alternates: from pass to pass, or from view to view if there are several.
+
   Returns:
     Images (b,h,w,c), or (v,b,h,w,c) of several views, each with its own draws; and labels (b,).
     With `partners`, weights (k,) of images of each class, each image has a partner, drawn with
     replacement: images (2v,b,h,w,c), the last v of partners, and (labels (b,), their labels (b,)).
   """
   data = consts["data"]
+  indices, epochs = x if isinstance(x, tuple) else (x, None)
   rows, keys = [indices] * views, [key]
+  flips: list[jax.Array | None] = [None] * views
+  if epochs is not None:
+    coins = _coins(consts["key"], indices)
+    flips = [coins ^ ((epochs * views + i) % 2 == 1) for i in range(views)]
   if views > 1 or partners is not None:
     keys = list(jax.random.split(key, views if partners is None else 2 * views + 1))
   if partners is not None:
     others = _draw(keys.pop(), jnp.asarray(partners, jnp.float32)[data.labels], len(indices))
     rows += [others] * views
-  view = lambda k, r: augment_fn(k, data.images[r].astype("float32") / 255.0)
-  pixels = [view(k, r) for k, r in zip(keys, rows, strict=True)]
+    flips += [None] * views
+  view = lambda k, r, flip: augment_fn(k, data.images[r].astype("float32") / 255.0, flip)
+  pixels = [view(*each) for each in zip(keys, rows, flips, strict=True)]
   images = pixels[0] if len(pixels) == 1 else jnp.stack(pixels)
   images = augment.normalize_pixels(images, spec.mean, spec.std)
   own = data.labels[indices]
   return images, own if partners is None else (own, data.labels[others])
+
+
+def _coins(key: jax.Array, rows: jax.Array) -> jax.Array:
+  """Each row's coin (b,), the same in every pass."""
+  key = jax.random.fold_in(key, jnp.uint32(_ONCE))
+  return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row)))(rows)
 
 
 def _draw(key: jax.Array, weights: jax.Array, count: int) -> jax.Array:
@@ -115,6 +142,7 @@ def train_step(
   num_steps: int,
   mesh: jax.sharding.Mesh | None = None,
   ema: float | None = None,
+  lookahead: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes one optimiser step.
 
@@ -131,6 +159,7 @@ def train_step(
     ema: decay d of `e = d e + (1 - d) params`, taken after the update: EDC's, d = 0.99, which
       starts at the initial parameters and has no bias correction. Batch statistics are not
       averaged. None if the state has no average.
+    lookahead: see `look_ahead`; the state has a slow copy.
 
   Returns:
     The next state, and {"loss": scalar} with the objective's metrics.
@@ -154,5 +183,26 @@ def train_step(
     batch_stats=batch_stats,
     opt_state=opt_state,
     ema=None if ema is None else optax.incremental_update(params, state.ema, 1 - ema),
+    slow=state.slow,
   )
-  return state, {"loss": loss} | metrics
+  return look_ahead(state, num_steps) if lookahead else state, {"loss": loss} | metrics
+
+
+def look_ahead(state: TrainState, num_steps: int) -> TrainState:
+  """Moves the slow copy towards the network and the network to the slow copy, after step k.
+
+      k = 5, 10, ...:  slow = d slow + (1 - d) net,   d = .95^5 (k / num_steps)^3,   net = slow
+      k = num_steps:   net = slow
+
+  Parameters and batch statistics both; the optimiser's state stays. So the steps after the last
+  multiple of five are thrown away. Airbench's (Jordan, 2024) form of Lookahead (Zhang et al.,
+  NeurIPS 2019).
+  """
+  k, fast = state.step, state.variables
+  due = k % LOOKAHEAD_STEPS == 0
+  decay = LOOKAHEAD_DECAY * (k / num_steps) ** 3
+  pull = lambda s, f: jnp.where(due, f + decay.astype(f.dtype) * (s - f), s)
+  slow = jax.tree.map(pull, state.slow, fast)
+  take = due | (k == num_steps)
+  fast = jax.tree.map(lambda s, f: jnp.where(take, s, f), slow, fast)
+  return dataclasses.replace(state, slow=slow, **fast)

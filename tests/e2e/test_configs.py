@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import methods
+from configs import methods, teachers
 from ltdd_jax import pipeline
+from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources, specs
 from ltdd_jax.pipeline import check, graph, plan
@@ -157,6 +158,35 @@ def test_ablation_of_rldd(without, real_size_source):
 def test_every_argument_of_a_method_can_be_changed():
   edc = get_config("cifar10_lt", "method=edc").distil.methods.edc
   assert (edc.flatness, edc.ema_init, edc.alpha) == (0.25, "zero", 0.5)
+
+
+@pytest.mark.parametrize("teacher", teachers.TEACHERS)
+def test_teachers_by_name(teacher, real_size_source):
+  """After any preset and method; nothing but the teacher moves, and its splits stay."""
+  for arg in ("preset=cpu", "method=edc", "preset=smoke"):
+    plain = get_config("cifar10_lt", arg).to_dict()
+    named = get_config("cifar10_lt", f"{arg},teacher={teacher}").to_dict()
+    assert named["teacher"].keys() == plain["teacher"].keys()
+    check.check_with_data(Context(check.check(named)))
+    for config in (plain, named):
+      del config["teacher"], config["distil"]["teachers"]
+    assert config_lib.diff(plain, named) == {}
+  cross = importlib.import_module("configs.perturbation").get_config
+  crossed = cross(f"dataset=cifar10,teacher={teacher}").teacher
+  assert set(crossed.splits) < set(crossed.models)
+
+
+def test_the_preset_cpu_has_the_teacher_convnet():
+  named, plain = (get_config("cifar10_lt", f"preset=cpu{t}") for t in (",teacher=convnet", ""))
+  assert config_lib.diff(plain.teacher, named.teacher) == {}
+
+
+def test_a_teacher_must_be_known_and_fit_the_images():
+  with pytest.raises(LtddError, match=r"teacher is 'fast95'; expected one of 'fast94', 'fast96'"):
+    get_config("cifar10_lt", "teacher=fast95")
+  digits = check.check(get_config("digits_lt", "teacher=fast94"))
+  with pytest.raises(LtddError, match=r"airbench: images of shape \(8, 8, 1\) are too small"):
+    check.check_with_data(Context(digits))
 
 
 def test_calibrators_by_name():

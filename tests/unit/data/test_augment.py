@@ -28,6 +28,7 @@ def test_compose_of_nothing_is_the_identity(images, key):
 
 def test_compose_takes_every_registered_name(images, key):
   needed = {"random_crop": {"padding": 1}, "random_roll": {"low": -1, "high": 1}}
+  needed |= {"random_translate": {"padding": 1}, "cutout": {"size": 2}}
   specs = [{"name": name, **needed.get(name, {})} for name in augment.AUGMENTS]
   assert augment.compose(specs)(key, images).shape == images.shape
 
@@ -41,6 +42,9 @@ def test_compose_takes_every_registered_name(images, key):
       {"name": "random_crop"},
       "augmentation random_crop: missing key 'padding'. random_crop takes (*, padding: int",
     ),
+    ({"name": "random_translate", "padding": -1}, "padding is -1; expected a whole number >= 0"),
+    ({"name": "cutout", "size": 0}, "cutout: size is 0; expected a whole number >= 1"),
+    ({"name": "alternating_flip", "flipped": None}, "unexpected key 'flipped'"),
     ({"padding": 4}, "augmentation None is not known."),
     ({"name": "random_flip", "beta": 1}, "random_flip takes (*, shared: bool = False"),
     ({"name": "random_crop", "padding": -4}, "padding is -4; expected a whole number >= 0"),
@@ -53,6 +57,17 @@ def test_compose_says_what_is_wrong(spec, message):
   with pytest.raises(LtddError) as error:
     augment.compose([spec])
   assert message in str(error.value)
+
+
+def test_a_square_larger_than_images_is_refused(images, key):
+  with pytest.raises(LtddError, match="cutout: size is 9; expected 8 or less"):
+    augment.compose([{"name": "cutout", "size": 9}])(key, images)
+
+
+def test_a_flip_without_passes_is_random(images, key):
+  alternating = augment.compose([{"name": "alternating_flip"}])(jax.random.clone(key), images)
+  random = augment.compose([{"name": "random_flip"}])(key, images)
+  np.testing.assert_array_equal(alternating, random)
 
 
 def test_compose_does_not_change_the_config():

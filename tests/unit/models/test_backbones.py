@@ -203,3 +203,30 @@ def test_first_expansion_is_there_in_the_cifar_layout_only(layout, there):
 def test_errors(name, kwargs, message):
   with pytest.raises(LtddError, match=message):
     models.make_model(name, num_classes=10, image_shape=(32, 32, 3), **kwargs)
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"depth": 1}, "airbench: depth is 1; expected one of 2, 3"),
+    ({"widths": (4, 4)}, r"airbench: widths is \(4, 4\); expected three"),
+    ({"widths": (4, 0, 4)}, r"airbench: widths\[1\] is 0; expected 1 or more"),
+    ({"image_shape": (8, 32, 3)}, r"\(8, 32, 3\) are too small; expected 9x9 or more"),
+    ({"bn_momentum": 1.0}, r"airbench: bn_momentum is 1.0; expected a number in \[0, 1\)"),
+  ],
+)
+def test_airbench_errors(kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    models.make_model("airbench", **{"num_classes": 2, "image_shape": (32, 32, 3)} | kwargs)
+
+
+def test_batch_norms_of_airbench_are_tapped():
+  key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+  model = models.make_model("airbench", num_classes=2, image_shape=(9, 9, 1), widths=(3, 4, 5))
+  variables = jax.eval_shape(lambda k: models.init_variables(model, k, (9, 9, 1)), key)
+  x = jax.ShapeDtypeStruct((2, 9, 9, 1), jnp.float32)
+  logits, moments = jax.eval_shape(lambda v, x: taps.apply_with_moments(model, v, x), variables, x)
+  assert logits.shape == (2, 2)
+  assert [m.mean.shape for m in moments] == [(3,), (3,), (4,), (4,), (5,), (5,)]
+  _, features = jax.eval_shape(lambda v, x: taps.features(model, v, x), variables, x)
+  assert features.shape == (2, 5)

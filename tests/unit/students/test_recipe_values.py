@@ -21,7 +21,7 @@ def crop(low):
 # SRe2L's CIFAR-100 script; CIFAR-10 has none and borrows it.
 SRE2L = {
   "name": "sre2l", "num_steps": 1000, "lr": 0.25, "r_bn": 0.01, "first_bn_multiplier": 10.0,
-  "augment": (ROLL_4,),
+  "init": "noise", "augment": (ROLL_4,),
 }  # fmt: skip
 # CDA has no CIFAR script: SRe2L's constants, CDA's curriculum over the whole run.
 CDA = SRE2L | {

@@ -91,6 +91,7 @@ def test_two_views_train_another_teacher(one_by_one):
   ("kwargs", "message"),
   [
     ({"num_epochs": 0}, r"config\.teacher\.num_epochs is 0; expected 1 or more"),
+    ({"num_steps": 0}, r"config\.teacher\.num_steps is 0; expected 1 or more"),
     ({"batch_size": 0}, r"config\.teacher\.batch_size is 0; expected 1 or more"),
     ({"views": 0}, r"config\.teacher\.views is 0; expected 1 or more"),
     ({"optimizer": {"name": "sgd"}}, "lr=None; expected 0 or more"),

@@ -47,7 +47,7 @@ def made(name, lr=0.1, **kwargs):
 def test_decay_of_kernels_spares_vectors():
   params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
   grads = jax.tree.map(jnp.zeros_like, params)
-  for name in optimizers.OPTIMIZERS:
+  for name in ("sgd", "adam", "adamw"):
     for decay in ("all", "kernels"):
       tx = made(name, weight_decay=0.5, decay=decay)
       updates, _ = tx.update(grads, tx.init(params), params)
@@ -74,6 +74,8 @@ def test_optimizers_vmap_over_seeds():
     ({"name": "linear", "zeta": 0.5}, "zeta=0.5"),
     ({"name": "multistep", "milestones": (800.0,)}, "shares of the training"),
     ({"name": "warmup_cosine", "warmup": 5.0}, "warmup=5.0"),
+    ({"name": "triangle", "warmup": 1.0}, "warmup=1.0"),
+    ({"name": "triangle", "end": -0.1}, "end is -0.1; expected 0 or more"),
     ({"name": "cosine", "num_steps": 0}, "num_steps=0"),
     ({"name": "cosine", "lr": -1.0}, "lr=-1.0"),
     ({"name": "cosine", "steps_per_epoch": 0}, "steps_per_epoch=0"),
@@ -93,6 +95,13 @@ def test_schedule_errors(kwargs, message):
     ({"name": "adamw", "decay": "some"}, "decay='some'"),
     ({"name": "sgd", "momentum": 1.0}, r"momentum is 1.0; expected a number in \[0, 1\)"),
     ({"name": "sgd", "lr": -0.1}, r"lr=-0\.1; expected 0 or more"),
+    ({"name": "airbench_sgd", "lr": 0.0}, "lr is 0.0; expected a positive number, such as 11.5"),
+    ({"name": "airbench_sgd", "momentum": 1.0}, r"momentum is 1.0; expected a number in \[0, 1\)"),
+    ({"name": "airbench_sgd", "weight_decay": -1.0}, "weight_decay=-1.0"),
+    ({"name": "airbench_sgd", "norm_bias_scale": 0.0}, "norm_bias_scale is 0.0; expected a pos"),
+    ({"name": "airbench_sgd", "freeze_whitening": -1}, "freeze_whitening is -1; expected 0 or"),
+    ({"name": "muon", "filter_lr": 0.0}, "filter_lr is 0.0; expected a positive number"),
+    ({"name": "muon", "filter_momentum": 1.0}, "filter_momentum is 1.0; expected a number in"),
   ],
 )
 def test_optimizer_errors(kwargs, message):
@@ -104,7 +113,7 @@ def test_optimizer_errors(kwargs, message):
   ("optimizer", "schedule", "message"),
   [
     ({"name": "sgd"}, {"name": "cosine"}, "schedule 'cosine': lr=None; expected 0 or more"),
-    ({"lr": 0.1}, {"name": "cosine"}, "unknown optimizer None.* Known: adam, adamw, sgd"),
+    ({"lr": 0.1}, {"name": "cosine"}, "unknown optimizer None.* Known: adam, adamw, airbench_sgd"),
     ({"name": "sgd", "lr": 0.1}, {}, "unknown schedule None.* Known: constant, cosine"),
   ],
 )
