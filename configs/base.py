@@ -102,14 +102,15 @@ def calibrators(kind: str, imbalance: float, dataset: str) -> dict[str, dict[str
   }
 
 
-def base(args: SimpleNamespace, dataset: str) -> ConfigDict:
+def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> ConfigDict:
   """SRe2L's released CIFAR recipe, with another method's way to make images if that is asked for.
 
   In what we differ: the teacher's batch norms use their running statistics (the released code
   forgets to ask for that), labels are stored and not made on line, a batch of images holds several
   images of each class where there are fewer than 100 classes, and images are stored lossless.
   """
-  method = methods.METHODS[args.method](dataset, args.ipc)
+  args.like = like or dataset  # whose settings methods have
+  method = methods.METHODS[args.method](args.like, args.ipc)
   config = ConfigDict()
   config.seed = args.seed
   config.data = {  # data.sources.open_source and data.longtail.make_split
@@ -235,7 +236,7 @@ def finish(config: ConfigDict, args: SimpleNamespace) -> ConfigDict:
 
 def full(config: ConfigDict, args: SimpleNamespace) -> None:
   """The method's own teachers and evaluation recipe, for an accelerator."""
-  method = methods.METHODS[args.method](config.data.name, args.ipc)
+  method = methods.METHODS[args.method](args.like, args.ipc)
   for key, value in method.teacher.items():
     config.teacher[key] = value
   config.student.model = method.student

@@ -5,13 +5,15 @@ kept, there is no label smoothing (which a correction by the prior would turn in
 tail), and running statistics are those of one pass at the end. `fast94` had 70.5 top-1 on
 CIFAR-10-LT of factor 100, 82.3 at the best tau, in an independent program with flip averaging; a
 strong teacher is not the best one for students of few images. `fast96` was not run. Images have
-9x9 pixels or more. `convnet` is the teacher of the preset cpu.
+9x9 pixels or more. `convnet` is the teacher of the preset cpu, `rldd` RLDD's for CIFAR-10.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from configs import methods
 
 _PLAIN: dict[str, Any] = {
   "num_epochs": 40,
@@ -55,6 +57,12 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "derive": (),
     "lookahead": False,
   },
+  "rldd": _PLAIN
+  | {
+    "lookahead": False,
+    "augment": ({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
+  }
+  | methods.rldd("cifar10", 10).teacher,
 }
 
 
@@ -64,6 +72,9 @@ def apply(config: ConfigDict, name: str) -> ConfigDict:
     values = TEACHERS[name] | {"splits": config.teacher.splits}
     config.teacher = values | {"num_steps": _number(values["num_steps"])}
     config.distil.teachers = None  # the preset's names are no more
+    for source in config.label.sources.values():
+      if "teachers" in source:
+        source.teachers = None
   return config
 
 

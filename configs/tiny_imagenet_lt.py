@@ -5,7 +5,8 @@
 
 `data` is `folder:PATH` or `npz:FILE` (docs/how-to/use_your_own_images.md). A ConvNet-4 stands where
 configs for 32 pixels have a ConvNet-3. Recipes have their values for Tiny-ImageNet where there are
-some. Methods have CIFAR-10's settings. Cost and accuracy were not measured.
+some; of methods EDC and RLDD have settings for it, the others CIFAR-10's. Cost and accuracy were
+not measured.
 
 `imbalance=1` takes the training set as it is (rule `as_is`): a long-tailed subset that was chosen
 elsewhere, say. `imbalance=F` keeps the counts of LTDD's rule for 500 images in the largest class,
@@ -33,14 +34,14 @@ def get_config(arg: str | None = None):
       "data is empty: expected configs/tiny_imagenet_lt.py:data=folder:PATH or data=npz:FILE"
     )
   factor, args.imbalance = args.imbalance, 1.0
-  config = base.base(args, args.data)
+  config = base.base(args, args.data, "tiny_imagenet")
   base.shrink(config, data__rule="as_is", data__image_size=64)
   if factor != 1:
     counts = longtail.class_counts(LARGEST, CLASSES, factor)
     base.shrink(config, data__rule="counts", data__counts=tuple(counts.tolist()))
   config.report.groups = "counts(100,20)"
   if args.preset == "full" and not args.recipe:
-    args.recipe = methods.METHODS[args.method](args.data, args.ipc).recipe
+    args.recipe = methods.METHODS[args.method]("tiny_imagenet", args.ipc).recipe
   args.recipe = args.recipe and _for_tiny(args.recipe)
   base.finish(config, args)
   base.deepen(config)

@@ -13,8 +13,8 @@ from ltdd_jax.core import files
 from ltdd_jax.data import longtail
 from ltdd_jax.pipeline import graph
 from ltdd_jax.pipeline import stages as stages_lib
-from ltdd_jax.pipeline.context import Context, Row
-from ltdd_jax.report import images, plots, tables
+from ltdd_jax.pipeline.context import HARD, Context, Row
+from ltdd_jax.report import images, plots, published, tables
 
 
 def write_report(
@@ -47,7 +47,6 @@ def collect(
   rule = ctx.config["report"]["groups"]
   groups = longtail.groups(ctx.counts, rule)
   metas = {s.name: ctx.workdir.load(s.name).meta for s in stages}
-  model = ctx.config["student"]["model"]
   return {
     "schema": tables.SCHEMA,
     "dataset": data["extra"]["dataset"],
@@ -62,7 +61,7 @@ def collect(
     },
     "group_rule": rule,
     "recipe": ctx.recipe,
-    "student": config_lib.with_defaults(models.MODELS[model["name"]], model),
+    "student": _whole(ctx.config["student"]["model"]),
     "teachers": teacher_rows(ctx, groups),
     "rows": [
       student_row(ctx, row, groups) | made_by(metas, row.stage("student"))
@@ -100,6 +99,7 @@ def student_row(ctx: Context, row: Row, groups: Mapping[str, Sequence[int]]) -> 
     fitted = ctx.workdir.load(row.stage("calibrate")).meta["extra"]["report"]
     out["tau"] = fitted.get("tau")
     out["calibration"] = fitted
+  out["teacher"] = _teacher(ctx, row)
   distilled = ctx.distilled(row.images)
   counts = np.bincount(distilled["labels"], minlength=ctx.source.spec.num_classes)
   out["seeds"] = len(arrays["correct"])
@@ -107,6 +107,24 @@ def student_row(ctx: Context, row: Row, groups: Mapping[str, Sequence[int]]) -> 
   out["image_bytes"] = distilled["images"].nbytes
   out["label_bytes"] = stages_lib.label_bytes(ctx, row)
   return out | tables.scores(arrays["correct"], arrays["total"], groups)
+
+
+def _teacher(ctx: Context, row: Row) -> str | None:
+  """Who labelled, as "ConvNet-3 (norm=batch, width=64), cross_entropy, 30 epochs"."""
+  if row.labels == HARD or ctx.label_source(row.labels).kind != "teacher":
+    return None
+  config = ctx.config["teacher"]
+  chosen = ctx.label_source(row.labels).teachers or ()
+  names = [published.network(_whole(config["models"][name])) for name in chosen]
+  length = f"{config['num_epochs']} epochs"
+  if config["num_steps"] is not None:
+    length = f"{config['num_steps']} steps"
+  return ", ".join([" + ".join(names), config["objective"]["name"], length])
+
+
+def _whole(model: Mapping[str, Any]) -> dict[str, Any]:
+  """A network's config with all its arguments."""
+  return config_lib.with_defaults(models.MODELS[model["name"]], model)
 
 
 def made_by(metas: Mapping[str, Mapping[str, Any]], stage: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ltdd_jax.report import tables
 
 OURS, PUBLISHED = "docs/results/ours.csv", "docs/results/published.csv"
 CELL = ("dataset", "imbalance_factor", "ipc")
-KEY = (*CELL, "method", "labels", "calibrator", "recipe", "student", "split", "sha256")
+KEY = (*CELL, "method", "labels", "calibrator", "teacher", "recipe", "student", "split", "sha256")
 HEADER = (*KEY, "seeds", "mean", "std", "hardware", "seconds", "commit")
 PUBLISHED_HEADER = (*CELL, "method", "student", "mean", "std", "source", "note")
 
@@ -38,6 +38,8 @@ COUNTERPARTS: dict[str, tuple[str, str, str]] = {  # published name: (images, la
   "RDED+ADSA": ("rded", "teacher", "adsa"),
   "EDC": ("edc", "teacher", "plain"),
   "EDC+ADSA": ("edc", "teacher", "adsa"),
+  "RLDD": ("rldd", "teacher", "plain"),
+  "RLDD+ADSA": ("rldd", "teacher", "adsa"),
 }
 NETWORKS = {"alexnet": "AlexNet", "resnet18": "ResNet-18", "vgg11": "VGG-11"}  # published names
 _SHOWN = ("norm", "stem", "width")  # arguments of a network that say which one it is
@@ -145,6 +147,7 @@ def _figures(row: Mapping[str, Any]) -> Row:
     "method": row["images"],
     "labels": row["labels"],
     "calibrator": row["calibrator"] or "",
+    "teacher": row["teacher"] or "",
     "seeds": str(row["seeds"]),
     "mean": f"{row['top1']['mean']:.2f}",
     "std": "" if std is None else f"{std:.2f}",
@@ -273,7 +276,7 @@ def beside(table: Table, ours: Sequence[Row], published: Sequence[Row]) -> str:
 
   Nothing is selected among our rows: each recipe and split has a line.
   """
-  header = ["IF", "IPC", "method", "student", "recipe", "split", "seeds", "ours"]
+  header = ["IF", "IPC", "method", "teacher", "student", "recipe", "split", "seeds", "ours"]
   header += ["published", "best published"]
   lines = []
   for imbalance, ipc in table.cells:
@@ -288,7 +291,7 @@ def beside(table: Table, ours: Sequence[Row], published: Sequence[Row]) -> str:
       mine = [_cells(row) for row in found if row["student"].split(" ")[0] == table.students[0]]
       same = _best(_those(known, method=name))
       if not mine and same != "-":
-        mine = [["-"] * 5]
+        mine = [["-"] * 6]
       lines += [[imbalance, ipc, name, *row, same, best] for row in mine]
   return tables.table(header, lines)
 
@@ -300,7 +303,11 @@ def _those(rows: Iterable[Row], **values: str) -> list[Row]:
 def _cells(row: Row) -> list[str]:
   recipe, comma, _ = row["recipe"].partition(",")
   recipe = f"{recipe}, changed" if comma else recipe or "-"
-  return [row["student"], recipe, row["split"], row["seeds"], _accuracy(row)]
+  teacher, many = row["teacher"] or "-", row["teacher"].count(" + ")
+  if many > 2:
+    rest = teacher.rpartition(" + ")[2]
+    teacher = f"{many + 1} networks{rest[rest.index(',', rest.find(')') + 1) :]}"
+  return [teacher, row["student"], recipe, row["split"], row["seeds"], _accuracy(row)]
 
 
 def _accuracy(row: Row) -> str:

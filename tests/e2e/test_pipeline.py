@@ -245,7 +245,8 @@ def stop_during(workdir, cache, stage, how, rng):
 
 def contents(workdir):
   """All arrays and all leaves of trees, and the rows of the results."""
-  found = {"rows": tables.read_results(workdir)["rows"]}
+  rows = tables.read_results(workdir)["rows"]
+  found = {"rows": [{k: v for k, v in row.items() if k != "seconds"} for row in rows]}
   for path in sorted(workdir.rglob("meta.json")):
     artefact = manifest.open_artefact(path.parent)
     found |= {(str(path.parent.name), str(path.parent), k): v for k, v in artefact.arrays.items()}

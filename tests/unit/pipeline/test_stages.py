@@ -240,7 +240,7 @@ def test_what_another_version_of_a_calibrator_fitted_is_not_used(config, monkeyp
     ("student.batch_size", 0, r"config\.student\.batch_size is 0; expected 1 or more"),
     ("student.parallel", "pmap", r"student\.parallel is 'pmap'"),
     ("teacher.parallel", "pmap", r"teacher\.parallel is 'pmap'"),
-    ("teacher.augment", ({"name": "cutmix"},), "unknown name 'cutmix'. Known: random_crop"),
+    ("teacher.augment", ({"name": "cutmix"},), "unknown name 'cutmix'. Known: alternating_flip"),
     (
       "teacher.augment",
       ({"name": "random_crop", "padding": -4},),
