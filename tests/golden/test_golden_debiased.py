@@ -146,7 +146,7 @@ def test_partners_are_drawn_by_weight():
     jnp.zeros(4096, jnp.int32),
     jax.random.key(0),
     spec=small.SPEC,
-    augment_fn=lambda key, x: x,
+    augment_fn=lambda key, x, flip: x,
     views=2,
     partners=partners,
   )
