@@ -1,5 +1,8 @@
 """Sources that are arrays already: dictionaries from a notebook, npz files, embedded digits."""
 
+import gzip
+import importlib.util
+import pathlib
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -163,19 +166,26 @@ def open_digits(*, image_size: int | Sequence[int] | None = None) -> DataSource:
   scikit-learn's order gives the first 60 to the test set and the next 114 to the training set; the
   rest is unused (class 8 has exactly 174). Both sets keep scikit-learn's order.
   """
-  from sklearn.datasets import load_digits  # scikit-learn takes a second to import
-
-  bunch = load_digits()
-  pixels = np.round(bunch.images[..., None] * 255 / 16).astype(np.uint8)
+  values, target = _read_digits()
+  pixels = np.round(values * 255 / 16).astype(np.uint8)
   pixels = resize(pixels, image_shape(image_size))
   parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
   for c in range(10):
-    members = np.flatnonzero(bunch.target == c)
+    members = np.flatnonzero(target == c)
     order = members[np.random.RandomState(0).permutation(len(members))]
     parts["test"].append(order[:_HELD_OUT])
     parts["train"].append(order[_HELD_OUT : _HELD_OUT + _KEPT])
   chosen = {split: np.sort(np.concatenate(rows)) for split, rows in parts.items()}
-  labels = {split: bunch.target[rows].astype(np.int32) for split, rows in chosen.items()}
+  labels = {split: target[rows].astype(np.int32) for split, rows in chosen.items()}
   read = lambda split, indices: pixels[chosen[split][np.asarray(indices)]]
   classes = tuple(str(c) for c in range(10))
   return make_source("digits", classes, labels, read, known=SPECS["digits"])
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+  """Reads scikit-learn's file: values (n, 8, 8, 1) and classes (n,). Its import takes a second."""
+  (folder,) = importlib.util.find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
+  path = pathlib.Path(folder) / "datasets" / "data" / "digits.csv.gz"
+  with gzip.open(path) as file:
+    table = np.loadtxt(file, delimiter=",")
+  return table[:, :-1].reshape(-1, 8, 8, 1), table[:, -1].astype(np.int64)

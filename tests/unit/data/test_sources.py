@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import arrays as array_sources
 from ltdd_jax.data import images as image_files
 from ltdd_jax.data.sources import open_source
 
@@ -18,6 +20,13 @@ def blobs(n, h=6, w=6, c=3, seed=0):
 
 
 # ---- digits -------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_of_scikit_learn():
+  values, target = array_sources._read_digits()
+  theirs = load_digits()
+  np.testing.assert_array_equal(values[..., 0], theirs.images)
+  np.testing.assert_array_equal(target, theirs.target)
 
 
 def test_digits_are_balanced_and_disjoint():

@@ -61,11 +61,10 @@ class Scanned(loop.Session):
     return 4
 
 
-@pytest.mark.parametrize("parallel", ["loop", "vmap"])
-def test_views_are_the_same_in_a_program_of_their_own_and_in_the_step(store, parallel):
+def test_views_are_the_same_in_a_program_of_their_own_and_in_the_step(store):
   supervision = label_sources.Supervision("stored", logits=store.store.logits(), **adsa_like(0.5))
-  apart = train(supervision, parallel=parallel)
-  inside = train(supervision, parallel=parallel, session=Scanned(show_progress=False))
+  apart = train(supervision)
+  inside = train(supervision, session=Scanned(show_progress=False))
   np.testing.assert_array_equal(apart.correct, inside.correct)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
