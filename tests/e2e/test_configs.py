@@ -138,7 +138,10 @@ def test_rldd_has_debiased_recalibrated_teachers_of_any_size():
   assert config.student.num_seeds == 5
   for preset in ("cpu", "smoke"):
     config = get_config("cifar10_lt", f"method=rldd,preset={preset}")
-    assert (config.teacher.objective.to_dict(), config.teacher.views) == ({"name": "rldd"}, 2)
+    assert (config.teacher.objective.to_dict(), config.teacher.views) == (
+      {"name": "rldd_released"},
+      2,
+    )
     assert config.teacher.derive[0]["name"] == "recalibrate_bn_by_class"
     assert config.student.num_seeds == {"cpu": 3, "smoke": 2}[preset]
 
