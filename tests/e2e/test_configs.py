@@ -176,6 +176,13 @@ def test_teachers_by_name(teacher, real_size_source):
   assert set(crossed.splits) < set(crossed.models)
 
 
+def test_statistics_that_a_network_has_not_are_refused_before_it_is_trained(real_size_source):
+  config = get_config("cifar10_lt", "method=rldd,preset=cpu")
+  config.teacher.models.teacher.norm = "instance"  # the public copy's
+  with pytest.raises(LtddError, match="'recalibrate_bn_by_class' needs a network with batch norm"):
+    check.check_with_data(Context(check.check(config)))
+
+
 def test_the_preset_cpu_has_the_teacher_convnet():
   named, plain = (get_config("cifar10_lt", f"preset=cpu{t}") for t in (",teacher=convnet", ""))
   assert config_lib.diff(plain.teacher, named.teacher) == {}
