@@ -104,7 +104,7 @@ def check_slots(num_crops: int, have: np.ndarray, want: np.ndarray) -> tuple[str
     c = int(np.argmax(each))
     raise LtddError(
       f"init 'crops': class {c} has {want[c]} slots, and {num_crops} crops of {have[c]} training "
-      f"images. Raise num_crops to {each[c]}, or give it fewer slots"
+      f"images. Write init={{'name': 'crops', 'num_crops': {each[c]}}}, or give it fewer slots"
     )
   return tuple(
     f"class {c}: {want[c]} slots start from crops of {have[c]} training images, up to "
