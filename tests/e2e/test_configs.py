@@ -196,6 +196,15 @@ def test_a_teacher_must_be_known_and_fit_the_images():
     check.check_with_data(Context(digits))
 
 
+@pytest.mark.parametrize("teacher", ["convnet", "rldd"])
+def test_digits_are_never_mirrored(teacher):
+  for method in ("edc", "edc_released", "rldd"):
+    config = get_config("digits_lt", f"method={method},teacher={teacher}")
+    assert "random_flip" not in str([config.teacher.augment, config.distil.methods[method].augment])
+    start = config.distil.methods[method].init
+    assert start == "crops" or start.to_dict() == {"name": "real", "flip": False}
+
+
 def test_calibrators_by_name():
   config = get_config("cifar10_lt", "calibrators=plain+tau075+vector_scaling")
   assert config.calibrate.calibrators.to_dict() == {
