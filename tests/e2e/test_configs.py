@@ -146,11 +146,12 @@ def test_rldd_has_debiased_recalibrated_teachers_of_any_size():
 @pytest.mark.parametrize("without", ["nothing", "debiasing", "recalibration", "initialisation"])
 def test_ablation_of_rldd(without, real_size_source):
   config = check.check(get_config("rldd_ablation", f"without={without}"))
-  teacher, init = config["teacher"], config["distil"]["methods"]["rldd"]["init"]
+  teacher, ((name, method),) = config["teacher"], config["distil"]["methods"].items()
+  assert name == ("rldd" if without == "nothing" else f"rldd_without_{without}")
   gone = {
     "debiasing": teacher["objective"]["name"] == "cross_entropy" and teacher["views"] == 1,
     "recalibration": not teacher["derive"],
-    "initialisation": init == "real",
+    "initialisation": method["init"] == "real",
   }
   assert [name for name, is_gone in gone.items() if is_gone] == [without] * (without != "nothing")
 
