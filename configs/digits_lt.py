@@ -41,9 +41,9 @@ def get_config(arg: str | None = None):
   for method in config.distil.methods.values():  # no flips, and shifts that fit 8x8 images
     if "augment" in method and method.name != "dm":
       method.augment = (roll,)
-    if "init" in method and method.init == "real":
-      with config.ignore_type():  # in place of a name
-        method.init = {"name": "real", "flip": False}
+      if "init" in method and method.init == "real":
+        with config.ignore_type():  # in place of a name
+          method.init = {"name": "real", "flip": False}
   if "sre2l" in config.distil.methods:
     config.distil.methods.sre2l.lr = 0.1
   if args.preset == "smoke":
