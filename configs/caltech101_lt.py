@@ -10,8 +10,8 @@ recipes have CIFAR-10's settings. Cost and accuracy were not measured; the smoke
 minutes on two shared CPU cores.
 
 Arguments: data, method (sre2l, or another of `configs/methods.py`), ipc (10), seed (0), preset
-(full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all, or names:
-plain+adsa).
+(full, cpu, smoke), recipe (a name of docs/reference/recipes.md), teacher (a name of
+configs/teachers.py), calibrators (few, all, or names: plain+adsa).
 """
 
 from configs import base

@@ -29,7 +29,6 @@ def get_config(arg: str | None = None):
     config,
     teacher__num_epochs=60,
     teacher__batch_size=32,
-    teacher__augment=({"name": "random_crop", "padding": 1},),
     distil__batch_size=50,
     label__num_epochs=300,
     student__num_epochs=300,
@@ -42,13 +41,15 @@ def get_config(arg: str | None = None):
   for method in config.distil.methods.values():  # no flips, and shifts that fit 8x8 images
     if "augment" in method and method.name != "dm":
       method.augment = (roll,)
-  if "edc" in config.distil.methods:
-    with config.ignore_type():  # in place of a name
-      config.distil.methods.edc.init = {"name": "real", "flip": False}
+      if "init" in method and method.init == "real":
+        with config.ignore_type():  # in place of a name
+          method.init = {"name": "real", "flip": False}
   if "sre2l" in config.distil.methods:
     config.distil.methods.sre2l.lr = 0.1
   if args.preset == "smoke":
     base.smoke(config, args)
   elif args.preset == "full":
     base.shrink(config, student__num_seeds=10)
-  return teachers.apply(config, args.teacher)
+  teachers.apply(config, args.teacher)
+  config.teacher.augment = ({"name": "random_crop", "padding": 1},)
+  return config

@@ -31,5 +31,6 @@ def get_config(arg: str | None = None):
     config.teacher.derive = ()
   elif args.without == "initialisation":
     config.distil.methods.rldd.init = "real"
-  del config.distil.methods["random"]
+  name = "rldd" if args.without == "nothing" else f"rldd_without_{args.without}"
+  config.distil.methods = {name: config.distil.methods.rldd}  # tables of results tell them apart
   return config

@@ -14,8 +14,8 @@ elsewhere, say. `imbalance=F` keeps the counts of LTDD's rule for 500 images in 
 no longer the full one this is the same rule with other images than the published ones.
 
 Arguments: data, method (sre2l, or another of `configs/methods.py`), imbalance (1), ipc (10), seed
-(0), preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), calibrators (few, all,
-or names: plain+adsa).
+(0), preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), teacher (a name of
+configs/teachers.py), calibrators (few, all, or names: plain+adsa).
 """
 
 from configs import base, methods

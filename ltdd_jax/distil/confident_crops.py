@@ -99,15 +99,15 @@ def check_slots(num_crops: int, have: np.ndarray, want: np.ndarray) -> tuple[str
   Raises:
     LtddError: a class has more slots than crops.
   """
-  if ((want > have * num_crops) & (have > 0)).any():  # empty classes have an error of their own
-    c = int(np.argmax(np.where(have > 0, want - have * num_crops, 0)))
+  each = np.where(have > 0, -(-want // np.maximum(have, 1)), 0)  # empty classes: another error
+  if (each > num_crops).any():
+    c = int(np.argmax(each))
     raise LtddError(
       f"init 'crops': class {c} has {want[c]} slots, and {num_crops} crops of {have[c]} training "
-      f"images. Raise num_crops to {-(-want[c] // have[c])}, or give it fewer "
-      "slots"
+      f"images. Write init={{'name': 'crops', 'num_crops': {each[c]}}}, or give it fewer slots"
     )
   return tuple(
     f"class {c}: {want[c]} slots start from crops of {have[c]} training images, up to "
-    f"{-(-want[c] // have[c])} of each"
+    f"{each[c]} of each"
     for c in np.flatnonzero((have < want) & (have > 0))
   )

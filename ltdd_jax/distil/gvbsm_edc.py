@@ -63,7 +63,7 @@ def gvbsm(
     env: static facts, with at least one teacher.
     num_steps: T.
     lr: base learning rate, in units of normalised pixels.
-    init: "noise", "real" or "rded", or {"name": "rded", "factor": 2, ...}: see `initial_images`.
+    init: a name of `initial_images.STARTS`, or {"name": "rded", "factor": 2, ...}.
     augment: specs for `data.augment.compose`; each should be `shared`.
     r_stats: weight of the statistics.
     first_multiplier: weight of the stem convolution within them.

@@ -74,7 +74,7 @@ class _Computing(nn.Module):
   def setup(self) -> None:
     nn.share_scope(self, self.network)
 
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, *, train: bool) -> Any:
     return self.network(x.astype(self.dtype), train=train)
 
 

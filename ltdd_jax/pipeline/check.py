@@ -274,6 +274,8 @@ def _check_teacher(ctx: Context) -> None:
     objectives.make_objective(counts, views=config["views"], **config["objective"])
   for step in config["derive"]:
     recalibrate.make_step(**step)
+    for name, model in ctx.networks.items():
+      recalibrate.check_network(step["name"], name, ctx.variable_shapes(model))
   image = jax.ShapeDtypeStruct((1, *ctx.source.spec.image_shape), jnp.float32)
   jax.eval_shape(augment.compose(config["augment"]), jax.random.key(0), image)
   with _within("config.teacher"):

@@ -52,20 +52,20 @@ class _Heads(nn.Module):
 class WithHeads(nn.Module):
   """A network with heads on its penultimate features; its own parameters keep their places."""
 
-  network: nn.Module
+  body: nn.Module  # not `network`, the name of a child that `models.computing_in` takes
   second_classifier: int | None = None  # its classes
 
   def setup(self) -> None:
-    nn.share_scope(self, self.network)
+    nn.share_scope(self, self.body)
     self.heads = _Heads(self.second_classifier)
 
   def __call__(self, x: jax.Array, *, train: bool) -> Outputs:
     inputs: list[taps.LayerInput] = []
     with taps.recording(inputs, nn.Dense):
-      logits = self.network(x, train=train)
+      logits = self.body(x, train=train)
     if not inputs:
       raise LtddError(
-        f"config.teacher.objective: {type(self.network).__name__} has no dense layer, so its "
+        f"config.teacher.objective: {type(self.body).__name__} has no dense layer, so its "
         "features are not known; expected a network with one, such as 'convnet'"
       )
     return self.heads(inputs[-1].value, logits)

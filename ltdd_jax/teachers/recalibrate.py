@@ -90,11 +90,7 @@ def _by(
     check_at_least(f"config.teacher.derive: {name}: ", 1, batch_size=batch_size)
 
   def step(teacher: Teacher, training: Training) -> Teacher:
-    if not teacher.variables.get("batch_stats"):
-      raise LtddError(
-        f"config.teacher.derive: {name!r} needs a network with batch norm, and teacher "
-        f"{teacher.name!r} has none; leave the step out, or use norm='batch'"
-      )
+    check_network(name, teacher.name, teacher.variables)
     size = training.batch_size if batch_size is None else batch_size
     path = f"recalibrate/{teacher.name}"
     variables = _recalibrated(teacher, training, path, batches(path, training, size))
@@ -141,6 +137,16 @@ DERIVE: dict[str, Callable[..., Step]] = {
   "recalibrate_bn": recalibrate_bn,
   "recalibrate_bn_by_class": recalibrate_bn_by_class,
 }
+_OF_BATCH_NORM = ("recalibrate_bn", "recalibrate_bn_by_class")
+
+
+def check_network(step: str, teacher: str, variables: Mapping[str, Any]) -> None:
+  """Raises LtddError for variables, or their shapes, that a step of that name cannot do with."""
+  if step in _OF_BATCH_NORM and not variables.get("batch_stats"):
+    raise LtddError(
+      f"config.teacher.derive: {step!r} needs a network with batch norm, and teacher {teacher!r} "
+      "has none; leave the step out, or use norm='batch'"
+    )
 
 
 def make_step(name: str, **kwargs: Any) -> Step:

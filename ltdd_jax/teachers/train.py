@@ -91,6 +91,12 @@ def train_teachers(
   if num_steps is None:
     num_steps = feed.num_steps(n, batch_size, num_epochs=num_epochs)
   check_at_least("config.teacher.", 1, num_steps=num_steps)
+  if lookahead and num_steps < supervised.LOOKAHEAD_STEPS:
+    raise LtddError(
+      f"config.teacher.lookahead is True with {num_steps} steps in all; expected "
+      f"{supervised.LOOKAHEAD_STEPS} or more, before which nothing is kept. Raise "
+      "config.teacher.num_steps, or set lookahead to False"
+    )
   tx = optimizers.make_optimizer(optimizer, schedule, num_steps, batch_size=size * views)
   aim = objectives.make_objective(class_counts, views=views, **objective)
   batch_fn = functools.partial(

@@ -250,8 +250,8 @@ def muon(
 
   In what we differ from airbench's script: filters are not scaled to unit norm at each step, the
   iterations are in float32, and m is Adam's, corrected for its bias (`optax.contrib.muon`), which
-  the orthogonal factor does not see; the rates of the other groups keep to one schedule, and the
-  head has no rate of its own.
+  in the first steps gives it less weight beside g; the rates of the other groups keep to one
+  schedule, and the head has no rate of its own.
 
   The other arguments, and what is raised, are as of `airbench_sgd`.
   """

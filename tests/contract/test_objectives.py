@@ -83,8 +83,8 @@ def test_is_deterministic_and_has_a_gradient(case, key):
   assert any(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("parallel", ["loop", "vmap"])
-def test_teachers_train_with_it(case, parallel):
+@pytest.mark.parametrize(("parallel", "dtype"), [("loop", "float32"), ("vmap", "bfloat16")])
+def test_teachers_train_with_it(case, parallel, dtype):
   name, views = case
   trained = teacher_training.train_teachers(
     small.train_data(),
@@ -100,6 +100,7 @@ def test_teachers_train_with_it(case, parallel):
     views=views,
     derive=({"name": "recalibrate_bn"},),
     parallel=parallel,
+    compute_dtype=dtype,
     session=loop.Session(show_progress=False),
   )
   assert [t.name for t in trained] == ["a", "b"]

@@ -149,11 +149,12 @@ def test_rldd_has_debiased_recalibrated_teachers_of_any_size():
 @pytest.mark.parametrize("without", ["nothing", "debiasing", "recalibration", "initialisation"])
 def test_ablation_of_rldd(without, real_size_source):
   config = check.check(get_config("rldd_ablation", f"without={without}"))
-  teacher, init = config["teacher"], config["distil"]["methods"]["rldd"]["init"]
+  teacher, ((name, method),) = config["teacher"], config["distil"]["methods"].items()
+  assert name == ("rldd" if without == "nothing" else f"rldd_without_{without}")
   gone = {
     "debiasing": teacher["objective"]["name"] == "cross_entropy" and teacher["views"] == 1,
     "recalibration": not teacher["derive"],
-    "initialisation": init == "real",
+    "initialisation": method["init"] == "real",
   }
   assert [name for name, is_gone in gone.items() if is_gone] == [without] * (without != "nothing")
 
@@ -179,6 +180,13 @@ def test_teachers_by_name(teacher, real_size_source):
   assert set(crossed.splits) < set(crossed.models)
 
 
+def test_statistics_that_a_network_has_not_are_refused_before_it_is_trained(real_size_source):
+  config = get_config("cifar10_lt", "method=rldd,preset=cpu")
+  config.teacher.models.teacher.norm = "instance"  # the public copy's
+  with pytest.raises(LtddError, match="'recalibrate_bn_by_class' needs a network with batch norm"):
+    check.check_with_data(Context(check.check(config)))
+
+
 def test_the_preset_cpu_has_the_teacher_convnet():
   named, plain = (get_config("cifar10_lt", f"preset=cpu{t}") for t in (",teacher=convnet", ""))
   assert config_lib.diff(plain.teacher, named.teacher) == {}
@@ -190,6 +198,15 @@ def test_a_teacher_must_be_known_and_fit_the_images():
   digits = check.check(get_config("digits_lt", "teacher=fast94"))
   with pytest.raises(LtddError, match=r"airbench: images of shape \(8, 8, 1\) are too small"):
     check.check_with_data(Context(digits))
+
+
+@pytest.mark.parametrize("teacher", ["convnet", "rldd"])
+def test_digits_are_never_mirrored(teacher):
+  for method in ("edc", "edc_released", "rldd"):
+    config = get_config("digits_lt", f"method={method},teacher={teacher}")
+    assert "random_flip" not in str([config.teacher.augment, config.distil.methods[method].augment])
+    start = config.distil.methods[method].init
+    assert start == "crops" or start.to_dict() == {"name": "real", "flip": False}
 
 
 def test_calibrators_by_name():

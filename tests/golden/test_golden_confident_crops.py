@@ -83,8 +83,10 @@ def test_notes_and_too_many_slots():
   assert notes(np.array([7, 3, 1]), np.array([7, 3, 1])) == ()
   (said,) = notes(np.array([7, 3, 1]), np.array([4, 5, 1]))
   assert said == "class 1: 5 slots start from crops of 3 training images, up to 2 of each"
-  with pytest.raises(LtddError, match=r"class 2 has 3 slots, and 2 crops of 1 .* num_crops to 3"):
+  with pytest.raises(LtddError, match=r"class 2 has 3 slots, and 2 crops of 1 .*'num_crops': 3}"):
     notes(np.array([7, 3, 1]), np.array([1, 1, 3]))
+  with pytest.raises(LtddError, match=r"'num_crops': 4}"):  # which is enough for all classes
+    notes(np.array([7, 3, 1]), np.array([20, 1, 4]))
   with pytest.raises(LtddError, match="num_crops is 0"):
     initial_images.make_start(small.env(), {"name": "crops", "num_crops": 0})
 

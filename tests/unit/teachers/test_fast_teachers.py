@@ -9,7 +9,7 @@ import pytest
 
 from configs.teachers import TEACHERS
 from ltdd_jax.artefacts import checkpoint
-from ltdd_jax.core.types import ArrayData
+from ltdd_jax.core.types import ArrayData, LtddError
 from ltdd_jax.data import augment
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.models.airbench import whitening_kernel
@@ -87,9 +87,14 @@ def test_it_goes_on_where_it_stopped(teacher, tmp_path, monkeypatch):
 
 def test_the_bias_of_the_whitening_layer_is_frozen(teacher):
   optimizer = TEACHERS["fast94"]["optimizer"]
-  frozen = train(num_steps=3, derive=(), optimizer=optimizer | {"freeze_whitening": 0})
+  frozen = train(num_steps=5, derive=(), optimizer=optimizer | {"freeze_whitening": 0})
   assert not np.any(frozen.variables["params"]["whitening_bias"])
   assert np.any(teacher.variables["params"]["whitening_bias"])
+
+
+def test_lookahead_wants_as_many_steps_as_it_waits_for():
+  with pytest.raises(LtddError, match="lookahead is True with 4 steps in all; expected 5 or more"):
+    train(num_steps=4)
 
 
 def test_muon_learns():
