@@ -139,7 +139,7 @@ def test_rldd_has_debiased_recalibrated_teachers_of_any_size():
   for preset in ("cpu", "smoke"):
     config = get_config("cifar10_lt", f"method=rldd,preset={preset}")
     assert (config.teacher.objective.to_dict(), config.teacher.views) == (
-      {"name": "rldd_released"},
+      {"name": "rldd"},
       2,
     )
     assert config.teacher.derive[0]["name"] == "recalibrate_bn_by_class"
