@@ -8,17 +8,15 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
-from ltdd_jax.core.types import ArrayData, Leaf, TrainState
-from ltdd_jax.data import augment, feed
+from ltdd_jax.core.types import ArrayData, Leaf
+from ltdd_jax.data import feed
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels.sources import Supervision
@@ -167,9 +165,17 @@ def train_students(
     spec.num_classes,
     _scorer(network.apply, test, spec, eval_batch_size, session),
   )
+  init = functools.partial(
+    supervised.init_on_images,
+    images_of=lambda consts: consts["images"],
+    model=network,
+    tx=tx,
+    spec=spec,
+    ema=ema is not None,
+  )
   trained = many.train(
     [_network(name, key_name, i, n, batch_size, seed) for i in range(num_seeds)],
-    functools.partial(_init, model=network, tx=tx, spec=spec, ema=ema is not None),
+    init,
     step,
     _consts(images, labels, supervision, view_key, session),
     num_steps=num_steps,
@@ -182,21 +188,6 @@ def train_students(
   steps = np.asarray(scoring.steps, np.int32)
   correct = np.asarray(trained.correct)
   return StudentResult(correct, total, steps, trained.state.scored)
-
-
-def _init(
-  key: jax.Array,
-  consts: Mapping[str, Any],
-  *,
-  model: nn.Module,
-  tx: optax.GradientTransformation,
-  spec: DatasetSpec,
-  ema: bool,
-) -> TrainState:
-  images = None
-  if models.uses_images(model):
-    images = augment.normalize(consts["images"], spec.mean, spec.std)
-  return supervised.init_state(model, tx, key, spec.image_shape, ema, images=images)
 
 
 def _network(

@@ -8,13 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.registry import check_at_least, check_choice
-from ltdd_jax.core.types import ArrayData, LtddError, Teacher, TrainState
+from ltdd_jax.core.types import ArrayData, LtddError, Teacher
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import feed
 from ltdd_jax.data.specs import DatasetSpec
@@ -64,7 +63,7 @@ def train_teachers(
     num_epochs: passes over the data.
     num_steps: optimiser steps in their place, or None; a long-tailed set has few in a pass.
     batch_size: images in a step, over all devices.
-    optimizer: see `supervised.make_tx`, as for the schedule.
+    optimizer: see `optimizers.make_optimizer`, as for the schedule.
     schedule: moves at every step.
     objective: {name, **kwargs} for `objectives.make_objective`.
     augment: specs for `data.augment.compose`.
@@ -120,9 +119,17 @@ def train_teachers(
     model = networks[keys[0]]
     whole = aim.network(model)
     is_finite = jax.jit(functools.partial(_is_finite, model, spec))
+    init = functools.partial(
+      supervised.init_on_images,
+      images_of=lambda consts: consts["data"].images,
+      model=whole,
+      tx=tx,
+      spec=spec,
+      lookahead=lookahead,
+    )
     trained = many.train(
-      [_network(key, len(data.labels), batch_size, seed) for key in keys],
-      functools.partial(_init, model=whole, tx=tx, spec=spec, lookahead=lookahead),
+      [_network(key, n, batch_size, seed) for key in keys],
+      init,
       functools.partial(step, apply_fn=computing_in(whole, compute_dtype).apply),
       {"data": data},
       num_steps=num_steps,
@@ -150,21 +157,6 @@ def alike(networks: Mapping[str, nn.Module]) -> list[list[str]]:
   for key in sorted(networks):
     groups.setdefault(networks[key], []).append(key)
   return [*groups.values()]
-
-
-def _init(
-  key: jax.Array,
-  consts: Mapping[str, Any],
-  *,
-  model: nn.Module,
-  tx: optax.GradientTransformation,
-  spec: DatasetSpec,
-  lookahead: bool,
-) -> TrainState:
-  images = None
-  if models.uses_images(model):
-    images = augment_lib.normalize(consts["data"].images, spec.mean, spec.std)
-  return supervised.init_state(model, tx, key, spec.image_shape, lookahead=lookahead, images=images)
 
 
 def _is_finite(model: nn.Module, spec: DatasetSpec, variables: Any, images: jax.Array) -> jax.Array:

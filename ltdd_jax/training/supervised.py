@@ -60,6 +60,26 @@ def init_state(
   )
 
 
+def init_on_images(
+  key: jax.Array,
+  consts: Any,
+  *,
+  images_of: Callable[[Any], jax.Array],
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  spec: DatasetSpec,
+  **kwargs: bool,
+) -> TrainState:
+  """`init_state` of a network that may look at the images of its training: `many.train`'s `init`.
+
+  `images_of` finds the stored images (n,h,w,c) in `consts`; `kwargs` are `ema` and `lookahead`.
+  """
+  images = None
+  if models.uses_images(model):
+    images = augment.normalize(images_of(consts), spec.mean, spec.std)
+  return init_state(model, tx, key, spec.image_shape, images=images, **kwargs)
+
+
 def of_logits(loss_fn: Callable[[jax.Array, Any], jax.Array]) -> Objective:
   """Makes an objective of a loss `(logits (b,k), target) -> scalar`; of views, all count alike."""
 
