@@ -28,7 +28,6 @@ from ltdd_jax.core import mesh as mesh_lib  # noqa: E402
 from ltdd_jax.core import rng  # noqa: E402
 from ltdd_jax.core.types import ArrayData  # noqa: E402
 from ltdd_jax.data import augment, feed, specs  # noqa: E402
-from ltdd_jax.data import views as views_lib  # noqa: E402
 from ltdd_jax.distil import run as distil_run  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.students import train as student_training  # noqa: E402
@@ -97,12 +96,7 @@ def teacher_job(case: dict[str, Any], session: loop.Session) -> Job:
 def student_job(case: dict[str, Any], session: loop.Session) -> Job:
   n = case["images"]
   supervision = recipes.stored_labels(case["label_epochs"], n)
-  views_of = views_lib.view_fn(SPEC, **case["views"])
-
-  def batch_fn(consts, x, key):
-    x = student_training.make_views(x, consts, views_of=views_of)
-    return student_training.make_batch(consts, x, key, supervision=supervision)
-
+  batch_fn = recipes.student_batch(case, SPEC, supervision)
   loss_fn = functools.partial(
     student_training.soft_loss, loss_fn=losses.make_soft_loss(**case["loss"])
   )

@@ -88,7 +88,6 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
   from ltdd_jax import models
   from ltdd_jax.core import rng
   from ltdd_jax.data import feed, specs
-  from ltdd_jax.data import views as views_lib
   from ltdd_jax.labels import label as label_lib
   from ltdd_jax.students import train as student_training
   from ltdd_jax.training import loop, losses, optimizers, supervised
@@ -99,12 +98,7 @@ def make_turn(supervision: Any, steps: int) -> Callable[[], Turn]:
     num_classes=spec.num_classes, image_shape=spec.image_shape, **case["model"]
   )
   tx = optimizers.make_optimizer(case["optimizer"], {"name": "cosine"}, 1_000_000)
-  views_of = views_lib.view_fn(spec, **case["views"])
-
-  def batch_fn(consts, x, key):
-    x = student_training.make_views(x, consts, views_of=views_of)
-    return student_training.make_batch(consts, x, key, supervision=supervision)
-
+  batch_fn = recipes.student_batch(case, spec, supervision)
   step = functools.partial(
     supervised.train_step,
     apply_fn=model.apply,

@@ -75,3 +75,17 @@ def stored_labels(epochs: int, n: int) -> Any:
   return sources.Supervision(
     "stored", logits=logits, calibrator=calibrator, params=params, log_prior=log_prior
   )
+
+
+def student_batch(case: dict[str, Any], spec: Any, supervision: Any) -> Any:
+  """The views and labels of a student's step, `batch_fn` of `supervised.train_step`."""
+  from ltdd_jax.data import views
+  from ltdd_jax.students import train
+
+  views_of = views.view_fn(spec, **case["views"])
+
+  def batch_fn(consts, x, key):
+    x = train.make_views(x, consts, views_of=views_of)
+    return train.make_batch(consts, x, key, supervision=supervision)
+
+  return batch_fn
