@@ -27,7 +27,7 @@ _PLAIN: dict[str, Any] = {
   "parallel": "auto",
   "compute_dtype": "float32",
 }
-_MOVED = ({"name": "random_translate", "padding": 4}, {"name": "alternating_flip"})
+_CROP_AND_FLIP = ({"name": "random_crop", "padding": 4}, {"name": "random_flip"})
 
 TEACHERS: dict[str, dict[str, Any]] = {
   "fast94": _PLAIN
@@ -46,7 +46,11 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "batch_size": 1024,
     "optimizer": {"name": "airbench_sgd", "lr": 9.0, "weight_decay": 0.012},
     "schedule": {"name": "triangle", "start": 0.2, "warmup": 0.1, "end": 0.0},
-    "augment": (*_MOVED, {"name": "cutout", "size": 12}),
+    "augment": (
+      {"name": "random_translate", "padding": 4},
+      {"name": "alternating_flip"},
+      {"name": "cutout", "size": 12},
+    ),
   },
   "convnet": _PLAIN
   | {
@@ -55,15 +59,12 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "batch_size": 64,
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
     "schedule": {"name": "cosine"},
-    "augment": ({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
+    "augment": _CROP_AND_FLIP,
     "derive": (),
     "lookahead": False,
   },
   "rldd": _PLAIN
-  | {
-    "lookahead": False,
-    "augment": ({"name": "random_crop", "padding": 4}, {"name": "random_flip"}),
-  }
+  | {"lookahead": False, "augment": _CROP_AND_FLIP}
   | methods.rldd("cifar10", 10).teacher,
 }
 

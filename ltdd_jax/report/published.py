@@ -303,10 +303,10 @@ def _those(rows: Iterable[Row], **values: str) -> list[Row]:
 def _cells(row: Row) -> list[str]:
   recipe, comma, _ = row["recipe"].partition(",")
   recipe = f"{recipe}, changed" if comma else recipe or "-"
-  teacher, many = row["teacher"] or "-", row["teacher"].count(" + ")
-  if many > 2:
-    rest = teacher.rpartition(" + ")[2]
-    teacher = f"{many + 1} networks{rest[rest.index(',', rest.find(')') + 1) :]}"
+  networks, *training = row["teacher"].rsplit(", ", 2)  # see `pipeline.results`
+  if (many := networks.count(" + ") + 1) > 3:
+    networks = f"{many} networks"
+  teacher = ", ".join([networks, *training]) or "-"
   return [teacher, row["student"], recipe, row["split"], row["seeds"], _accuracy(row)]
 
 

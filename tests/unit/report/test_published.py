@@ -172,6 +172,13 @@ def test_a_table_by_hand(tmp_path):
   ]
 
 
+def test_many_teachers_are_counted(tmp_path):
+  many = " + ".join(["ConvNet-3 (norm=batch, width=64)"] * 4)
+  row = student("edc", "teacher", "adsa") | {"teacher": f"{many}, cross_entropy, 10 epochs"}
+  (found,) = published.rows_of(write_run(tmp_path / "run", [row]))
+  assert published._cells(found)[0] == "4 networks, cross_entropy, 10 epochs"
+
+
 def test_every_recipe_has_a_line_and_other_networks_none(tmp_path):
   rows = [*published.rows_of(write_run(tmp_path / "a"))]
   rows += published.rows_of(write_run(tmp_path / "b", recipe=None))
