@@ -129,7 +129,6 @@ def rldd(dataset: str, ipc: int) -> Published:
   steps, low, depth = (2000, 0.5, 4) if dataset == "tiny_imagenet" else (75, 0.08, 3)
   if dataset == "cifar100":
     steps, low = 2000, 0.5
-  few = dataset in SPECS and SPECS[dataset].num_classes <= 10
   labeler = W128 | {"depth": depth, "norm": "batch"}
   observer = {
     "cifar100": {"name": "resnet32"}, "tiny_imagenet": {"name": "resnet18", "stem": "cifar"}
@@ -145,8 +144,7 @@ def rldd(dataset: str, ipc: int) -> Published:
     "derive": ({"name": "recalibrate_bn_by_class"},),
   }
   method = {"name": "rldd", "num_steps": steps, "lr": 0.05, "augment": (crop(low), FLIP)}
-  distil = CLASS_MAJOR | {"batch_size": placeholder(int) if few else 100}
-  distil["teachers"] = ("observer" if observer else "labeler",)
+  distil = CLASS_MAJOR | {"teachers": ("observer" if observer else "labeler",)}
   student = W128 | {"depth": depth}
   return Published(method, "rldd_mse_gt", distil, teacher, student, ("labeler",))
 

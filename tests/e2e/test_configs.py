@@ -137,7 +137,8 @@ def test_rldd_has_debiased_recalibrated_teachers_of_any_size():
   assert config.label.sources.teacher.teachers == ("labeler",)
   assert config.student.num_seeds == 5
   for preset in ("cpu", "smoke"):
-    config = get_config("cifar10_lt", f"method=rldd,preset={preset}")
+    config = get_config("cifar10_lt", f"method=rldd,preset={preset},ipc=20")
+    assert config.distil.batch_size == 100
     assert (config.teacher.objective.to_dict(), config.teacher.views) == (
       {"name": "rldd"},
       2,
