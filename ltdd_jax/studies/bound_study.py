@@ -12,12 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import registry, rng
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, sources
-from ltdd_jax.data import views as views_lib
-from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.models import taps
 from ltdd_jax.pipeline import check, graph, stages
@@ -26,9 +23,7 @@ from ltdd_jax.pipeline.context import Context
 from ltdd_jax.report import tables
 from ltdd_jax.studies import bound, bound_report, runs
 from ltdd_jax.teachers import aggregate as aggregate_lib
-from ltdd_jax.training import forward
 
-_BATCH = 500
 _DRAWS = 10  # of the baseline
 
 
@@ -183,8 +178,8 @@ def make_reference(ctx: Context, dims: int) -> Reference:
   test, spec = ctx.test_data, ctx.source.spec
   images = np.asarray(augment.normalize(test.images, spec.mean, spec.std))
   first = ctx.teachers()[0]
-  features_of = _in_batches(lambda x: taps.features(first.model, first.variables, x)[1])
-  logits_of = teacher_logits(ctx)
+  features_of = runs.in_batches(lambda x: taps.features(first.model, first.variables, x)[1])
+  logits_of = runs.teacher_logits(ctx, *ctx.config["label"]["sources"])
   features = features_of(images)
   project = bound.pca(features, dims)
   return Reference(
@@ -197,34 +192,6 @@ def make_reference(ctx: Context, dims: int) -> Reference:
   )
 
 
-def teacher_logits(ctx: Context) -> Callable[[np.ndarray], np.ndarray]:
-  """The label source of a run as a function of normalised images (n, h, w, c), giving (n, k)."""
-  (made,) = map(ctx.label_source, ctx.config["label"]["sources"])
-  teachers = ctx.teachers(made.teachers)
-  networks, variables = zip(*((t.model, t.variables) for t in teachers), strict=True)
-  return _in_batches(lambda x: label_lib.teacher_logits(networks, variables, x, made.aggregate))
-
-
-def _in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
-  """Compiles a function of images once, for batches of one size over all devices."""
-  mesh = mesh_lib.make_mesh()
-  compiled = jax.jit(lambda images: fn(mesh_lib.split_batch(mesh, 0.0 + images)))
-  step = lambda images, rows, counts: compiled(images[rows])
-  return lambda images: forward.outputs(step, images, len(images), _BATCH)
-
-
-def make_views(ctx: Context, source: str, num_epochs: int) -> np.ndarray:
-  """The first views (e, n, h, w, c) of an image source, those that students see, normalised."""
-  num_epochs = min(num_epochs, ctx.config["label"]["num_epochs"])
-  distilled = ctx.distilled(source)
-  images, targets = (jax.numpy.asarray(distilled[k]) for k in ("images", "labels"))
-  views_of = jax.jit(views_lib.view_fn(ctx.source.spec, **ctx.config["label"]["views"]))
-  key = label_lib.view_key(ctx.config["seed"], source)
-  rows = np.arange(len(targets), dtype=np.int32)
-  epochs = [np.full_like(rows, t) for t in range(num_epochs)]
-  return np.stack([np.asarray(views_of(key, images, targets, rows, e).images) for e in epochs])
-
-
 # ---- the terms of one image source ----
 
 
@@ -232,10 +199,10 @@ def conditional(ctx: Context, source: str, there: Reference, study: Study) -> li
   """The conditional term for each kind of soft label of an image source."""
   distilled = ctx.distilled(source)
   k, targets = ctx.source.spec.num_classes, np.asarray(distilled["labels"])
-  views = make_views(ctx, source, study.view_epochs)
+  views = runs.make_views(ctx, source, study.view_epochs)
   epochs = len(views)
   on_views = there.logits_of(views.reshape(-1, *views.shape[2:]))
-  on_test = teacher_logits(ctx)(there.test_images)
+  on_test = runs.teacher_logits(ctx, *ctx.config["label"]["sources"])(there.test_images)
   out = []
   for row in graph.rows(ctx.config, source):
     if row.calibrator is None:
@@ -261,7 +228,7 @@ def conditional(ctx: Context, source: str, there: Reference, study: Study) -> li
 def marginal(ctx: Context, source: str, there: Reference, study: Study) -> dict[str, Any]:
   """The marginal term of an image source: of its images as they are, and of its views."""
   spec = ctx.source.spec
-  views = make_views(ctx, source, study.view_epochs)
+  views = runs.make_views(ctx, source, study.view_epochs)
   plain = np.asarray(augment.normalize(ctx.distilled(source)["images"], spec.mean, spec.std))
   out = {}
   for name, images in {"images": plain, "views": views.reshape(-1, *views.shape[2:])}.items():

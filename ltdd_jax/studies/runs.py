@@ -13,10 +13,15 @@ from etils import epath
 from ltdd_jax import calibrate, pipeline
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import files
+from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.data import views as views_lib
+from ltdd_jax.labels import label as label_lib
 from ltdd_jax.pipeline import check, graph, stages
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.report import plots
+from ltdd_jax.training import forward
 
+_BATCH = 500
 _CHUNK = 1 << 22  # logits that are calibrated at once
 
 
@@ -74,6 +79,34 @@ def write_plots(
   for name, figure in figures.items():
     plots.save(figure(results), folder / name)
   return tuple(folder / name for name in figures)
+
+
+def teacher_logits(ctx: Context, labels: str) -> Callable[[np.ndarray], np.ndarray]:
+  """A label source, of teachers, as a function of normalised images (n, h, w, c), giving (n, k)."""
+  made = ctx.label_source(labels)
+  teachers = ctx.teachers(made.teachers)
+  networks, variables = zip(*((t.model, t.variables) for t in teachers), strict=True)
+  return in_batches(lambda x: label_lib.teacher_logits(networks, variables, x, made.aggregate))
+
+
+def in_batches(fn: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
+  """Compiles a function of images once, for batches of one size over all devices."""
+  mesh = mesh_lib.make_mesh()
+  compiled = jax.jit(lambda images: fn(mesh_lib.split_batch(mesh, 0.0 + images)))
+  step = lambda images, rows, counts: compiled(images[rows])
+  return lambda images: forward.outputs(step, images, len(images), _BATCH)
+
+
+def make_views(ctx: Context, source: str, num_epochs: int) -> np.ndarray:
+  """The first views (e, n, h, w, c) of an image source, those that students see, normalised."""
+  num_epochs = min(num_epochs, ctx.config["label"]["num_epochs"])
+  distilled = ctx.distilled(source)
+  images, targets = (jax.numpy.asarray(distilled[k]) for k in ("images", "labels"))
+  views_of = jax.jit(views_lib.view_fn(ctx.source.spec, **ctx.config["label"]["views"]))
+  key = label_lib.view_key(ctx.config["seed"], source)
+  rows = np.arange(len(targets), dtype=np.int32)
+  epochs = [np.full_like(rows, t) for t in range(num_epochs)]
+  return np.stack([np.asarray(views_of(key, images, targets, rows, e).images) for e in epochs])
 
 
 def label_chunks(ctx: Context, row: Row, num_epochs: int | None = None) -> Iterator[np.ndarray]:

@@ -1,10 +1,11 @@
-"""Both studies on digits, as small as they go, and again from what is there."""
+"""The studies on digits, as small as they go, and one again from what is there."""
 
 import numpy as np
 
 from configs import bound as bound_config
 from configs import networks as networks_config
 from configs import perturbation as perturbation_config
+from configs import teacher_choice
 from ltdd_jax import studies
 from ltdd_jax.artefacts import manifest
 from ltdd_jax.data import longtail
@@ -106,3 +107,26 @@ def test_networks(tmp_path):
   np.testing.assert_array_equal(*(a.arrays["images"] for a in images))
   text = (tmp_path / "report" / "networks.md").read_text()
   assert "| images | labels | normed | plain |" in text
+
+
+def test_teachers(tmp_path):
+  """Two candidates, of which one is chosen, trained again on all images, and labels students."""
+  config = small(
+    teacher_choice.get_config("dataset=digits,preset=smoke,imbalance=10,candidates=convnet")
+  )
+  net = {"name": "convnet", "depth": 1, "width": 4}
+  config.study.candidates = {
+    "one": {"models": {"a": net}}, "two": {"models": {"b": net, "c": net | {"width": 8}}}
+  }  # fmt: skip
+  config.study.update(num_views=40, num_references=1, students=True)
+  results = studies.run(config, tmp_path, show_progress=False)
+  assert [r["candidate"] for r in results["rows"]] == ["one", "two"]
+  best = min(results["rows"], key=lambda r: r["log_loss"])["candidate"]
+  assert results["chosen"] == best
+  assert {*results["rank_correlation"]} == {"log_loss", "accuracy", "teacher"}
+  split = lambda name: manifest.open_artefact(tmp_path / name / "data").arrays["counts"].sum()
+  assert split("one") == split("chosen") - results["held_out"]
+  (row,) = tables.read_results(tmp_path / "chosen")["rows"]
+  assert row["teacher"].count("+") == (best == "two")
+  text = (tmp_path / "report" / "teachers.md").read_text()
+  assert f"Taken: {best}, trained on all images" in text
