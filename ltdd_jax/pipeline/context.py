@@ -211,6 +211,11 @@ class Context:
 
   # ---- labels ----
 
+  def views(self, images: str) -> dict[str, Any]:
+    """Arguments of `data.views.view_fn`: views of multi-formed images show one part of them."""
+    parts = self.method(images).parts
+    return {**self.config["label"]["views"]} | ({"parts": parts} if parts > 1 else {})
+
   def label_source(self, labels: str) -> label_sources.LabelSource:
     """A label source, with the teachers that it asks."""
     entry = self.config["label"]["sources"][labels]
