@@ -27,6 +27,11 @@ PRESETS = ("smoke", "cpu", "full")
 
 CROPS_AND_CUTMIX = {"crop_scale": (0.08, 1.0), "flip": True, "mix": "cutmix", "mix_alpha": 1.0}
 
+# At most, with small presets: real images of a class in a step, and IDM's queue and its training.
+SMALL = {
+  "batch_real": 256, "num_networks": 20, "new_every": 10, "train_steps": 5, "train_batch": 128,
+}  # fmt: skip
+
 CALIBRATORS: dict[str, dict[str, Any]] = {
   "plain": {"name": "none"},
   "tau1": {"name": "fixed", "tau": 1.0},
@@ -276,11 +281,11 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
     student__evaluations=1,  # the last step is the result; 10,000 images take a while
   )
   config.teacher.optimizer.lr = 0.05
-  limit_steps(config, 300)
+  limit_steps(config, 300, **SMALL)
 
 
-def limit_steps(config: ConfigDict, most: int) -> None:
-  """Shortens the methods that optimise.
+def limit_steps(config: ConfigDict, most: int, **limits: int) -> None:
+  """Shortens the methods that optimise, and lowers other numbers of theirs to `limits`.
 
   G-VBSM's 4,000 steps are small ones. So that images get away from noise in fewer, its learning
   rate becomes SRe2L's (0.25), with which Adam can go as far in `most` steps as SRe2L does.
@@ -290,6 +295,9 @@ def limit_steps(config: ConfigDict, most: int) -> None:
       if method.name == "gvbsm" and method.num_steps > most:
         method.lr = methods.SRE2L["lr"]
       method.num_steps = min(method.num_steps, most)
+    for key, limit in limits.items():
+      if key in method:
+        method[key] = min(method[key], limit)
 
 
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
@@ -310,4 +318,5 @@ def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
     student__num_seeds=2,
     student__evaluations=2,
   )
-  limit_steps(config, 3)
+  smaller = {"num_networks": 4, "train_steps": 1, "train_batch": 16}
+  limit_steps(config, 3, **SMALL | smaller)
