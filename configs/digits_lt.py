@@ -19,7 +19,7 @@ def get_config(arg: str | None = None):
   """See the module's docstring."""
   args = base.arguments(arg, method="sre2l", imbalance=50.0, ipc=5, seed=0, preset="cpu")
   config = base.base(args, "digits")
-  base.small_networks(config, depth=2, width=32)
+  base.small_networks(config, args, depth=2, width=32)
   if args.recipe:
     base.recipe(config, args.recipe)
   else:

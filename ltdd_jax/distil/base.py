@@ -171,7 +171,7 @@ def check_resources(
         f"method {name!r} needs the resource {need!r}, which is missing. It needs "
         f"{', '.join(method.needs)}; pass them, or run the stage that makes them"
       )
-  for need in set(method.needs) & {"teachers", "statistics"}:
+  for need in set(method.needs) & {"teachers", "initial_teachers", "statistics"}:
     if len(res[need]) != len(env.teachers):
       raise LtddError(
         f"method {name!r} got {need} of {len(res[need])} networks for {len(env.teachers)} "
