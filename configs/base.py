@@ -27,6 +27,13 @@ PRESETS = ("smoke", "cpu", "full")
 
 CROPS_AND_CUTMIX = {"crop_scale": (0.08, 1.0), "flip": True, "mix": "cutmix", "mix_alpha": 1.0}
 
+# At most, with small presets: real images of a class in a step, IDM's queue and its training, and
+# NCFM's frequencies.
+SMALL = {
+  "batch_real": 256, "num_networks": 20, "new_every": 10, "train_steps": 5, "train_batch": 128,
+  "num_frequencies": 1024,
+}  # fmt: skip
+
 CALIBRATORS: dict[str, dict[str, Any]] = {
   "plain": {"name": "none"},
   "tau1": {"name": "fixed", "tau": 1.0},
@@ -200,11 +207,17 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
 
 
 def small_networks(
-  config: ConfigDict, *, depth: int, width: int, student_norm: str = "instance"
+  config: ConfigDict,
+  args: SimpleNamespace,
+  *,
+  depth: int,
+  width: int,
+  student_norm: str = "instance",
 ) -> None:
-  """Puts a ConvNet with batch norm in the teacher's place, and others in student's and methods'."""
+  """Puts one ConvNet in the teachers' place, and others in student's and methods'."""
   net = {"name": "convnet", "depth": depth, "width": width}
-  config.teacher.models = {"teacher": net | {"norm": "batch"}}
+  norm = methods.METHODS[args.method](args.like, args.ipc).norm
+  config.teacher.models = {"teacher": net | {"norm": norm}}
   config.student.model = net | {"norm": student_norm}
   config.distil.teachers = None
   for method in config.distil.methods.values():
@@ -258,7 +271,7 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
   leave students far from trained (docs/results/README.md). `recipe=NAME` keeps all else of a
   recipe.
   """
-  small_networks(config, depth=3, width=64, student_norm="batch")
+  small_networks(config, args, depth=3, width=64, student_norm="batch")
   if args.recipe:
     recipe(config, args.recipe)
   else:
@@ -276,11 +289,11 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
     student__evaluations=1,  # the last step is the result; 10,000 images take a while
   )
   config.teacher.optimizer.lr = 0.05
-  limit_steps(config, 300)
+  limit_steps(config, 300, **SMALL)
 
 
-def limit_steps(config: ConfigDict, most: int) -> None:
-  """Shortens the methods that optimise.
+def limit_steps(config: ConfigDict, most: int, **limits: int) -> None:
+  """Shortens the methods that optimise, and lowers other numbers of theirs to `limits`.
 
   G-VBSM's 4,000 steps are small ones. So that images get away from noise in fewer, its learning
   rate becomes SRe2L's (0.25), with which Adam can go as far in `most` steps as SRe2L does.
@@ -290,6 +303,9 @@ def limit_steps(config: ConfigDict, most: int) -> None:
       if method.name == "gvbsm" and method.num_steps > most:
         method.lr = methods.SRE2L["lr"]
       method.num_steps = min(method.num_steps, most)
+    for key, limit in limits.items():
+      if key in method:
+        method[key] = min(method[key], limit)
 
 
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
@@ -297,7 +313,7 @@ def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
 
   Two images a class, unless `ipc` says otherwise (`arguments`).
   """
-  small_networks(config, depth=2, width=8)
+  small_networks(config, args, depth=2, width=8)
   if args.recipe:
     recipe(config, args.recipe)
   shrink(
@@ -310,4 +326,5 @@ def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
     student__num_seeds=2,
     student__evaluations=2,
   )
-  limit_steps(config, 3)
+  smaller = {"num_networks": 4, "train_steps": 1, "train_batch": 16, "num_frequencies": 64}
+  limit_steps(config, 3, **SMALL | smaller)

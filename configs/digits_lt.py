@@ -19,7 +19,7 @@ def get_config(arg: str | None = None):
   """See the module's docstring."""
   args = base.arguments(arg, method="sre2l", imbalance=50.0, ipc=5, seed=0, preset="cpu")
   config = base.base(args, "digits")
-  base.small_networks(config, depth=2, width=32)
+  base.small_networks(config, args, depth=2, width=32)
   if args.recipe:
     base.recipe(config, args.recipe)
   else:
@@ -36,10 +36,10 @@ def get_config(arg: str | None = None):
     student__evaluations=3,
   )
   config.teacher.optimizer.lr = 0.05
-  base.limit_steps(config, 300)
+  base.limit_steps(config, 300, **base.SMALL)
   roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
   for method in config.distil.methods.values():  # no flips, and shifts that fit 8x8 images
-    if "augment" in method and method.name != "dm":
+    if "augment" in method and not isinstance(method.augment, str):  # those have strategies of DSA
       method.augment = (roll,)
       if "init" in method and method.init == "real":
         with config.ignore_type():  # in place of a name

@@ -79,6 +79,7 @@ def resources(counts=COUNTS, teachers: int = 1) -> dict:
   stats = teacher_statistics(tuple(int(n) for n in counts))
   return {
     "teachers": (teacher().variables,) * teachers,
+    "initial_teachers": (teacher(1).variables,) * teachers,
     "images": data.images,
     "labels": data.labels,
     "statistics": (stats,) * teachers,

@@ -242,3 +242,30 @@ def shuffle_patches(
   rows = jax.random.permutation(row_key, factor)
   image = image.reshape(h, factor, w // factor, c)[:, columns].reshape(h, w, c)
   return image.reshape(factor, h // factor, w, c)[rows].reshape(h, w, c)
+
+
+def partition(images: Float[Array, "*b h w c"], factor: int) -> Float[Array, "parts *b u v c"]:
+  """Cuts images into `factor` x `factor` parts, row by row.
+
+  Raises:
+    LtddError: sides that cannot be cut into so many parts of one size.
+  """
+  *b, h, w, c = images.shape
+  if h % factor or w % factor:
+    raise LtddError(
+      f"images of {h} x {w} pixels cannot be cut into {factor} x {factor} parts of one size; "
+      "expected a divisor of both sides, such as 1 or 2"
+    )
+  cut = images.reshape(*b, factor, h // factor, factor, w // factor, c)
+  n = len(b)
+  cut = cut.transpose(n, n + 2, *range(n), n + 1, n + 3, n + 4)
+  return cut.reshape(factor**2, *b, h // factor, w // factor, c)
+
+
+def enlarge(images: Float[Array, "*b u v c"], factor: int) -> Float[Array, "*b h w c"]:
+  """Makes the sides of images `factor` times as long, bilinear, with half-pixel centres.
+
+  As PyTorch's `interpolate` with `align_corners=False`: the edge is repeated.
+  """
+  *b, u, v, c = images.shape
+  return jax.image.resize(images, (*b, u * factor, v * factor, c), "linear")

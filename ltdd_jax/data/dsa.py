@@ -8,6 +8,8 @@ Crop, flip, scale and rotate are one bilinear warp, so that the operation may be
 one batch may have different ones (`apply_op` under `vmap`). Gradients flow to the images.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -83,9 +85,23 @@ def apply_op(
   h, w, _ = image.shape
   image = _recolor(image, jnp.where(op == OPS.index("color"), 1.0, 0.0), numbers)
   image = _warp(image, _matrices(numbers, h, w)[op])
-  rows, columns = (_hidden(u, n) for u, n in zip(numbers[:2], (h, w), strict=True))
-  hidden = rows[:, None] & columns[None, :] & (op == OPS.index("cutout"))
+  hidden = _covered(numbers, h, w) & (op == OPS.index("cutout"))
   return jnp.where(hidden[..., None], 0.0, image)
+
+
+def apply_in_turn(
+  image: Float[Array, "h w c"], ops: Sequence[str], numbers: Float[Array, "m 3"]
+) -> Float[Array, "h w c"]:
+  """Applies each operation, with numbers of its own: see `apply_op`. IDC, DREAM and NCFM."""
+  h, w, _ = image.shape
+  for name, own in zip(ops, numbers, strict=True):
+    if name == "color":
+      image = _recolor(image, jnp.float32(1), own)
+    elif name == "cutout":
+      image = jnp.where(_covered(own, h, w)[..., None], 0.0, image)
+    else:
+      image = _warp(image, _matrices(own, h, w)[OPS.index(name)])
+  return image
 
 
 def _recolor(image: jax.Array, active: jax.Array, numbers: jax.Array) -> jax.Array:
@@ -121,6 +137,12 @@ def _warp(image: jax.Array, matrix: Float[Array, "2 3"]) -> jax.Array:
   source = [a * row + b * column + c + m for (a, b, c), m in zip(matrix, middle, strict=True)]
   sample = lambda x: jax.scipy.ndimage.map_coordinates(x, source, order=1, mode="constant")
   return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+
+def _covered(numbers: jax.Array, h: int, w: int) -> jax.Array:
+  """The square (h, w) of a cutout."""
+  rows, columns = (_hidden(u, n) for u, n in zip(numbers[:2], (h, w), strict=True))
+  return rows[:, None] & columns[None, :]
 
 
 def _hidden(u: Float[Array, ""], side: int) -> jax.Array:

@@ -52,6 +52,7 @@ def view_fn(
   mix_alpha: float = 1.0,
   rand_augment: bool = False,
   shuffle_patches: int = 1,
+  parts: int = 1,
 ) -> ViewFn:
   """Makes the function that recomputes views.
 
@@ -69,6 +70,9 @@ def view_fn(
     mix_alpha: parameter of the Beta(alpha, alpha) distribution of the share.
     rand_augment: whether `data.rand_augment` comes before all else.
     shuffle_patches: f to shuffle the strips of f x f mosaics before they are cropped, as RDED does.
+    parts: f, for images that hold f x f small ones (multi-formation). A view shows one of them,
+      enlarged, before all else: of image i in label epoch e the part (e + i) mod f^2, row by row.
+      Methods that make such images set it for theirs; set it for those from a file.
 
   Returns:
     `fn(key, images (n,h,w,c), labels (n,), indices (b,), epochs (b,)) -> Views`; images are uint8,
@@ -83,12 +87,16 @@ def view_fn(
     ("padding", "padding", padding),
     ("mix_alpha", "alpha", mix_alpha),
     ("shuffle_patches", "factor", shuffle_patches),
+    ("parts", "factor", parts),
   ):
     checks.check(f"config.label.views.{name}", kind, value)
 
-  def view_of_one(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Augments, crops and flips one stored image (h, w, c), into [0, 1]."""
+  def view_of_one(key: jax.Array, image: jax.Array, number: jax.Array) -> jax.Array:
+    """Augments, crops and flips one stored image (h, w, c), or a part of it, into [0, 1]."""
     key_of = lambda purpose: jax.random.fold_in(key, purpose)
+    if parts != 1:
+      part = crops.partition(augment.to_pixels(image), parts)[number % parts**2]
+      image = crops.enlarge(part, parts)
     if rand_augment:
       image = rand_augment_lib.rand_augment(key_of(_OPERATIONS), image)
     image = augment.to_pixels(image)
@@ -111,14 +119,18 @@ def view_fn(
     first = epochs * images.shape[0]  # views are numbered: epoch e, image i is e n + i
     if mix is None:
       partner, weight = indices, jnp.ones(indices.shape, jnp.float32)
-      own = jax.vmap(view_of_one)(_keys(image_key, first + indices), images[indices])
+      own = jax.vmap(view_of_one)(
+        _keys(image_key, first + indices), images[indices], epochs + indices
+      )
     else:
       keys = _keys(mix_key, first + indices)
       draw = lambda k: jax.random.randint(k, (), 0, images.shape[0])
       partner = jax.vmap(draw)(_each(keys, _PARTNER))
       both = jnp.concatenate([indices, partner])
       numbers = jnp.concatenate([first, first]) + both
-      own, other = jnp.split(jax.vmap(view_of_one)(_keys(image_key, numbers), images[both]), 2)
+      turns = jnp.concatenate([epochs, epochs]) + both
+      shown = jax.vmap(view_of_one)(_keys(image_key, numbers), images[both], turns)
+      own, other = jnp.split(shown, 2)
       mix_pair = functools.partial(MIXES[mix], alpha=mix_alpha)
       own, weight = jax.vmap(mix_pair)(_each(keys, _BOX), own, other)
     normalised = augment.normalize_pixels(own, spec.mean, spec.std)

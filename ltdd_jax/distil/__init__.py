@@ -9,7 +9,9 @@ from ltdd_jax.distil.base import Env, Method, Network, Resources, check_resource
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
 from ltdd_jax.distil.dm import dm
 from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm, rldd
+from ltdd_jax.distil.idm import idm
 from ltdd_jax.distil.imported import imported
+from ltdd_jax.distil.ncfm import ncfm, ncfm_released
 from ltdd_jax.distil.rded import rded
 from ltdd_jax.distil.sre2l import cda, sre2l
 
@@ -32,9 +34,12 @@ METHODS: dict[str, Callable[..., Method]] = {
   "edc_released": edc_released,
   "gvbsm": gvbsm,
   "herding": herding,
+  "idm": idm,
   "imported": imported,
   "k_center": k_center,
   "kmeans": kmeans,
+  "ncfm": ncfm,
+  "ncfm_released": ncfm_released,
   "random": random,
   "rded": rded,
   "rldd": rldd,

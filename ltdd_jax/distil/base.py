@@ -85,6 +85,8 @@ class Method(NamedTuple):
     notes: what `check_resources` says of classes with few training images. It may raise `LtddError`
       if the method cannot fill the budget.
     dtype: how images are stored unless `config.distil.dtype` says otherwise: "uint8" or "float32".
+    parts: f, if each image holds f x f small ones, of which a view shows one at full size: see
+      `data.views.view_fn`.
   """
 
   init: Callable[[jax.Array, Slots, Resources], Any]
@@ -99,6 +101,7 @@ class Method(NamedTuple):
   carry: Callable[[Any, Any], Any] | None = None
   notes: Notes = repeats
   dtype: str = "uint8"
+  parts: int = 1
 
 
 def select(
@@ -168,7 +171,7 @@ def check_resources(
         f"method {name!r} needs the resource {need!r}, which is missing. It needs "
         f"{', '.join(method.needs)}; pass them, or run the stage that makes them"
       )
-  for need in set(method.needs) & {"teachers", "statistics"}:
+  for need in set(method.needs) & {"teachers", "initial_teachers", "statistics"}:
     if len(res[need]) != len(env.teachers):
       raise LtddError(
         f"method {name!r} got {need} of {len(res[need])} networks for {len(env.teachers)} "

@@ -175,11 +175,26 @@ def distance(
   targets: Float[Array, "k f"],
 ) -> Float[Array, ""]:
   """Computes L of `dm`, the sum over the classes that have images; `targets` are of real images."""
-  features = look(images, labels, jnp.ones(labels.shape, bool))
+  return mean_distance(look(images, labels, jnp.ones(labels.shape, bool)), labels, targets)
+
+
+def mean_distance(
+  features: Float[Array, "n f"], labels: Int[Array, " n"], targets: Float[Array, "k f"]
+) -> Float[Array, ""]:
+  """Computes the squared distances of the classes' mean features to `targets`, and their sum."""
   member = jax.nn.one_hot(labels, len(targets))
   counts = member.sum(0)[:, None]
   means = jnp.einsum("nk,nf->kf", member, features, precision="highest") / jnp.maximum(counts, 1)
   return jnp.sum(jnp.where(counts > 0, jnp.square(means - targets), 0))
+
+
+def in_views(
+  views: Views, images: Float[Array, "b h w c"], labels: Int[Array, " b"]
+) -> Float[Array, "b h w c"]:
+  """Shows each image in the view of its class; None for images as they are."""
+  if views is None:
+    return images
+  return jax.vmap(dsa.apply_op)(images, views[0][labels], views[1][labels])
 
 
 def embed(
@@ -194,8 +209,7 @@ def embed(
 
   Batch norms take the moments of the images `counted`.
   """
-  if views is not None:
-    images = jax.vmap(dsa.apply_op)(images, views[0][labels], views[1][labels])
+  images = in_views(views, images, labels)
   if not variables["batch_stats"]:
     return taps.features(model, variables, images)[1].astype(jnp.float32)
   found = []

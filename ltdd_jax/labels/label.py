@@ -23,7 +23,7 @@ from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import LtddError, Teacher
-from ltdd_jax.data import augment
+from ltdd_jax.data import augment, crops
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels import encoding as encoding_lib
@@ -57,7 +57,7 @@ class Labelled(NamedTuple):
   """What labelling gives."""
 
   store: label_store.LabelStore  # encoded logits of views (e, n, k), on disk
-  clean_logits: np.ndarray  # (n, k) float32, of the images without augmentation
+  clean_logits: np.ndarray  # (n, k) float32, of the images without augmentation, or of their parts
 
 
 GROUP_BYTES = 1 << 26  # label epochs are made in groups of about this size, and then written
@@ -155,8 +155,18 @@ def label_images(
     batch_size,
     session,
   )
+  if views.get("parts", 1) > 1:
+    label_fn = functools.partial(_mean_of_parts, label_fn, views["parts"])
   clean = clean_logits(consts, label_fn, spec, batch_size, session.mesh)
   return Labelled(store, clean)
+
+
+def _mean_of_parts(
+  label_fn: Callable[[Any, jax.Array], jax.Array], parts: int, variables: Any, images: jax.Array
+) -> jax.Array:
+  """The mean logits of the parts x parts small images that each image holds."""
+  seen = crops.enlarge(crops.partition(images, parts), parts)
+  return jnp.stack([label_fn(variables, x) for x in seen]).mean(0)
 
 
 def store_logits(

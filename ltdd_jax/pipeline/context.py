@@ -127,6 +127,22 @@ class Context:
     names = sorted(self.networks) if names is None else names
     return tuple(Teacher(name, self.networks[name], artefact.tree(name)) for name in names)
 
+  def initial_teachers(self, names: Sequence[str]) -> tuple[Any, ...]:
+    """The variables of these teachers as they were before their training, drawn again."""
+    config: Any = self.config["teacher"]
+    found: dict[str, Any] = {}
+    for split, own in self.by_split(names).items():
+      found |= teacher_training.initial_variables(
+        self.train_data(split),
+        self.source.spec,
+        np.asarray(self.split(split).counts),
+        networks={name: self.networks[name] for name in own},
+        objective=config["objective"],
+        views=config["views"],
+        seed=self.config["seed"],
+      )
+    return tuple(found[name] for name in names)
+
   def _chosen(self, where: str, chosen: Sequence[str] | None, split: str | None) -> tuple[str, ...]:
     """The teachers that are named, or all of a split."""
     if chosen is None:
@@ -210,6 +226,11 @@ class Context:
     return artefact.arrays
 
   # ---- labels ----
+
+  def views(self, images: str) -> dict[str, Any]:
+    """Arguments of `data.views.view_fn`: views of multi-formed images show one part of them."""
+    parts = self.method(images).parts
+    return {**self.config["label"]["views"]} | ({"parts": parts} if parts > 1 else {})
 
   def label_source(self, labels: str) -> label_sources.LabelSource:
     """A label source, with the teachers that it asks."""

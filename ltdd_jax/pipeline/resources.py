@@ -48,6 +48,11 @@ RESOURCES: dict[str, Resource] = {
     lambda ctx, images: tuple(t.variables for t in ctx.teachers(ctx.teacher_names(images))),
     lambda ctx, images: tuple(ctx.variable_shapes(t.model) for t in ctx.env(images).teachers),
   ),
+  "initial_teachers": Resource(  # the same networks before their training, likewise
+    "teacher",
+    lambda ctx, images: ctx.initial_teachers(ctx.teacher_names(images)),
+    lambda ctx, images: tuple(ctx.variable_shapes(t.model) for t in ctx.env(images).teachers),
+  ),
   "statistics": Resource(  # a tuple of `teachers.statistics.Statistics`, likewise
     "statistics",
     lambda ctx, images: ctx.statistics(ctx.teacher_names(images)),

@@ -145,7 +145,7 @@ def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
   distilled, made = ctx.distilled(row.images), ctx.label_source(row.labels)
   images, targets, names = distilled["images"], distilled["labels"], ctx.source.class_names
   if made.kind == "teacher":
-    config = {k: v for k, v in ctx.config["label"].items() if k != "sources"}
+    config = {k: v for k, v in ctx.config["label"].items() if k not in ("sources", "views")}
     labelled = label_lib.label_images(
       row.images,
       images,
@@ -153,6 +153,7 @@ def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
       ctx.teachers(made.teachers),
       ctx.source.spec,
       **config,
+      views=ctx.views(row.images),
       aggregate=made.aggregate,
       batch_norm=made.batch_norm,
       class_names=names,
@@ -240,7 +241,7 @@ def _student_arguments(ctx: Context, row: Row, learned_lr: np.ndarray | None) ->
   if ctx.own_lr:
     lr = ctx.recipe_lr if learned_lr is None else float(learned_lr)
     numbers["optimizer"] = {**numbers["optimizer"], "lr": lr}
-  views, view_key = ctx.config["label"]["views"], label_lib.view_key(seed, row.images)
+  views, view_key = ctx.views(row.images), label_lib.view_key(seed, row.images)
   return numbers | {"views": views, "view_key": view_key, "seed": seed}
 
 

@@ -102,7 +102,7 @@ def make_views(ctx: Context, source: str, num_epochs: int) -> np.ndarray:
   num_epochs = min(num_epochs, ctx.config["label"]["num_epochs"])
   distilled = ctx.distilled(source)
   images, targets = (jax.numpy.asarray(distilled[k]) for k in ("images", "labels"))
-  views_of = jax.jit(views_lib.view_fn(ctx.source.spec, **ctx.config["label"]["views"]))
+  views_of = jax.jit(views_lib.view_fn(ctx.source.spec, **ctx.views(source)))
   key = label_lib.view_key(ctx.config["seed"], source)
   rows = np.arange(len(targets), dtype=np.int32)
   epochs = [np.full_like(rows, t) for t in range(num_epochs)]

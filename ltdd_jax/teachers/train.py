@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
@@ -149,6 +150,33 @@ def train_teachers(
   for derive_step in steps:
     found = {key: derive_step(found[key], training) for key in sorted(found)}
   return tuple(found[key] for key in sorted(found))
+
+
+def initial_variables(
+  data: ArrayData,
+  spec: DatasetSpec,
+  class_counts: np.ndarray,
+  *,
+  networks: Mapping[str, nn.Module],
+  objective: Mapping[str, Any],
+  views: int = 1,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Draws the variables that teachers start their training with, by name; see `train_teachers`."""
+  aim = objectives.make_objective(class_counts, views=views, **objective)
+  found = {}
+  for name, model in networks.items():
+    state = supervised.init_on_images(
+      _network(name, len(data.labels), 1, seed).init_key,
+      data,
+      images_of=lambda data: data.images,
+      model=aim.network(model),
+      tx=optax.identity(),
+      spec=spec,
+    )
+    params = {k: v for k, v in state.params.items() if k not in aim.own}
+    found[name] = state.variables | {"params": params}
+  return found
 
 
 def alike(networks: Mapping[str, nn.Module]) -> list[list[str]]:

@@ -19,8 +19,26 @@ KWARGS = {
     "batch_real": 4,
     "network": {"name": "convnet", "depth": 1, "width": 4},
   },
+  "idm": {
+    "num_steps": 3,
+    "batch_real": 4,
+    "num_networks": 4,
+    "new_every": 2,
+    "trained_networks": 1,
+    "train_steps": 1,
+    "train_batch": 4,
+    "network": {"name": "convnet", "depth": 1, "width": 4},
+  },
   "imported": {"path": "somewhere"},
   "kmeans": {"num_iterations": 2},
+  "ncfm": {"num_steps": 3, "batch_real": 4, "num_frequencies": 16, "augment": None},
+  "ncfm_released": {
+    "num_steps": 3,
+    "batch_real": 4,
+    "num_frequencies": 16,
+    "augment": "color_cutout",
+    "calibration": 0.0,
+  },
   "rded": {"factor": 2, "num_crops": 2, "pool": 10},
 }
 WITHOUT_KEY = {"herding", "imported", "k_center"}  # the images are the same for every key

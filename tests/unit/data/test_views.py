@@ -52,6 +52,26 @@ def test_mosaics_are_shuffled_strip_by_strip(key):
     jax.eval_shape(make(shuffle_patches=3), key, IMAGES, LABELS, jnp.arange(5), jnp.arange(5))
 
 
+def test_parts_take_turns_enlarged(key):
+  """Of image i in label epoch e part (e + i) mod 4, and of a partner its own part."""
+  shown = np.repeat(np.repeat(np.arange(4).reshape(2, 2), 4, 0), 4, 1)[None, ..., None]
+  images = (
+    np.repeat(60 * shown, 5, 0).astype(np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None]
+  )
+  level = lambda x: np.asarray((x * 0.3 + 0.4) * 255)
+  rows, epochs = jnp.array([0, 1, 2, 3, 4, 2]), jnp.array([0, 0, 1, 2, 7, 3])
+  views = make(crop_scale=None, flip=False, mix=None, parts=2)
+  got = level(views(key, images, LABELS, rows, epochs).images)
+  want = 60 * ((np.asarray(rows) + np.asarray(epochs)) % 4) + np.asarray(rows)
+  np.testing.assert_allclose(got, np.broadcast_to(want[:, None, None, None], got.shape), atol=1e-3)
+  mixed = make(crop_scale=None, flip=False, parts=2)(key, images, LABELS, rows, epochs)
+  partner = np.asarray(mixed.partners)
+  other = 60 * ((partner + np.asarray(epochs)) % 4) + partner
+  for i, seen in enumerate(np.rint(level(mixed.images)).astype(int)):
+    assert set(seen.ravel()) <= {want[i], other[i]}
+    assert want[i] == other[i] or abs(mixed.weight[i] - (seen == want[i]).mean()) < 1e-6
+
+
 def test_rand_augment_comes_before_the_crop(key):
   views = make(crop_scale=None, flip=False, mix=None, rand_augment=True)
   got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images

@@ -69,6 +69,22 @@ def test_a_teacher_does_not_depend_on_the_others(one_by_one):
   jax.tree.map(np.testing.assert_array_equal, alone.variables, one_by_one[1].variables)
 
 
+def test_initial_variables_are_those_before_the_training():
+  still = {"optimizer": {"name": "sgd", "lr": 0.0}, "num_epochs": 1}
+  trained = train_teachers("loop", models={"b": NET, "a": NET}, **still)
+  networks = {t.name: t.model for t in trained}
+  initial = teacher_training.initial_variables(
+    small.train_data(),
+    small.SPEC,
+    small.COUNTS,
+    networks=networks,
+    objective={"name": "cross_entropy"},
+  )
+  for teacher in trained:
+    both = (teacher.variables["params"], initial[teacher.name]["params"])
+    jax.tree.map(np.testing.assert_array_equal, *both)
+
+
 def test_at_once_goes_on_where_it_stopped(at_once, tmp_path, monkeypatch):
   models = {"a": NET, "b": NET}
   session = dataclasses.replace(QUIET, scratch=tmp_path, checkpoint_seconds=0.0)

@@ -1,0 +1,363 @@
+"""NCFM: matches the characteristic function of features, not their mean alone.
+
+method = ncfm(env)                                       # env.teachers of one architecture
+x = method.inputs(rng, t, {"labels": labels})            # rows of real images, on the host
+res = {"teachers": trained, "initial_teachers": untrained, "images": images}
+state, metrics = method.step(key, state, res, x)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from jaxtyping import Array, Float, Int
+
+from ltdd_jax.core.registry import check_at_least
+from ltdd_jax.core.types import Distilled, Leaf, LtddError, Slots
+from ltdd_jax.data import augment as augment_lib
+from ltdd_jax.data import dsa
+from ltdd_jax.distil import multi_formation, selection
+from ltdd_jax.distil.base import Env, Method, Resources
+from ltdd_jax.distil.dm import RealBatch, draw_rows, real_means
+from ltdd_jax.distil.idm import sum_of_means
+from ltdd_jax.models import taps
+from ltdd_jax.training import losses, optimizers
+
+VERSION = 1
+
+ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 5e-4}
+STRATEGY = "color_crop_cutout"
+SCALE = 300.0
+GROUP = 16  # frequencies of one scale
+WIDTH = 64  # of the sampling network
+SAMPLER_MOMENTUM = 0.5
+
+Look = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # see `embed`
+
+
+@flax.struct.dataclass
+class State:
+  """Images that are being optimised, and what goes along."""
+
+  images: Leaf  # (n, h, w, c) float32 pixels, about [0, 1]; each holds several small ones
+  labels: Leaf  # (n,) int32
+  opt_state: Any
+  plateau: Any  # of `optax.contrib.reduce_on_plateau`
+  sampler: Any = None  # parameters of the sampling network
+  sampler_opt_state: Any = None
+
+
+class Sampler(nn.Module):
+  """The sampling network psi: noise (g, WIDTH) -> log scales (g,) in (-1, 1), 0 at first."""
+
+  @nn.compact
+  def __call__(self, noise: jax.Array) -> jax.Array:
+    """Runs two hidden layers with leaky ReLU, and tanh."""
+    x = noise
+    for _ in range(2):
+      x = nn.leaky_relu(nn.Dense(WIDTH)(x), 0.2)
+    return jnp.tanh(nn.Dense(1, kernel_init=nn.initializers.zeros)(x)[:, 0])
+
+
+def ncfm(
+  env: Env,
+  /,
+  *,
+  num_steps: int = 20_000,
+  optimizer: Mapping[str, Any] = ADAMW,
+  batch_real: int = 1024,
+  num_frequencies: int = 1024,
+  amplitude: float = 0.5,
+  phase: float = 0.5,
+  calibration: float = 1.0,
+  factor: int = 2,
+  patience: int = 500,
+  sampler_lr: float = 1e-3,
+  augment: str | None = STRATEGY,
+) -> Method:
+  """NCFM (Wang et al., CVPR 2025): a min-max match of characteristic functions of features.
+
+      L = sum_c 300 mean_t sqrt(amplitude (|p_c(t)| - |q_c(t)|)^2
+                                + phase 2 (|p_c(t)| |q_c(t)| - Re p_c(t) conj q_c(t)))
+
+  p_c and q_c are the empirical characteristic functions of the features g of real and distilled
+  images of class c, p(t) = mean_n exp(i <t, g_n / |g_n|>). t ~ s_j N(0, I), 16 of each scale s_j,
+  which a network psi makes of noise. Images descend L, and psi ascends it. Then images take a
+  second step, down `calibration` times the cross-entropy of the trained network, the sum over the
+  classes of their means.
+
+  g is the input of the classifier in a mixture u initial + (1 - u) trained, u ~ U(0, 1), of the
+  parameters of a teacher, drawn for each step; batch norms keep the trained statistics. Images hold
+  factor^2 small ones (`multi_formation`). All images of a class, real and distilled, share their
+  view: every operation of `augment`, one after the other. Pixels are clamped to [0, 1] before each
+  step. When the loss has not fallen for `patience` steps the rate is halved.
+
+  The text has no more of psi than that it makes a scale mixture. Ours are its layers, and that its
+  scales have the root mean square 1: L grows with the scale of all t, and psi would do no more than
+  raise that. In what we differ from the released code, also in
+  `ncfm_released`:
+
+  * Each step draws new real images. The code takes the first `batch_real` of each class always.
+  * Distilled images are those of this step. The code decodes up to ten batches ahead.
+  * One step moves all classes, and all see the same t. The code takes the classes in turn with one
+    AdamW for all, and new t: with k classes on one device images move about sqrt(k) times as far.
+  * Parts start from different real images, as far as there are enough, drawn at random; the code
+    takes the first of each class.
+
+  Args:
+    env: static facts; one teacher or more, all of one architecture. The paper has 20.
+    num_steps: each of them two of the optimiser.
+    optimizer: {name, lr, **kwargs} of `optimizers.make_optimizer`, of pixels in [0, 1].
+    batch_real: real images of each class in a step.
+    num_frequencies: t in a step; a multiple of 16.
+    amplitude: weight of the difference of amplitudes.
+    phase: weight of the difference of phases.
+    calibration: weight of the cross-entropy; 0 for no second step.
+    factor: parts a side.
+    patience: steps.
+    sampler_lr: of psi, by SGD with momentum 0.5.
+    augment: strategy of `dsa.dsa`; None for no views.
+  """
+  if num_frequencies % GROUP:
+    raise LtddError(
+      f"method 'ncfm': num_frequencies is {num_frequencies}; expected a multiple of {GROUP}, such "
+      "as 1024"
+    )
+  options = (num_steps, optimizer, batch_real, num_frequencies, amplitude, phase, calibration)
+  return _make("ncfm", env, *options, factor, patience, augment, sampler_lr)
+
+
+def ncfm_released(
+  env: Env,
+  /,
+  *,
+  num_steps: int = 20_000,
+  optimizer: Mapping[str, Any] = ADAMW,
+  batch_real: int = 1024,
+  num_frequencies: int = 4096,
+  amplitude: float = 0.5,
+  phase: float = 0.5,
+  calibration: float = 1.0,
+  factor: int = 2,
+  patience: int = 500,
+  augment: str | None = STRATEGY,
+) -> Method:
+  """NCFM as its code runs: t ~ N(0, I), and more of them.
+
+  All its configs leave psi out. If it is switched on, it never learns: the gradients of its descent
+  and of its ascent add up to zero. Otherwise, and in what we differ, as `ncfm`.
+  """
+  options = (num_steps, optimizer, batch_real, num_frequencies, amplitude, phase, calibration)
+  return _make("ncfm_released", env, *options, factor, patience, augment, None)
+
+
+def _make(
+  name: str,
+  env: Env,
+  num_steps: int,
+  optimizer: Mapping[str, Any],
+  batch_real: int,
+  num_frequencies: int,
+  amplitude: float,
+  phase: float,
+  calibration: float,
+  factor: int,
+  patience: int,
+  augment: str | None,
+  sampler_lr: float | None,
+) -> Method:
+  """See `ncfm`; without a `sampler_lr` all scales are 1."""
+  where = f"method {name!r}: "
+  check_at_least(where, 1, num_steps=num_steps, batch_real=batch_real, patience=patience)
+  check_at_least(where, 1, num_frequencies=num_frequencies)
+  check_at_least(where, 0, amplitude=amplitude, phase=phase, calibration=calibration)
+  check_at_least(where, 0, sampler_lr=sampler_lr or 0)
+  multi_formation.check_factor(name, env, factor)
+  check_alike(name, env)
+  ops = [] if augment is None else dsa.check_strategy(augment)
+  tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, num_steps)
+  plateau = optax.contrib.reduce_on_plateau(0.5, patience + 1, rtol=1e-4)
+  sampler_tx = optax.sgd(sampler_lr or 0, SAMPLER_MOMENTUM)
+  k, groups = env.num_classes, num_frequencies // GROUP
+
+  def start(key: jax.Array, slots: Slots, res: Resources) -> State:
+    image_key, sampler_key = jax.random.split(key)
+    images = multi_formation.real_parts(image_key, env, slots, res, factor, "nearest")
+    images = augment_lib.denormalize_pixels(images, env.mean, env.std)
+    labels = jnp.asarray(slots.labels, jnp.int32)
+    state = State(images, labels, tx.init(images), plateau.init(images))
+    if sampler_lr is None:
+      return state
+    sampler = Sampler().init(sampler_key, jnp.zeros((1, WIDTH)))
+    return dataclasses.replace(state, sampler=sampler, sampler_opt_state=sampler_tx.init(sampler))
+
+  def step(
+    key: jax.Array, state: State, res: Resources, x: RealBatch, *, turn: int = 0
+  ) -> tuple[State, dict[str, jax.Array]]:
+    del turn
+    keys = jax.random.split(key, 5)
+    trained, mixed = draw_network(keys[0], res)
+    labels = jnp.tile(state.labels, factor**2)
+    wanted = jnp.bincount(labels, length=k) > 0
+    model = env.teachers[0].model
+    seen_in = lambda key: jax.random.uniform(key, (k, len(ops), 3))
+    look = functools.partial(embed, model, mixed, ops, seen_in(keys[1]))
+    noise = jax.random.normal(keys[2], (groups, WIDTH))
+
+    def match(images: jax.Array, sampler: Any) -> jax.Array:
+      features = look(_shown(images, factor, env), labels)[1]
+      t = jax.random.normal(keys[3], (num_frequencies, features.shape[1]))
+      if sampler_lr is not None:
+        t = scales(sampler, noise)[:, None] * t
+      of_real = lambda images, labels, counted: waves(look(images, labels)[1], t)
+      real = real_means(of_real, env, res, x, wanted, together=False)
+      distilled = selection.class_means(waves(features, t), labels, k)
+      return discrepancy(real, distilled, wanted, amplitude, phase)
+
+    def calibrate(images: jax.Array) -> jax.Array:
+      look = functools.partial(embed, model, trained, ops, seen_in(keys[4]))
+      logits = look(_shown(images, factor, env), labels)[0]
+      return calibration * sum_of_means(losses.cross_entropy_rows(logits, labels), labels, k)
+
+    def move(images: jax.Array, grads: jax.Array, opt_state: Any) -> tuple[jax.Array, Any]:
+      updates, opt_state = tx.update(grads, opt_state, images)
+      return images + state.plateau.scale * updates, opt_state
+
+    images, sampler = jnp.clip(state.images, 0, 1), state.sampler
+    matched, grads = jax.value_and_grad(match, (0, 1))(images, sampler)
+    images, opt_state = move(images, grads[0], state.opt_state)
+    sampler_opt_state = state.sampler_opt_state
+    if sampler_lr is not None:
+      up = jax.tree.map(jnp.negative, grads[1])
+      updates, sampler_opt_state = sampler_tx.update(up, sampler_opt_state)
+      sampler = optax.apply_updates(sampler, updates)
+    ce = jnp.zeros(())
+    if calibration:
+      ce, grads = jax.value_and_grad(calibrate)(images)
+      images, opt_state = move(images, grads, opt_state)
+    _, rate = plateau.update({}, state.plateau, value=(matched + ce) / wanted.sum())
+    metrics = {"loss": matched + ce, "match": matched, "ce": ce, "scale": rate.scale}
+    return State(images, state.labels, opt_state, rate, sampler, sampler_opt_state), metrics
+
+  def read(state: State) -> Distilled:
+    pixels = jnp.clip(state.images, 0, 1)
+    return Distilled(augment_lib.normalize_pixels(pixels, env.mean, env.std), state.labels)
+
+  def inputs(rng: np.random.Generator, t: int, host: Resources) -> RealBatch:
+    del t
+    return draw_rows(rng, np.asarray(host["labels"]), k, batch_real)
+
+  return Method(
+    start,
+    step,
+    read,
+    needs=("teachers", "initial_teachers", "images", "labels"),
+    num_steps=num_steps,
+    batching="joint",
+    inputs=inputs,
+    real_images=True,
+    notes=multi_formation.make_notes(factor),
+    dtype="float32",
+    parts=factor,
+  )
+
+
+def check_alike(name: str, env: Env) -> None:
+  """Raises LtddError for teachers of several architectures."""
+  other = [network.name for network in env.teachers if network.model != env.teachers[0].model]
+  if other:
+    raise LtddError(
+      f"method {name!r} draws one of its teachers in each step, and {other[0]!r} is of another "
+      f"architecture than {env.teachers[0].name!r}; expected teachers of one. Name those in "
+      "config.distil.teachers"
+    )
+
+
+def draw_network(key: jax.Array, res: Resources) -> tuple[Any, Any]:
+  """Draws a teacher; returns its variables, and a mixture of them with those it began with."""
+  number_key, share_key = jax.random.split(key)
+  number = jax.random.randint(number_key, (), 0, len(res["teachers"]))
+  trained, initial = (
+    jax.lax.switch(number, [lambda v=v: v for v in res[name]])
+    for name in ("teachers", "initial_teachers")
+  )
+  share = jax.random.uniform(share_key)
+  mix = lambda a, b: share * a + (1 - share) * b
+  params = jax.tree.map(mix, initial["params"], trained["params"])
+  return trained, {**trained, "params": params}
+
+
+def embed(
+  model: nn.Module,
+  variables: Any,
+  ops: Sequence[str],
+  numbers: Float[Array, "k m 3"],
+  images: Float[Array, "b h w c"],
+  labels: Int[Array, " b"],
+) -> tuple[Float[Array, "b k"], Float[Array, "b f"]]:
+  """Computes logits and features of norm 1, in eval mode, of images in the views of their classes.
+
+  Features are the classifier's input. `numbers` are those of the operations, for each class.
+  """
+  view = lambda image, own: dsa.apply_in_turn(image, ops, own)
+  logits, features = taps.features(model, variables, jax.vmap(view)(images, numbers[labels]))
+  features = features.astype(jnp.float32)
+  norm = jnp.sqrt(jnp.maximum(jnp.square(features).sum(1, keepdims=True), 1e-24))
+  return logits.astype(jnp.float32), features / norm
+
+
+def _shown(pixels: jax.Array, factor: int, env: Env) -> jax.Array:
+  """The parts of all images, normalised."""
+  return augment_lib.normalize_pixels(multi_formation.decode(pixels, factor), env.mean, env.std)
+
+
+def scales(sampler: Any, noise: Float[Array, "g w"]) -> Float[Array, " m"]:
+  """Computes the scales s_j of psi, of root mean square 1, the same for `GROUP` frequencies."""
+  log_scales: Any = Sampler().apply(sampler, noise)
+  found = jnp.exp(log_scales)
+  return jnp.repeat(found / jnp.sqrt(jnp.square(found).mean()), GROUP)
+
+
+def waves(features: Float[Array, "b f"], t: Float[Array, "m f"]) -> Float[Array, "b both"]:
+  """Computes exp(i <t, g>): the m real parts of each feature vector, then the imaginary ones."""
+  angles = jnp.einsum("bf,mf->bm", features, t, precision="highest")
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+
+def discrepancy(
+  real: Float[Array, "k both"],
+  distilled: Float[Array, "k both"],
+  wanted: Array,
+  amplitude: float,
+  phase: float,
+) -> Float[Array, ""]:
+  """Computes L of `ncfm` of two characteristic functions at m frequencies, see `waves`.
+
+  The terms add up to |p - q|^2 if both have the weight 1, so L is the root of
+
+      phase |p - q|^2 + (amplitude - phase) (|p| - |q|)^2
+
+  which for equal weights needs no modulus. Roots have 1e-12 added: their slope at 0 is infinite.
+
+  Args:
+    real: p of each class.
+    distilled: q of each class.
+    wanted: (k,) bool, the classes that count.
+    amplitude: weight.
+    phase: weight.
+  """
+  p, q = (x.reshape(len(x), 2, -1) for x in (real, distilled))
+  modulus = lambda x: jnp.sqrt(jnp.square(x).sum(1) + 1e-12)
+  squared = phase * jnp.square(p - q).sum(1)
+  if amplitude != phase:
+    squared += (amplitude - phase) * jnp.square(modulus(p) - modulus(q))
+  rows = jnp.sqrt(jnp.maximum(squared, 0) + 1e-12).mean(1)
+  return SCALE * jnp.where(wanted, rows, 0).sum()
