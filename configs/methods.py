@@ -163,19 +163,20 @@ MATCHING_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 
 def dc(dataset: str, ipc: int) -> Published:
   """1,000 networks; images per class without published loops take those nearest by ratio.
 
-  No recipe of its own yet, hence the neutral one; of DC's own students none see views.
+  Its students train on images as they are (`dc_eval`).
   """
   nearest = min(MATCHING_LOOPS, key=lambda known: (max(known / ipc, ipc / known), known))
   steps, epochs = MATCHING_LOOPS[nearest]
   method = {"name": "dc", "num_steps": 1000 * steps, "lr": 0.1, "network": W128}
-  return Published(method | {"steps_per_network": steps, "epochs": epochs}, "rd3", student=W128)
+  return Published(method | {"steps_per_network": steps, "epochs": epochs}, "dc_eval", student=W128)
 
 
 def dsa(dataset: str, ipc: int) -> Published:
-  """As `dc`, with views; without flips for digits."""
+  """As `dc`, with views, without flips for digits; the neutral recipe: its students see DSA."""
   strategy = dsa_lib.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa_lib.STRATEGY
   paper = dc(dataset, ipc)
-  return paper._replace(method=paper.method | {"name": "dsa", "augment": strategy})
+  method = paper.method | {"name": "dsa", "augment": strategy}
+  return paper._replace(method=method, recipe="rd3")
 
 
 def dream(dataset: str, ipc: int) -> Published:
