@@ -22,12 +22,20 @@ from ltdd_jax.core.registry import check_at_least, check_share
 from ltdd_jax.core.types import Distilled, LtddError, Slots
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import dsa as dsa_lib
-from ltdd_jax.data import multi_formation, views
+from ltdd_jax.data import multi_formation
 from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil import gradient_matching as gm
 from ltdd_jax.distil import selection
 from ltdd_jax.distil.base import Env, Method, Notes, Resources
 from ltdd_jax.distil.dm import CONVNET
+from ltdd_jax.distil.network_training import (
+  Network,
+  Params,
+  cutmix_batch,
+  draw_batches,
+  draw_network,
+  train,
+)
 from ltdd_jax.distil.representatives import Representatives, representatives
 from ltdd_jax.models import convolution, taps
 from ltdd_jax.training import losses, optimizers
@@ -138,7 +146,7 @@ def dream(
   tx = optax.sgd(lr, momentum)
   rate = lambda _: network_lr
   network_tx = optimizers.sgd(rate, momentum=0.9, weight_decay=5e-4)
-  draw = functools.partial(gm.draw_network, matching.model, network_tx, env)
+  draw = functools.partial(draw_network, matching.model, network_tx, env)
   look = functools.partial(choose, matching.model, env, options)
 
   def init(key: jax.Array, slots: Slots, res: Resources) -> gm.MatchState:
@@ -192,7 +200,7 @@ def dream(
   )
 
 
-def squared_distance(real: gm.Params, distilled: gm.Params) -> Float[Array, ""]:
+def squared_distance(real: Params, distilled: Params) -> Float[Array, ""]:
   """Computes the squared distance of two gradients by the kernels of convolutions alone."""
   pairs = zip(jax.tree.leaves(real), jax.tree.leaves(distilled), strict=True)
   return sum((jnp.square(a - b).sum() for a, b in pairs if a.ndim == 4), jnp.zeros(()))
@@ -202,7 +210,7 @@ def choose(
   model: nn.Module,
   env: Env,
   options: Options,
-  params: gm.Params,
+  params: Params,
   key: Key[Array, ""],
   res: Resources,
 ) -> Representatives:
@@ -218,7 +226,7 @@ def first_images(
   model: nn.Module,
   env: Env,
   options: Options,
-  params: gm.Params,
+  params: Params,
   key: Key[Array, ""],
   slots: Slots,
   res: Resources,
@@ -244,7 +252,7 @@ def move_images(
   tx: optax.GradientTransformation,
   res: Resources,
   real: Representatives,
-  params: gm.Params,
+  params: Params,
   key: Key[Array, ""],
   moved: tuple[Float[Array, "n h w c"], Any],
   labels: Int32[Array, " n"],
@@ -284,15 +292,15 @@ def train_on_real(
   tx: optax.GradientTransformation,
   env: Env,
   options: Options,
-  network: gm.Network,
+  network: Network,
   key: Key[Array, ""],
   res: Resources,
   x: Rows,
-) -> gm.Network:
+) -> Network:
   """Trains a network on the rows `x` of training images, one update for each batch of them."""
   rows, weights = jnp.asarray(x[0]), jnp.asarray(x[1])
 
-  def loss_fn(params: gm.Params, i: jax.Array) -> jax.Array:
+  def loss_fn(params: Params, i: jax.Array) -> jax.Array:
     view_key, mix_key = jax.random.split(jax.random.fold_in(key, i))
     pixels = augment_lib.to_pixels(jnp.asarray(res["images"])[rows[i]])
     seen = _normalised(env, _own_views(options.network_augment, view_key, pixels))
@@ -303,42 +311,11 @@ def train_on_real(
     loss += (1 - share) * losses.cross_entropy_rows(logits, labels[partner])
     return jnp.sum(loss * weights[i]) / weights[i].sum()
 
-  return gm.train(tx, network, len(rows), loss_fn)
-
-
-def cutmix_batch(
-  key: Key[Array, ""], images: Float[Array, "b h w c"], share: float = 0.5
-) -> tuple[Float[Array, "b h w c"], Int32[Array, " b"], Float[Array, ""]]:
-  """CutMix with one box for the batch, with probability `share`; else the images as they are.
-
-  Returns:
-    Images, the numbers of their partners, and the share of an image that is its own.
-  """
-  b, h, w, _ = images.shape
-  mix_key, partner_key, lam_key, row_key, column_key = jax.random.split(key, 5)
-  partner = jax.random.permutation(partner_key, b).astype(jnp.int32)
-  row = jax.random.randint(row_key, (), 0, h)
-  column = jax.random.randint(column_key, (), 0, w)
-  inside, own = views.box_mask(jax.random.uniform(lam_key), row, column, h, w)
-  mixing = jax.random.bernoulli(mix_key, share)
-  mixed = jnp.where((inside & mixing)[None, :, :, None], images[partner], images)
-  return mixed, partner, jnp.where(mixing, own, 1.0)
-
-
-def draw_batches(rng: np.random.Generator, total: int, num_images: int, batch_size: int) -> Rows:
-  """Draws rows of `num_images` of `total` images without replacement, in batches.
-
-  The last batch is filled up as long as there are images; places without one have weight 0.
-  """
-  size = min(batch_size, total)
-  batches = -(-min(num_images, total) // size)
-  place = np.arange(batches * size).reshape(batches, size)
-  rows = rng.permutation(total)[np.minimum(place, total - 1)]
-  return rows.astype(np.int32), (place < total).astype(np.float32)
+  return train(tx, network, len(rows), loss_fn)
 
 
 def _features(
-  model: nn.Module, env: Env, options: Options, params: gm.Params, res: Resources
+  model: nn.Module, env: Env, options: Options, params: Params, res: Resources
 ) -> Float[Array, "N f"]:
   """The input of the classifier, for all training images as they are."""
 

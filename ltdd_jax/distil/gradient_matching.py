@@ -28,14 +28,13 @@ from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil import pixels, selection
 from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.distil.dm import CONVNET, RealBatch, draw_rows, first_images
+from ltdd_jax.distil.network_training import Network, Params, draw_network, train
 from ltdd_jax.models import convolution
 from ltdd_jax.training import losses
 
 VERSION = 1
 
-Params = Any
 View = Callable[[jax.Array], jax.Array]  # images (b, h, w, c) -> what the network sees of them
-Network = tuple[Params, Any]  # parameters, and the state of their optimiser
 
 
 @flax.struct.dataclass
@@ -236,30 +235,6 @@ def make_network(name: str, env: Env, network: Mapping[str, Any]) -> nn.Module:
       "norm='none', such as a convnet"
     )
   return models.computing_in(model, env.compute_dtype)
-
-
-def draw_network(
-  model: nn.Module, tx: optax.GradientTransformation, env: Env, key: Key[Array, ""]
-) -> Network:
-  """Draws a random network, with an optimiser that has not moved."""
-  params = models.init_variables(model, key, env.image_shape)["params"]
-  return params, tx.init(params)
-
-
-def train(
-  tx: optax.GradientTransformation,
-  network: Network,
-  num_updates: int,
-  loss_fn: Callable[[Params, Int[Array, ""]], jax.Array],
-) -> Network:
-  """Minimises `loss_fn(params, i)` over the parameters, update i = 0, 1, ..."""
-
-  def update(i: jax.Array, network: Network) -> Network:
-    params, opt_state = network
-    updates, opt_state = tx.update(jax.grad(loss_fn)(params, i), opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
-
-  return jax.lax.fori_loop(0, num_updates, update, network)
 
 
 def train_on(

@@ -13,8 +13,9 @@ from configs import methods
 from ltdd_jax import distil
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.distil import gradient_matching as gm
-from ltdd_jax.distil.dream import cutmix_batch, draw_batches, dream, subset
+from ltdd_jax.distil.dream import dream, subset
 from ltdd_jax.distil.gradient_matching import dc, dsa
+from ltdd_jax.distil.network_training import cutmix_batch, draw_batches
 from ltdd_jax.distil.representatives import representatives
 from tests import small
 
