@@ -33,6 +33,8 @@ SMALL = {
   "batch_real": 256, "num_networks": 20, "new_every": 10, "train_steps": 5, "train_batch": 128,
   "num_frequencies": 1024,
 }  # fmt: skip
+# Of gradient matching with small presets, see `limit_matching`.
+FEW_IMAGES = {"batch_real": 64, "epochs": 10, "num_clusters": 64, "network_images": 512}
 
 CALIBRATORS: dict[str, dict[str, Any]] = {
   "plain": {"name": "none"},
@@ -290,6 +292,8 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
   )
   config.teacher.optimizer.lr = 0.05
   limit_steps(config, 300, **SMALL)
+  limit_steps(config, 300)
+  limit_matching(config, **FEW_IMAGES)
 
 
 def limit_steps(config: ConfigDict, most: int, **limits: int) -> None:
@@ -306,6 +310,24 @@ def limit_steps(config: ConfigDict, most: int, **limits: int) -> None:
     for key, limit in limits.items():
       if key in method:
         method[key] = min(method[key], limit)
+
+
+def limit_matching(config: ConfigDict, **most: int) -> None:
+  """Lowers the numbers of the gradient matching methods: images in a step, and network training.
+
+  On CPU a step of DC at 10 images per class and CIFAR-10 has 7,600 passes of images through the
+  network and back; with the limits of `cpu` 1,700. DREAM has 100 steps there, on four networks.
+  By the time of single updates on one core, `cpu` takes about 20 minutes for the images of DC and
+  DSA and 10 for DREAM's; whole runs were not measured.
+  """
+  for method in config.distil.methods.values():
+    if method.name in ("dc", "dsa", "dream"):
+      for key in most.keys() & method.keys():
+        method[key] = min(method[key], most[key])
+    if method.name == "dream":
+      method.num_steps = min(method.num_steps, 100)
+      method.steps_per_network = min(method.steps_per_network, 25)
+      method.num_iterations = min(method.num_iterations, 10)
 
 
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
@@ -328,3 +350,5 @@ def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
   )
   smaller = {"num_networks": 4, "train_steps": 1, "train_batch": 16, "num_frequencies": 64}
   limit_steps(config, 3, **SMALL | smaller)
+  limit_steps(config, 3)
+  limit_matching(config, batch_real=16, epochs=1, num_clusters=16, network_images=64)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ml_collections.config_dict import placeholder
 
-from ltdd_jax.data import dsa
+from ltdd_jax.data import dsa as dsa_lib
 from ltdd_jax.data.specs import SPECS
 from ltdd_jax.students.recipes.values import MIRRORED, nearest_ipc
 
@@ -162,6 +162,7 @@ def rldd(dataset: str, ipc: int) -> Published:
 
 def dm(dataset: str, ipc: int) -> Published:
   """No recipe of its own, hence the neutral one: DM's students see DSA and hard labels."""
+  strategy = dsa_lib.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa_lib.STRATEGY
   method = {"name": "dm", "num_steps": 20_000, "lr": 1.0 if ipc <= 50 else 10.0, "network": W128}
   return Published(method | {"augment": dsa_strategy(dataset)}, "rd3", student=W128)
 
@@ -219,6 +220,48 @@ def ncfm_released(dataset: str, ipc: int) -> Published:
   return paper._replace(method=paper.method | {"name": "ncfm_released"})
 
 
+MATCHING_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+"""Of DC and DSA by images per class: steps on one network, and its epochs between them."""
+
+
+def dc(dataset: str, ipc: int) -> Published:
+  """1,000 networks; images per class without published loops take those nearest by ratio.
+
+  Its students train on images as they are (`dc_eval`).
+  """
+  nearest = min(MATCHING_LOOPS, key=lambda known: (max(known / ipc, ipc / known), known))
+  steps, epochs = MATCHING_LOOPS[nearest]
+  method = {"name": "dc", "num_steps": 1000 * steps, "lr": 0.1, "network": W128}
+  return Published(method | {"steps_per_network": steps, "epochs": epochs}, "dc_eval", student=W128)
+
+
+def dsa(dataset: str, ipc: int) -> Published:
+  """As `dc`, with views, without flips for digits; the neutral recipe: its students see DSA."""
+  strategy = dsa_lib.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa_lib.STRATEGY
+  paper = dc(dataset, ipc)
+  method = paper.method | {"name": "dsa", "augment": strategy}
+  return paper._replace(method=method, recipe="rd3")
+
+
+def dream(dataset: str, ipc: int) -> Published:
+  """2,000 networks of 100 steps. Its students see the images decoded; ours see them as they are.
+
+  Of MNIST and Fashion-MNIST the code compares gradients by their L1 distance; not here.
+  """
+  tiny = dataset == "tiny_imagenet"
+  base = 1e-6 if tiny and ipc >= 50 else 5e-3
+  method = {
+    "name": "dream",
+    "num_steps": 200_000,
+    "lr": base * ipc / 10 * (4 if tiny else 1),  # (side / 32)^2
+    "factor": 2,
+    "num_clusters": 64 if tiny else 128,
+    "network_images": {"cifar10": 2000, "cifar100": 2000, "tiny_imagenet": 1000}.get(dataset, 500),
+    "network": W128,
+  }
+  return Published(method, "rd3", student=W128)
+
+
 def rded(dataset: str, ipc: int) -> Published:
   """One patch an image. The teachers' training is ours, SRe2L's: RDED gives none, only weights."""
   return Published({"name": "rded", "factor": 1, "num_crops": 5, "pool": 300}, "rded_kl")
@@ -239,10 +282,13 @@ METHODS: dict[str, Callable[[str, int], Published]] = {
   "edc": edc,
   "edc_released": edc_released,
   "rldd": rldd,
+  "dc": dc,
+  "dsa": dsa,
   "dm": dm,
   "idm": idm,
   "ncfm": ncfm,
   "ncfm_released": ncfm_released,
+  "dream": dream,
   "rded": rded,
   **{name: _coreset(name) for name in ("herding", "k_center", "kmeans", "random")},
 }

@@ -18,6 +18,7 @@ from ltdd_jax.core.types import LtddError
 
 OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 STRATEGY = "_".join(OPS)
+ALWAYS = ("flip", "color", "cutout")  # see `apply_combined`
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 CROP, CUTOUT = 0.125, 0.5  # shares of the side
@@ -101,6 +102,42 @@ def apply_in_turn(
       image = jnp.where(_covered(own, h, w)[..., None], 0.0, image)
     else:
       image = _warp(image, _matrices(own, h, w)[OPS.index(name)])
+  hidden = _square(numbers, h, w) & (op == OPS.index("cutout"))
+  return jnp.where(hidden[..., None], 0.0, image)
+
+
+def draw_combined(
+  key: Key[Array, ""], strategy: str, num: int
+) -> tuple[Int[Array, ""], Float[Array, "num 4 3"]]:
+  """Draws what `apply_combined` takes, for `num` images."""
+  known = [OPS.index(name) for name in check_strategy(strategy) if name not in ALWAYS]
+  op_key, number_key = jax.random.split(key)
+  ops = jnp.asarray(known or [OPS.index("color")])  # which moves no pixel
+  op = ops[jax.random.randint(op_key, (), 0, len(ops))]
+  return op, jax.random.uniform(number_key, (num, 4, 3))
+
+
+def apply_combined(
+  image: Float[Array, "h w c"],
+  op: Int[Array, ""],
+  numbers: Float[Array, "4 3"],
+  strategy: str,
+) -> Float[Array, "h w c"]:
+  """Applies several operations in one view, as IDC and DREAM (Kim et al., ICML 2022) do.
+
+  Of the strategy "flip" and "color" come first, then operation number `op`, one of the others, then
+  "cutout": each has numbers of its own, in this order.
+  """
+  h, w, _ = image.shape
+  names = check_strategy(strategy)
+  if "flip" in names:
+    image = jnp.where(numbers[0, 0] < 0.5, image[:, ::-1], image)
+  if "color" in names:
+    image = _recolor(image, jnp.ones(()), numbers[1])
+  if set(names) - set(ALWAYS):
+    image = _warp(image, _matrices(numbers[2], h, w)[op])
+  if "cutout" in names:
+    image = jnp.where(_square(numbers[3], h, w)[..., None], 0.0, image)
   return image
 
 
@@ -141,6 +178,8 @@ def _warp(image: jax.Array, matrix: Float[Array, "2 3"]) -> jax.Array:
 
 def _covered(numbers: jax.Array, h: int, w: int) -> jax.Array:
   """The square (h, w) of a cutout."""
+def _square(numbers: Float[Array, "3"], h: int, w: int) -> jax.Array:
+  """Which pixels (h, w) a cutout covers."""
   rows, columns = (_hidden(u, n) for u, n in zip(numbers[:2], (h, w), strict=True))
   return rows[:, None] & columns[None, :]
 

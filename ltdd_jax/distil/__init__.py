@@ -8,6 +8,8 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.distil.base import Env, Method, Network, Resources, check_resources, make_slots
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
 from ltdd_jax.distil.dm import dm
+from ltdd_jax.distil.dream import dream
+from ltdd_jax.distil.gradient_matching import dc, dsa
 from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm, rldd
 from ltdd_jax.distil.idm import idm
 from ltdd_jax.distil.imported import imported
@@ -29,7 +31,10 @@ __all__ = [
 
 METHODS: dict[str, Callable[..., Method]] = {
   "cda": cda,
+  "dc": dc,
   "dm": dm,
+  "dream": dream,
+  "dsa": dsa,
   "edc": edc,
   "edc_released": edc_released,
   "gvbsm": gvbsm,

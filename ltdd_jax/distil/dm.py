@@ -82,8 +82,7 @@ def dm(
   )
   model = models.computing_in(model, env.compute_dtype)
   tx = optax.sgd(lr, momentum)
-  noise = initial_images.noise(env).draw
-  first = noise if init == "noise" else lambda *args: coreset.random(env).init(*args).images
+  first = first_images(env, init)
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> pixels.PixelState:
     images = first(key, slots, res)
@@ -121,6 +120,16 @@ def dm(
     real_images=True,
     dtype="float32",
   )
+
+
+def first_images(env: Env, init: str) -> Callable[[jax.Array, Slots, Resources], jax.Array]:
+  """Makes the function that draws the images (n, h, w, c) to start from: "noise" or "real".
+
+  Noise is N(0, 1); real images are drawn without replacement in each class.
+  """
+  if init == "noise":
+    return initial_images.noise(env).draw
+  return lambda *args: coreset.random(env).init(*args).images
 
 
 def draw_rows(

@@ -6,8 +6,10 @@ are sums of shifted images, products, and Winograd's products (docs/results/perf
 Accelerators keep the convolution.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +22,23 @@ _LEAST = 1e8  # multiplications; smaller convolutions are not worth the time of 
 _PIXELS = 512  # of all images; with fewer, transforms of kernels cost more than is saved
 _COLUMNS = 2**20  # bytes of the columns of a chunk
 
+_LOOPED = contextvars.ContextVar("looped", default=False)
+
 Form = Callable[[jax.Array, jax.Array], jax.Array]  # images, kernel -> result
+
+
+@contextlib.contextmanager
+def looped() -> Iterator[None]:
+  """Makes all that is traced in it fit for training inside a loop (`lax.scan`, `lax.fori_loop`).
+
+  XLA's CPU compiler makes slow code of the gradient by a kernel there; in this context it is always
+  a product. Nothing changes on accelerators.
+  """
+  token = _LOOPED.set(True)
+  try:
+    yield
+  finally:
+    _LOOPED.reset(token)
 
 
 def convolve(
@@ -68,18 +86,20 @@ def _cpu_form(
   if groups == 1 and (u, v) == (1, 1):
     return functools.partial(_pointwise, strides=strides, padding=padding)
   work = b * h * w * u * v * c * d // (strides[0] * strides[1])
-  if groups > 1 or work < _LEAST or c < 16 or x.dtype != jnp.float32:
-    return whole
-  if (u, v) == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1)):
-    if min(h, w) < 4 or b * h * w < _PIXELS:
-      return whole
-    return bilinear(winograd.forward, winograd.image_gradient, winograd.kernel_gradient)
   images = jax.ShapeDtypeStruct(x.shape, x.dtype)
-  return bilinear(
+  columns = bilinear(
     whole,
     lambda dy, kernel: jax.linear_transpose(lambda x: whole(x, kernel), images)(dy)[0],
     functools.partial(_by_columns, shape=kernel.shape, strides=strides, padding=padding),
   )
+  otherwise = columns if _LOOPED.get() and groups == 1 else whole
+  if groups > 1 or work < _LEAST or c < 16 or x.dtype != jnp.float32:
+    return otherwise
+  if (u, v) == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1)):
+    if min(h, w) < 4 or b * h * w < _PIXELS:
+      return otherwise
+    return bilinear(winograd.forward, winograd.image_gradient, winograd.kernel_gradient)
+  return columns
 
 
 def bilinear(forward: Form, image_gradient: Form, kernel_gradient: Form) -> Form:

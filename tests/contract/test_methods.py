@@ -12,12 +12,23 @@ from ltdd_jax import distil
 from ltdd_jax.core.types import Distilled, LtddError
 from tests import small
 
+NET = {"name": "convnet", "depth": 1, "width": 4}
+MATCHING = {"num_steps": 3, "batch_real": 4, "network": NET, "steps_per_network": 2, "epochs": 2}
 KWARGS = {
   **{name: {"num_steps": 3} for name in ("cda", "edc", "edc_released", "gvbsm", "rldd", "sre2l")},
-  "dm": {
+  "dc": MATCHING | {"network_batch": 4},
+  "dm": {"num_steps": 3, "batch_real": 4, "network": NET},
+  "dream": {
     "num_steps": 3,
-    "batch_real": 4,
-    "network": {"name": "convnet", "depth": 1, "width": 4},
+    "network": NET,
+    "steps_per_network": 2,
+    "num_clusters": 5,
+    "interval": 1,
+    "num_iterations": 2,
+    "network_images": 6,
+    "network_batch": 4,
+    "augment": "color_cutout",  # without a warp, whose gradient takes long to compile
+    "network_augment": "color",
   },
   "idm": {
     "num_steps": 3,
@@ -29,6 +40,7 @@ KWARGS = {
     "train_batch": 4,
     "network": {"name": "convnet", "depth": 1, "width": 4},
   },
+  "dsa": MATCHING | {"epochs": 0},
   "imported": {"path": "somewhere"},
   "kmeans": {"num_iterations": 2},
   "ncfm": {"num_steps": 3, "batch_real": 4, "num_frequencies": 16, "augment": None},

@@ -91,3 +91,24 @@ def test_numbers_spread_over_all_shifts_alike():
 def test_an_operation_that_does_not_exist(key, strategy):
   with pytest.raises(LtddError, match=r"is not known; expected names joined by '_', such as 'col"):
     dsa.dsa(key, jnp.asarray(images()), strategy=strategy)
+
+
+@pytest.mark.parametrize(
+  ("strategy", "op"), [("color_crop_cutout", "crop"), (dsa.STRATEGY, "scale")]
+)
+def test_combined_operations_come_one_after_another(strategy, op):
+  x, numbers = images(1)[0], np.asarray(NUMBERS[:4], np.float32)
+  numbers[0, 0] = 0.2  # a flip
+  want = x
+  for name, u in zip(("flip", "color", op, "cutout"), numbers, strict=True):
+    want = ref.apply(name, want, u) if name in strategy.split("_") else want
+  op = jnp.asarray(dsa.OPS.index(op))
+  got = dsa.apply_combined(jnp.asarray(x), op, jnp.asarray(numbers), strategy)
+  np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_combined_operations_are_drawn_among_those_not_always_applied():
+  draw = jax.vmap(lambda key: dsa.draw_combined(key, "color_crop_rotate_flip", 2))
+  op, numbers = draw(jax.random.split(jax.random.key(0), 40))
+  assert {dsa.OPS[i] for i in np.asarray(op)} == {"crop", "rotate"}
+  assert numbers.shape == (40, 2, 4, 3)

@@ -127,3 +127,13 @@ def test_networks_at_once_are_those_of_a_loop(every_size):
   loss = jax.grad(lambda x, k: jnp.sin(conv(x, k)).sum(), 1)
   one_by_one = jnp.stack([loss(*pair) for pair in zip(x, k, strict=True)])
   np.testing.assert_allclose(jax.vmap(loss)(x, k), one_by_one, atol=1e-3)
+
+
+def test_convolutions_for_loops_have_the_same_derivatives():
+  x, k = make((6, 5, 3), (3, 3, 4), 1)
+  conv = lambda x, k: convolve(x, k, (1, 1), [(1, 1), (1, 1)], dimension_numbers=NAMES)
+  theirs = derivatives(conv, x, k)
+  with convolution.looped():
+    ours = derivatives(lambda x, k: conv(x, k), x, k)
+  for a, b in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(a, b, atol=5e-5 * max(1, np.abs(b).max()))

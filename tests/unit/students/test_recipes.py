@@ -41,6 +41,7 @@ def get(reference, dataset="cifar10", ipc=10, model=R18, **kwargs):
     ("rldd_mse_gt", "cifar100", 10, (1000, 100, "sgd", 0.1, "kernels", "ssrs")),
     ("rldd_mse_gt", "tiny", 10, (1000, 100, "sgd", 0.1, "kernels", "smooth")),
     ("rldd_mse_gt", "imagenet", 10, (1000, 100, "adamw", 1e-3, "kernels", "ssrs")),
+    ("dc_eval", "anything", 7, (300, 256, "sgd", 0.01, "all", "multistep")),
     ("rd3", "anything", 7, (400, 50, "adam", 1e-3, None, "smooth")),
   ],
 )
