@@ -10,6 +10,7 @@ from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
 from ltdd_jax.distil.dm import dm
 from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm, rldd
 from ltdd_jax.distil.imported import imported
+from ltdd_jax.distil.mtt_tesla import mtt, tesla, tesla_released
 from ltdd_jax.distil.rded import rded
 from ltdd_jax.distil.sre2l import cda, sre2l
 
@@ -35,10 +36,13 @@ METHODS: dict[str, Callable[..., Method]] = {
   "imported": imported,
   "k_center": k_center,
   "kmeans": kmeans,
+  "mtt": mtt,
   "random": random,
   "rded": rded,
   "rldd": rldd,
   "sre2l": sre2l,
+  "tesla": tesla,
+  "tesla_released": tesla_released,
 }
 
 

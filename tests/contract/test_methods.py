@@ -12,7 +12,11 @@ from ltdd_jax import distil
 from ltdd_jax.core.types import Distilled, LtddError
 from tests import small
 
+MATCHING = {
+  "num_steps": 2, "inner_steps": 2, "expert_epochs": 1, "max_start_epoch": 2, "augment": None
+}  # fmt: skip
 KWARGS = {
+  **dict.fromkeys(("mtt", "tesla", "tesla_released"), MATCHING),
   **{name: {"num_steps": 3} for name in ("cda", "edc", "edc_released", "gvbsm", "rldd", "sre2l")},
   "dm": {
     "num_steps": 3,
