@@ -6,7 +6,8 @@ logits = model.apply({"params": flat.unravel(vector)}, images, train=True)
 vector[flat.num_features :]                              # the classifier alone
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,7 +30,8 @@ class Flat(NamedTuple):
   unravel: Callable[[jax.Array], Any]  # (p,) -> params
 
 
-def flat_params(model: nn.Module, image_shape: Sequence[int]) -> Flat:
+@functools.lru_cache(maxsize=16)  # a run makes its methods many times
+def flat_params(model: nn.Module, image_shape: tuple[int, ...]) -> Flat:
   """Lays out the parameters of a network whose last layer is named "classifier".
 
   Args:
