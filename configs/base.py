@@ -22,6 +22,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data.specs import SPECS
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.students import recipes
+from ltdd_jax.teachers import trajectories
 
 PRESETS = ("smoke", "cpu", "full")
 
@@ -166,6 +167,10 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
     "methods": {args.method: settings, "random": {"name": "random"}},
   }
   config.distil.update(method.distil)
+  if method.trajectories:  # teachers.trajectories.train_experts
+    experts = with_defaults(trajectories.train_experts, method.trajectories)
+    own = ("name", "seed", "session")  # the program's
+    config.trajectories = {k: v for k, v in experts.items() if k not in own}
   config.statistics = {"tile": 4, "batch_size": 256}  # teachers.statistics_pass.collect
   config.label = {  # labels.label.label_images
     "num_epochs": 400,
@@ -225,12 +230,15 @@ def small_networks(
   for method in config.distil.methods.values():
     if "network" in method:
       method.network = net | {"norm": "instance"}
+  if "trajectories" in config:
+    config.trajectories.network = net | {"norm": "instance"}
 
 
 def deepen(config: ConfigDict) -> None:
   """Puts a ConvNet-4, for images of 64 pixels, where there is a ConvNet-3, for 32."""
   networks = [config.student.model, *config.teacher.models.values()]
   networks += [m.network for m in config.distil.methods.values() if "network" in m]
+  networks += [config.trajectories.network] if "trajectories" in config else []
   for network in networks:
     if network.name == "convnet" and network.depth == 3:
       network.depth = 4
@@ -271,7 +279,7 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
 
   Small batches, since the time goes by images: 2,000 steps of 10 images, and not 400 of 50, which
   leave students far from trained (docs/results/README.md). `recipe=NAME` keeps all else of a
-  recipe.
+  recipe. Trajectories are of 6 experts of width 32 in 6 epochs, matched in 5 inner steps.
   """
   small_networks(config, args, depth=3, width=64, student_norm="batch")
   if args.recipe:
@@ -294,6 +302,29 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
   limit_steps(config, 300, **SMALL)
   limit_steps(config, 300)
   limit_matching(config, **FEW_IMAGES)
+  limit_trajectories(config, experts=6, epochs=6, inner_steps=5, width=32)
+
+
+def limit_trajectories(
+  config: ConfigDict, *, experts: int, epochs: int, inner_steps: int, width: int | None = None
+) -> None:
+  """Fewer, shorter and narrower experts, and shorter inner loops that start from them.
+
+  Starts go up to half of the epochs, or to where the published ones end if that is before. In fewer
+  inner steps the images lead less far, so the rate of the inner loop starts at 0.01 at least.
+  """
+  if "trajectories" not in config:
+    return
+  config.trajectories.update({"num_experts": experts, "num_epochs": epochs})
+  if width is not None:
+    config.trajectories.network.width = width
+  for method in config.distil.methods.values():
+    if "inner_steps" in method:
+      method.inner_steps = min(method.inner_steps, inner_steps)
+      method.expert_epochs = min(method.expert_epochs, epochs)
+      starts = max(epochs // 2, 1) if epochs > method.expert_epochs else 1
+      method.max_start_epoch = min(method.max_start_epoch, starts)
+      method.student_lr = max(method.student_lr, 0.01)
 
 
 def limit_steps(config: ConfigDict, most: int, **limits: int) -> None:
@@ -352,3 +383,4 @@ def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
   limit_steps(config, 3, **SMALL | smaller)
   limit_steps(config, 3)
   limit_matching(config, batch_real=16, epochs=1, num_clusters=16, network_images=64)
+  limit_trajectories(config, experts=2, epochs=2, inner_steps=2)

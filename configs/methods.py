@@ -47,6 +47,7 @@ class Published(NamedTuple):
   student: dict[str, Any] = {"name": "resnet18", "stem": "cifar"}  # noqa: RUF012
   labelers: tuple[str, ...] | None = None  # teachers that label; all for None
   norm: str = "batch"  # of the teacher in small presets
+  trajectories: dict[str, Any] = {}  # noqa: RUF012 (if the method matches them)
 
 
 def crop(low: float) -> dict[str, Any]:
@@ -262,6 +263,73 @@ def dream(dataset: str, ipc: int) -> Published:
   return Published(method, "rd3", student=W128)
 
 
+# MTT, by data set and images per class: inner steps, epochs of experts, epochs to start from,
+# images in an inner step (0 for all), rates of images and of the rate, the rate at the start.
+MTT = {
+  ("cifar10", 1): (50, 2, 2, 0, 1e2, 1e-7, 1e-2),
+  ("cifar10", 10): (30, 2, 20, 0, 1e2, 1e-5, 1e-3),
+  ("cifar10", 50): (30, 2, 40, 0, 1e3, 1e-5, 1e-3),
+  ("cifar100", 1): (20, 3, 20, 0, 1e3, 1e-5, 1e-2),
+  ("cifar100", 10): (20, 2, 20, 0, 1e3, 1e-5, 1e-2),
+  ("cifar100", 50): (80, 2, 40, 125, 1e3, 1e-5, 1e-2),
+  ("tiny_imagenet", 1): (10, 2, 10, 0, 1e4, 1e-4, 1e-2),
+  ("tiny_imagenet", 10): (20, 2, 40, 200, 1e4, 1e-4, 1e-2),
+  ("tiny_imagenet", 50): (20, 2, 40, 300, 1e4, 1e-4, 1e-2),
+}
+# TESLA's own commands, in the same order; the rates of its code are twice those as derived.
+TESLA = {
+  ("cifar10", 1): (50, 2, 5, 0, 1e3, 1e-7, 1e-2),
+  ("cifar100", 50): (80, 2, 40, 125, 1e3, 1e-5, 1e-2),
+}
+
+
+def _matching(
+  name: str, table: dict[tuple[str, int], tuple[Any, ...]], dataset: str, ipc: int
+) -> Published:
+  """A trajectory-matching method: the nearest published number of images per class."""
+  near = nearest_ipc(ipc)
+  values = table.get((dataset, near), MTT.get((dataset, near), MTT["cifar10", near]))
+  steps, epochs, starts, batch, lr, lr_lr, rate = values
+  strategy = dsa.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa.STRATEGY
+  method = {
+    "name": name,
+    "num_steps": 5000,
+    "inner_steps": steps,
+    "inner_batch_size": batch or placeholder(int),
+    "expert_epochs": epochs,
+    "max_start_epoch": starts,
+    "lr": lr,
+    "lr_lr": lr_lr,
+    "student_lr": rate,
+    "augment": strategy,
+  }
+  network = W128 | {"depth": 4} if dataset == "tiny_imagenet" else W128
+  experts = {"network": network, "num_experts": 100, "num_epochs": 50, "augment": strategy}
+  return Published(method, "rd3", trajectories=experts, student=network)
+
+
+def mtt(dataset: str, ipc: int) -> Published:
+  """The authors' commands; images are not whitened here, which they are for some of them.
+
+  No recipe of its own yet, hence the neutral one.
+  """
+  return _matching("mtt", MTT, dataset, ipc)
+
+
+def tesla(dataset: str, ipc: int) -> Published:
+  """The authors' two commands, for which `lr` is half of theirs; elsewhere MTT's values (ours)."""
+  found = _matching("tesla", TESLA, dataset, ipc)
+  halved = (dataset, nearest_ipc(ipc)) in TESLA
+  return found._replace(method=found.method | {"lr": found.method["lr"] / (2 if halved else 1)})
+
+
+def tesla_released(dataset: str, ipc: int) -> Published:
+  """As `tesla`, with the rates of the code, which lacks a factor 2; where they are MTT's, twice."""
+  paper = tesla(dataset, ipc)
+  method = paper.method | {"name": "tesla_released", "lr": 2 * paper.method["lr"]}
+  return paper._replace(method=method)
+
+
 def rded(dataset: str, ipc: int) -> Published:
   """One patch an image. The teachers' training is ours, SRe2L's: RDED gives none, only weights."""
   return Published({"name": "rded", "factor": 1, "num_crops": 5, "pool": 300}, "rded_kl")
@@ -289,6 +357,9 @@ METHODS: dict[str, Callable[[str, int], Published]] = {
   "ncfm": ncfm,
   "ncfm_released": ncfm_released,
   "dream": dream,
+  "mtt": mtt,
+  "tesla": tesla,
+  "tesla_released": tesla_released,
   "rded": rded,
   **{name: _coreset(name) for name in ("herding", "k_center", "kmeans", "random")},
 }

@@ -12,6 +12,7 @@ from ltdd_jax.core.types import ArrayData, Slots, Teacher
 from ltdd_jax.data import augment
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.models import taps
+from ltdd_jax.models.flat import flat_params
 from ltdd_jax.teachers import statistics
 
 K, SIDE = 3, 8
@@ -54,9 +55,25 @@ def teacher(seed: int = 0) -> Teacher:
 
 def env(teachers: int = 1) -> distil.Env:
   t = teacher()
-  return distil.Env(
-    SPEC.image_shape, K, SPEC.mean, SPEC.std, (distil.Network(t.name, t.model),) * teachers
-  )
+  networks = (distil.Network(t.name, t.model),) * teachers
+  return distil.Env(SPEC.image_shape, K, SPEC.mean, SPEC.std, networks, expert=expert)
+
+
+@functools.cache
+def expert() -> Any:
+  """The network of the trajectories below."""
+  return models.make_model(num_classes=K, image_shape=SPEC.image_shape, **NET)
+
+
+@functools.cache
+def trajectories(experts: int = 2, epochs: int = 3) -> np.ndarray:
+  """Vectors that move a little in each epoch: no network was trained."""
+  keys = jax.random.split(jax.random.key(0), experts)
+  flat = flat_params(expert(), SPEC.image_shape)
+  init = lambda key: flat.ravel(models.init_variables(expert(), key, SPEC.image_shape)["params"])
+  first = np.stack([init(key) for key in keys])[:, None]
+  moves = np.random.RandomState(0).normal(0, 0.01, (experts, epochs, first.shape[-1]))
+  return np.concatenate([first, first + moves.cumsum(1)], 1).astype(np.float32)
 
 
 @functools.cache
@@ -83,6 +100,7 @@ def resources(counts=COUNTS, teachers: int = 1) -> dict:
     "images": data.images,
     "labels": data.labels,
     "statistics": (stats,) * teachers,
+    "trajectories": trajectories(),
     "key": jax.random.key(0),
     "file": {"images": images(5, 2), "labels": np.array([0, 1, 2, 0, 2], np.int32)},
   }

@@ -14,6 +14,7 @@ from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm, rldd
 from ltdd_jax.distil.idm import idm
 from ltdd_jax.distil.imported import imported
 from ltdd_jax.distil.ncfm import ncfm, ncfm_released
+from ltdd_jax.distil.mtt_tesla import mtt, tesla, tesla_released
 from ltdd_jax.distil.rded import rded
 from ltdd_jax.distil.sre2l import cda, sre2l
 
@@ -45,10 +46,13 @@ METHODS: dict[str, Callable[..., Method]] = {
   "kmeans": kmeans,
   "ncfm": ncfm,
   "ncfm_released": ncfm_released,
+  "mtt": mtt,
   "random": random,
   "rded": rded,
   "rldd": rldd,
   "sre2l": sre2l,
+  "tesla": tesla,
+  "tesla_released": tesla_released,
 }
 
 

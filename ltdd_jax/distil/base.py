@@ -41,6 +41,7 @@ class Env(NamedTuple):
   std: tuple[float, ...]  # (c,)
   teachers: tuple[Network, ...] = ()
   compute_dtype: str = "float32"  # of other networks that a method makes; see `models.computing_in`
+  expert: Callable[[], Any] | None = None  # makes the Linen module of the expert trajectories
 
 
 # Arrays by the names in `Method.needs`; `pipeline.resources.RESOURCES` says what each is.

@@ -193,5 +193,13 @@ def _optimise(
 
   steps = [functools.partial(step_fn, turn=turn) for turn in range(method.turns)]
   return loop.run(
-    steps, state, consts, num_steps=method.num_steps, session=session, name=name, **kwargs
+    steps,
+    state,
+    consts,
+    num_steps=method.num_steps,
+    session=session,
+    name=name,
+    advice="lower the learning rates of the method",
+    positive=("student_lr",),
+    **kwargs,
   )

@@ -32,6 +32,7 @@ from ltdd_jax.students import recipes
 from ltdd_jax.students import train as student_training
 from ltdd_jax.teachers import objectives, recalibrate, statistics_pass
 from ltdd_jax.teachers import train as teacher_training
+from ltdd_jax.teachers import trajectories as trajectories_lib
 from ltdd_jax.training import losses, many, optimizers
 
 _RUN = ("seed", "session")
@@ -82,6 +83,9 @@ SCHEMA: config_lib.Schema = {
     (statistics_pass.collect,), own={"augment": Key(_SPECS | None, None)}, hidden=_RUN
   ),
   "statistics.augment.*": augment.AUGMENTS,
+  "trajectories": Group((trajectories_lib.train_experts,), hidden=(*_RUN, "name")),
+  "trajectories.network": _MODELS,
+  "trajectories.optimizer": _Named(optimizers.OPTIMIZERS, lr=Key(float)),
   "distil": Group(
     (run_method, distil.make_slots),
     own={
@@ -144,7 +148,7 @@ def check(config: Any) -> dict[str, Any]:
     LtddError: an unknown, missing or ill-typed key, or a bad number.
   """
   plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-  for optional in ("statistics", "report"):
+  for optional in ("statistics", "trajectories", "report"):
     plain.setdefault(optional, {})
   config_lib.check_groups(plain, SCHEMA)
   for group, target in SCHEMA.items():
@@ -252,6 +256,8 @@ def check_with_data(ctx: Context, todo: Collection[str] | None = None) -> None:
       _check_calibrator(ctx, row)
   if "teacher" in kinds:
     _check_teacher(ctx)
+  if "trajectories" in kinds:
+    _check_trajectories(ctx)
   if "label" in kinds:
     encoding.from_config(config["label"]).check(ctx.source.spec.num_classes)
   if kinds & {"student", "probe"}:
@@ -280,6 +286,15 @@ def _check_teacher(ctx: Context) -> None:
   jax.eval_shape(augment.compose(config["augment"]), jax.random.key(0), image)
   with _within("config.teacher"):
     optimizers.make_optimizer(config["optimizer"], config["schedule"], 10)
+
+
+def _check_trajectories(ctx: Context) -> None:
+  config = ctx.config["trajectories"]
+  names = ("num_experts", "num_epochs", "batch_size", "augment", "at_once", "parallel")
+  trajectories_lib.check_options(**{name: config[name] for name in names})
+  with _within("config.trajectories"):
+    _ = ctx.expert_network
+    optimizers.make_optimizer(config["optimizer"], {"name": "constant"}, 10)
 
 
 def _check_students(ctx: Context) -> None:
@@ -339,8 +354,10 @@ def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
 
 
 def _blank(x: Any) -> Any:
-  """Zeros in place of an array that is not there yet; the host gives them pages when touched."""
-  return np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+  """Zeros in place of an array that is not there yet, without memory of their own."""
+  return (
+    np.broadcast_to(np.zeros((), x.dtype), x.shape) if isinstance(x, jax.ShapeDtypeStruct) else x
+  )
 
 
 def _check_method(ctx: Context, images: str) -> Collection[str]:

@@ -17,11 +17,13 @@ from ltdd_jax.core.types import ArrayData, Slots, Teacher
 from ltdd_jax.data import longtail, sources
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import sources as label_sources
+from ltdd_jax.models.flat import Flat
 from ltdd_jax.students import recipes
 from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.teachers import statistics as statistics_lib
 from ltdd_jax.teachers import train as teacher_training
+from ltdd_jax.teachers import trajectories as trajectories_lib
 
 HARD = "hard"  # the label source that is none
 
@@ -169,6 +171,23 @@ class Context:
     )
     return tuple(shapes(self.networks[name]) for name in names)
 
+  # ---- expert trajectories ----
+
+  @functools.cached_property
+  def expert_network(self) -> tuple[Any, Flat]:
+    """The network of the experts, and how its parameters lie in a vector."""
+    return trajectories_lib.make_network(self.source.spec, self.config["trajectories"]["network"])
+
+  def trajectories(self, split: str | None) -> np.ndarray:
+    """The trajectories of the experts that were trained on a split, memory-mapped."""
+    return self.workdir.load("trajectories").arrays[experts_of(split)]
+
+  def trajectory_shapes(self) -> jax.ShapeDtypeStruct:
+    """The shape of what `trajectories` loads, before it is there."""
+    config, (_, flat) = self.config["trajectories"], self.expert_network
+    shape = (config["num_experts"], config["num_epochs"] + 1, flat.size)
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
   # ---- image sources ----
 
   def split_name(self, images: str) -> str | None:
@@ -190,7 +209,9 @@ class Context:
       distil.Network(name, models.computing_in(self.networks[name], dtype))
       for name in self.teacher_names(images)
     )
-    return distil.Env(spec.image_shape, spec.num_classes, spec.mean, spec.std, networks, dtype)
+    expert = lambda: models.computing_in(self.expert_network[0], dtype)
+    facts = spec.image_shape, spec.num_classes, spec.mean, spec.std
+    return distil.Env(*facts, networks, dtype, expert)
 
   def method(self, images: str) -> distil.Method:
     """The method of an image source."""
@@ -304,6 +325,11 @@ class Context:
     It is the learned one, or where the method learns none, as a random control, `recipe_lr`.
     """
     return self.config["student"]["optimizer"]["lr"] is None
+
+
+def experts_of(split: str | None) -> str:
+  """The name of the experts of a split."""
+  return "experts" if split is None else f"experts-{split}"
 
 
 def _arguments(function: Any, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,13 @@ class Builder:
     part = self.seed | {"statistics": self.config["statistics"], "teachers": names}
     return self.add("statistics", part, (self.data(), self.teacher()), names=names)
 
+  def trajectories(self) -> str:
+    methods = self.config["distil"]["methods"]
+    needing = [s for s in sorted(methods) if "trajectories" in self.ctx.method(s).needs]
+    splits = tuple(sorted({self.ctx.split_name(s) for s in needing}, key=str))
+    part = self.seed | {"trajectories": self.config["trajectories"], "splits": splits}
+    return self.add("trajectories", part, (self.data(),), splits=splits)
+
   def distil(self, images: str) -> str:
     method, part = self.ctx.method(images), dict(self.config["distil"])
     entry = part["method"] = dict(part.pop("methods")[images])

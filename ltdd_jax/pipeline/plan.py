@@ -48,6 +48,19 @@ def statistics(ctx: Context, *, names: Sequence[str]) -> str:
   )
 
 
+def trajectories(ctx: Context, *, splits: Sequence[str | None]) -> str:
+  config, shape = ctx.config["trajectories"], ctx.trajectory_shapes().shape
+  steps = feed.num_steps(
+    int(ctx.counts.sum()), config["batch_size"], num_epochs=config["num_epochs"]
+  )
+  of = f" of each of {len(splits)} splits" if len(splits) > 1 else ""
+  return (
+    f"{shape[0]:,} x {config['network']['name']} ({shape[2]:,} parameters){of}: {steps:,} steps "
+    f"of {config['batch_size']} images, {shape[1]:,} snapshots, "
+    f"{4 * len(splits) * int(np.prod(shape)):,} bytes on disk, twice that until the stage is done"
+  )
+
+
 def distil(ctx: Context, *, images: str) -> str:
   method, n = ctx.method(images), len(ctx.slots(images).labels)
   if file := ctx.file(images):

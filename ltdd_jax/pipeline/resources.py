@@ -58,6 +58,12 @@ RESOURCES: dict[str, Resource] = {
     lambda ctx, images: ctx.statistics(ctx.teacher_names(images)),
     lambda ctx, images: ctx.statistics_shapes(ctx.teacher_names(images)),
   ),
+  "trajectories": Resource(  # (experts, epochs + 1, p), see `teachers.trajectories`
+    "trajectories",
+    lambda ctx, images: ctx.trajectories(ctx.split_name(images)),
+    lambda ctx, images: ctx.trajectory_shapes(),
+    where="host",
+  ),
   "key": Resource(  # a random key that all batches of images of the source share
     "data",
     lambda ctx, images: rng.key_for(ctx.config["seed"], "distil", images),

@@ -1,4 +1,6 @@
-"""The whole run: data, teacher, (statistics), distil, label, (probe), calibrate, student, report.
+"""The whole run, from data to report, in stages of which some are there for some methods alone:
+
+    data teacher (statistics) (trajectories) distil label (probe) calibrate student report
 
 Read this file first. `graph.py` lists the stages that a config needs, and `stages.py` says what
 each computes. Each stage writes one artefact under `workdir/<stage>/`; a stage whose

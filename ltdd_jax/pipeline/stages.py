@@ -2,7 +2,7 @@
 
 A stage is a function from artefacts to one artefact; `run.py` decides which run. The names of
 stages are the names of their folders in the work directory: `data`, `teacher`, `statistics`,
-`distil/IMAGES`, `label/IMAGES/LABELS`, `probe/IMAGES/LABELS/CALIBRATOR`,
+`trajectories`, `distil/IMAGES`, `label/IMAGES/LABELS`, `probe/IMAGES/LABELS/CALIBRATOR`,
 `calibrate/IMAGES/LABELS/CALIBRATOR`, `student/IMAGES/LABELS/CALIBRATOR` and `student/IMAGES/hard`.
 A run has the stages that something in it needs.
 """
@@ -23,19 +23,20 @@ from ltdd_jax.distil.run import run_method
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.labels import store as label_store
-from ltdd_jax.pipeline.context import HARD, Context, Row
+from ltdd_jax.pipeline.context import HARD, Context, Row, experts_of
 from ltdd_jax.pipeline.resources import RESOURCES
 from ltdd_jax.students import probe
 from ltdd_jax.students import train as student_training
 from ltdd_jax.teachers import statistics, statistics_pass
 from ltdd_jax.teachers import train as teacher_training
+from ltdd_jax.teachers import trajectories as trajectories_lib
 from ltdd_jax.training import loop
 
 # Code versions: raise one when the results of its stage change, so that no artefact of the older
 # code is used (tests/golden/test_golden_digests.py). Methods and calibrators have their own.
 VERSIONS = {
-  "data": 2, "teacher": 1, "statistics": 1, "distil": 1, "label": 1, "probe": 2, "calibrate": 1,
-  "student": 2,
+  "data": 2, "teacher": 1, "statistics": 1, "trajectories": 1, "distil": 1, "label": 1, "probe": 2,
+  "calibrate": 1, "student": 2,
 }  # fmt: skip
 KINDS = (*VERSIONS, "report")
 
@@ -116,6 +117,23 @@ def statistics_stage(ctx: Context, session: loop.Session, *, names: Sequence[str
       trees[name] = statistics.to_tree(one)
       layers[name] = [[x.path, x.kind] for x in one.layers]
   return Product({}, trees=trees, extra={"layers": layers})
+
+
+def trajectories_stage(
+  ctx: Context, session: loop.Session, *, splits: Sequence[str | None]
+) -> Product:
+  trained = {
+    experts_of(split): trajectories_lib.train_experts(
+      ctx.train_data(split),
+      ctx.source.spec,
+      **ctx.config["trajectories"],
+      name=experts_of(split),
+      seed=ctx.config["seed"],
+      session=session,
+    )
+    for split in splits
+  }
+  return Product(trained)
 
 
 def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product:

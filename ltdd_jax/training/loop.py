@@ -18,7 +18,7 @@ import math
 import time
 import types
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,9 +87,18 @@ def _part(scratch: files.Pathlike, name: str) -> epath.Path:
 class _Monitor:
   """Reads metrics as they come, stops on one that is not finite, and writes their means."""
 
-  def __init__(self, session: Session, name: str, num_steps: int, first: int, advice: str):
+  def __init__(
+    self,
+    session: Session,
+    name: str,
+    num_steps: int,
+    first: int,
+    advice: str,
+    positive: Collection[str],
+  ):
     self.name = name
     self.advice = advice
+    self.positive = positive
     self.waiting: list[tuple[int, dict[str, jax.Array]]] = []  # not read from the device yet
     self.rows: list[dict[str, float]] = []  # read, and not written yet
     folder = session.metrics and session.metrics / name
@@ -122,10 +131,12 @@ class _Monitor:
     self.rows.clear()
 
   def _check(self, step: int, row: dict[str, float]) -> None:
-    bad = [k for k, v in row.items() if not math.isfinite(v)]
-    if bad:
+    for key, value in row.items():
+      if math.isfinite(value) and (value > 0 or key not in self.positive):
+        continue
+      wanted = "positive" if key in self.positive else "finite"
       raise LtddError(
-        f"{self.name}: {bad[0]} is {row[bad[0]]} at step {step}, expected a finite number; "
+        f"{self.name}: {key} is {value:g} at step {step}, expected a {wanted} number; "
         f"{self.advice}. The last good checkpoint is kept."
       )
 
@@ -196,6 +207,7 @@ def run(
   compiled: Compiled | None = None,
   first_turn: int = 0,
   advice: str = "lower the learning rate of this stage",
+  positive: Collection[str] = (),
 ) -> Any:
   """Runs `num_steps` steps from the newest checkpoint, or from `state`.
 
@@ -211,12 +223,13 @@ def run(
     compiled: steps compiled earlier: loops of the same step functions and shapes share them.
     first_turn: turn of step 0, for a loop that goes on where another one ended.
     advice: what to do when a number is not finite, for the error message.
+    positive: names of metrics that have to be above 0.
 
   Returns:
     The last state.
 
   Raises:
-    LtddError: a metric is not finite.
+    LtddError: a metric is not finite, or not positive.
     checkpoint.Interrupted: a signal asked to stop; the state is saved.
   """
   step_fns = (step_fn,) if callable(step_fn) else tuple(step_fn)
@@ -225,7 +238,7 @@ def run(
   if session.scratch is not None:
     progress = checkpoint.Progress(session.scratch / name, every_seconds=session.checkpoint_seconds)
     first, state = progress.restore(state) or (0, state)
-  monitor = _Monitor(session, name, num_steps, first, advice)
+  monitor = _Monitor(session, name, num_steps, first, advice, positive)
   per_call, t = session.steps_per_call(), first
   if len(step_fns) > 1:  # no remainder, so that no step is compiled in the scan and alone
     per_call = math.gcd(per_call, num_steps)

@@ -6,6 +6,7 @@ Networks differ in their keys and inputs. All states have a leading axis of netw
 """
 
 import functools
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from ltdd_jax.training import loop
 
 PARALLEL = ("auto", "vmap", "loop")
 Prepare = Callable[[Any, Any], Any]
+Watch = Callable[[Sequence["Network"], TrainState], None]
 MeshFn = Callable[..., Any]  # a function with the keyword `mesh`: devices to split a batch over
 
 
@@ -111,7 +113,9 @@ def train(
   num_steps: int,
   session: loop.Session,
   parallel: str = "auto",
+  at_once: int | None = None,
   scoring: Scoring | None = None,
+  watch: Mapping[int, Watch] = types.MappingProxyType({}),
   prepare: Prepare | None = None,
 ) -> Trained:
   """Trains networks of one architecture.
@@ -125,20 +129,22 @@ def train(
     session: devices, checkpoints, progress.
     parallel: "vmap" (all in one program), "loop" (one after another) or "auto": vmap on
       accelerators; loop on CPU, which is slow on grouped convolutions. Equal within rounding.
+    at_once: most networks of one program under vmap, or None for all.
     scoring: evaluations on the way, or None.
+    watch: `watch[t](networks, state)` is called with those of one program after t steps, 0 too,
+      before a checkpoint holds step t; after a restart it may be called again, with the same state.
     prepare: `(x, consts) -> x` comes before the step and sees no network. On one CPU device it is a
       program of its own, so that steps that differ in the rest alone share its compilation.
   """
   if parallel == "auto":
     parallel = "loop" if session.mesh.devices.flat[0].platform == "cpu" else "vmap"
-  groups = [networks] if parallel == "vmap" else [[network] for network in networks]
+  size = at_once or len(networks) if parallel == "vmap" else 1
+  groups = [networks[i : i + size] for i in range(0, len(networks), size)]
   compiled: loop.Compiled = {}
   prepared = None
   if prepare and session.steps_per_call() == 1 and session.mesh.size == 1:
     prepared, prepare = jax.jit(_over_inputs(prepare)), None
-  step_fn, hooks = _step_fn(step, session.mesh, prepare), {}
-  if scoring is not None:
-    hooks = {t: functools.partial(_score, scoring, i) for i, t in enumerate(scoring.steps)}
+  step_fn = _step_fn(step, session.mesh, prepare)
   first = jax.jit(
     over_networks(lambda key, shared, mesh: init(key, shared), (0, None), session.mesh)
   )
@@ -149,6 +155,8 @@ def train(
       "train": first(jnp.stack([n.init_key for n in group]), dict(consts)),
       "correct": record,
     }
+    if 0 in watch:
+      watch[0](group, state["train"])
     state = loop.run(
       step_fn,
       mesh_lib.put(state, mesh_lib.at_rest(session.mesh, len(group))),
@@ -157,12 +165,26 @@ def train(
       session=session,
       name=group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else ""),
       inputs=functools.partial(_inputs, group, prepared, consts),
-      hooks=hooks,
+      hooks=_hooks(group, scoring, watch),
       compiled=compiled,
     )
     parts.append(mesh_lib.get(state))
   joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
   return Trained(joined["train"], joined["correct"])
+
+
+def _hooks(
+  group: Sequence[Network], scoring: Scoring | None, watch: Mapping[int, Watch]
+) -> dict[int, Callable[[dict[str, Any]], dict[str, Any]]]:
+  """What is done with the state of a group after some of its steps."""
+  numbers = {} if scoring is None else {t: i for i, t in enumerate(scoring.steps)}
+
+  def hook(t: int, state: dict[str, Any]) -> dict[str, Any]:
+    if t in watch:
+      watch[t](group, state["train"])
+    return state if scoring is None or t not in numbers else _score(scoring, numbers[t], state)
+
+  return {t: functools.partial(hook, t) for t in {*numbers, *watch}}
 
 
 def _inputs(group: Sequence[Network], prepared: Prepare | None, consts: Any, t: int) -> Any:

@@ -14,7 +14,11 @@ from tests import small
 
 NET = {"name": "convnet", "depth": 1, "width": 4}
 MATCHING = {"num_steps": 3, "batch_real": 4, "network": NET, "steps_per_network": 2, "epochs": 2}
+MATCHING = {
+  "num_steps": 2, "inner_steps": 2, "expert_epochs": 1, "max_start_epoch": 2, "augment": None
+}  # fmt: skip
 KWARGS = {
+  **dict.fromkeys(("mtt", "tesla", "tesla_released"), MATCHING),
   **{name: {"num_steps": 3} for name in ("cda", "edc", "edc_released", "gvbsm", "rldd", "sre2l")},
   "dc": MATCHING | {"network_batch": 4},
   "dm": {"num_steps": 3, "batch_real": 4, "network": NET},

@@ -64,11 +64,16 @@ def of_calibrator(name: str) -> list[float]:
 @functools.cache
 def tiny_run() -> tuple[dict[str, graph.Stage], dict[str, list[float]]]:
   """A run with every kind of stage, and a summary of what each of them left."""
-  methods = {"images": {"name": "gvbsm", "num_steps": 2}}
+  methods = {
+    "images": {"name": "gvbsm", "num_steps": 2},
+    "matched": {"name": "tesla"} | KWARGS["tesla"],
+  }
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder)
     config = small.run_config(path, methods, {"probe": {"name": "adsa_probe"}}, COUNTS)
     config["label"]["views"] = {"crop_scale": (0.5, 1.0), "mix": "cutmix"}
+    config["label"]["sources"] = {"teacher": {"name": "teacher", "images": ("images",)}}
+    config["trajectories"] = {"network": small.NET, "num_experts": 2, "num_epochs": 2}
     pipeline.run(config, path / "run", show_progress=False)
     found, work = {}, Workdir(path / "run")
     for stage in graph.make_stages(Context(check.check(config))):
@@ -81,9 +86,9 @@ def tiny_run() -> tuple[dict[str, graph.Stage], dict[str, list[float]]]:
 
 
 STAGES = (
-  "data", "teacher", "statistics", "distil/images", "label/images/teacher",
+  "data", "teacher", "statistics", "trajectories", "distil/images", "label/images/teacher",
   "probe/images/teacher/probe", "calibrate/images/teacher/probe", "student/images/hard",
-  "student/images/teacher/probe",
+  "student/images/teacher/probe", "distil/matched", "student/matched/hard",
 )  # fmt: skip
 
 

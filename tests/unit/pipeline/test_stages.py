@@ -168,6 +168,7 @@ def readers(config, names):
 @pytest.mark.parametrize("kind", stages.VERSIONS)
 def test_another_version_of_a_stage_reaches_it_and_what_reads_it(config, kind, monkeypatch):
   config["distil"]["methods"]["gvbsm"] = {"name": "gvbsm"}  # which needs statistics
+  config["distil"]["methods"]["mtt"] = {"name": "mtt"}  # which needs trajectories
   before = prints(config)
   own = {name for name in before if name.split("/")[0] == kind}
   assert own

@@ -1,0 +1,156 @@
+"""The inner loop of trajectory matching: a network trained on distilled images, and its gradient.
+
+  loss, (by_learned, by_rate) = exact(loss_fn, start, target, learned, rate, num_steps=30)
+  loss, (by_learned, by_rate) = constant_memory(loss_fn, start, target, learned, rate, num_steps=30)
+
+`loss_fn(theta, learned, i)` is the loss of a network with the parameters theta (p,) on the images,
+views and labels of inner step i. From theta_0 = start N steps of SGD follow,
+
+    theta_{i+1} = theta_i - rate g_i,   g_i = d loss_fn(theta_i, learned, i) / d theta
+
+and both functions return, for the parameters `target` of an expert some epochs after `start`,
+
+    L = ||theta_N - target||^2 / ||start - target||^2
+
+with its gradients by `learned`, a pytree of arrays, and by `rate`. They differ in these. Both are
+pure and jittable, and run in any precision.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+InnerLoss = Callable[[jax.Array, Any, jax.Array], jax.Array]
+Vector = Float[Array, " p"]
+Scalar = Float[Array, ""]
+Matched = tuple[Scalar, tuple[Any, Scalar]]  # L and its gradients by `learned` and `rate`
+
+
+def matching_loss(last: Vector, start: Vector, target: Vector) -> Scalar:
+  """Computes L, which is 1 where nothing was learned (Cazenave et al., CVPR 2022, eq. 5)."""
+  return jnp.square(last - target).sum() / jnp.square(start - target).sum()
+
+
+def exact(
+  loss_fn: InnerLoss,
+  start: Vector,
+  target: Vector,
+  learned: Any,
+  rate: Scalar,
+  *,
+  num_steps: int,
+  unroll: bool = False,
+) -> Matched:
+  """Computes L and its exact gradients: MTT (Cazenave et al., CVPR 2022).
+
+  The steps are cut into segments of ceil(sqrt N). A first pass keeps the parameters at the start of
+  each segment; on the way back the parameters in a segment are made again, and then the
+  activations of one step at a time. So memory is that of one step and of about 2 sqrt N vectors of
+  parameters, and each g_i is computed three times.
+
+  Args:
+    loss_fn: see the module.
+    start: theta_0.
+    target: of the expert, not equal to `start`.
+    learned: a pytree of arrays.
+    rate: learning rate of the inner loop.
+    num_steps: N.
+    unroll: write the loop out. On CPU this is several times faster, since convolutions in loops
+      are slow there; it takes longer to compile and gives up the bound on memory.
+  """
+  length = math.ceil(math.sqrt(num_steps))
+  whole = num_steps // length * length
+
+  @jax.checkpoint
+  def step(theta, learned, rate, i):
+    return theta - rate * jax.grad(loss_fn)(theta, learned, i)
+
+  @jax.checkpoint
+  def segment(theta, learned, rate, numbers):
+    move = lambda theta, i: (step(theta, learned, rate, i), None)
+    return jax.lax.scan(move, theta, numbers, unroll=unroll)[0]
+
+  def loss_of(learned, rate):
+    move = lambda theta, numbers: (segment(theta, learned, rate, numbers), None)
+    numbers = jnp.arange(whole).reshape(-1, length)
+    theta, _ = jax.lax.scan(move, start, numbers, unroll=unroll)
+    if whole < num_steps:
+      theta = segment(theta, learned, rate, jnp.arange(whole, num_steps))
+    return matching_loss(theta, start, target)
+
+  return jax.value_and_grad(loss_of, argnums=(0, 1))(learned, rate)
+
+
+def constant_memory(
+  loss_fn: InnerLoss,
+  start: Vector,
+  target: Vector,
+  learned: Any,
+  rate: Scalar,
+  *,
+  num_steps: int,
+  factor: float = 2.0,
+  unroll: bool = False,
+) -> Matched:
+  """Computes L and gradients of it in memory that does not grow with N: TESLA (Cui et al., 2023).
+
+  With G = sum_i g_i, theta_N - target = start - rate G - target. If the theta_i are taken as
+  constants, the gradients are
+
+      by learned   sum_i d/d learned [ 2 (rate (target - start) + rate^2 G) . g_i ] / D
+      by rate      d/d rate ||start - rate G - target||^2 / D,   D = ||start - target||^2
+
+  A first loop makes G; a second one makes the theta_i again and adds up the terms. They are exact
+  for N = 1; for more steps they leave out that later g_i depend on earlier steps (ICML 2023,
+  section 3.2).
+
+  Args:
+    loss_fn: see the module, as the other arguments, which are those of `exact`.
+    start: theta_0.
+    target: of the expert.
+    learned: a pytree of arrays.
+    rate: of the inner loop.
+    num_steps: N.
+    factor: 2 as derived; the released code loses it and has 1, in the gradient by `learned` alone.
+    unroll: see `exact`.
+  """
+  numbers, scale = jnp.arange(num_steps), jnp.square(start - target).sum()
+
+  def forward(state, i):
+    theta, total = state
+    grad = jax.grad(loss_fn)(theta, learned, i)
+    return (theta - rate * grad, total + grad), None
+
+  zero = jnp.zeros_like(start)
+  (last, total), _ = jax.lax.scan(forward, (start, zero), numbers, unroll=unroll)
+  weights = factor * (rate * (target - start) + jnp.square(rate) * total) / scale
+
+  def backward(state, i):
+    theta, by_learned = state
+    grad, pull = jax.vjp(lambda x: jax.grad(loss_fn)(theta, x, i), learned)
+    (term,) = pull(weights)
+    return (theta - rate * grad, jax.tree.map(jnp.add, by_learned, term)), None
+
+  none = jax.tree.map(jnp.zeros_like, learned)
+  (_, by_learned), _ = jax.lax.scan(backward, (start, none), numbers, unroll=unroll)
+  by_rate = -2 * jnp.vdot(total, start - rate * total - target) / scale
+  return matching_loss(last, start, target), (by_learned, by_rate)
+
+
+def batch_rows(
+  key: jax.Array, i: jax.Array | int, n: int, size: int
+) -> tuple[jax.Array, Float[Array, " b"]]:
+  """Returns the rows (b,) int32 of inner step i, and their weights: 0 for the places left over.
+
+  Random permutations of the n images are cut into batches, a new one when all images were used. If
+  n does not divide by the size, the first batch of each is the short one, as the released code,
+  which takes batches from the end of a list, has it.
+  """
+  batches = -(-n // size)
+  order = jax.random.permutation(jax.random.fold_in(key, i // batches), n)
+  place = (i % batches) * size + jnp.arange(size) - (batches * size - n)
+  return order[jnp.maximum(place, 0)], (place >= 0).astype(jnp.float32)

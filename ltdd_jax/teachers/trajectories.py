@@ -1,0 +1,219 @@
+"""Expert trajectories: the parameters of many networks after each epoch of their training.
+
+  snapshots = train_experts(data, spec, num_experts=100, num_epochs=50)
+  start, target = snapshots[expert, 3], snapshots[expert, 5]     # vectors, see `models.flat`
+
+They are one memory-mapped array, of which methods that match trajectories read two rows in a step.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from etils import epath
+
+from ltdd_jax import models
+from ltdd_jax.artefacts import checkpoint
+from ltdd_jax.core import files, rng
+from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core.registry import check_at_least, check_choice
+from ltdd_jax.core.types import ArrayData, LtddError, TrainState
+from ltdd_jax.data import augment as augment_lib
+from ltdd_jax.data import dsa, feed
+from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.models.flat import Flat, flat_params
+from ltdd_jax.training import loop, losses, many, optimizers, supervised
+
+NETWORK = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
+SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.0}
+
+
+def train_experts(
+  data: ArrayData,
+  spec: DatasetSpec,
+  *,
+  network: Mapping[str, Any] = NETWORK,
+  num_experts: int = 100,
+  num_epochs: int = 50,
+  batch_size: int = 256,
+  optimizer: Mapping[str, Any] = SGD,
+  augment: str | None = dsa.STRATEGY,
+  at_once: int = 10,
+  parallel: str = "auto",
+  name: str = "experts",
+  seed: int = 0,
+  session: loop.Session | None = None,
+) -> np.ndarray:
+  """Trains experts as MTT does (Cazenave et al., CVPR 2022) and records them after each epoch.
+
+  Each has its own initial parameters, order of images and views; the loss is the cross-entropy of
+  hard labels, the rate is constant. A run that was stopped goes on with the expert, or the experts
+  that are trained together, at their last checkpoint, and ends with the same bits.
+
+  In what we differ from the released code: no batch is short, so epoch e ends with the first batch
+  that completes e passes; experts are numbered and each can be made again, where the code seeds
+  networks by the clock.
+
+  Args:
+    data: the long-tailed set, images (n,h,w,c) uint8 and labels (n,), on the device or host.
+    spec: facts of the data set (classes, shape, mean, std).
+    network: {name, **kwargs} of `models.make_model`, without batch norm.
+    num_experts: trajectories.
+    num_epochs: passes of each over the data.
+    batch_size: images in a step.
+    optimizer: see `optimizers.make_optimizer`; the schedule is constant.
+    augment: strategy of `dsa.dsa`, one operation a batch with strengths of each image, without
+      "flip" for digits; None for no views.
+    at_once: experts of one program where they are not trained one after another.
+    parallel: see `many.train`.
+    name: of this set of experts, for keys and files.
+    seed: of initialisation, order and views.
+    session: devices, checkpoints, progress.
+
+  Returns:
+    Float32 (num_experts, num_epochs + 1, p), on disk if the session has a folder; entry [i, 0] is
+    expert i before its training.
+
+  Raises:
+    LtddError: an argument out of range, a network with batch norm, too little space on the disk, or
+      training that diverged.
+  """
+  session = session or loop.Session()
+  check_options(num_experts, num_epochs, batch_size, augment, at_once, parallel)
+  model, flat = make_network(spec, network)
+  n = len(data.labels)
+  epochs = [feed.num_steps(n, batch_size, num_epochs=e) for e in range(1, num_epochs + 1)]
+  tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, epochs[-1], batch_size=batch_size)
+  path = f"trajectories/{name}"
+  snapshots = _open(session, path, (num_experts, num_epochs + 1, flat.size))
+  step = functools.partial(
+    supervised.train_step,
+    apply_fn=model.apply,
+    tx=tx,
+    batch_fn=functools.partial(_batch, spec=spec, augment=augment),
+    objective=supervised.of_logits(losses.cross_entropy),
+    num_steps=epochs[-1],
+  )
+  init = functools.partial(
+    supervised.init_on_images,
+    images_of=lambda consts: consts["data"].images,
+    model=model,
+    tx=tx,
+    spec=spec,
+  )
+  ravel = jax.jit(jax.vmap(flat.ravel))
+  many.train(
+    [_network(f"{path}/{i}", n, batch_size, seed) for i in range(num_experts)],
+    init,
+    step,
+    {"data": mesh_lib.put(data, mesh_lib.replicated(session.mesh))},
+    num_steps=epochs[-1],
+    session=session,
+    parallel=parallel,
+    at_once=at_once,
+    watch={t: functools.partial(_record, snapshots, e, ravel) for e, t in enumerate([0, *epochs])},
+  )
+  return snapshots
+
+
+def check_options(
+  num_experts: int,
+  num_epochs: int,
+  batch_size: int,
+  augment: str | None,
+  at_once: int,
+  parallel: str,
+) -> None:
+  """Raises LtddError for an option of `train_experts` that is out of range."""
+  check_at_least(
+    "config.trajectories.", 1, num_experts=num_experts, num_epochs=num_epochs,
+    batch_size=batch_size, at_once=at_once,
+  )  # fmt: skip
+  check_choice("config.trajectories.parallel", parallel, many.PARALLEL)
+  if augment is not None:
+    dsa.check_strategy(augment)
+
+
+def make_network(spec: DatasetSpec, network: Mapping[str, Any]) -> tuple[nn.Module, Flat]:
+  """Makes the experts' network, and says how its parameters lie in a vector."""
+  made = models.make_model(
+    **{"name": "", **network}, num_classes=spec.num_classes, image_shape=spec.image_shape
+  )
+  return made, flat_params(made, spec.image_shape)
+
+
+def _batch(
+  consts: Mapping[str, Any],
+  rows: jax.Array,
+  key: jax.Array,
+  *,
+  spec: DatasetSpec,
+  augment: str | None,
+) -> tuple[jax.Array, jax.Array]:
+  """Images (b,h,w,c) of these rows, in one view of DSA, and their labels (b,)."""
+  data = consts["data"]
+  images = augment_lib.normalize(data.images[rows], spec.mean, spec.std)
+  images = images if augment is None else dsa.dsa(key, images, strategy=augment)
+  return images, data.labels[rows]
+
+
+def _network(path: str, num_images: int, batch_size: int, seed: int) -> many.Network:
+  key = functools.partial(rng.key_for, seed, path)
+  sampler = feed.BatchSampler(seed, path, num_images, batch_size)
+  return many.Network(path, key("init"), key("step"), sampler)
+
+
+# ---- the array ----
+
+
+def _open(session: loop.Session, path: str, shape: tuple[int, int, int]) -> np.ndarray:
+  """The array that a run that was stopped has left, or a new one.
+
+  Without it the checkpoints of its experts are of no use, and go.
+  """
+  if session.scratch is None:
+    return np.empty(shape, np.float32)
+  file = files.path(session.scratch) / path / "snapshots.npy"
+  if (found := _opened(file, shape)) is not None:
+    return found
+  if jax.process_index() == 0:
+    checkpoint.discard(file.parent)
+    need = 4 * int(np.prod(shape))
+    with files.explained(f"trajectories {file}", folder=file.parent, need=need):
+      file.parent.mkdir(parents=True, exist_ok=True)
+      files.check_space(f"trajectories of shape {shape}", file.parent, need)
+      np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape).flush()
+  mesh_lib.barrier("trajectories opened")
+  return np.lib.format.open_memmap(file, mode="r+")
+
+
+def _opened(file: epath.Path, shape: tuple[int, ...]) -> np.ndarray | None:
+  try:
+    found = np.lib.format.open_memmap(file, mode="r")  # "r+" would make a short file longer
+  except (OSError, ValueError):  # not there, or truncated
+    return None
+  same = (found.shape, found.dtype) == (shape, np.float32)
+  return np.lib.format.open_memmap(file, mode="r+") if same else None
+
+
+def _record(
+  snapshots: np.ndarray,
+  epoch: int,
+  ravel: Callable[[Any], jax.Array],
+  networks: Sequence[many.Network],
+  state: TrainState,
+) -> None:
+  """Writes the parameters of experts after an epoch to the disk."""
+  vectors = np.asarray(mesh_lib.get(ravel(state.params)))
+  for network, vector in zip(networks, vectors, strict=True):
+    if not np.isfinite(vector).all():
+      raise LtddError(
+        f"{network.name}: its parameters hold NaN or infinity after epoch {epoch}, expected finite "
+        "numbers; lower config.trajectories.optimizer.lr"
+      )
+    snapshots[int(network.name.rpartition("/")[2]), epoch] = vector
+  if isinstance(snapshots, np.memmap):
+    snapshots.flush()

@@ -1,0 +1,130 @@
+"""Loss and gradients of MTT and TESLA against NumPy and finite differences, in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax.distil import inner_loop
+from tests.reference import mtt_ref as ref
+
+N, D, HIDDEN, K = 5, 4, 3, 3
+RATE = 0.4
+
+
+def inner_loss(theta, learned, i):
+  """The network and the views of the reference."""
+  images, logits = learned
+  x = images * (1 + 0.3 * i)
+  w1, w2 = theta[: D * HIDDEN].reshape(D, HIDDEN), theta[D * HIDDEN :].reshape(HIDDEN, K)
+  log_p = jax.nn.log_softmax(jnp.tanh(x @ w1) @ w2)
+  return -(jax.nn.softmax(logits) * log_p).sum(1).mean()
+
+
+@functools.cache
+def case():
+  draws = np.random.RandomState(0)
+  size = D * HIDDEN + HIDDEN * K
+  start = draws.normal(size=size)
+  return start, start + 0.1 * draws.normal(size=size), draws.normal(size=(N, D)), draws.normal(
+    size=(N, K)
+  )  # fmt: skip
+
+
+def compute(method, steps, rate=RATE, **kwargs):
+  start, target, images, logits = case()
+  with jax.enable_x64(True):
+    fn = jax.jit(functools.partial(method, inner_loss, num_steps=steps, **kwargs))
+    found = fn(*map(jnp.asarray, (start, target)), (images, logits), jnp.float64(rate))
+    return jax.tree.map(np.asarray, found)
+
+
+@pytest.mark.parametrize("steps", [1, 5])  # 5 is two segments of 3 and 2
+def test_exact_gradients(steps):
+  start, target, images, logits = case()
+  loss, ((by_images, by_logits), by_rate) = compute(inner_loop.exact, steps)
+  of = functools.partial(ref.loss, start, target, steps=steps, hidden=HIDDEN)
+  assert by_images.dtype == np.float64
+  np.testing.assert_allclose(loss, of(images, logits, RATE), rtol=1e-12)
+  np.testing.assert_allclose(
+    by_rate, ref.slope(lambda rate: of(images, logits, rate), RATE, 1.0), rtol=1e-7
+  )
+  for seed in range(3):
+    way = np.random.RandomState(seed).normal(size=(N, D + K))
+    slopes = (
+      ref.slope(lambda x: of(x, logits, RATE), images, way[:, :D]),
+      ref.slope(lambda y: of(images, y, RATE), logits, way[:, D:]),
+    )
+    found = (by_images * way[:, :D]).sum(), (by_logits * way[:, D:]).sum()
+    np.testing.assert_allclose(found, slopes, rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_in_constant_memory():
+  start, target, images, logits = case()
+  loss, ((by_images, by_logits), by_rate) = compute(inner_loop.constant_memory, 5)
+  common = start, target, images, logits, RATE, 5, HIDDEN
+  np.testing.assert_allclose(loss, ref.loss(*common), rtol=1e-12)
+  s, slope = ref.tesla_terms(*common)
+  np.testing.assert_allclose(by_rate, slope, rtol=1e-10)
+  for seed in range(3):
+    way = np.random.RandomState(seed).normal(size=(N, D + K))
+    slopes = (
+      ref.slope(lambda x: s(x, logits), images, way[:, :D]),
+      ref.slope(lambda y: s(images, y), logits, way[:, D:]),
+    )
+    found = (by_images * way[:, :D]).sum(), (by_logits * way[:, D:]).sum()
+    np.testing.assert_allclose(found, slopes, rtol=1e-6, atol=1e-9)
+  released = compute(inner_loop.constant_memory, 5, factor=1.0)
+  np.testing.assert_allclose(released[1][0][0], by_images / 2, rtol=1e-12)
+  np.testing.assert_allclose(released[1][1], by_rate, rtol=1e-12)
+
+
+def test_they_agree_for_one_step_and_not_for_more():
+  for steps, same in ((1, True), (5, False)):
+    pairs = [compute(m, steps) for m in (inner_loop.exact, inner_loop.constant_memory)]
+    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p[1])]) for p in pairs]
+    np.testing.assert_allclose(pairs[0][0], pairs[1][0], rtol=1e-12)
+    assert np.allclose(*flat, rtol=1e-9, atol=1e-12) == same
+
+
+def test_the_loss_is_one_for_a_rate_of_zero_and_zero_at_the_target():
+  for method in (inner_loop.exact, inner_loop.constant_memory):
+    assert compute(method, 1, rate=0.0)[0] == 1
+  vector = jnp.arange(3.0)
+  assert inner_loop.matching_loss(vector + 1, vector, vector + 1) == 0
+
+
+def test_an_unrolled_loop_is_the_same():
+  for method in (inner_loop.exact, inner_loop.constant_memory):
+    both = compute(method, 2), compute(method, 2, unroll=True)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), *both)
+
+
+def peak(method, steps, width=2000):
+  """Bytes of temporary memory of a step whose parameters are large and activations small."""
+  big = lambda theta, x, i: jnp.square(jnp.tanh(theta.reshape(2, -1)).mean(1) * x).sum() + i
+  fn = functools.partial(method, big, num_steps=steps)
+  vector, scalar = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2 * width,), ()))
+  x = jax.ShapeDtypeStruct((2,), jnp.float32)
+  return jax.jit(fn).lower(vector, vector, x, scalar).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_grows_like_the_root_of_the_steps_or_not_at_all():
+  vector = 4 * 4000
+  few, many = (peak(inner_loop.exact, steps) for steps in (16, 256))
+  assert 2 * 4 * vector <= few <= many <= 2 * 16 * vector + few  # far from 256 vectors
+  assert many < 4.5 * few
+  few, many = (peak(inner_loop.constant_memory, steps) for steps in (16, 256))
+  assert many - few < 256 * 8  # but for the numbers of the steps
+
+
+def test_batches_use_each_image_once_and_start_with_the_short_one():
+  rows = [inner_loop.batch_rows(jax.random.key(0), i, 7, 3) for i in range(6)]
+  assert [int(weights.sum()) for _, weights in rows] == [1, 3, 3, 1, 3, 3]
+  passes = [
+    np.concatenate([np.asarray(r)[np.asarray(w) > 0] for r, w in rows[i : i + 3]]) for i in (0, 3)
+  ]
+  assert all(sorted(p) == list(range(7)) for p in passes)
+  assert list(passes[0]) != list(passes[1])

@@ -1,0 +1,200 @@
+"""Expert trajectories: what they hold, going on after a stop, and the stage of a run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltdd_jax import distil, pipeline
+from ltdd_jax.artefacts.workdir import Workdir
+from ltdd_jax.core import files, rng
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import augment, feed
+from ltdd_jax.models.flat import flat_params
+from ltdd_jax.pipeline import check, graph, plan
+from ltdd_jax.pipeline.context import Context
+from ltdd_jax.teachers import trajectories
+from ltdd_jax.training import loop, losses
+from tests import small
+from tests.contract.test_methods import MATCHING
+
+OPTIONS = {
+  "network": small.NET, "num_experts": 3, "num_epochs": 2, "batch_size": 4, "augment": None,
+  "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.0},
+}  # fmt: skip
+
+
+def train(session=None, **kwargs):
+  return trajectories.train_experts(
+    small.train_data(), small.SPEC, **OPTIONS | kwargs, session=session
+  )
+
+
+def session_in(folder):
+  return loop.Session(
+    scratch=files.path(folder), checkpoint_seconds=0, log_every=2, show_progress=False
+  )
+
+
+@functools.cache
+def whole():
+  return train(loop.Session(show_progress=False))
+
+
+def test_snapshots_are_those_of_sgd_after_each_epoch():
+  found, data = whole(), small.train_data()
+  model, flat = small.expert(), flat_params(small.expert(), small.SPEC.image_shape)
+  assert (found.shape, found.dtype) == ((3, 3, flat.size), np.float32)
+  images = augment.normalize(data.images, small.SPEC.mean, small.SPEC.std)
+
+  @jax.jit
+  def move(theta, x, y):
+    loss = lambda t: losses.cross_entropy(
+      model.apply({"params": flat.unravel(t)}, x, train=True), y
+    )
+    return theta - 0.1 * jax.grad(loss)(theta)
+
+  sampler = feed.BatchSampler(0, "trajectories/experts/1", len(data.labels), 4)
+  theta, ends = jnp.asarray(found[1, 0]), {3: 1, 6: 2}  # batches that complete 11 and 22 images
+  for t in range(6):
+    rows = sampler(t)
+    theta = move(theta, images[rows], jnp.asarray(data.labels[rows]))
+    if t + 1 in ends:
+      np.testing.assert_allclose(found[1, ends[t + 1]], theta, rtol=1e-4, atol=1e-6)
+
+
+def test_experts_differ_and_depend_on_nothing_but_their_number():
+  found = whole()
+  assert len({row.tobytes() for row in found.reshape(9, -1)}) == 9
+  np.testing.assert_array_equal(train(num_experts=1, num_epochs=1), found[:1, :2])
+  together = train(parallel="vmap", at_once=2)
+  np.testing.assert_allclose(together, found, rtol=1e-3, atol=1e-5)
+
+
+def test_a_stopped_run_goes_on_with_its_expert_and_ends_with_the_same_bits(tmp_path, monkeypatch):
+  steps, record = [], trajectories._record
+
+  def killed(snapshots, epoch, ravel, networks, state):
+    record(snapshots, epoch, ravel, networks, state)
+    steps.append((networks[0].name, epoch))
+    if len(steps) == 5:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(trajectories, "_record", killed)
+  with pytest.raises(KeyboardInterrupt):
+    train(session_in(tmp_path), num_experts=2)
+  assert steps[-1] == ("trajectories/experts/1", 1)
+  found = train(session_in(tmp_path), num_experts=2)
+  assert isinstance(found, np.memmap)
+  np.testing.assert_array_equal(found, whole()[:2])
+  again = [step for step in steps[5:] if step[1] > 0]  # not expert 0
+  assert again == [("trajectories/experts/1", 1), ("trajectories/experts/1", 2)]
+  path = tmp_path / "trajectories" / "experts" / "snapshots.npy"
+  path.write_bytes(path.read_bytes()[:-8])  # its checkpoints say that all is done
+  np.testing.assert_array_equal(train(session_in(tmp_path), num_experts=2), whole()[:2])
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"num_experts": 0}, r"config\.trajectories\.num_experts is 0; expected 1 or more"),
+    ({"num_epochs": -1}, r"config\.trajectories\.num_epochs is -1"),
+    ({"at_once": 0}, r"config\.trajectories\.at_once is 0"),
+    ({"augment": "color_cutmix"}, "operation 'cutmix' is not known"),
+    ({"network": small.NET | {"norm": "batch"}}, "ConvNet has batch norms"),
+    ({"network": {"name": "convnett"}}, "unknown model 'convnett'"),
+    ({"parallel": "all"}, r"config\.trajectories\.parallel is 'all'"),
+    ({"optimizer": {"name": "sgd", "lr": 1e30}}, r"experts/0: .*expected .*finite"),
+  ],
+)
+def test_invalid_arguments(kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    train(loop.Session(show_progress=False), **kwargs)
+
+
+# ---- the stage, and the methods that read it ----
+
+
+def config_of(folder, **method):
+  methods = {"mine": {"name": "tesla"} | MATCHING | method}
+  config = small.run_config(folder, methods)
+  config["trajectories"] = OPTIONS | {"num_experts": 2}
+  config["student"]["optimizer"] = {"name": "sgd", "lr": None}
+  return config
+
+
+def run(config, workdir, **kwargs):
+  return pipeline.run(config, workdir, show_progress=False, **kwargs)
+
+
+def test_a_run_has_the_stage_if_a_method_needs_it(tmp_path):
+  config = check.check(config_of(tmp_path))
+  made = {s.name: s for s in graph.make_stages(Context(config))}
+  assert list(made) == ["data", "trajectories", "distil/mine", "student/mine/hard"]
+  assert made["distil/mine"].inputs.keys() == {"data", "trajectories"}
+  size = 4 * 2 * 3 * whole().shape[-1]
+  line = plan.trajectories(Context(config), splits=(None,))
+  assert f"2 x convnet ({whole().shape[-1]} parameters): 6 steps" in line
+  assert f"{size:,} bytes" in line
+  config["distil"]["methods"] = {"random": {"name": "random"}}
+  assert "trajectories" not in [s.name for s in graph.make_stages(Context(config))]
+
+
+def test_experts_of_the_split_of_each_image_source(tmp_path):
+  config = config_of(tmp_path)
+  config["data"]["splits"] = {"few": {"rule": "counts", "counts": (2, 2, 1)}}
+  config["teacher"]["models"]["b"] = config["teacher"]["models"]["a"]
+  config["teacher"]["splits"] = {"b": "few"}
+  config["distil"]["methods"]["other"] = config["distil"]["methods"]["mine"] | {"split": "few"}
+  made = {s.name: s for s in graph.make_stages(Context(check.check(config)))}
+  assert made["trajectories"].about == {"splits": (None, "few")}
+
+
+def test_from_experts_to_students_and_what_is_refused(tmp_path):
+  config = config_of(tmp_path, expert_labels=True)
+  results = run(config, tmp_path / "run")
+  load = Workdir(tmp_path / "run").load
+  found = load("trajectories")
+  np.testing.assert_array_equal(found.arrays["experts"], whole()[:2])
+  made = load("distil/mine").arrays
+  assert made["images"].dtype == np.float32
+  assert made["soft_labels"].shape == (6, 3)
+  assert made["student_lr"] > 0
+  (note,) = [note for note in results["notes"] if "rate" in note]
+  assert note.endswith("learned with the images")
+  other = config_of(tmp_path, expert_labels=True)
+  other["trajectories"]["network"] = small.NET | {"width": 5}
+  with pytest.raises(LtddError, match=r"trajectories(.|\n)*network\.width: 4 -> 5"):
+    run(other, tmp_path / "run")
+  other = config_of(tmp_path, expert_labels=True)
+  other["data"] |= {"rule": "counts", "counts": (5, 3, 1)}
+  with pytest.raises(LtddError, match=r"data(.|\n)*counts"):
+    run(other, tmp_path / "run")
+  path = tmp_path / "run" / "trajectories" / "experts.npy"
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(LtddError, match=r"experts\.npy is damaged: its content was altered"):
+    Workdir(tmp_path / "run").load("trajectories")
+
+
+def test_epochs_beyond_the_snapshots_are_refused_before_work(tmp_path):
+  message = "max_start_epoch is 2 and expert_epochs is 2, .* after 3 epochs, .* have 2; .* to 3"
+  with pytest.raises(LtddError, match=message):
+    run(config_of(tmp_path, expert_epochs=2), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_rate_that_turns_negative_stops_with_the_step(tmp_path):
+  message = r"distil/mine/0: student_lr is -\S+ at step [12], expected a positive number; lower"
+  with pytest.raises(LtddError, match=message):
+    run(config_of(tmp_path, lr_lr=1e6), tmp_path / "run")
+
+
+def test_vectors_of_another_network_are_refused():
+  method = distil.make_method(small.env(), "mtt", **MATCHING)
+  host = {"trajectories": np.zeros((2, 4, 7), np.float32)}
+  with pytest.raises(LtddError, match="of 7 parameters, but the network has 243; expected"):
+    method.inputs(rng.np_rng(0), 0, host)
