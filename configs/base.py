@@ -7,6 +7,7 @@ whether it is listed here or not.
 """
 
 import importlib
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,14 +29,26 @@ PRESETS = ("smoke", "cpu", "full")
 
 CROPS_AND_CUTMIX = {"crop_scale": (0.08, 1.0), "flip": True, "mix": "cutmix", "mix_alpha": 1.0}
 
-# At most, with small presets: real images of a class in a step, IDM's queue and its training, and
-# NCFM's frequencies.
-SMALL = {
-  "batch_real": 256, "num_networks": 20, "new_every": 10, "train_steps": 5, "train_batch": 128,
-  "num_frequencies": 1024,
+# What numbers of methods and experts are lowered to, see `limit`; of one method by its name.
+CPU: dict[str, Any] = {
+  "num_steps": 300, "batch_real": 256,
+  "num_networks": 20, "new_every": 10, "train_steps": 5, "train_batch": 128,  # IDM
+  "num_frequencies": 1024,  # NCFM
+  "epochs": 10, "dc": {"batch_real": 64}, "dsa": {"batch_real": 64},
+  "num_clusters": 64, "network_images": 512,
+  "dream": {"num_steps": 100, "steps_per_network": 25, "num_iterations": 10},
+  "inner_steps": 5, "max_start_epoch": 3,  # MTT and TESLA
+  "trajectories": {"num_experts": 6, "num_epochs": 6},
 }  # fmt: skip
-# Of gradient matching with small presets, see `limit_matching`.
-FEW_IMAGES = {"batch_real": 64, "epochs": 10, "num_clusters": 64, "network_images": 512}
+SMOKE: dict[str, Any] = {
+  "num_steps": 3, "batch_real": 16,
+  "num_networks": 4, "train_steps": 1, "train_batch": 16,
+  "num_frequencies": 64,
+  "epochs": 1,
+  "num_clusters": 16, "network_images": 64,
+  "inner_steps": 2, "max_start_epoch": 1, "expert_epochs": 1,
+  "trajectories": {"num_experts": 2, "num_epochs": 1},
+}  # fmt: skip
 
 CALIBRATORS: dict[str, dict[str, Any]] = {
   "plain": {"name": "none"},
@@ -280,6 +293,10 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
   Small batches, since the time goes by images: 2,000 steps of 10 images, and not 400 of 50, which
   leave students far from trained (docs/results/README.md). `recipe=NAME` keeps all else of a
   recipe. Trajectories are of 6 experts of width 32 in 6 epochs, matched in 5 inner steps.
+
+  By the time of single updates on one core, the images of DC and DSA take about 20 minutes and
+  DREAM's 10; by 100 GFLOP/s, IDM's take 10 and NCFM's, with one network, 8. Whole runs were not
+  timed.
   """
   small_networks(config, args, depth=3, width=64, student_norm="batch")
   if args.recipe:
@@ -299,66 +316,31 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
     student__evaluations=1,  # the last step is the result; 10,000 images take a while
   )
   config.teacher.optimizer.lr = 0.05
-  limit_steps(config, 300, **SMALL)
-  limit_steps(config, 300)
-  limit_matching(config, **FEW_IMAGES)
-  limit_trajectories(config, experts=6, epochs=6, inner_steps=5, width=32)
+  limit(config, CPU)
+  if "trajectories" in config:
+    config.trajectories.network.width = 32
 
 
-def limit_trajectories(
-  config: ConfigDict, *, experts: int, epochs: int, inner_steps: int, width: int | None = None
-) -> None:
-  """Fewer, shorter and narrower experts, and shorter inner loops that start from them.
-
-  Starts go up to half of the epochs, or to where the published ones end if that is before. In fewer
-  inner steps the images lead less far, so the rate of the inner loop starts at 0.01 at least.
-  """
-  if "trajectories" not in config:
-    return
-  config.trajectories.update({"num_experts": experts, "num_epochs": epochs})
-  if width is not None:
-    config.trajectories.network.width = width
-  for method in config.distil.methods.values():
-    if "inner_steps" in method:
-      method.inner_steps = min(method.inner_steps, inner_steps)
-      method.expert_epochs = min(method.expert_epochs, epochs)
-      starts = max(epochs // 2, 1) if epochs > method.expert_epochs else 1
-      method.max_start_epoch = min(method.max_start_epoch, starts)
-      method.student_lr = max(method.student_lr, 0.01)
-
-
-def limit_steps(config: ConfigDict, most: int, **limits: int) -> None:
-  """Shortens the methods that optimise, and lowers other numbers of theirs to `limits`.
+def limit(config: ConfigDict, most: Mapping[str, Any]) -> None:
+  """Lowers numbers of methods and of experts to those of `most`: fewer and shorter steps.
 
   G-VBSM's 4,000 steps are small ones. So that images get away from noise in fewer, its learning
-  rate becomes SRe2L's (0.25), with which Adam can go as far in `most` steps as SRe2L does.
+  rate becomes SRe2L's (0.25), with which Adam can go as far in `most` steps as SRe2L does. In fewer
+  inner steps images lead less far: the rate of an inner loop starts at 0.01 at least.
   """
   for method in config.distil.methods.values():
-    if "num_steps" in method:
-      if method.name == "gvbsm" and method.num_steps > most:
-        method.lr = methods.SRE2L["lr"]
-      method.num_steps = min(method.num_steps, most)
-    for key, limit in limits.items():
-      if key in method:
-        method[key] = min(method[key], limit)
+    if method.name == "gvbsm" and method.num_steps > most["num_steps"]:
+      method.lr = methods.SRE2L["lr"]
+    if "inner_steps" in method:
+      method.student_lr = max(method.student_lr, 0.01)
+    _lower(method, {**most, **most.get(method.name, {})})
+  if "trajectories" in config:
+    _lower(config.trajectories, most["trajectories"])
 
 
-def limit_matching(config: ConfigDict, **most: int) -> None:
-  """Lowers the numbers of the gradient matching methods: images in a step, and network training.
-
-  On CPU a step of DC at 10 images per class and CIFAR-10 has 7,600 passes of images through the
-  network and back; with the limits of `cpu` 1,700. DREAM has 100 steps there, on four networks.
-  By the time of single updates on one core, `cpu` takes about 20 minutes for the images of DC and
-  DSA and 10 for DREAM's; whole runs were not measured.
-  """
-  for method in config.distil.methods.values():
-    if method.name in ("dc", "dsa", "dream"):
-      for key in most.keys() & method.keys():
-        method[key] = min(method[key], most[key])
-    if method.name == "dream":
-      method.num_steps = min(method.num_steps, 100)
-      method.steps_per_network = min(method.steps_per_network, 25)
-      method.num_iterations = min(method.num_iterations, 10)
+def _lower(group: ConfigDict, most: Mapping[str, Any]) -> None:
+  for key in most.keys() & group.keys():
+    group[key] = min(group[key], most[key])
 
 
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
@@ -379,8 +361,4 @@ def smoke(config: ConfigDict, args: SimpleNamespace) -> None:
     student__num_seeds=2,
     student__evaluations=2,
   )
-  smaller = {"num_networks": 4, "train_steps": 1, "train_batch": 16, "num_frequencies": 64}
-  limit_steps(config, 3, **SMALL | smaller)
-  limit_steps(config, 3)
-  limit_matching(config, batch_real=16, epochs=1, num_clusters=16, network_images=64)
-  limit_trajectories(config, experts=2, epochs=2, inner_steps=2)
+  limit(config, SMOKE)

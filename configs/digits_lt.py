@@ -36,20 +36,11 @@ def get_config(arg: str | None = None):
     student__evaluations=3,
   )
   config.teacher.optimizer.lr = 0.05
-  base.limit_steps(config, 300, **base.SMALL)
-  roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
-  for method in config.distil.methods.values():  # no flips, and shifts that fit 8x8 images
-    if "augment" in method and not isinstance(method.augment, str):  # those have strategies of DSA
-  base.limit_steps(config, 300)
-  base.limit_matching(config, **base.FEW_IMAGES)
+  longer = {"max_start_epoch": 10, "trajectories": {"num_experts": 6, "num_epochs": 20}}
+  base.limit(config, base.CPU | longer)
   roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
   for method in config.distil.methods.values():  # no flips, and shifts that fit 8x8 images
     if "augment" in method and not isinstance(method.augment, str | None):  # those are DSA's
-  base.limit_steps(config, 300)
-  base.limit_trajectories(config, experts=6, epochs=20, inner_steps=5)
-  roll = {"name": "random_roll", "low": 0, "high": 1, "shared": True}
-  for method in config.distil.methods.values():  # no flips, and shifts that fit 8x8 images
-    if "augment" in method and not isinstance(method.augment, str):  # a strategy of DSA
       method.augment = (roll,)
       if "init" in method and method.init == "real":
         with config.ignore_type():  # in place of a name

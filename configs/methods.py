@@ -57,7 +57,7 @@ def crop(low: float) -> dict[str, Any]:
 
 def dsa_strategy(dataset: str) -> str:
   """All operations; without the flip where that makes another class of an image."""
-  return dsa.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa.STRATEGY
+  return dsa_lib.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa_lib.STRATEGY
 
 
 IDM = {  # by images per class: weight of the cross-entropy, steps of a network's training
@@ -163,7 +163,6 @@ def rldd(dataset: str, ipc: int) -> Published:
 
 def dm(dataset: str, ipc: int) -> Published:
   """No recipe of its own, hence the neutral one: DM's students see DSA and hard labels."""
-  strategy = dsa_lib.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa_lib.STRATEGY
   method = {"name": "dm", "num_steps": 20_000, "lr": 1.0 if ipc <= 50 else 10.0, "network": W128}
   return Published(method | {"augment": dsa_strategy(dataset)}, "rd3", student=W128)
 
@@ -173,8 +172,6 @@ def idm(dataset: str, ipc: int) -> Published:
 
   Its rate of 0.2 and momentum of 0.5, class by class, are 0.4 for all classes at once. The code
   has a ConvNet-3 for Tiny-ImageNet's 64 pixels too. Other sets than these three: CIFAR-10's (ours).
-  `preset=cpu` (ours) has 300 steps of about 0.2 TFLOP on CIFAR-10-LT of factor 100, 10 minutes at
-  100 GFLOP/s; not timed.
   """
   near, like = nearest_ipc(ipc), dataset if dataset in IDM else "cifar10"
   ce_weight, train_steps = IDM[like][near]
@@ -197,8 +194,6 @@ def ncfm(dataset: str, ipc: int) -> Published:
   """Twenty networks, their own training but for its colour and CutMix; the first one labels.
 
   AdamW everywhere but for CIFAR-100 with 10 images per class. The paper's 1,024 frequencies.
-  `preset=cpu` (ours) has one network and 300 steps of about 0.15 TFLOP on CIFAR-10-LT of factor
-  100, 8 minutes at 100 GFLOP/s; not timed.
   """
   width_128 = W128 | {"depth": 4 if dataset == "tiny_imagenet" else 3}
   method: dict[str, Any] = {"name": "ncfm", "num_steps": 20_000, "batch_real": 1024}
@@ -221,31 +216,26 @@ def ncfm_released(dataset: str, ipc: int) -> Published:
   return paper._replace(method=paper.method | {"name": "ncfm_released"})
 
 
-MATCHING_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-"""Of DC and DSA by images per class: steps on one network, and its epochs between them."""
+# DC and DSA, by images per class: steps on one network, and its epochs between them.
+DC = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
 
 def dc(dataset: str, ipc: int) -> Published:
-  """1,000 networks; images per class without published loops take those nearest by ratio.
-
-  Its students train on images as they are (`dc_eval`).
-  """
-  nearest = min(MATCHING_LOOPS, key=lambda known: (max(known / ipc, ipc / known), known))
-  steps, epochs = MATCHING_LOOPS[nearest]
+  """1,000 networks; the loops of the nearest number of images per class; students see no views."""
+  steps, epochs = DC[nearest_ipc(ipc, tuple(DC))]
   method = {"name": "dc", "num_steps": 1000 * steps, "lr": 0.1, "network": W128}
   return Published(method | {"steps_per_network": steps, "epochs": epochs}, "dc_eval", student=W128)
 
 
 def dsa(dataset: str, ipc: int) -> Published:
   """As `dc`, with views, without flips for digits; the neutral recipe: its students see DSA."""
-  strategy = dsa_lib.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa_lib.STRATEGY
   paper = dc(dataset, ipc)
-  method = paper.method | {"name": "dsa", "augment": strategy}
+  method = paper.method | {"name": "dsa", "augment": dsa_strategy(dataset)}
   return paper._replace(method=method, recipe="rd3")
 
 
 def dream(dataset: str, ipc: int) -> Published:
-  """2,000 networks of 100 steps. Its students see the images decoded; ours see them as they are.
+  """2,000 networks of 100 steps. Its own recipe for students is not here, hence the neutral one.
 
   Of MNIST and Fashion-MNIST the code compares gradients by their L1 distance; not here.
   """
@@ -283,14 +273,13 @@ TESLA = {
 }
 
 
-def _matching(
+def _trajectory_matching(
   name: str, table: dict[tuple[str, int], tuple[Any, ...]], dataset: str, ipc: int
 ) -> Published:
   """A trajectory-matching method: the nearest published number of images per class."""
   near = nearest_ipc(ipc)
   values = table.get((dataset, near), MTT.get((dataset, near), MTT["cifar10", near]))
   steps, epochs, starts, batch, lr, lr_lr, rate = values
-  strategy = dsa.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa.STRATEGY
   method = {
     "name": name,
     "num_steps": 5000,
@@ -301,10 +290,11 @@ def _matching(
     "lr": lr,
     "lr_lr": lr_lr,
     "student_lr": rate,
-    "augment": strategy,
+    "augment": dsa_strategy(dataset),
   }
   network = W128 | {"depth": 4} if dataset == "tiny_imagenet" else W128
-  experts = {"network": network, "num_experts": 100, "num_epochs": 50, "augment": strategy}
+  experts = {"network": network, "num_experts": 100, "num_epochs": 50}
+  experts["augment"] = method["augment"]
   return Published(method, "rd3", trajectories=experts, student=network)
 
 
@@ -313,12 +303,12 @@ def mtt(dataset: str, ipc: int) -> Published:
 
   No recipe of its own yet, hence the neutral one.
   """
-  return _matching("mtt", MTT, dataset, ipc)
+  return _trajectory_matching("mtt", MTT, dataset, ipc)
 
 
 def tesla(dataset: str, ipc: int) -> Published:
   """The authors' two commands, for which `lr` is half of theirs; elsewhere MTT's values (ours)."""
-  found = _matching("tesla", TESLA, dataset, ipc)
+  found = _trajectory_matching("tesla", TESLA, dataset, ipc)
   halved = (dataset, nearest_ipc(ipc)) in TESLA
   return found._replace(method=found.method | {"lr": found.method["lr"] / (2 if halved else 1)})
 
@@ -352,11 +342,11 @@ METHODS: dict[str, Callable[[str, int], Published]] = {
   "rldd": rldd,
   "dc": dc,
   "dsa": dsa,
+  "dream": dream,
   "dm": dm,
   "idm": idm,
   "ncfm": ncfm,
   "ncfm_released": ncfm_released,
-  "dream": dream,
   "mtt": mtt,
   "tesla": tesla,
   "tesla_released": tesla_released,

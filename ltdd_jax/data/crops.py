@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
+from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import LtddError
 
 Box = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]  # top left height width
@@ -244,28 +245,36 @@ def shuffle_patches(
   return image.reshape(factor, h // factor, w, c)[rows].reshape(h, w, c)
 
 
-def partition(images: Float[Array, "*b h w c"], factor: int) -> Float[Array, "parts *b u v c"]:
-  """Cuts images into `factor` x `factor` parts, row by row.
+def check_factor(where: str, factor: int, image_shape: tuple[int, int, int]) -> None:
+  """Raises LtddError for a factor below 1, or with parts that are not all within the image."""
+  check_at_least(where, 1, factor=factor)
+  h, w, _ = image_shape
+  if any((factor - 1) * -(-side // factor) >= side for side in (h, w)):
+    raise LtddError(
+      f"{where}factor is {factor}, which cuts images of {h} x {w} pixels into parts of which some "
+      "lie outside; expected a small number, such as 1, 2 or 3"
+    )
 
-  Raises:
-    LtddError: sides that cannot be cut into so many parts of one size.
+
+def partition(
+  images: Float[Array, "*b h w c"], factor: int, fill: float = 0.5
+) -> Float[Array, "parts *b u v c"]:
+  """Cuts images into `factor` x `factor` parts, row by row, with sides of ceil(side / factor).
+
+  Where these do not divide, `fill` is added on the right and below: see `check_factor`.
   """
   *b, h, w, c = images.shape
-  if h % factor or w % factor:
-    raise LtddError(
-      f"images of {h} x {w} pixels cannot be cut into {factor} x {factor} parts of one size; "
-      "expected a divisor of both sides, such as 1 or 2"
-    )
-  cut = images.reshape(*b, factor, h // factor, factor, w // factor, c)
-  n = len(b)
-  cut = cut.transpose(n, n + 2, *range(n), n + 1, n + 3, n + 4)
-  return cut.reshape(factor**2, *b, h // factor, w // factor, c)
+  u, v, n = -(-h // factor), -(-w // factor), len(b)
+  below, right = u * factor - h, v * factor - w
+  around = [(0, 0)] * n + [(0, below), (0, right), (0, 0)]
+  cut = jnp.pad(images, around, constant_values=fill).reshape(*b, factor, u, factor, v, c)
+  return cut.transpose(n, n + 2, *range(n), n + 1, n + 3, n + 4).reshape(factor**2, *b, u, v, c)
 
 
-def enlarge(images: Float[Array, "*b u v c"], factor: int) -> Float[Array, "*b h w c"]:
-  """Makes the sides of images `factor` times as long, bilinear, with half-pixel centres.
+def enlarge(images: Float[Array, "*b u v c"], h: int, w: int) -> Float[Array, "*b h w c"]:
+  """Makes images larger, bilinearly, with half-pixel centres.
 
   As PyTorch's `interpolate` with `align_corners=False`: the edge is repeated.
   """
-  *b, u, v, c = images.shape
-  return jax.image.resize(images, (*b, u * factor, v * factor, c), "linear")
+  *b, _, _, c = images.shape
+  return jax.image.resize(images, (*b, h, w, c), "linear")

@@ -8,8 +8,6 @@ Crop, flip, scale and rotate are one bilinear warp, so that the operation may be
 one batch may have different ones (`apply_op` under `vmap`). Gradients flow to the images.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -86,22 +84,6 @@ def apply_op(
   h, w, _ = image.shape
   image = _recolor(image, jnp.where(op == OPS.index("color"), 1.0, 0.0), numbers)
   image = _warp(image, _matrices(numbers, h, w)[op])
-  hidden = _covered(numbers, h, w) & (op == OPS.index("cutout"))
-  return jnp.where(hidden[..., None], 0.0, image)
-
-
-def apply_in_turn(
-  image: Float[Array, "h w c"], ops: Sequence[str], numbers: Float[Array, "m 3"]
-) -> Float[Array, "h w c"]:
-  """Applies each operation, with numbers of its own: see `apply_op`. IDC, DREAM and NCFM."""
-  h, w, _ = image.shape
-  for name, own in zip(ops, numbers, strict=True):
-    if name == "color":
-      image = _recolor(image, jnp.float32(1), own)
-    elif name == "cutout":
-      image = jnp.where(_covered(own, h, w)[..., None], 0.0, image)
-    else:
-      image = _warp(image, _matrices(own, h, w)[OPS.index(name)])
   hidden = _square(numbers, h, w) & (op == OPS.index("cutout"))
   return jnp.where(hidden[..., None], 0.0, image)
 
@@ -123,7 +105,7 @@ def apply_combined(
   numbers: Float[Array, "4 3"],
   strategy: str,
 ) -> Float[Array, "h w c"]:
-  """Applies several operations in one view, as IDC and DREAM (Kim et al., ICML 2022) do.
+  """Applies several operations in one view, as IDC (Kim et al., ICML 2022), DREAM and NCFM do.
 
   Of the strategy "flip" and "color" come first, then operation number `op`, one of the others, then
   "cutout": each has numbers of its own, in this order.
@@ -176,8 +158,6 @@ def _warp(image: jax.Array, matrix: Float[Array, "2 3"]) -> jax.Array:
   return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
 
 
-def _covered(numbers: jax.Array, h: int, w: int) -> jax.Array:
-  """The square (h, w) of a cutout."""
 def _square(numbers: Float[Array, "3"], h: int, w: int) -> jax.Array:
   """Which pixels (h, w) a cutout covers."""
   rows, columns = (_hidden(u, n) for u, n in zip(numbers[:2], (h, w), strict=True))

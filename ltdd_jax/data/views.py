@@ -90,13 +90,14 @@ def view_fn(
     ("parts", "factor", parts),
   ):
     checks.check(f"config.label.views.{name}", kind, value)
+  crops.check_factor("config.label.views.parts: ", parts, spec.image_shape)
 
   def view_of_one(key: jax.Array, image: jax.Array, number: jax.Array) -> jax.Array:
     """Augments, crops and flips one stored image (h, w, c), or a part of it, into [0, 1]."""
     key_of = lambda purpose: jax.random.fold_in(key, purpose)
     if parts != 1:
       part = crops.partition(augment.to_pixels(image), parts)[number % parts**2]
-      image = crops.enlarge(part, parts)
+      image = crops.enlarge(part, *image.shape[:2])
     if rand_augment:
       image = rand_augment_lib.rand_augment(key_of(_OPERATIONS), image)
     image = augment.to_pixels(image)

@@ -13,8 +13,8 @@ from ltdd_jax.distil.gradient_matching import dc, dsa
 from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm, rldd
 from ltdd_jax.distil.idm import idm
 from ltdd_jax.distil.imported import imported
-from ltdd_jax.distil.ncfm import ncfm, ncfm_released
 from ltdd_jax.distil.mtt_tesla import mtt, tesla, tesla_released
+from ltdd_jax.distil.ncfm import ncfm, ncfm_released
 from ltdd_jax.distil.rded import rded
 from ltdd_jax.distil.sre2l import cda, sre2l
 

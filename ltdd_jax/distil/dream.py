@@ -4,7 +4,7 @@ method = dream(env, factor=2, num_clusters=128)
 x = method.inputs(rng, t, {"labels": labels})            # rows that the network is trained on
 state, metrics = method.step(key, state, {"images": images, "labels": labels}, x)
 
-`data.multi_formation.decode(images, 2)` gives the images that a set of factor 2 stands for.
+`multi_formation.decode(images, 2)` gives the images that a set of factor 2 stands for.
 """
 
 import functools
@@ -16,21 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Float32, Int32, Key
+from jaxtyping import Array, Float, Int32, Key
 
 from ltdd_jax.core.registry import check_at_least, check_share
 from ltdd_jax.core.types import Distilled, LtddError, Slots
 from ltdd_jax.data import augment as augment_lib
+from ltdd_jax.data import crops
 from ltdd_jax.data import dsa as dsa_lib
-from ltdd_jax.data import multi_formation
 from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil import gradient_matching as gm
-from ltdd_jax.distil import selection
+from ltdd_jax.distil import multi_formation, selection
 from ltdd_jax.distil.base import Env, Method, Notes, Resources
 from ltdd_jax.distil.dm import CONVNET
 from ltdd_jax.distil.network_training import (
-  Network,
+  NetworkState,
   Params,
+  Rows,
   cutmix_batch,
   draw_batches,
   draw_network,
@@ -41,10 +42,6 @@ from ltdd_jax.models import convolution, taps
 from ltdd_jax.training import losses, optimizers
 
 VERSION = 1
-
-Rows = tuple[  # rows of training images of each update of the network, and weights
-  Int32[Array | np.ndarray, "u b"], Float32[Array | np.ndarray, "u b"]
-]
 
 
 class Options(NamedTuple):
@@ -102,7 +99,7 @@ def dream(
   [0, 1].
 
   Images start from the real ones nearest the centres of factor^2 clusters for each slot
-  (`selection.k_means`), shrunk to tiles.
+  (`selection.k_means`), made small.
 
   In what we differ from the released code: classes may have unequal numbers of slots, and fewer
   images than clusters; features are of normalised images, as the network sees them; Lloyd's
@@ -154,7 +151,7 @@ def dream(
     network = draw(network_key)
     labels = jnp.asarray(slots.labels, jnp.int32)
     slots = Slots(labels, jnp.asarray(slots.rank, jnp.int32))
-    images = first_images(matching.model, env, options, network[0], image_key, slots, res)
+    images = first_parts(matching.model, env, options, network[0], image_key, slots, res)
     none = jnp.zeros((env.num_classes, num_clusters))
     real = none.astype(jnp.int32), none
     step = jnp.zeros((), jnp.int32)
@@ -197,6 +194,7 @@ def dream(
     real_images=True,
     notes=_notes(options),
     dtype="float32",
+    parts=factor,
   )
 
 
@@ -222,7 +220,7 @@ def choose(
   )
 
 
-def first_images(
+def first_parts(
   model: nn.Module,
   env: Env,
   options: Options,
@@ -231,18 +229,18 @@ def first_images(
   slots: Slots,
   res: Resources,
 ) -> Float[Array, "n h w c"]:
-  """Puts the real images nearest the centres of factor^2 clusters for each slot into its tiles.
+  """Puts the real images nearest the centres of factor^2 clusters for each slot into its parts.
 
-  The tiles of a class share its images evenly where it has fewer of them.
+  The parts of a class share its images evenly where it has fewer of them.
   """
-  cells = options.factor**2
-  rank = slots.rank[None] * cells + jnp.arange(cells, dtype=jnp.int32)[:, None]
-  tiles = Slots(jnp.tile(slots.labels, cells), rank.ravel())  # in the order of `encode`
+  count = options.factor**2
+  rank = slots.rank[None] * count + jnp.arange(count, dtype=jnp.int32)[:, None]
+  parts = Slots(jnp.tile(slots.labels, count), rank.ravel())  # in the order of `encode`
   labels = jnp.asarray(res["labels"], jnp.int32)
   found = _features(model, env, options, params, res)
-  rows = selection.k_means(key, found, labels, tiles, env.num_classes, options.num_iterations)
+  rows = selection.k_means(key, found, labels, parts, env.num_classes, options.num_iterations)
   pixels = augment_lib.to_pixels(jnp.asarray(res["images"])[rows])
-  return multi_formation.encode(pixels, options.factor)
+  return multi_formation.encode(pixels, options.factor, multi_formation.nearest)
 
 
 def move_images(
@@ -292,11 +290,11 @@ def train_on_real(
   tx: optax.GradientTransformation,
   env: Env,
   options: Options,
-  network: Network,
+  network: NetworkState,
   key: Key[Array, ""],
   res: Resources,
   x: Rows,
-) -> Network:
+) -> NetworkState:
   """Trains a network on the rows `x` of training images, one update for each batch of them."""
   rows, weights = jnp.asarray(x[0]), jnp.asarray(x[1])
 
@@ -363,7 +361,7 @@ def _check(env: Env, options: Options) -> None:
   )
   check_at_least(where, 0, lr=o.lr, network_lr=o.network_lr, num_iterations=o.num_iterations)
   check_share(where, below_one=True, momentum=o.momentum)
-  multi_formation.check_factor(where, o.factor, env.image_shape)
+  crops.check_factor(where, o.factor, env.image_shape)
   for strategy in (o.augment, o.network_augment):
     if strategy is not None:
       dsa_lib.check_strategy(strategy)
@@ -380,17 +378,13 @@ def _notes(options: Options) -> Notes:
         f"represented by those of num_clusters={options.num_clusters} clusters; expected no more "
         "slots than clusters. Raise num_clusters or lower the images per class"
       )
-    said, cells = [], options.factor**2
+    said = []
     few = np.flatnonzero((want > 0) & (have < options.num_clusters))
     if len(few):
       said.append(
         f"classes {', '.join(f'{c} ({have[c]})' for c in few)} have fewer training images than the "
         f"{options.num_clusters} clusters; all of their images are matched"
       )
-    said += [
-      f"class {c}: {cells * want[c]} tiles start from {have[c]} training images, which are repeated"
-      for c in np.flatnonzero(have < cells * want)
-    ]
-    return tuple(said)
+    return (*said, *multi_formation.make_notes(options.factor)(have, want))
 
   return notes

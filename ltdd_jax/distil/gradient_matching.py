@@ -28,7 +28,13 @@ from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil import pixels, selection
 from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.distil.dm import CONVNET, RealBatch, draw_rows, first_images
-from ltdd_jax.distil.network_training import Network, Params, draw_network, train
+from ltdd_jax.distil.network_training import (
+  NetworkState,
+  Params,
+  batch_rows,
+  draw_network,
+  train,
+)
 from ltdd_jax.models import convolution
 from ltdd_jax.training import losses
 
@@ -45,7 +51,7 @@ class MatchState:
   images: Leaf  # (n, h, w, c) float32
   labels: Leaf  # (n,) int32
   opt_state: Any  # of the images
-  network: Any  # see `Network`
+  network: Any  # see `NetworkState`
   real: Any = None  # rows (k, r) of real images and their weights, if they outlive a step
 
 
@@ -240,12 +246,12 @@ def make_network(name: str, env: Env, network: Mapping[str, Any]) -> nn.Module:
 def train_on(
   model: nn.Module,
   tx: optax.GradientTransformation,
-  network: Network,
+  network: NetworkState,
   key: Key[Array, ""],
   images: Float[Array, "n h w c"],
   state: MatchState,
   options: Options,
-) -> Network:
+) -> NetworkState:
   """Trains a network on distilled images for `epochs`, in a new order and new views each time."""
   n = len(images)
   size = min(options.network_batch, n)
@@ -253,14 +259,11 @@ def train_on(
   order_key, view_key = jax.random.split(key)
 
   def loss_fn(params: Params, i: jax.Array) -> jax.Array:
-    order = jax.random.permutation(jax.random.fold_in(order_key, i // batches), n)
-    place = i % batches * size + jnp.arange(size)
-    rows = order[jnp.minimum(place, n - 1)]
+    rows, there = batch_rows(order_key, i, n, size, short="last")
     seen = images[rows]
     if options.augment is not None:
       seen = dsa_lib.dsa(jax.random.fold_in(view_key, i), seen, strategy=options.augment)
     logits: Any = model.apply({"params": params}, seen, train=True)
-    there = place < n
     loss = losses.cross_entropy_rows(logits, state.labels[rows])
     return jnp.sum(loss * there) / there.sum()
 

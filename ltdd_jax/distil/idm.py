@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from ltdd_jax import models
 from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import Distilled, Leaf, LtddError, Slots
-from ltdd_jax.data import dsa
+from ltdd_jax.data import crops, dsa
 from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil import multi_formation
 from ltdd_jax.distil.base import Env, Method, Resources
@@ -34,7 +34,7 @@ from ltdd_jax.distil.dm import (
   mean_distance,
   real_means,
 )
-from ltdd_jax.models import taps
+from ltdd_jax.models import convolution, taps
 from ltdd_jax.training import losses, optimizers
 
 VERSION = 1
@@ -50,7 +50,7 @@ class Queue:
 
   variables: Any  # (q, ...)
   opt_state: Any  # (q, ...)
-  accuracy: Leaf  # (q,) float32 in [0, 1], see `train`; 0 of networks that were never trained
+  accuracy: Leaf  # (q,) float32 in [0, 1], see `train_member`; 0 before
   made: Leaf  # [] int32, networks made so far
 
 
@@ -149,7 +149,13 @@ def idm(
       f"method 'idm': trained_networks is {trained_networks}, and the queue has {most} networks in "
       f"the first step; expected {most} or fewer"
     )
-  multi_formation.check_factor("idm", env, factor)
+  crops.check_factor("method 'idm': ", factor, env.image_shape)
+  h, w, _ = env.image_shape
+  if h % factor or w % factor:
+    raise LtddError(
+      f"method 'idm': factor is {factor}, which does not divide the sides of images of {h} x {w} "
+      "pixels; expected a divisor, such as 1 or 2"
+    )
   if augment is not None:
     dsa.check_strategy(augment)
   model = models.make_model(
@@ -161,7 +167,9 @@ def idm(
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> State:
     image_key, queue_key = jax.random.split(key)
-    images = multi_formation.real_parts(image_key, env, slots, res, factor, "mean")
+    images = multi_formation.real_parts(
+      image_key, env, slots, res, factor, multi_formation.block_mean
+    )
     labels = jnp.asarray(slots.labels, jnp.int32)
     keys = jax.random.split(queue_key, num_networks)
     variables = jax.vmap(lambda key: models.init_variables(model, key, env.image_shape))(keys)
@@ -201,7 +209,7 @@ def idm(
     images = optax.apply_updates(state.images, updates)
     places = _different(train_key, queue, trained_networks)
     for place, rows in zip(places, x.train, strict=True):
-      queue = train(queue, place, rows, model, network_tx, env, res)
+      queue = train_member(queue, place, rows, model, network_tx, env, res)
     return State(state.step + 1, images, state.labels, opt_state, queue), metrics
 
   def inputs(rng: np.random.Generator, t: int, host: Resources) -> Inputs:
@@ -281,7 +289,7 @@ def append(
   return Queue(variables, opt_state, accuracy, queue.made + due)
 
 
-def train(
+def train_member(
   queue: Queue,
   place: Int[Array, ""],
   rows: Int[Array, "s b"],
@@ -323,24 +331,14 @@ def train(
     return ({"params": params, "batch_stats": batch_stats}, opt_state), jnp.stack(counts)
 
   carry = _member((queue.variables, queue.opt_state), place)
-  carry, counts = _scan(one, carry, rows)
+  with convolution.looped():
+    carry, counts = jax.lax.scan(one, carry, rows)
   right, total = counts.sum(0)
   accuracy = jnp.sum(right / jnp.maximum(total, 1)) / jnp.sum(total > 0)
   put = lambda all_, one: all_.at[place].set(one)
   places = (queue.variables, queue.opt_state, queue.accuracy)
   variables, opt_state, found = jax.tree.map(put, places, (*carry, accuracy))
   return Queue(variables, opt_state, found, queue.made)
-
-
-def _scan(fn: Any, carry: Any, xs: jax.Array) -> tuple[Any, jax.Array]:
-  """`lax.scan`; on CPU without a loop, in which gradients of convolutions are 30 times slower."""
-  if jax.default_backend() != "cpu":
-    return jax.lax.scan(fn, carry, xs)
-  found = []
-  for x in xs:
-    carry, y = fn(carry, x)
-    found.append(y)
-  return carry, jnp.stack(found)
 
 
 def _different(key: jax.Array, queue: Queue, count: int) -> Int[Array, " m"]:

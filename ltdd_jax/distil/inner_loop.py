@@ -139,18 +139,3 @@ def constant_memory(
   (_, by_learned), _ = jax.lax.scan(backward, (start, none), numbers, unroll=unroll)
   by_rate = -2 * jnp.vdot(total, start - rate * total - target) / scale
   return matching_loss(last, start, target), (by_learned, by_rate)
-
-
-def batch_rows(
-  key: jax.Array, i: jax.Array | int, n: int, size: int
-) -> tuple[jax.Array, Float[Array, " b"]]:
-  """Returns the rows (b,) int32 of inner step i, and their weights: 0 for the places left over.
-
-  Random permutations of the n images are cut into batches, a new one when all images were used. If
-  n does not divide by the size, the first batch of each is the short one, as the released code,
-  which takes batches from the end of a list, has it.
-  """
-  batches = -(-n // size)
-  order = jax.random.permutation(jax.random.fold_in(key, i // batches), n)
-  place = (i % batches) * size + jnp.arange(size) - (batches * size - n)
-  return order[jnp.maximum(place, 0)], (place >= 0).astype(jnp.float32)

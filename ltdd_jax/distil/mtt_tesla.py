@@ -22,8 +22,10 @@ from jaxtyping import Array, Float
 from ltdd_jax.core.registry import check_at_least, check_choice, check_share
 from ltdd_jax.core.types import Distilled, Leaf, LtddError, Slots
 from ltdd_jax.data import dsa
-from ltdd_jax.distil import coreset, features, initial_images, inner_loop
+from ltdd_jax.distil import features, inner_loop
 from ltdd_jax.distil.base import Env, Method, Resources
+from ltdd_jax.distil.dm import first_images
+from ltdd_jax.distil.network_training import batch_rows
 from ltdd_jax.models.flat import flat_params
 
 VERSION = 1
@@ -32,7 +34,7 @@ Pair = tuple[Float[Array | np.ndarray, " p"], Float[Array | np.ndarray, " p"]]  
 
 
 @flax.struct.dataclass
-class MatchingState:
+class TrajectoryState:
   """Images and the rate of the inner loop, both being learned."""
 
   step: Leaf  # [] int32
@@ -208,12 +210,11 @@ def _matching(
   model = env.expert()
   flat = flat_params(model, env.image_shape)
   txs = optax.sgd(options.lr, options.momentum), optax.sgd(options.lr_lr, options.momentum)
-  noise = initial_images.noise(env).draw
-  first = noise if options.init == "noise" else lambda *args: coreset.random(env).init(*args).images
+  first = first_images(env, options.init)
 
-  def start(key: jax.Array, slots: Slots, res: Resources) -> MatchingState:
+  def start(key: jax.Array, slots: Slots, res: Resources) -> TrajectoryState:
     learned = first(key, slots, res), jnp.float32(options.student_lr)
-    return MatchingState(
+    return TrajectoryState(
       step=jnp.zeros((), jnp.int32),
       images=learned[0],
       labels=jnp.asarray(slots.labels, jnp.int32),
@@ -226,8 +227,8 @@ def _matching(
     return model.apply({"params": flat.unravel(theta)}, images, train=True)
 
   def step(
-    key: jax.Array, state: MatchingState, res: Resources, x: Pair, *, turn: int = 0
-  ) -> tuple[MatchingState, dict[str, jax.Array]]:
+    key: jax.Array, state: TrajectoryState, res: Resources, x: Pair, *, turn: int = 0
+  ) -> tuple[TrajectoryState, dict[str, jax.Array]]:
     del res, turn
     start, target = (jnp.asarray(vector) for vector in x)
     probabilities, soft = jax.nn.one_hot(state.labels, env.num_classes), None
@@ -248,7 +249,7 @@ def _matching(
     learned = state.images, state.student_lr
     moved = [tx.update(*each) for tx, *each in zip(txs, grads, state.opt_state, strict=True)]
     images, rate = optax.apply_updates(learned, tuple(update for update, _ in moved))
-    new = MatchingState(
+    new = TrajectoryState(
       state.step + 1, images, state.labels, rate, tuple(opt for _, opt in moved), soft
     )
     return new, {"loss": loss, "student_lr": rate}
@@ -299,7 +300,7 @@ def _inner_loss(
   n, size = len(images), options.inner_batch_size
   weights = jnp.ones(n)
   if size is not None and size < n:
-    rows, weights = inner_loop.batch_rows(batch_key, i, n, size)
+    rows, weights = batch_rows(batch_key, i, n, size, short="first")  # as its code
     images, probabilities = images[rows], probabilities[rows]
   if options.augment is not None:
     images = dsa.dsa(jax.random.fold_in(view_key, i), images, strategy=options.augment)

@@ -2,7 +2,7 @@
 
   seen = decode(images, 2)                    # (n, h, w, c) -> (4n, h, w, c), part by part
   labels = jnp.tile(labels, 4)                # of what is seen
-  images = real_parts(key, env, slots, res, 2, "mean")
+  images = encode(small, 2, nearest)          # (4n, h, w, c) -> (n, h, w, c), in the same order
 
 IDC (Kim et al., ICML 2022) calls it multi-formation, IDM partition and expansion. Four times as
 many images fit into the same pixels. Parts are numbered row by row (IDM's code: column by column).
@@ -16,40 +16,63 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ltdd_jax.core.registry import check_at_least
-from ltdd_jax.core.types import LtddError, Slots
+from ltdd_jax.core.types import Slots
 from ltdd_jax.data import crops
-from ltdd_jax.distil import features, patches, selection
+from ltdd_jax.distil import features, selection
 from ltdd_jax.distil.base import Env, Notes, Resources
 
+Shrink = Callable[[jax.Array, int], jax.Array]  # (m, h, w, c), factor -> (m, u, v, c)
 
-def decode(images: Float[Array, "n h w c"], factor: int) -> Float[Array, "m h w c"]:
+
+def decode(
+  images: Float[Array, "n h w c"], factor: int, fill: float = 0.5
+) -> Float[Array, "m h w c"]:
   """Returns the m = factor^2 n images that are seen: first parts of all, second parts of all, ...
 
-  Each part is enlarged to the size of the whole, bilinear. Linear in the images.
+  Each part is enlarged to the size of the whole, bilinearly. Linear in the images.
+
+  Args:
+    images: stored images.
+    factor: parts a side; 1 gives the images back.
+    fill: value of pixels that are not there, where the factor does not divide the sides. 0.5 is of
+      IDC's released code, for pixels in [0, 1].
   """
-  parts = crops.enlarge(crops.partition(images, factor), factor)
-  return parts.reshape(-1, *images.shape[1:])
+  if factor == 1:
+    return images
+  _, h, w, c = images.shape
+  return crops.enlarge(crops.partition(images, factor, fill), h, w).reshape(-1, h, w, c)
 
 
-def block_mean(images: Float[Array, "*b h w c"], factor: int) -> Float[Array, "*b u v c"]:
-  """Makes images smaller, each pixel the mean of a block of factor x factor."""
-  *b, h, w, c = images.shape
-  return images.reshape(*b, h // factor, factor, w // factor, factor, c).mean((-4, -2))
+def encode(small: Float[Array, "m h w c"], factor: int, shrink: Shrink) -> Float[Array, "n h w c"]:
+  """Puts each factor^2 images into one, made small, in the order of `decode`.
+
+  Pixels of parts that lie outside of the image are cut off.
+  """
+  _, h, w, _ = small.shape
+  parts = shrink(small, factor)
+  m, u, v, c = parts.shape
+  cut = parts.reshape(factor, factor, m // factor**2, u, v, c).transpose(2, 0, 3, 1, 4, 5)
+  return cut.reshape(-1, factor * u, factor * v, c)[:, :h, :w]
 
 
-def nearest(images: Float[Array, "*b h w c"], factor: int) -> Float[Array, "*b u v c"]:
-  """Makes images smaller, each pixel the upper left one of a block of factor x factor."""
-  return images[..., ::factor, ::factor, :]
+def block_mean(images: Float[Array, "m h w c"], factor: int) -> Float[Array, "m u v c"]:
+  """Makes images smaller, each pixel the mean of a block; the factor has to divide the sides."""
+  m, h, w, c = images.shape
+  return images.reshape(m, h // factor, factor, w // factor, factor, c).mean((2, 4))
 
 
-SHRINK: dict[str, Callable[..., jax.Array]] = {"mean": block_mean, "nearest": nearest}
+def nearest(images: Float[Array, "m h w c"], factor: int) -> Float[Array, "m u v c"]:
+  """Makes images smaller by their nearest pixels: row i is row floor(i h / ceil(h / factor))."""
+  rows, columns = (
+    jnp.arange(-(-side // factor)) * side // -(-side // factor) for side in images.shape[1:3]
+  )
+  return images[:, rows][:, :, columns]
 
 
 def real_parts(
-  key: jax.Array, env: Env, slots: Slots, res: Resources, factor: int, shrink: str
+  key: jax.Array, env: Env, slots: Slots, res: Resources, factor: int, shrink: Shrink
 ) -> Float[Array, "n h w c"]:
-  """Fills all parts of all slots with real images of their class, made small by `SHRINK[shrink]`.
+  """Fills all parts of all slots with real images of their class, made small.
 
   Part j of slot number r of class c gets image number j m_c + r of a random order of the class's,
   m_c being its slots. A class with fewer images than parts repeats them, evenly.
@@ -57,20 +80,9 @@ def real_parts(
   by_class = selection.by_class(res["labels"], env.num_classes, key)
   labels, rank = (jnp.asarray(x, jnp.int32) for x in slots)
   totals = jnp.bincount(labels, length=env.num_classes)[labels]
-  number = jnp.arange(factor**2, dtype=jnp.int32)[None, :] * totals[:, None] + rank[:, None]
-  rows = by_class.rows_of(jnp.broadcast_to(labels[:, None], number.shape), number)
-  return patches.join_cells(SHRINK[shrink](features.real_images(env, res, rows), factor))
-
-
-def check_factor(name: str, env: Env, factor: int) -> None:
-  """Raises LtddError unless images can be cut into factor x factor parts of one size."""
-  check_at_least(f"method {name!r}: ", 1, factor=factor)
-  h, w, _ = env.image_shape
-  if h % factor or w % factor:
-    raise LtddError(
-      f"method {name!r}: factor is {factor}, which does not divide the sides of images of {h} x "
-      f"{w} pixels; expected a divisor, such as 1 or 2"
-    )
+  number = jnp.arange(factor**2, dtype=jnp.int32)[:, None] * totals[None] + rank[None]
+  rows = by_class.rows_of(jnp.broadcast_to(labels[None], number.shape), number)
+  return encode(features.real_images(env, res, rows.ravel()), factor, shrink)
 
 
 def make_notes(factor: int) -> Notes:

@@ -8,7 +8,7 @@ state, metrics = method.step(key, state, res, x)
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import Distilled, Leaf, LtddError, Slots
 from ltdd_jax.data import augment as augment_lib
-from ltdd_jax.data import dsa
+from ltdd_jax.data import crops, dsa
 from ltdd_jax.distil import multi_formation, selection
 from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.distil.dm import RealBatch, draw_rows, real_means
@@ -40,7 +40,7 @@ GROUP = 16  # frequencies of one scale
 WIDTH = 64  # of the sampling network
 SAMPLER_MOMENTUM = 0.5
 
-Look = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # see `embed`
+Views = tuple[Int[Array, " k"], Float[Array, "k 4 3"]] | None  # see `draw_views`
 
 
 @flax.struct.dataclass
@@ -97,7 +97,7 @@ def ncfm(
   g is the input of the classifier in a mixture u initial + (1 - u) trained, u ~ U(0, 1), of the
   parameters of a teacher, drawn for each step; batch norms keep the trained statistics. Images hold
   factor^2 small ones (`multi_formation`). All images of a class, real and distilled, share their
-  view: every operation of `augment`, one after the other. Pixels are clamped to [0, 1] before each
+  view (`dsa.apply_combined`). Pixels are clamped to [0, 1] before each
   step. When the loss has not fallen for `patience` steps the rate is halved.
 
   The text has no more of psi than that it makes a scale mixture. Ours are its layers, and that its
@@ -124,7 +124,7 @@ def ncfm(
     factor: parts a side.
     patience: steps.
     sampler_lr: of psi, by SGD with momentum 0.5.
-    augment: strategy of `dsa.dsa`; None for no views.
+    augment: strategy of `dsa.apply_combined`; None for no views.
   """
   if num_frequencies % GROUP:
     raise LtddError(
@@ -180,9 +180,10 @@ def _make(
   check_at_least(where, 1, num_frequencies=num_frequencies)
   check_at_least(where, 0, amplitude=amplitude, phase=phase, calibration=calibration)
   check_at_least(where, 0, sampler_lr=sampler_lr or 0)
-  multi_formation.check_factor(name, env, factor)
+  crops.check_factor(where, factor, env.image_shape)
   check_alike(name, env)
-  ops = [] if augment is None else dsa.check_strategy(augment)
+  if augment is not None:
+    dsa.check_strategy(augment)
   tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, num_steps)
   plateau = optax.contrib.reduce_on_plateau(0.5, patience + 1, rtol=1e-4)
   sampler_tx = optax.sgd(sampler_lr or 0, SAMPLER_MOMENTUM)
@@ -190,7 +191,7 @@ def _make(
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> State:
     image_key, sampler_key = jax.random.split(key)
-    images = multi_formation.real_parts(image_key, env, slots, res, factor, "nearest")
+    images = multi_formation.real_parts(image_key, env, slots, res, factor, multi_formation.nearest)
     images = augment_lib.denormalize_pixels(images, env.mean, env.std)
     labels = jnp.asarray(slots.labels, jnp.int32)
     state = State(images, labels, tx.init(images), plateau.init(images))
@@ -204,12 +205,12 @@ def _make(
   ) -> tuple[State, dict[str, jax.Array]]:
     del turn
     keys = jax.random.split(key, 5)
-    trained, mixed = draw_network(keys[0], res)
+    trained, mixed = draw_mixture(keys[0], res)
     labels = jnp.tile(state.labels, factor**2)
     wanted = jnp.bincount(labels, length=k) > 0
     model = env.teachers[0].model
-    seen_in = lambda key: jax.random.uniform(key, (k, len(ops), 3))
-    look = functools.partial(embed, model, mixed, ops, seen_in(keys[1]))
+    look_in = lambda key: functools.partial(embed, augment, draw_views(key, augment, k), model)
+    look = functools.partial(look_in(keys[1]), mixed)
     noise = jax.random.normal(keys[2], (groups, WIDTH))
 
     def match(images: jax.Array, sampler: Any) -> jax.Array:
@@ -223,8 +224,7 @@ def _make(
       return discrepancy(real, distilled, wanted, amplitude, phase)
 
     def calibrate(images: jax.Array) -> jax.Array:
-      look = functools.partial(embed, model, trained, ops, seen_in(keys[4]))
-      logits = look(_shown(images, factor, env), labels)[0]
+      logits = look_in(keys[4])(trained, _shown(images, factor, env), labels)[0]
       return calibration * sum_of_means(losses.cross_entropy_rows(logits, labels), labels, k)
 
     def move(images: jax.Array, grads: jax.Array, opt_state: Any) -> tuple[jax.Array, Any]:
@@ -281,7 +281,7 @@ def check_alike(name: str, env: Env) -> None:
     )
 
 
-def draw_network(key: jax.Array, res: Resources) -> tuple[Any, Any]:
+def draw_mixture(key: jax.Array, res: Resources) -> tuple[Any, Any]:
   """Draws a teacher; returns its variables, and a mixture of them with those it began with."""
   number_key, share_key = jax.random.split(key)
   number = jax.random.randint(number_key, (), 0, len(res["teachers"]))
@@ -295,20 +295,31 @@ def draw_network(key: jax.Array, res: Resources) -> tuple[Any, Any]:
   return trained, {**trained, "params": params}
 
 
+def draw_views(key: jax.Array, strategy: str | None, k: int) -> Views:
+  """Draws for each class what `dsa.apply_combined` takes; None for images as they are."""
+  if strategy is None:
+    return None
+  draw = lambda key: dsa.draw_combined(key, strategy, 1)
+  ops, numbers = jax.vmap(draw)(jax.random.split(key, k))
+  return ops, numbers[:, 0]
+
+
 def embed(
+  strategy: str | None,
+  views: Views,
   model: nn.Module,
   variables: Any,
-  ops: Sequence[str],
-  numbers: Float[Array, "k m 3"],
   images: Float[Array, "b h w c"],
   labels: Int[Array, " b"],
 ) -> tuple[Float[Array, "b k"], Float[Array, "b f"]]:
   """Computes logits and features of norm 1, in eval mode, of images in the views of their classes.
 
-  Features are the classifier's input. `numbers` are those of the operations, for each class.
+  Features are the classifier's input.
   """
-  view = lambda image, own: dsa.apply_in_turn(image, ops, own)
-  logits, features = taps.features(model, variables, jax.vmap(view)(images, numbers[labels]))
+  if strategy is not None and views is not None:
+    view = functools.partial(dsa.apply_combined, strategy=strategy)
+    images = jax.vmap(view)(images, views[0][labels], views[1][labels])
+  logits, features = taps.features(model, variables, images)
   features = features.astype(jnp.float32)
   norm = jnp.sqrt(jnp.maximum(jnp.square(features).sum(1, keepdims=True), 1e-24))
   return logits.astype(jnp.float32), features / norm

@@ -12,20 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Int32, Key
+from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
 from ltdd_jax import models
 from ltdd_jax.data import views
 from ltdd_jax.distil.base import Env
 
 Params = Any
-Network = tuple[Params, Any]  # parameters, and the state of their optimiser
-Rows = tuple[np.ndarray, np.ndarray]  # (u, b) int32, and float32 weights
+NetworkState = tuple[Params, Any]  # parameters, and the state of their optimiser
+Rows = tuple[  # of training images of each update, and weights
+  Int32[Array | np.ndarray, "u b"], Float32[Array | np.ndarray, "u b"]
+]
 
 
 def draw_network(
   model: nn.Module, tx: optax.GradientTransformation, env: Env, key: Key[Array, ""]
-) -> Network:
+) -> NetworkState:
   """Draws a random network, with an optimiser that has not moved."""
   params = models.init_variables(model, key, env.image_shape)["params"]
   return params, tx.init(params)
@@ -33,13 +35,13 @@ def draw_network(
 
 def train(
   tx: optax.GradientTransformation,
-  network: Network,
+  network: NetworkState,
   num_updates: int,
   loss_fn: Callable[[Params, Int[Array, ""]], jax.Array],
-) -> Network:
+) -> NetworkState:
   """Minimises `loss_fn(params, i)` over the parameters, update i = 0, 1, ..."""
 
-  def update(i: jax.Array, network: Network) -> Network:
+  def update(i: jax.Array, network: NetworkState) -> NetworkState:
     params, opt_state = network
     updates, opt_state = tx.update(jax.grad(loss_fn)(params, i), opt_state, params)
     return optax.apply_updates(params, updates), opt_state
@@ -64,6 +66,23 @@ def cutmix_batch(
   mixing = jax.random.bernoulli(mix_key, share)
   mixed = jnp.where((inside & mixing)[None, :, :, None], images[partner], images)
   return mixed, partner, jnp.where(mixing, own, 1.0)
+
+
+def batch_rows(
+  key: Key[Array, ""], i: jax.Array | int, n: int, size: int, short: str
+) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+  """Returns the rows of n images in batch i, and their weights: 0 for the places left over.
+
+  Random permutations of the images are cut into batches, a new one when all images were used. If n
+  does not divide by the size, the `short` batch of each is the "first" or the "last".
+  """
+  batches = -(-n // size)
+  order = jax.random.permutation(jax.random.fold_in(key, i // batches), n)
+  place = (i % batches) * size + jnp.arange(size)
+  if short == "first":
+    place -= batches * size - n
+  there = (place >= 0) & (place < n)
+  return order[jnp.clip(place, 0, n - 1)], there.astype(jnp.float32)
 
 
 def draw_batches(rng: np.random.Generator, total: int, num_images: int, batch_size: int) -> Rows:

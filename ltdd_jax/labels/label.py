@@ -165,7 +165,7 @@ def _mean_of_parts(
   label_fn: Callable[[Any, jax.Array], jax.Array], parts: int, variables: Any, images: jax.Array
 ) -> jax.Array:
   """The mean logits of the parts x parts small images that each image holds."""
-  seen = crops.enlarge(crops.partition(images, parts), parts)
+  seen = crops.enlarge(crops.partition(images, parts), *images.shape[1:3])
   return jnp.stack([label_fn(variables, x) for x in seen]).mean(0)
 
 

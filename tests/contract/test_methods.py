@@ -12,16 +12,17 @@ from ltdd_jax import distil
 from ltdd_jax.core.types import Distilled, LtddError
 from tests import small
 
-NET = {"name": "convnet", "depth": 1, "width": 4}
-MATCHING = {"num_steps": 3, "batch_real": 4, "network": NET, "steps_per_network": 2, "epochs": 2}
-MATCHING = {
+NET = {"name": "convnet", "depth": 1, "width": 2}
+GRADIENTS = {"num_steps": 3, "batch_real": 4, "network": NET, "steps_per_network": 2}
+TRAJECTORIES = {
   "num_steps": 2, "inner_steps": 2, "expert_epochs": 1, "max_start_epoch": 2, "augment": None
 }  # fmt: skip
+FREQUENCIES = {"num_steps": 3, "batch_real": 4, "num_frequencies": 16}
 KWARGS = {
-  **dict.fromkeys(("mtt", "tesla", "tesla_released"), MATCHING),
+  **dict.fromkeys(("mtt", "tesla", "tesla_released"), TRAJECTORIES),
   **{name: {"num_steps": 3} for name in ("cda", "edc", "edc_released", "gvbsm", "rldd", "sre2l")},
-  "dc": MATCHING | {"network_batch": 4},
-  "dm": {"num_steps": 3, "batch_real": 4, "network": NET},
+  "dc": GRADIENTS | {"epochs": 2, "network_batch": 4},
+  "dm": {"num_steps": 3, "batch_real": 4, "network": NET | {"width": 4}},
   "dream": {
     "num_steps": 3,
     "network": NET,
@@ -32,8 +33,9 @@ KWARGS = {
     "network_images": 6,
     "network_batch": 4,
     "augment": "color_cutout",  # without a warp, whose gradient takes long to compile
-    "network_augment": "color",
+    "network_augment": None,
   },
+  "dsa": GRADIENTS | {"epochs": 0, "augment": "color"},
   "idm": {
     "num_steps": 3,
     "batch_real": 4,
@@ -42,19 +44,13 @@ KWARGS = {
     "trained_networks": 1,
     "train_steps": 1,
     "train_batch": 4,
-    "network": {"name": "convnet", "depth": 1, "width": 4},
+    "network": NET,
+    "augment": "color",
   },
-  "dsa": MATCHING | {"epochs": 0},
   "imported": {"path": "somewhere"},
   "kmeans": {"num_iterations": 2},
-  "ncfm": {"num_steps": 3, "batch_real": 4, "num_frequencies": 16, "augment": None},
-  "ncfm_released": {
-    "num_steps": 3,
-    "batch_real": 4,
-    "num_frequencies": 16,
-    "augment": "color_cutout",
-    "calibration": 0.0,
-  },
+  "ncfm": FREQUENCIES | {"augment": None},
+  "ncfm_released": FREQUENCIES | {"augment": "color_cutout", "calibration": 0.0},
   "rded": {"factor": 2, "num_crops": 2, "pool": 10},
 }
 WITHOUT_KEY = {"herding", "imported", "k_center"}  # the images are the same for every key

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ltdd_jax import models
-from ltdd_jax.data import multi_formation
 from ltdd_jax.distil import gradient_matching as gm
-from ltdd_jax.distil import selection
+from ltdd_jax.distil import multi_formation, selection
 from ltdd_jax.distil.dream import squared_distance
 from tests.reference import gradient_ref as ref
+from tests.reference import multi_formation_ref
 
 SHAPE, K = (4, 4, 1), 3
 LABELS = np.array([1, 0, 0, 0, 2], np.int32)  # class 0 is taken in two parts
@@ -54,7 +54,7 @@ def compiled(name):
 def ref_loss(name, images, c):
   """Of image 1 the first of the decoded ones is left out."""
   _, distance, factor = CASES[name]
-  decoded, params = ref.decode(images, factor), network()[2]
+  decoded, params = multi_formation_ref.decode(images, factor), network()[2]
   labels, left_out = np.tile(LABELS, factor**2), np.arange(len(decoded)) == 1
   own = ref.gradients(view(decoded[(labels == c) & ~left_out]), c, params)
   return distance(ref.gradients(view(REAL[:2]), c, params), own)

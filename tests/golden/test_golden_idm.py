@@ -12,8 +12,7 @@ from ltdd_jax import distil, models
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, dsa
 from ltdd_jax.distil import idm as idm_fn
-from ltdd_jax.distil import multi_formation
-from ltdd_jax.distil.idm import Queue, append, embed, objective, train
+from ltdd_jax.distil.idm import Queue, append, embed, objective, train_member
 from ltdd_jax.training import optimizers
 from tests import small
 from tests.reference import dm_ref
@@ -44,13 +43,6 @@ def queue():
 
 def params_of(queue, place):
   return jax.tree.map(lambda x: np.asarray(x[place]), queue.variables["params"])
-
-
-@pytest.mark.parametrize("factor", [1, 2, 4])
-def test_parts_are_enlarged(factor):
-  images = np.random.RandomState(0).normal(size=(2, 8, 8, 2)).astype(np.float32)
-  got = multi_formation.decode(jnp.asarray(images), factor)
-  np.testing.assert_allclose(got, ref.decode(images, factor), atol=1e-5)
 
 
 def test_loss_and_gradient(queue):
@@ -86,7 +78,7 @@ def test_loss_and_gradient(queue):
 def test_training_is_sgd_of_the_cross_entropy_and_measures_accuracy(queue):
   """m <- 0.9 m + g + wd p and p <- p - lr m; the other networks stay."""
   rows = np.array([[0, 3, 7, 9, 10], [1, 1, 8, 4, 2]], np.int32)
-  step = jax.jit(lambda q, rows: train(q, jnp.int32(1), rows, MODEL, TX, ENV, RES))
+  step = jax.jit(lambda q, rows: train_member(q, jnp.int32(1), rows, MODEL, TX, ENV, RES))
   real = np.asarray(augment.normalize(RES["images"], ENV.mean, ENV.std))
   one, both = (step(queue, jnp.asarray(rows[:n])) for n in (1, 2))
   old, new = params_of(queue, 1), params_of(one, 1)
@@ -124,28 +116,6 @@ def test_a_new_network_takes_the_place_of_the_oldest(queue):
     np.testing.assert_array_equal(kernel(full)[place], fresh["params"]["conv0"]["kernel"])
   np.testing.assert_array_equal(full.accuracy, np.zeros(4))
   assert full.made == 6
-
-
-def test_parts_start_from_different_real_images_each_the_mean_of_blocks():
-  res = {"images": jnp.asarray(small.images(30)), "labels": jnp.repeat(jnp.arange(3), 10)}
-  slots = distil.make_slots(3, slots_per_class=(2, 0, 3))
-  start = lambda key, res: multi_formation.real_parts(key, ENV, slots, res, 2, "mean")
-  images = jax.jit(start)(jax.random.key(0), res)
-  real = np.asarray(augment.normalize(res["images"], ENV.mean, ENV.std))
-  small_ones = {shrink: fn(jnp.asarray(real), 2) for shrink, fn in multi_formation.SHRINK.items()}
-  np.testing.assert_allclose(
-    small_ones["mean"][:, 1, 2], real[:, 2:4, 4:6].mean((1, 2)), rtol=1e-5, atol=1e-6
-  )
-  np.testing.assert_array_equal(small_ones["nearest"][:, 1, 2], real[:, 2, 4])
-  parts = [images[:, a : a + 4, b : b + 4] for a in (0, 4) for b in (0, 4)]
-  rows = [
-    [int(np.flatnonzero(np.isclose(small_ones["mean"], x, atol=1e-5).all((1, 2, 3)))[0]) for x in p]
-    for p in parts
-  ]
-  assert (np.array(rows) // 10 == np.asarray(slots.labels)).all()
-  of_last = np.array(rows)[:, np.asarray(slots.labels) == 2].ravel()
-  assert np.bincount(of_last, minlength=30)[20:].tolist().count(2) == 2  # 12 parts of 10 images
-  assert len(set(np.array(rows)[:, np.asarray(slots.labels) == 0].ravel())) == 8
 
 
 def blobs():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax.distil import inner_loop
+from ltdd_jax.distil.network_training import batch_rows
 from tests.reference import mtt_ref as ref
 
 N, D, HIDDEN, K = 5, 4, 3, 3
@@ -121,7 +122,7 @@ def test_memory_grows_like_the_root_of_the_steps_or_not_at_all():
 
 
 def test_batches_use_each_image_once_and_start_with_the_short_one():
-  rows = [inner_loop.batch_rows(jax.random.key(0), i, 7, 3) for i in range(6)]
+  rows = [batch_rows(jax.random.key(0), i, 7, 3, "first") for i in range(6)]
   assert [int(weights.sum()) for _, weights in rows] == [1, 3, 3, 1, 3, 3]
   passes = [
     np.concatenate([np.asarray(r)[np.asarray(w) > 0] for r, w in rows[i : i + 3]]) for i in (0, 3)

@@ -10,11 +10,11 @@ import pytest
 from configs import methods
 from ltdd_jax import distil, models
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import augment
+from ltdd_jax.data import augment, dsa
 from ltdd_jax.distil import multi_formation, selection
 from ltdd_jax.distil import ncfm as ncfm_fn
 from ltdd_jax.distil import ncfm_released as released_fn
-from ltdd_jax.distil.ncfm import discrepancy, draw_network, embed, waves
+from ltdd_jax.distil.ncfm import discrepancy, draw_mixture, embed, waves
 from ltdd_jax.students import recipes
 from tests import small
 from tests.golden.test_golden_idm import blobs
@@ -51,7 +51,8 @@ def test_loss_and_gradient():
   draws = np.random.RandomState(1)
   model = models.make_model("convnet", num_classes=3, image_shape=ENV.image_shape, depth=1, width=3)
   variables = models.init_variables(model, jax.random.key(0), ENV.image_shape)
-  ops, numbers = ["color", "crop", "cutout"], draws.uniform(size=(3, 3, 3)).astype(np.float32)
+  ops, numbers = ["color", "crop", "cutout"], draws.uniform(size=(3, 4, 3)).astype(np.float32)
+  views = jnp.full(3, dsa.OPS.index("crop")), jnp.asarray(numbers)
   pixels = draws.uniform(size=(3, *ENV.image_shape)).astype(np.float32)
   t = jnp.asarray(draws.normal(size=(16, 48)), jnp.float32)
   real = np.stack([ref.characteristic(draws.normal(size=(4, 48)) / 7, t) for _ in range(3)])
@@ -60,12 +61,12 @@ def test_loss_and_gradient():
   def loss(x):
     seen = augment.normalize_pixels(multi_formation.decode(x, 2), ENV.mean, ENV.std)
     labels = jnp.tile(LABELS, 4)
-    _, found = embed(model, variables, ops, jnp.asarray(numbers), seen, labels)
+    _, found = embed("_".join(ops), views, model, variables, seen, labels)
     mean = selection.class_means(waves(found, t), labels, 3)
     return discrepancy(both(real), mean, jnp.bincount(labels, length=3) > 0, *weights)
 
   want = functools.partial(
-    ref.loss, labels=LABELS.tolist(), real=real, ops=ops, numbers=numbers, t=np.asarray(t),
+    ref.loss, labels=LABELS.tolist(), real=real, ops=ops, numbers=numbers[:, 1:], t=np.asarray(t),
     params=variables["params"], weights=weights, mean=0.4, std=0.3,
   )  # fmt: skip
   value, grads = jax.jit(jax.value_and_grad(loss))(jnp.asarray(pixels))
@@ -79,7 +80,7 @@ def test_loss_and_gradient():
 def test_networks_are_drawn_and_mixed():
   tree = lambda x: {"params": {"w": jnp.float32(x)}, "batch_stats": {"mean": jnp.float32(x)}}
   res = {"teachers": (tree(1), tree(3)), "initial_teachers": (tree(0), tree(2))}
-  trained, mixed = jax.vmap(lambda key: draw_network(key, res))(jax.random.split(
+  trained, mixed = jax.vmap(lambda key: draw_mixture(key, res))(jax.random.split(
     jax.random.key(0), 400))  # fmt: skip
   which, share = np.asarray(trained["params"]["w"]), np.asarray(mixed["params"]["w"])
   assert abs((which == 3).mean() - 0.5) < 0.1
@@ -147,7 +148,7 @@ def test_published_settings():
     ({"num_frequencies": 40}, "num_frequencies is 40; expected a multiple of 16"),
     ({"num_frequencies": 0}, "num_frequencies is 0; expected 1 or more"),
     ({"phase": -1.0}, "'ncfm': phase is -1.0; expected 0 or more"),
-    ({"factor": 5}, "factor is 5, which does not divide"),
+    ({"factor": 5}, "factor is 5, which cuts images of 8 x 8"),
     ({"augment": "colour"}, "operation 'colour' is not known"),
     ({"optimizer": {"lr": 0.1}}, "unknown optimizer None"),
   ],

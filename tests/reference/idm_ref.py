@@ -2,28 +2,7 @@
 
 import numpy as np
 
-from tests.reference import dm_ref, dsa_ref
-
-
-def enlarged(part, factor):
-  """Bilinear with half-pixel centres, the edge repeated."""
-  u, v, c = part.shape
-  out = np.zeros((u * factor, v * factor, c))
-  for i, j in np.ndindex(*out.shape[:2]):
-    y, x = (np.clip((p + 0.5) / factor - 0.5, 0, n - 1) for p, n in ((i, u), (j, v)))
-    for a, b in np.ndindex(u, v):
-      out[i, j] += max(0, 1 - abs(y - a)) * max(0, 1 - abs(x - b)) * part[a, b]
-  return out
-
-
-def decode(images, factor):
-  """First the upper left parts of all images, then those to the right of them, row by row."""
-  n, h, w, _ = images.shape
-  u, v = h // factor, w // factor
-  return np.stack([
-    enlarged(np.float64(images[i, a * u : (a + 1) * u, b * v : (b + 1) * v]), factor)
-    for a, b in np.ndindex(factor, factor) for i in range(n)
-  ])  # fmt: skip
+from tests.reference import dm_ref, dsa_ref, multi_formation_ref
 
 
 def logits(features, params):
@@ -38,7 +17,7 @@ def cross_entropy(rows, labels):
 
 def terms(images, labels, real_means, views, params, factor):
   """Distance and cross-entropy, each the sum over the classes with images."""
-  seen, own = decode(images, factor), list(labels) * factor**2
+  seen, own = multi_formation_ref.decode(images, factor), list(labels) * factor**2
   if views is not None:
     pairs = zip(seen, own, strict=True)
     seen = np.stack([dsa_ref.apply(views[y][0], x, views[y][1]) for x, y in pairs])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.reference import dm_ref, dsa_ref, idm_ref
+from tests.reference import dm_ref, dsa_ref, multi_formation_ref
 
 
 def features(images, labels, ops, numbers, params):
@@ -30,7 +30,7 @@ def discrepancy(p, q, amplitude, phase):
 
 def loss(pixels, labels, real, ops, numbers, params, t, weights, mean, std):
   """Sum over the classes with images; `real` has the characteristic function of each class."""
-  seen, own = (idm_ref.decode(pixels, 2) - mean) / std, list(labels) * 4
+  seen, own = (multi_formation_ref.decode(pixels, 2) - mean) / std, list(labels) * 4
   found = features(seen, own, ops, numbers, params)
   of = lambda c: characteristic(found[[i for i, y in enumerate(own) if y == c]], t)
   return sum(discrepancy(real[c], of(c), *weights) for c in sorted(set(own)))

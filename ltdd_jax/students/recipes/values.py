@@ -1,7 +1,7 @@
 """The values of each recipe; docs/reference/recipes.md has sources and what we differ in."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltdd_jax import models
@@ -31,9 +31,9 @@ class Recipe(NamedTuple):
 MIRRORED = ("digits", "mnist", "svhn_cropped")  # a flip makes another class, or none, of a digit
 
 
-def nearest_ipc(ipc: float) -> int:
+def nearest_ipc(ipc: float, known: Sequence[int] = (1, 10, 50)) -> int:
   """The published number of images per class that is nearest by ratio; the lower of two."""
-  return min((1, 10, 50), key=lambda p: (max(p / ipc, ipc / p), p))
+  return min(known, key=lambda p: (max(p / ipc, ipc / p), p))
 
 
 # ---- pieces ----
@@ -202,6 +202,8 @@ def ncfm_eval(case: Case) -> Settings:
   padding = 8 if case.dataset == "tiny" else 4  # an eighth of the side
   optimizer = adamw(decay="all")
   return settings(PARTS * epochs, 128, optimizer, rate, kl(1.0), None, padding=padding)
+
+
 def dc_eval(case: Case) -> Settings:
   """DC's on CIFAR, on images as they are; the same at any number of images per class.
 

@@ -11,9 +11,9 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.distil.run import run_method
 from ltdd_jax.training import loop
 from tests import small
-from tests.contract.test_methods import MATCHING
+from tests.contract.test_methods import TRAJECTORIES
 
-ONE = MATCHING | {"inner_steps": 1, "lr": 1.0, "momentum": 0.0}
+ONE = TRAJECTORIES | {"inner_steps": 1, "lr": 1.0, "momentum": 0.0}
 SLOTS = small.slots(2, 1, 1)
 
 

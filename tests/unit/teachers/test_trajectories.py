@@ -18,7 +18,7 @@ from ltdd_jax.pipeline.context import Context
 from ltdd_jax.teachers import trajectories
 from ltdd_jax.training import loop, losses
 from tests import small
-from tests.contract.test_methods import MATCHING
+from tests.contract.test_methods import TRAJECTORIES
 
 OPTIONS = {
   "network": small.NET, "num_experts": 3, "num_epochs": 2, "batch_size": 4, "augment": None,
@@ -118,7 +118,7 @@ def test_invalid_arguments(kwargs, message):
 
 
 def config_of(folder, **method):
-  methods = {"mine": {"name": "tesla"} | MATCHING | method}
+  methods = {"mine": {"name": "tesla"} | TRAJECTORIES | method}
   config = small.run_config(folder, methods)
   config["trajectories"] = OPTIONS | {"num_experts": 2}
   config["student"]["optimizer"] = {"name": "sgd", "lr": None}
@@ -194,7 +194,7 @@ def test_a_rate_that_turns_negative_stops_with_the_step(tmp_path):
 
 
 def test_vectors_of_another_network_are_refused():
-  method = distil.make_method(small.env(), "mtt", **MATCHING)
+  method = distil.make_method(small.env(), "mtt", **TRAJECTORIES)
   host = {"trajectories": np.zeros((2, 4, 7), np.float32)}
   with pytest.raises(LtddError, match="of 7 parameters, but the network has 243; expected"):
     method.inputs(rng.np_rng(0), 0, host)
