@@ -103,12 +103,13 @@ def test_combined_operations_come_one_after_another(strategy, op):
   for name, u in zip(("flip", "color", op, "cutout"), numbers, strict=True):
     want = ref.apply(name, want, u) if name in strategy.split("_") else want
   op = jnp.asarray(dsa.OPS.index(op))
-  got = dsa.apply_combined(jnp.asarray(x), op, jnp.asarray(numbers), strategy)
+  view = jax.jit(dsa.apply_combined, static_argnames="strategy")
+  got = view(jnp.asarray(x), op, jnp.asarray(numbers), strategy)
   np.testing.assert_allclose(got, want, atol=2e-5)
 
 
 def test_combined_operations_are_drawn_among_those_not_always_applied():
-  draw = jax.vmap(lambda key: dsa.draw_combined(key, "color_crop_rotate_flip", 2))
+  draw = jax.jit(jax.vmap(lambda key: dsa.draw_combined(key, "color_crop_rotate_flip", 2)))
   op, numbers = draw(jax.random.split(jax.random.key(0), 40))
   assert {dsa.OPS[i] for i in np.asarray(op)} == {"crop", "rotate"}
   assert numbers.shape == (40, 2, 4, 3)

@@ -80,7 +80,7 @@ def test_loss_and_gradient():
 def test_networks_are_drawn_and_mixed():
   tree = lambda x: {"params": {"w": jnp.float32(x)}, "batch_stats": {"mean": jnp.float32(x)}}
   res = {"teachers": (tree(1), tree(3)), "initial_teachers": (tree(0), tree(2))}
-  trained, mixed = jax.vmap(lambda key: draw_mixture(key, res))(jax.random.split(
+  trained, mixed = jax.jit(jax.vmap(lambda key: draw_mixture(key, res)))(jax.random.split(
     jax.random.key(0), 400))  # fmt: skip
   which, share = np.asarray(trained["params"]["w"]), np.asarray(mixed["params"]["w"])
   assert abs((which == 3).mean() - 0.5) < 0.1

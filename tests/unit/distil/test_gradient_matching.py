@@ -22,7 +22,7 @@ from tests import small
 SIDE = 4
 BLOBS = distil.Env((SIDE, SIDE, 1), 2, (0.5,), (0.25,))
 COUNTS = (30, 6)
-NET = {"name": "convnet", "depth": 1, "width": 4}
+NET = {"name": "convnet", "depth": 1, "width": 4, "norm": "none"}
 FACTORS = {"dc": 5, "dream": 4}  # by which the loss falls at least
 
 
@@ -40,11 +40,12 @@ def make(name, **kwargs):
   if name == "dream":
     small_one = {"num_clusters": 30, "interval": 5, "num_iterations": 3, "network_images": 4}
     defaults = small_one | {"lr": 0.5, "network_lr": 0.0, "augment": None, "network_augment": None}
-    defaults["factor"] = 1
+    defaults |= {"factor": 1, "network": NET | {"norm": "instance"}}
   else:
     defaults = {"batch_real": 8, "epochs": 0, "lr": 1.0}
-  defaults |= {"network": NET, "steps_per_network": 100}
-  return distil.METHODS[name](BLOBS, **defaults | kwargs)
+  return distil.METHODS[name](
+    BLOBS, **{"network": NET, "steps_per_network": 100} | defaults | kwargs
+  )
 
 
 def run(method, steps, counts=(3, 1)):
@@ -90,9 +91,10 @@ def test_an_epoch_trains_on_each_image_once():
   options = gm.Options(1, 0.1, 0.5, 1, NET, 2, 1, 1e-3, 2, None, "real")
   state = gm.MatchState(0, images, jnp.asarray([0, 0, 1, 1, 1]), None, None)
   tx, params = optax.sgd(1e-3), {"weights": jnp.zeros((5, 2))}
-  moved, _ = gm.train_on(
-    Linear(), tx, (params, tx.init(params)), jax.random.key(0), images, state, options
+  train = lambda key: gm.train_on(
+    Linear(), tx, (params, tx.init(params)), key, images, state, options
   )
+  moved, _ = jax.jit(train)(jax.random.key(0))
   ratio = np.sort(np.abs(np.asarray(moved["weights"])).max(1)) / 5e-4
   np.testing.assert_allclose(ratio, [0.5, 0.5, 0.5, 0.5, 1], rtol=2e-3)  # the last batch has one
 
@@ -145,10 +147,11 @@ def test_batches_of_training_images():
 
 def test_cutmix_of_a_batch():
   images = jnp.broadcast_to(jnp.arange(1.0, 5).reshape(4, 1, 1, 1), (4, 6, 6, 1))
-  mixed, partner, own = cutmix_batch(jax.random.key(1), images, share=1.0)
+  fn = jax.jit(cutmix_batch, static_argnums=2)
+  mixed, partner, own = fn(jax.random.key(1), images, 1.0)
   mean = own * images[:, 0, 0, 0] + (1 - own) * images[partner, 0, 0, 0]
   np.testing.assert_allclose(mixed.mean((1, 2, 3)), mean, rtol=1e-6)
-  same, _, own = cutmix_batch(jax.random.key(1), images, share=0.0)
+  same, _, own = fn(jax.random.key(1), images, 0.0)
   np.testing.assert_array_equal(same, images)
   assert own == 1
 

@@ -23,7 +23,7 @@ def make(name="tesla", **kwargs):
 
 def first_step(name, **kwargs):
   method, res = make(name, **kwargs), small.resources()
-  state = method.init(jax.random.key(0), SLOTS, res)
+  state = jax.jit(method.init)(jax.random.key(0), SLOTS, res)
   x = method.inputs(np.random.default_rng(0), 0, res)
   new, metrics = jax.jit(method.step)(jax.random.key(1), state, res, x)
   return np.asarray(new.images - state.images), new.student_lr - state.student_lr, metrics
