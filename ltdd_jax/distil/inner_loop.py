@@ -43,7 +43,6 @@ def exact(
   rate: Scalar,
   *,
   num_steps: int,
-  unroll: bool = False,
 ) -> Matched:
   """Computes L and its exact gradients: MTT (Cazenave et al., CVPR 2022).
 
@@ -59,8 +58,6 @@ def exact(
     learned: a pytree of arrays.
     rate: learning rate of the inner loop.
     num_steps: N.
-    unroll: write the loop out. On CPU this is several times faster, since convolutions in loops
-      are slow there; it takes longer to compile and gives up the bound on memory.
   """
   length = math.ceil(math.sqrt(num_steps))
   whole = num_steps // length * length
@@ -72,12 +69,12 @@ def exact(
   @jax.checkpoint
   def segment(theta, learned, rate, numbers):
     move = lambda theta, i: (step(theta, learned, rate, i), None)
-    return jax.lax.scan(move, theta, numbers, unroll=unroll)[0]
+    return jax.lax.scan(move, theta, numbers)[0]
 
   def loss_of(learned, rate):
     move = lambda theta, numbers: (segment(theta, learned, rate, numbers), None)
     numbers = jnp.arange(whole).reshape(-1, length)
-    theta, _ = jax.lax.scan(move, start, numbers, unroll=unroll)
+    theta, _ = jax.lax.scan(move, start, numbers)
     if whole < num_steps:
       theta = segment(theta, learned, rate, jnp.arange(whole, num_steps))
     return matching_loss(theta, start, target)
@@ -94,7 +91,6 @@ def constant_memory(
   *,
   num_steps: int,
   factor: float = 2.0,
-  unroll: bool = False,
 ) -> Matched:
   """Computes L and gradients of it in memory that does not grow with N: TESLA (Cui et al., 2023).
 
@@ -116,7 +112,6 @@ def constant_memory(
     rate: of the inner loop.
     num_steps: N.
     factor: 2 as derived; the released code loses it and has 1, in the gradient by `learned` alone.
-    unroll: see `exact`.
   """
   numbers, scale = jnp.arange(num_steps), jnp.square(start - target).sum()
 
@@ -126,7 +121,7 @@ def constant_memory(
     return (theta - rate * grad, total + grad), None
 
   zero = jnp.zeros_like(start)
-  (last, total), _ = jax.lax.scan(forward, (start, zero), numbers, unroll=unroll)
+  (last, total), _ = jax.lax.scan(forward, (start, zero), numbers)
   weights = factor * (rate * (target - start) + jnp.square(rate) * total) / scale
 
   def backward(state, i):
@@ -136,6 +131,6 @@ def constant_memory(
     return (theta - rate * grad, jax.tree.map(jnp.add, by_learned, term)), None
 
   none = jax.tree.map(jnp.zeros_like, learned)
-  (_, by_learned), _ = jax.lax.scan(backward, (start, none), numbers, unroll=unroll)
+  (_, by_learned), _ = jax.lax.scan(backward, (start, none), numbers)
   by_rate = -2 * jnp.vdot(total, start - rate * total - target) / scale
   return matching_loss(last, start, target), (by_learned, by_rate)

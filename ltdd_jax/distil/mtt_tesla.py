@@ -26,6 +26,7 @@ from ltdd_jax.distil import features, inner_loop
 from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.distil.dm import first_images
 from ltdd_jax.distil.network_training import batch_rows
+from ltdd_jax.models import convolution
 from ltdd_jax.models.flat import flat_params
 
 VERSION = 1
@@ -237,15 +238,16 @@ def _matching(
       soft = features.in_chunks(rows_of, len(state.images), 500)
       probabilities = jax.nn.softmax(soft)
     keys = jax.random.key_data(jax.random.split(key))
-    loss, grads = gradient(
-      functools.partial(_inner_loss, options, logits_of, probabilities, keys),
-      start,
-      target,
-      state.images,
-      state.student_lr,
-      num_steps=options.inner_steps,
-      unroll=jax.default_backend() == "cpu",
-    )
+    loss_fn = functools.partial(_inner_loss, options, logits_of, probabilities, keys)
+    with convolution.looped():
+      loss, grads = gradient(
+        loss_fn,
+        start,
+        target,
+        state.images,
+        state.student_lr,
+        num_steps=options.inner_steps,
+      )
     learned = state.images, state.student_lr
     moved = [tx.update(*each) for tx, *each in zip(txs, grads, state.opt_state, strict=True)]
     images, rate = optax.apply_updates(learned, tuple(update for update, _ in moved))

@@ -102,12 +102,6 @@ def test_the_loss_is_one_for_a_rate_of_zero_and_zero_at_the_target():
   assert inner_loop.matching_loss(vector + 1, vector, vector + 1) == 0
 
 
-def test_an_unrolled_loop_is_the_same():
-  for method in (inner_loop.exact, inner_loop.constant_memory):
-    both = compute(method, 5), compute(method, 5, unroll=True)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), *both)
-
-
 def peak(method, steps, width=2000):
   """Bytes of temporary memory of a step whose parameters are large and activations small."""
   big = lambda theta, x, i: jnp.square(jnp.tanh(theta.reshape(2, -1)).mean(1) * x).sum() + i
