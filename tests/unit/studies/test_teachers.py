@@ -11,8 +11,8 @@ from ltdd_jax.pipeline.context import Context
 from ltdd_jax.studies import closed_form, teachers_study
 
 
-def config_of(arg=""):
-  config = teacher_choice.get_config(f"dataset=digits,preset=smoke{arg}").to_dict()
+def config_of():
+  config = teacher_choice.get_config("dataset=digits,preset=smoke").to_dict()
   return check.check({k: v for k, v in config.items() if k != "study"}), config["study"]
 
 
