@@ -27,6 +27,7 @@ from ltdd_jax.report import tables
 from ltdd_jax.studies import closed_form, runs
 
 SCORES = ("log_loss", "accuracy", "teacher")  # the one that decides, and two to compare
+FOLDERS = {"references", "chosen"}  # of the study, beside those of the candidates
 Look = Callable[[np.ndarray], np.ndarray]  # normalised images (n, h, w, c) -> features (n, f)
 
 
@@ -68,11 +69,17 @@ def run(
     The contents of `report/teachers.json`, or None after a dry run.
 
   Raises:
-    LtddError: no candidate, a bad number, or a set with nothing to hold out in most classes.
+    LtddError: no candidate, one with a name that is taken, a bad number, or a set with nothing to
+      hold out in most classes.
   """
   if not candidates:
     raise LtddError(
       "config.study.candidates is empty; expected {name: {key of config.teacher: ...}}"
+    )
+  if taken := sorted(FOLDERS & {*candidates}):
+    raise LtddError(
+      f"config.study.candidates has {taken[0]!r}, the name of a folder of the study's own; "
+      f"expected names other than {' and '.join(sorted(FOLDERS))}"
     )
   check_share("config.study.", below_one=True, held_out=held_out)
   check_at_least("config.study.", 1, num_views=num_views, num_references=num_references)
