@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy import special
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.studies import by_class
 
 
 def student(
@@ -69,4 +70,4 @@ def balanced_log_loss(logits: Float[np.ndarray, "m k"], labels: Int[np.ndarray, 
 
 
 def _balanced(values: np.ndarray, labels: np.ndarray) -> float:
-  return float(np.mean([values[labels == c].mean() for c in np.unique(labels)]))
+  return float(np.nanmean(by_class.class_means(values, labels, labels.max() + 1)))

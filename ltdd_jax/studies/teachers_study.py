@@ -11,7 +11,7 @@ from no paper.
 images, `workdir/chosen` is an ordinary one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from ltdd_jax.report import tables
 from ltdd_jax.studies import closed_form, runs
 
 SCORES = ("log_loss", "accuracy", "teacher")  # the one that decides, and two to compare
+FOLDERS = {"references", "chosen"}  # of the study, beside those of the candidates
 Look = Callable[[np.ndarray], np.ndarray]  # normalised images (n, h, w, c) -> features (n, f)
 
 
@@ -68,11 +69,17 @@ def run(
     The contents of `report/teachers.json`, or None after a dry run.
 
   Raises:
-    LtddError: no candidate, a bad number, or a set with nothing to hold out in most classes.
+    LtddError: no candidate, one with a name that is taken, a bad number, or a set with nothing to
+      hold out in most classes.
   """
   if not candidates:
     raise LtddError(
       "config.study.candidates is empty; expected {name: {key of config.teacher: ...}}"
+    )
+  if taken := sorted(FOLDERS & {*candidates}):
+    raise LtddError(
+      f"config.study.candidates has {taken[0]!r}, the name of a folder of the study's own; "
+      f"expected names other than {' and '.join(sorted(FOLDERS))}"
     )
   check_share("config.study.", below_one=True, held_out=held_out)
   check_at_least("config.study.", 1, num_views=num_views, num_references=num_references)
@@ -155,27 +162,23 @@ def collect(
   study: Study,
 ) -> dict[str, Any]:
   """Scores all candidates and takes the best, as plain values."""
-  first = next(iter(contexts.values()))
+  first, whole = next(iter(contexts.values())), Context(dict(config))
   looks = [features_of(teacher) for teacher in references.teachers()]
-  unseen = held_out_images(Context(dict(config)), first, looks)
+  unseen = held_out_images(whole, first, looks)
   rows = []
   for name, ctx in contexts.items():
-    for row in graph.rows(ctx.config):
-      if row.calibrator is not None:
-        rows.append({"candidate": name} | score(ctx, row, looks, unseen, study))
+    rows += [{"candidate": name} | row for row in scores(ctx, looks, unseen, study)]
   best = min(rows, key=lambda r: r["log_loss"])
   return runs.jsonable(
     {
       "dataset": first.source.spec.name,
-      "imbalance_factor": Context(dict(config)).split().imbalance_factor,
+      "imbalance_factor": whole.split().imbalance_factor,
       "held_out": len(unseen.labels),
       "smallest_held_out": int(np.unique(unseen.labels, return_counts=True)[1].min()),
       "study": study._asdict(),
       "rows": rows,
       "chosen": best["candidate"],
-      "rank_correlation": {
-        key: rank_correlation(rows, key) for key in ("log_loss", "accuracy", "teacher")
-      },
+      "rank_correlation": {key: rank_correlation(rows, key) for key in SCORES},
     }
   )
 
@@ -204,24 +207,56 @@ def held_out_images(whole: Context, part: Context, looks: Sequence[Look]) -> Uns
   return Unseen(images, split.labels[rows], tuple(look(images) for look in looks))
 
 
+def scores(
+  ctx: Context, looks: Sequence[Look], unseen: Unseen, study: Study
+) -> Iterator[dict[str, Any]]:
+  """Scores the labels of a candidate's run: one entry for each row with soft labels."""
+  teachers = {  # logits of the held-out images
+    labels: runs.teacher_logits(ctx, labels)(unseen.images)
+    for labels in ctx.config["label"]["sources"]
+  }
+  for images in graph.image_sources(ctx.config):
+    epochs = -(-study.num_views // len(ctx.slots(images).labels))
+    views = runs.make_views(ctx, images, epochs)
+    shown = [look(views.reshape(-1, *views.shape[2:])) for look in looks]
+    for row in graph.rows(ctx.config, images):
+      if row.calibrator is not None:
+        logits = np.concatenate(list(runs.label_chunks(ctx, row, len(views))))
+        yield score(ctx, row, shown, logits, teachers[row.labels], unseen, study)
+
+
 def score(
-  ctx: Context, row: Row, looks: Sequence[Look], unseen: Unseen, study: Study
+  ctx: Context,
+  row: Row,
+  shown: Sequence[np.ndarray],
+  logits: np.ndarray,
+  teacher: np.ndarray,
+  unseen: Unseen,
+  study: Study,
 ) -> dict[str, Any]:
-  """The scores of a row's labels, and the naive one: the accuracy of the teachers themselves."""
-  epochs = -(-study.num_views // len(ctx.slots(row.images).labels))
-  views = runs.make_views(ctx, row.images, epochs)
-  logits = np.concatenate(list(runs.label_chunks(ctx, row, len(views))))
-  logits, views = logits.reshape(-1, logits.shape[-1]), views.reshape(-1, *views.shape[2:])
+  """The scores of a row's labels, and the naive one: the accuracy of the teachers themselves.
+
+  Args:
+    ctx: the candidate's run.
+    row: of its report.
+    shown: for each reference, features (e n, f) of the views.
+    logits: (e, n, k) calibrated labels of these.
+    teacher: (m, k) logits of the held-out images, not calibrated.
+    unseen: the held-out images.
+    study: its numbers.
+  """
   students = [
-    closed_form.student(look(views), logits, features, penalty=study.penalty)
-    for look, features in zip(looks, unseen.features, strict=True)
+    closed_form.student(
+      views, logits.reshape(-1, logits.shape[-1]), features, penalty=study.penalty
+    )
+    for views, features in zip(shown, unseen.features, strict=True)
   ]
-  teacher = runs.calibrate_logits(ctx, row, runs.teacher_logits(ctx, row.labels)(unseen.images))
+  own = runs.calibrate_logits(ctx, row, teacher)
   return {
     **row._asdict(),
     "log_loss": np.mean([closed_form.balanced_log_loss(s, unseen.labels) for s in students]),
     "accuracy": np.mean([closed_form.balanced_accuracy(s, unseen.labels) for s in students]),
-    "teacher": closed_form.balanced_accuracy(teacher, unseen.labels),
+    "teacher": closed_form.balanced_accuracy(own, unseen.labels),
     "student": results_lib.student_row(ctx, row, {})["top1"] if study.students else None,
   }
 
@@ -242,15 +277,8 @@ def render(results: Mapping[str, Any]) -> str:
     for r in sorted(results["rows"], key=lambda r: r["log_loss"])
   ]
   header = [
-    "teacher",
-    "images",
-    "labels",
-    "calibrator",
-    "log-loss",
-    "accuracy",
-    "its own",
-    "students",
-  ]
+    "teacher", "images", "labels", "calibrator", "log-loss", "accuracy", "its own", "students"
+  ]  # fmt: skip
   parts = [
     f"# {results['dataset']}: which teacher?",
     f"Imbalance factor {results['imbalance_factor']:g}. Log-loss and accuracy are those of a "

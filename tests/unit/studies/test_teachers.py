@@ -11,8 +11,8 @@ from ltdd_jax.pipeline.context import Context
 from ltdd_jax.studies import closed_form, teachers_study
 
 
-def config_of(arg=""):
-  config = teacher_choice.get_config(f"dataset=digits,preset=smoke{arg}").to_dict()
+def config_of():
+  config = teacher_choice.get_config("dataset=digits,preset=smoke").to_dict()
   return check.check({k: v for k, v in config.items() if k != "study"}), config["study"]
 
 
@@ -74,6 +74,7 @@ def test_every_candidate_can_be_made_and_labels_alone():
   ("change", "message"),
   [
     ({"candidates": {}}, "config.study.candidates is empty"),
+    ({"candidates": {"chosen": {}}}, "config.study.candidates has 'chosen', the name of a folder"),
     ({"held_out": 1.0}, r"config.study.held_out is 1.0; expected a number in \[0, 1\)"),
     ({"held_out": 0.001}, "holds out an image of 0 of 10 classes"),
     ({"penalty": 0.0}, "config.study.penalty is 0.0; expected a number > 0"),
