@@ -138,7 +138,7 @@ def dream(
   matching = gm.Matching(
     gm.make_network("dream", env, network),
     squared_distance,
-    functools.partial(multi_formation.decode, factor=factor),
+    lambda pixels: _normalised(env, multi_formation.decode(pixels, factor)),
   )
   tx = optax.sgd(lr, momentum)
   rate = lambda _: network_lr
@@ -261,10 +261,9 @@ def move_images(
   def one(c: jax.Array, carry: Any) -> Any:
     (images, opt_state), total = carry
     view_key, subset_key = jax.random.split(jax.random.fold_in(key, c))
-    pixels = augment_lib.to_pixels(jnp.asarray(res["images"])[real[0][c]])
     weights = subset(subset_key, labels == c, options.factor**2, options.batch_distilled)
-    look = _shared_view(env, options.augment, view_key)
-    batch = pixels, real[1][c]
+    look = _shared_view(options.augment, view_key)
+    batch = features_lib.real_images(env, res, real[0][c]), real[1][c]
     loss, grads = gm.class_gradient(matching, params, look, c, batch, images, by_class, weights)
     updates, opt_state = tx.update(grads, opt_state)
     return (optax.apply_updates(images, updates), opt_state), total + loss
@@ -300,8 +299,8 @@ def train_on_real(
 
   def loss_fn(params: Params, i: jax.Array) -> jax.Array:
     view_key, mix_key = jax.random.split(jax.random.fold_in(key, i))
-    pixels = augment_lib.to_pixels(jnp.asarray(res["images"])[rows[i]])
-    seen = _normalised(env, _own_views(options.network_augment, view_key, pixels))
+    images = features_lib.real_images(env, res, rows[i])
+    seen = _own_views(options.network_augment, view_key, images)
     labels = jnp.asarray(res["labels"], jnp.int32)[rows[i]]
     mixed, partner, share = cutmix_batch(mix_key, seen)
     logits: Any = model.apply({"params": params}, mixed, train=True)
@@ -324,21 +323,20 @@ def _features(
   return features_lib.in_chunks(chunk, len(res["images"]), options.chunk_size)
 
 
-def _shared_view(env: Env, strategy: str | None, key: jax.Array) -> gm.View:
-  """Draws a view of pixels, the same for all images, which ends with their normalisation."""
+def _shared_view(strategy: str | None, key: jax.Array) -> gm.View:
+  """Draws a view of normalised images, the same for all of them."""
   if strategy is None:
-    return functools.partial(_normalised, env)
+    return lambda images: images
   op, numbers = dsa_lib.draw_combined(key, strategy, 1)
-  one = lambda x: dsa_lib.apply_combined(x, op, numbers[0], strategy)
-  return lambda pixels: _normalised(env, jax.vmap(one)(pixels))
+  return jax.vmap(lambda x: dsa_lib.apply_combined(x, op, numbers[0], strategy))
 
 
-def _own_views(strategy: str | None, key: jax.Array, pixels: jax.Array) -> jax.Array:
-  """Views of pixels: one operation of those that are not always applied, strengths by image."""
+def _own_views(strategy: str | None, key: jax.Array, images: jax.Array) -> jax.Array:
+  """Views of normalised images: each has strengths of its own."""
   if strategy is None:
-    return pixels
-  op, numbers = dsa_lib.draw_combined(key, strategy, len(pixels))
-  return jax.vmap(lambda x, u: dsa_lib.apply_combined(x, op, u, strategy))(pixels, numbers)
+    return images
+  op, numbers = dsa_lib.draw_combined(key, strategy, len(images))
+  return jax.vmap(lambda x, u: dsa_lib.apply_combined(x, op, u, strategy))(images, numbers)
 
 
 def _normalised(env: Env, pixels: jax.Array) -> jax.Array:

@@ -48,8 +48,8 @@ def make(name, **kwargs):
   )
 
 
-def run(method, steps, counts=(3, 1)):
-  res = blobs()
+def run(method, steps, counts=(3, 1), res=None):
+  res = res or blobs()
   slots = distil.make_slots(2, slots_per_class=counts)
   state, step = jax.jit(method.init)(jax.random.key(0), slots, res), jax.jit(method.step)
   for t in range(steps):
@@ -132,6 +132,19 @@ def test_a_subset_of_the_decoded_images_of_a_class(key):
   found = np.asarray(subset(key, mine, 4, 5))
   assert found.sum() == 5
   assert found[1].sum() == 0
+
+
+def test_dream_hides_parts_behind_the_mean_colour(monkeypatch):
+  """Views are of normalised images: of white ones, 2, the rest is 0. Real and distilled alike."""
+
+  def class_gradient(matching, params, view, c, real, images, *rest):
+    seen = view(jnp.concatenate([real[0], matching.decode(images)]))
+    return seen.min() + seen.max(), jnp.zeros_like(images)
+
+  monkeypatch.setattr(gm, "class_gradient", class_gradient)
+  white = blobs() | {"images": jnp.full((36, SIDE, SIDE, 1), 255, jnp.uint8)}
+  ((_, loss),) = run(make("dream", augment="cutout"), 1, res=white)
+  assert loss == 2 + 2
 
 
 def test_batches_of_training_images():
