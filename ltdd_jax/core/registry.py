@@ -1,6 +1,7 @@
 """Make things by the names that configs use, and check values: one error text each."""
 
-from collections.abc import Callable, Collection, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ltdd_jax.core import config
@@ -41,6 +42,15 @@ def check_choice(where: str, value: Any, known: Collection[Any]) -> None:
     hint = config.suggest(value, map(str, known))
     text = f"{where} is {value!r}; expected one of {', '.join(map(repr, known))}. {hint}"
     raise LtddError(text.rstrip(". "))
+
+
+@contextlib.contextmanager
+def within(where: str) -> Iterator[None]:
+  """Says in an error which part of the config it is about."""
+  try:
+    yield
+  except LtddError as error:
+    raise LtddError(f"{where}: {error}") from error
 
 
 def check_at_least(where: str, least: float, **numbers: float) -> None:

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from ltdd_jax import models
-from ltdd_jax.core.registry import check_at_least
+from ltdd_jax.core.registry import check_at_least, within
 from ltdd_jax.core.types import Distilled, Leaf, LtddError, Slots
 from ltdd_jax.data import crops, dsa
 from ltdd_jax.distil import features as features_lib
@@ -162,7 +162,8 @@ def idm(
     **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
   )
   model = models.computing_in(model, env.compute_dtype)
-  network_tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, num_steps)
+  with within("method 'idm': optimizer"):
+    network_tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, num_steps)
   tx = optax.sgd(lr)
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> State:

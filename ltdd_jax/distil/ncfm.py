@@ -20,7 +20,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int
 
-from ltdd_jax.core.registry import check_at_least
+from ltdd_jax.core.registry import check_at_least, within
 from ltdd_jax.core.types import Distilled, Leaf, LtddError, Slots
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import crops, dsa
@@ -184,7 +184,8 @@ def _make(
   check_alike(name, env)
   if augment is not None:
     dsa.check_strategy(augment)
-  tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, num_steps)
+  with within(f"{where}optimizer"):
+    tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, num_steps)
   plateau = optax.contrib.reduce_on_plateau(0.5, patience + 1, rtol=1e-4)
   sampler_tx = optax.sgd(sampler_lr or 0, SAMPLER_MOMENTUM)
   k, groups = env.num_classes, num_frequencies // GROUP

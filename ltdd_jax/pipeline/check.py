@@ -4,7 +4,6 @@
 makes every part of the run once, on shapes alone, which finds the rest.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from ltdd_jax import calibrate, distil, models
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.config import Group, Key
-from ltdd_jax.core.registry import check_at_least, check_choice
+from ltdd_jax.core.registry import check_at_least, check_choice, within
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment, longtail, sources
 from ltdd_jax.data import views as views_lib
@@ -100,6 +99,7 @@ SCHEMA: config_lib.Schema = {
   ),
   "distil.methods.*.augment.*": augment.AUGMENTS,
   "distil.methods.*.network": _MODELS,
+  "distil.methods.*.optimizer": _Named(optimizers.OPTIMIZERS, lr=Key(float)),
   "label": Group(
     (label_lib.label_images,),
     own={"sources": Key(Mapping, {"teacher": {"name": "teacher"}})},
@@ -131,6 +131,7 @@ SCHEMA: config_lib.Schema = {
 _POSITIVE = {
   "teacher": ("num_epochs", "num_steps", "batch_size", "views"),
   "statistics": ("tile", "batch_size"),
+  "trajectories": ("num_experts", "num_epochs", "batch_size", "at_once"),
   "distil": ("images_per_class", "batch_size"),
   "label": ("num_epochs", "batch_size"),
   "calibrate": ("max_epochs",),
@@ -264,15 +265,6 @@ def check_with_data(ctx: Context, todo: Collection[str] | None = None) -> None:
     _check_students(ctx)
 
 
-@contextlib.contextmanager
-def _within(where: str) -> Iterator[None]:
-  """Says in an error which part of the config it is about."""
-  try:
-    yield
-  except LtddError as error:
-    raise LtddError(f"{where}: {error}") from error
-
-
 def _check_teacher(ctx: Context) -> None:
   config = ctx.config["teacher"]
   for split in ctx.by_split(ctx.networks):
@@ -284,7 +276,7 @@ def _check_teacher(ctx: Context) -> None:
       recalibrate.check_network(step["name"], name, ctx.variable_shapes(model))
   image = jax.ShapeDtypeStruct((1, *ctx.source.spec.image_shape), jnp.float32)
   jax.eval_shape(augment.compose(config["augment"]), jax.random.key(0), image)
-  with _within("config.teacher"):
+  with within("config.teacher"):
     optimizers.make_optimizer(config["optimizer"], config["schedule"], 10)
 
 
@@ -292,8 +284,8 @@ def _check_trajectories(ctx: Context) -> None:
   config = ctx.config["trajectories"]
   names = ("num_experts", "num_epochs", "batch_size", "augment", "at_once", "parallel")
   trajectories_lib.check_options(**{name: config[name] for name in names})
-  with _within("config.trajectories"):
-    _ = ctx.expert_network
+  _ = ctx.expert_network
+  with within("config.trajectories"):
     optimizers.make_optimizer(config["optimizer"], {"name": "constant"}, 10)
 
 
@@ -302,7 +294,7 @@ def _check_students(ctx: Context) -> None:
   config, spec = ctx.config["student"], ctx.source.spec
   _ = ctx.student_model
   optimizer = dict(config["optimizer"]) | ({"lr": 1.0} if ctx.own_lr else {})
-  with _within("config.student"):
+  with within("config.student"):
     optimizers.make_optimizer(optimizer, config["schedule"], 10, 1.0)
   row = jax.ShapeDtypeStruct((2,), jnp.int32)
   logits = jax.ShapeDtypeStruct((2, spec.num_classes), jnp.float32)
@@ -317,7 +309,7 @@ def _check_students(ctx: Context) -> None:
 def _check_calibrator(ctx: Context, row: Row) -> None:
   """Makes a calibrator and its parameters for k classes, which may refuse that number of them."""
   calibrator, log_prior = ctx.calibrator(row), ctx.log_prior(row)
-  with _within(f"config.calibrate.calibrators.{row.calibrator}"):
+  with within(f"config.calibrate.calibrators.{row.calibrator}"):
     calibrate.check_classes(calibrator, len(log_prior))
   empty = np.flatnonzero(~np.isfinite(log_prior))
   if "prior" in calibrator.needs and len(empty):
@@ -366,7 +358,7 @@ def _check_method(ctx: Context, images: str) -> Collection[str]:
   options = ("batch_size", "jpeg_quality", "dtype")
   check_options(method, **{k: ctx.config["distil"][k] for k in options})
   res = {need: RESOURCES[need].shapes(ctx, images) for need in method.needs}
-  with _within(f"data source {ctx.source.spec.name!r}"):
+  with within(f"data source {ctx.source.spec.name!r}"):
     distil.check_resources(images, method, slots, res, env)
   if "file" in method.needs:
     return res["file"].keys()

@@ -19,7 +19,7 @@ from ltdd_jax import models
 from ltdd_jax.artefacts import checkpoint
 from ltdd_jax.core import files, rng
 from ltdd_jax.core import mesh as mesh_lib
-from ltdd_jax.core.registry import check_at_least, check_choice
+from ltdd_jax.core.registry import check_at_least, check_choice, within
 from ltdd_jax.core.types import ArrayData, LtddError, TrainState
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import dsa, feed
@@ -139,10 +139,11 @@ def check_options(
 
 def make_network(spec: DatasetSpec, network: Mapping[str, Any]) -> tuple[nn.Module, Flat]:
   """Makes the experts' network, and says how its parameters lie in a vector."""
-  made = models.make_model(
-    **{"name": "", **network}, num_classes=spec.num_classes, image_shape=spec.image_shape
-  )
-  return made, flat_params(made, spec.image_shape)
+  with within("config.trajectories.network"):
+    made = models.make_model(
+      **{"name": "", **network}, num_classes=spec.num_classes, image_shape=spec.image_shape
+    )
+    return made, flat_params(made, spec.image_shape)
 
 
 def _batch(

@@ -166,7 +166,7 @@ def test_published_settings():
     ({"ce_weight": -1.0}, "'idm': ce_weight is -1.0; expected 0 or more"),
     ({"factor": 3}, "factor is 3, which does not divide the sides of images of 8 x 8 pixels"),
     ({"trained_networks": 3, "num_networks": 2}, "trained_networks is 3, and the queue has 2"),
-    ({"optimizer": {"name": "sgd"}}, "lr=None; expected 0 or more"),
+    ({"optimizer": {"name": "sgd"}}, "method 'idm': optimizer: .*lr=None; expected 0 or more"),
     ({"augment": "mixup"}, "operation 'mixup' is not known"),
   ],
 )

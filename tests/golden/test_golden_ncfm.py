@@ -150,7 +150,7 @@ def test_published_settings():
     ({"phase": -1.0}, "'ncfm': phase is -1.0; expected 0 or more"),
     ({"factor": 5}, "factor is 5, which cuts images of 8 x 8"),
     ({"augment": "colour"}, "operation 'colour' is not known"),
-    ({"optimizer": {"lr": 0.1}}, "unknown optimizer None"),
+    ({"optimizer": {"lr": 0.1}}, "'ncfm': optimizer: unknown optimizer None"),
   ],
 )
 def test_invalid_arguments(kwargs, message):

@@ -103,8 +103,8 @@ def test_a_stopped_run_goes_on_with_its_expert_and_ends_with_the_same_bits(tmp_p
     ({"num_epochs": -1}, r"config\.trajectories\.num_epochs is -1"),
     ({"at_once": 0}, r"config\.trajectories\.at_once is 0"),
     ({"augment": "color_cutmix"}, "operation 'cutmix' is not known"),
-    ({"network": small.NET | {"norm": "batch"}}, "ConvNet has batch norms"),
-    ({"network": {"name": "convnett"}}, "unknown model 'convnett'"),
+    ({"network": small.NET | {"norm": "batch"}}, r"trajectories\.network: ConvNet has batch norms"),
+    ({"network": {"name": "convnett"}}, r"config\.trajectories\.network: unknown model 'convnett'"),
     ({"parallel": "all"}, r"config\.trajectories\.parallel is 'all'"),
     ({"optimizer": {"name": "sgd", "lr": 1e30}}, r"experts/0: .*expected .*finite"),
   ],
@@ -185,6 +185,17 @@ def test_epochs_beyond_the_snapshots_are_refused_before_work(tmp_path):
   with pytest.raises(LtddError, match=message):
     run(config_of(tmp_path, expert_epochs=2), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_no_experts_and_unknown_optimizers_are_refused_with_their_key(tmp_path):
+  config = config_of(tmp_path)
+  config["trajectories"] = OPTIONS | {"num_experts": 0}
+  with pytest.raises(LtddError, match=r"config\.trajectories\.num_experts is 0; expected 1"):
+    check.check(config)
+  idm = {"name": "idm", "optimizer": {"name": "sdg", "lr": 0.1}}
+  config = config_of(tmp_path) | {"distil": {"methods": {"other": idm}}}
+  with pytest.raises(LtddError, match=r"methods\.other\.optimizer: unknown name 'sdg'"):
+    check.check(config)
 
 
 def test_a_rate_that_turns_negative_stops_with_the_step(tmp_path):
