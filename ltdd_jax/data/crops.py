@@ -257,17 +257,17 @@ def check_factor(where: str, factor: int, image_shape: tuple[int, int, int]) -> 
 
 
 def partition(
-  images: Float[Array, "*b h w c"], factor: int, fill: float = 0.5
+  images: Float[Array, "*b h w c"], factor: int, fill: ArrayLike = 0.5
 ) -> Float[Array, "parts *b u v c"]:
   """Cuts images into `factor` x `factor` parts, row by row, with sides of ceil(side / factor).
 
-  Where these do not divide, `fill` is added on the right and below: see `check_factor`.
+  Where these do not divide, `fill` (a number, or one a channel) is added on the right and below, as
+  IDC's released code does with 0.5 for pixels in [0, 1]: see `check_factor`.
   """
   *b, h, w, c = images.shape
   u, v, n = -(-h // factor), -(-w // factor), len(b)
-  below, right = u * factor - h, v * factor - w
-  around = [(0, 0)] * n + [(0, below), (0, right), (0, 0)]
-  cut = jnp.pad(images, around, constant_values=fill).reshape(*b, factor, u, factor, v, c)
+  whole = jnp.broadcast_to(jnp.asarray(fill, images.dtype), (*b, factor * u, factor * v, c))
+  cut = whole.at[..., :h, :w, :].set(images).reshape(*b, factor, u, factor, v, c)
   return cut.transpose(n, n + 2, *range(n), n + 1, n + 3, n + 4).reshape(factor**2, *b, u, v, c)
 
 

@@ -24,23 +24,19 @@ from ltdd_jax.distil.base import Env, Notes, Resources
 Shrink = Callable[[jax.Array, int], jax.Array]  # (m, h, w, c), factor -> (m, u, v, c)
 
 
-def decode(
-  images: Float[Array, "n h w c"], factor: int, fill: float = 0.5
-) -> Float[Array, "m h w c"]:
+def decode(images: Float[Array, "n h w c"], factor: int) -> Float[Array, "m h w c"]:
   """Returns the m = factor^2 n images that are seen: first parts of all, second parts of all, ...
 
   Each part is enlarged to the size of the whole, bilinearly. Linear in the images.
 
   Args:
-    images: stored images.
+    images: pixels in [0, 1]; in other units the factor has to divide the sides.
     factor: parts a side; 1 gives the images back.
-    fill: value of pixels that are not there, where the factor does not divide the sides. 0.5 is of
-      IDC's released code, for pixels in [0, 1].
   """
   if factor == 1:
     return images
   _, h, w, c = images.shape
-  return crops.enlarge(crops.partition(images, factor, fill), h, w).reshape(-1, h, w, c)
+  return crops.enlarge(crops.partition(images, factor), h, w).reshape(-1, h, w, c)
 
 
 def encode(small: Float[Array, "m h w c"], factor: int, shrink: Shrink) -> Float[Array, "n h w c"]:

@@ -156,16 +156,21 @@ def label_images(
     session,
   )
   if views.get("parts", 1) > 1:
-    label_fn = functools.partial(_mean_of_parts, label_fn, views["parts"])
+    label_fn = functools.partial(_mean_of_parts, label_fn, views["parts"], spec)
   clean = clean_logits(consts, label_fn, spec, batch_size, session.mesh)
   return Labelled(store, clean)
 
 
 def _mean_of_parts(
-  label_fn: Callable[[Any, jax.Array], jax.Array], parts: int, variables: Any, images: jax.Array
+  label_fn: Callable[[Any, jax.Array], jax.Array],
+  parts: int,
+  spec: DatasetSpec,
+  variables: Any,
+  images: jax.Array,
 ) -> jax.Array:
   """The mean logits of the parts x parts small images that each image holds."""
-  seen = crops.enlarge(crops.partition(images, parts), *images.shape[1:3])
+  grey = (0.5 - np.float32(spec.mean)) / np.float32(spec.std)  # as views fill what is not there
+  seen = crops.enlarge(crops.partition(images, parts, grey), *images.shape[1:3])
   return jnp.stack([label_fn(variables, x) for x in seen]).mean(0)
 
 

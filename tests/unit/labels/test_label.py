@@ -40,6 +40,14 @@ def test_store_holds_the_logits_of_recomputed_views():
   np.testing.assert_allclose(labelled.clean_logits, want, atol=1e-5)
 
 
+def test_clean_logits_of_several_small_images_are_the_mean_of_theirs():
+  """In 9 label epochs views show each of 9 parts once. Three does not divide the side of 8."""
+  views = {"crop_scale": None, "flip": False, "mix": None, "parts": 3}
+  labelled = label_images(num_epochs=9, views=views)
+  want = labelled.store.logits().mean(0)
+  np.testing.assert_allclose(labelled.clean_logits, want, rtol=1e-4, atol=1e-5)
+
+
 def test_float16_store_is_the_rounded_one():
   half, full = (label_images(dtype=dtype).store.logits() for dtype in ("float16", "float32"))
   np.testing.assert_array_equal(half, full.astype(np.float16))
