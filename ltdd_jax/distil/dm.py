@@ -22,7 +22,8 @@ from ltdd_jax.core.types import Slots
 from ltdd_jax.data import dsa
 from ltdd_jax.distil import coreset, initial_images, pixels
 from ltdd_jax.distil import features as features_lib
-from ltdd_jax.distil.base import Env, Method, Resources
+from ltdd_jax.distil.base import Env, Inputs, Method, Resources
+from ltdd_jax.distil.network_training import make_network
 from ltdd_jax.models import taps
 
 VERSION = 1
@@ -77,10 +78,7 @@ def dm(
   check_choice("method 'dm': init", init, ("real", "noise"))
   if augment is not None:
     dsa.check_strategy(augment)
-  model = models.make_model(
-    **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
-  )
-  model = models.computing_in(model, env.compute_dtype)
+  model = make_network(env, network)
   tx = optax.sgd(lr, momentum)
   first = first_images(env, init)
 
@@ -105,10 +103,6 @@ def dm(
     images = optax.apply_updates(state.images, updates)
     return pixels.PixelState(state.step + 1, images, state.labels, opt_state), {"loss": loss}
 
-  def inputs(rng: np.random.Generator, t: int, host: Resources) -> RealBatch:
-    del t
-    return draw_rows(rng, np.asarray(host["labels"]), env.num_classes, batch_real)
-
   return Method(
     start,
     step,
@@ -116,7 +110,7 @@ def dm(
     needs=("images", "labels"),
     num_steps=num_steps,
     batching="joint",
-    inputs=inputs,
+    inputs=class_batches(env.num_classes, batch_real),
     real_images=True,
     dtype="float32",
   )
@@ -130,6 +124,11 @@ def first_images(env: Env, init: str) -> Callable[[jax.Array, Slots, Resources],
   if init == "noise":
     return initial_images.noise(env).draw
   return lambda *args: coreset.random(env).init(*args).images
+
+
+def class_batches(num_classes: int, size: int) -> Inputs:
+  """Makes `Method.inputs` that draws up to `size` real images of each class: see `draw_rows`."""
+  return lambda rng, t, host: draw_rows(rng, np.asarray(host["labels"]), num_classes, size)
 
 
 def draw_rows(

@@ -136,7 +136,7 @@ def dream(
   )  # fmt: skip
   _check(env, options)
   matching = gm.Matching(
-    gm.make_network("dream", env, network),
+    gm.make_matched("dream", env, network),
     squared_distance,
     lambda pixels: _normalised(env, multi_formation.decode(pixels, factor)),
   )

@@ -16,7 +16,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -27,12 +26,13 @@ from ltdd_jax.data import dsa as dsa_lib
 from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil import pixels, selection
 from ltdd_jax.distil.base import Env, Method, Resources
-from ltdd_jax.distil.dm import CONVNET, RealBatch, draw_rows, first_images
+from ltdd_jax.distil.dm import CONVNET, RealBatch, class_batches, first_images
 from ltdd_jax.distil.network_training import (
   NetworkState,
   Params,
   batch_rows,
   draw_network,
+  make_network,
   train,
 )
 from ltdd_jax.models import convolution
@@ -175,7 +175,7 @@ def _method(name: str, env: Env, options: Options) -> Method:
   check_choice(f"{where}init", o.init, ("real", "noise"))
   if o.augment is not None:
     dsa_lib.check_strategy(o.augment)
-  matching = Matching(make_network(name, env, o.network), cosine_distance)
+  matching = Matching(make_matched(name, env, o.network), cosine_distance)
   tx, network_tx = optax.sgd(o.lr, o.momentum), optax.sgd(o.network_lr)
   first = first_images(env, o.init)
 
@@ -207,10 +207,6 @@ def _method(name: str, env: Env, options: Options) -> Method:
     new = MatchState(state.step + 1, images, state.labels, opt_state, network)
     return new, {"loss": loss}
 
-  def inputs(rng: np.random.Generator, t: int, host: Resources) -> RealBatch:
-    del t
-    return draw_rows(rng, np.asarray(host["labels"]), env.num_classes, o.batch_real)
-
   return Method(
     start,
     step,
@@ -218,21 +214,19 @@ def _method(name: str, env: Env, options: Options) -> Method:
     needs=("images", "labels"),
     num_steps=o.num_steps,
     batching="joint",
-    inputs=inputs,
+    inputs=class_batches(env.num_classes, o.batch_real),
     real_images=True,
     dtype="float32",
   )
 
 
-def make_network(name: str, env: Env, network: Mapping[str, Any]) -> nn.Module:
+def make_matched(name: str, env: Env, network: Mapping[str, Any]) -> nn.Module:
   """Makes the network whose gradients are matched.
 
   Raises:
     LtddError: see `models.make_model`; or it has batch norm.
   """
-  model = models.make_model(
-    **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
-  )
+  model = make_network(env, network)
   draw = functools.partial(models.init_variables, model, image_shape=env.image_shape)
   if jax.eval_shape(draw, jax.random.key(0))["batch_stats"]:
     raise LtddError(
@@ -240,7 +234,7 @@ def make_network(name: str, env: Env, network: Mapping[str, Any]) -> nn.Module:
       "must not depend on the other classes' images; expected a network with norm='instance' or "
       "norm='none', such as a convnet"
     )
-  return models.computing_in(model, env.compute_dtype)
+  return model
 
 
 def train_on(

@@ -34,6 +34,7 @@ from ltdd_jax.distil.dm import (
   mean_distance,
   real_means,
 )
+from ltdd_jax.distil.network_training import make_network
 from ltdd_jax.models import convolution, taps
 from ltdd_jax.training import losses, optimizers
 
@@ -158,10 +159,7 @@ def idm(
     )
   if augment is not None:
     dsa.check_strategy(augment)
-  model = models.make_model(
-    **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
-  )
-  model = models.computing_in(model, env.compute_dtype)
+  model = make_network(env, network)
   with within("method 'idm': optimizer"):
     network_tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, num_steps)
   tx = optax.sgd(lr)

@@ -142,18 +142,7 @@ def tesla(
   As `mtt`, with the gradient of `inner_loop.constant_memory`, which is not quite that of L.
 
   Args:
-    env: as the other arguments, see `mtt`.
-    num_steps: of SGD on the images.
-    inner_steps: N.
-    inner_batch_size: images in an inner step, or None for all.
-    expert_epochs: M.
-    max_start_epoch: of t, exclusive.
-    lr: of the images.
-    momentum: of both optimisers.
-    student_lr: the rate of the inner loop at the start.
-    lr_lr: the rate at which it is learned.
-    augment: strategy of `dsa.dsa`, or None.
-    init: "real" or "noise".
+    env: as in `mtt`, and likewise what is not named here.
     expert_labels: whether the images' labels are, in each step, the probabilities that the expert
       gives them after epoch t + M, without views, as TESLA has it on ImageNet. The logits of the
       last step are the set's soft labels.

@@ -15,7 +15,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int
@@ -26,7 +25,7 @@ from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import crops, dsa
 from ltdd_jax.distil import multi_formation, selection
 from ltdd_jax.distil.base import Env, Method, Resources
-from ltdd_jax.distil.dm import RealBatch, draw_rows, real_means
+from ltdd_jax.distil.dm import RealBatch, class_batches, real_means
 from ltdd_jax.distil.idm import sum_of_means
 from ltdd_jax.models import taps
 from ltdd_jax.training import losses, optimizers
@@ -252,10 +251,6 @@ def _make(
     pixels = jnp.clip(state.images, 0, 1)
     return Distilled(augment_lib.normalize_pixels(pixels, env.mean, env.std), state.labels)
 
-  def inputs(rng: np.random.Generator, t: int, host: Resources) -> RealBatch:
-    del t
-    return draw_rows(rng, np.asarray(host["labels"]), k, batch_real)
-
   return Method(
     start,
     step,
@@ -263,7 +258,7 @@ def _make(
     needs=("teachers", "initial_teachers", "images", "labels"),
     num_steps=num_steps,
     batching="joint",
-    inputs=inputs,
+    inputs=class_batches(k, batch_real),
     real_images=True,
     notes=multi_formation.make_notes(factor),
     dtype="float32",

@@ -4,7 +4,7 @@ network = draw_network(model, tx, env, key)              # parameters, and their
 network = train(tx, network, 10, loss_fn)                # loss_fn(params, i) of update i
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +23,14 @@ NetworkState = tuple[Params, Any]  # parameters, and the state of their optimise
 Rows = tuple[  # of training images of each update, and weights
   Int32[Array | np.ndarray, "u b"], Float32[Array | np.ndarray, "u b"]
 ]
+
+
+def make_network(env: Env, network: Mapping[str, Any]) -> nn.Module:
+  """Makes a network {name, **kwargs} of `models.make_model` for the images and classes of a run."""
+  model = models.make_model(
+    **{"name": "", **network}, num_classes=env.num_classes, image_shape=env.image_shape
+  )
+  return models.computing_in(model, env.compute_dtype)
 
 
 def draw_network(

@@ -169,7 +169,8 @@ def _mean_of_parts(
   images: jax.Array,
 ) -> jax.Array:
   """The mean logits of the parts x parts small images that each image holds."""
-  grey = (0.5 - np.float32(spec.mean)) / np.float32(spec.std)  # as views fill what is not there
+  mean, std = (np.asarray(x, np.float32) for x in (spec.mean, spec.std))
+  grey = (0.5 - mean) / std  # as views fill what is not there
   seen = crops.enlarge(crops.partition(images, parts, grey), *images.shape[1:3])
   return jnp.stack([label_fn(variables, x) for x in seen]).mean(0)
 
