@@ -134,9 +134,13 @@ def class_batches(num_classes: int, size: int) -> Inputs:
 def draw_rows(
   rng: np.random.Generator, labels: np.ndarray, num_classes: int, size: int
 ) -> RealBatch:
-  """Draws `min(size, n_c)` rows of each class c without replacement; the rest has weight 0."""
+  """Draws `min(size, n_c)` rows of each class c without replacement; the rest has weight 0.
+
+  Rows and weights are (k, r), r = size or the images of the largest class, if these are fewer.
+  """
   by_class = np.lexsort((rng.random(len(labels)), labels))  # random order within each class
   counts = np.bincount(labels, minlength=num_classes)
+  size = min(size, counts.max())
   place = (np.cumsum(counts) - counts)[:, None] + np.arange(size)[None]
   rows = by_class[np.minimum(place, len(labels) - 1)]
   weights = np.arange(size)[None] < counts[:, None]
