@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from ltdd_jax import models
 from ltdd_jax.core.registry import check_at_least, within
@@ -144,19 +144,7 @@ def idm(
     train_batch=train_batch,
   )
   check_at_least("method 'idm': ", 0, lr=lr, ce_weight=ce_weight, trained_networks=trained_networks)
-  most = min(FIRST + 1, num_networks)
-  if trained_networks > most:
-    raise LtddError(
-      f"method 'idm': trained_networks is {trained_networks}, and the queue has {most} networks in "
-      f"the first step; expected {most} or fewer"
-    )
-  crops.check_factor("method 'idm': ", factor, env.image_shape)
-  h, w, _ = env.image_shape
-  if h % factor or w % factor:
-    raise LtddError(
-      f"method 'idm': factor is {factor}, which does not divide the sides of images of {h} x {w} "
-      "pixels; expected a divisor, such as 1 or 2"
-    )
+  _check(env, trained_networks, num_networks, factor)
   if augment is not None:
     dsa.check_strategy(augment)
   model = make_network(env, network)
@@ -170,14 +158,7 @@ def idm(
       image_key, env, slots, res, factor, multi_formation.block_mean
     )
     labels = jnp.asarray(slots.labels, jnp.int32)
-    keys = jax.random.split(queue_key, num_networks)
-    variables = jax.vmap(lambda key: models.init_variables(model, key, env.image_shape))(keys)
-    queue = Queue(
-      variables=variables,
-      opt_state=jax.vmap(network_tx.init)(variables["params"]),
-      accuracy=jnp.zeros(num_networks),
-      made=jnp.int32(min(FIRST, num_networks)),
-    )
+    queue = first_queue(model, network_tx, env, jax.random.split(queue_key, num_networks))
     return State(jnp.zeros((), jnp.int32), images, labels, tx.init(images), queue)
 
   def step(
@@ -230,6 +211,36 @@ def idm(
     notes=multi_formation.make_notes(factor),
     dtype="float32",
     parts=factor,
+  )
+
+
+def _check(env: Env, trained_networks: int, num_networks: int, factor: int) -> None:
+  """Raises LtddError for networks that are not there, or parts that do not fit."""
+  most = min(FIRST + 1, num_networks)
+  if trained_networks > most:
+    raise LtddError(
+      f"method 'idm': trained_networks is {trained_networks}, and the queue has {most} networks in "
+      f"the first step; expected {most} or fewer"
+    )
+  crops.check_factor("method 'idm': ", factor, env.image_shape)
+  h, w, _ = env.image_shape
+  if h % factor or w % factor:
+    raise LtddError(
+      f"method 'idm': factor is {factor}, which does not divide the sides of images of {h} x {w} "
+      "pixels; expected a divisor, such as 1 or 2"
+    )
+
+
+def first_queue(
+  model: nn.Module, tx: optax.GradientTransformation, env: Env, keys: Key[Array, " q"]
+) -> Queue:
+  """Draws q random networks, of which `FIRST` count as made."""
+  variables = jax.vmap(lambda key: models.init_variables(model, key, env.image_shape))(keys)
+  return Queue(
+    variables=variables,
+    opt_state=jax.vmap(tx.init)(variables["params"]),
+    accuracy=jnp.zeros(len(keys)),
+    made=jnp.int32(min(FIRST, len(keys))),
   )
 
 

@@ -9,7 +9,7 @@ state, metrics = method.step(key, state, res, x)
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -52,6 +52,22 @@ class State:
   plateau: Any  # of `optax.contrib.reduce_on_plateau`
   sampler: Any = None  # parameters of the sampling network
   sampler_opt_state: Any = None
+
+
+class Options(NamedTuple):
+  """The arguments of `ncfm`; without a `sampler_lr` all scales are 1."""
+
+  num_steps: int
+  optimizer: Mapping[str, Any]
+  batch_real: int
+  num_frequencies: int
+  amplitude: float
+  phase: float
+  calibration: float
+  factor: int
+  patience: int
+  augment: str | None
+  sampler_lr: float | None = None
 
 
 class Sampler(nn.Module):
@@ -125,13 +141,11 @@ def ncfm(
     sampler_lr: of psi, by SGD with momentum 0.5.
     augment: strategy of `dsa.apply_combined`; None for no views.
   """
-  if num_frequencies % GROUP:
-    raise LtddError(
-      f"method 'ncfm': num_frequencies is {num_frequencies}; expected a multiple of {GROUP}, such "
-      "as 1024"
-    )
-  options = (num_steps, optimizer, batch_real, num_frequencies, amplitude, phase, calibration)
-  return _make("ncfm", env, *options, factor, patience, augment, sampler_lr)
+  options = Options(
+    num_steps, optimizer, batch_real, num_frequencies, amplitude, phase, calibration, factor,
+    patience, augment, sampler_lr,
+  )  # fmt: skip
+  return _make("ncfm", env, options)
 
 
 def ncfm_released(
@@ -154,48 +168,31 @@ def ncfm_released(
   All its configs leave psi out. If it is switched on, it never learns: the gradients of its descent
   and of its ascent add up to zero. Otherwise, and in what we differ, as `ncfm`.
   """
-  options = (num_steps, optimizer, batch_real, num_frequencies, amplitude, phase, calibration)
-  return _make("ncfm_released", env, *options, factor, patience, augment, None)
+  options = Options(
+    num_steps, optimizer, batch_real, num_frequencies, amplitude, phase, calibration, factor,
+    patience, augment,
+  )  # fmt: skip
+  return _make("ncfm_released", env, options)
 
 
-def _make(
-  name: str,
-  env: Env,
-  num_steps: int,
-  optimizer: Mapping[str, Any],
-  batch_real: int,
-  num_frequencies: int,
-  amplitude: float,
-  phase: float,
-  calibration: float,
-  factor: int,
-  patience: int,
-  augment: str | None,
-  sampler_lr: float | None,
-) -> Method:
-  """See `ncfm`; without a `sampler_lr` all scales are 1."""
-  where = f"method {name!r}: "
-  check_at_least(where, 1, num_steps=num_steps, batch_real=batch_real, patience=patience)
-  check_at_least(where, 1, num_frequencies=num_frequencies)
-  check_at_least(where, 0, amplitude=amplitude, phase=phase, calibration=calibration)
-  check_at_least(where, 0, sampler_lr=sampler_lr or 0)
-  crops.check_factor(where, factor, env.image_shape)
-  check_alike(name, env)
-  if augment is not None:
-    dsa.check_strategy(augment)
-  with within(f"{where}optimizer"):
-    tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, num_steps)
-  plateau = optax.contrib.reduce_on_plateau(0.5, patience + 1, rtol=1e-4)
-  sampler_tx = optax.sgd(sampler_lr or 0, SAMPLER_MOMENTUM)
-  k, groups = env.num_classes, num_frequencies // GROUP
+def _make(name: str, env: Env, o: Options) -> Method:
+  """See `ncfm`."""
+  _check(name, env, o)
+  with within(f"method {name!r}: optimizer"):
+    tx = optimizers.make_optimizer(o.optimizer, {"name": "constant"}, o.num_steps)
+  plateau = optax.contrib.reduce_on_plateau(0.5, o.patience + 1, rtol=1e-4)
+  sampler_tx = optax.sgd(o.sampler_lr or 0, SAMPLER_MOMENTUM)
+  k, groups = env.num_classes, o.num_frequencies // GROUP
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> State:
     image_key, sampler_key = jax.random.split(key)
-    images = multi_formation.real_parts(image_key, env, slots, res, factor, multi_formation.nearest)
+    images = multi_formation.real_parts(
+      image_key, env, slots, res, o.factor, multi_formation.nearest
+    )
     images = augment_lib.denormalize_pixels(images, env.mean, env.std)
     labels = jnp.asarray(slots.labels, jnp.int32)
     state = State(images, labels, tx.init(images), plateau.init(images))
-    if sampler_lr is None:
+    if o.sampler_lr is None:
       return state
     sampler = Sampler().init(sampler_key, jnp.zeros((1, WIDTH)))
     return dataclasses.replace(state, sampler=sampler, sampler_opt_state=sampler_tx.init(sampler))
@@ -206,26 +203,26 @@ def _make(
     del turn
     keys = jax.random.split(key, 5)
     trained, mixed = draw_mixture(keys[0], res)
-    labels = jnp.tile(state.labels, factor**2)
+    labels = jnp.tile(state.labels, o.factor**2)
     wanted = jnp.bincount(labels, length=k) > 0
     model = env.teachers[0].model
-    look_in = lambda key: functools.partial(embed, augment, draw_views(key, augment, k), model)
+    look_in = lambda key: functools.partial(embed, o.augment, draw_views(key, o.augment, k), model)
     look = functools.partial(look_in(keys[1]), mixed)
     noise = jax.random.normal(keys[2], (groups, WIDTH))
 
     def match(images: jax.Array, sampler: Any) -> jax.Array:
-      features = look(_shown(images, factor, env), labels)[1]
-      t = jax.random.normal(keys[3], (num_frequencies, features.shape[1]))
-      if sampler_lr is not None:
+      features = look(_shown(images, o.factor, env), labels)[1]
+      t = jax.random.normal(keys[3], (o.num_frequencies, features.shape[1]))
+      if o.sampler_lr is not None:
         t = scales(sampler, noise)[:, None] * t
       of_real = lambda images, labels, counted: waves(look(images, labels)[1], t)
       real = real_means(of_real, env, res, x, wanted, together=False)
       distilled = selection.class_means(waves(features, t), labels, k)
-      return discrepancy(real, distilled, wanted, amplitude, phase)
+      return discrepancy(real, distilled, wanted, o.amplitude, o.phase)
 
     def calibrate(images: jax.Array) -> jax.Array:
-      logits = look_in(keys[4])(trained, _shown(images, factor, env), labels)[0]
-      return calibration * sum_of_means(losses.cross_entropy_rows(logits, labels), labels, k)
+      logits = look_in(keys[4])(trained, _shown(images, o.factor, env), labels)[0]
+      return o.calibration * sum_of_means(losses.cross_entropy_rows(logits, labels), labels, k)
 
     def move(images: jax.Array, grads: jax.Array, opt_state: Any) -> tuple[jax.Array, Any]:
       updates, opt_state = tx.update(grads, opt_state, images)
@@ -235,12 +232,12 @@ def _make(
     matched, grads = jax.value_and_grad(match, (0, 1))(images, sampler)
     images, opt_state = move(images, grads[0], state.opt_state)
     sampler_opt_state = state.sampler_opt_state
-    if sampler_lr is not None:
+    if o.sampler_lr is not None:
       up = jax.tree.map(jnp.negative, grads[1])
       updates, sampler_opt_state = sampler_tx.update(up, sampler_opt_state)
       sampler = optax.apply_updates(sampler, updates)
     ce = jnp.zeros(())
-    if calibration:
+    if o.calibration:
       ce, grads = jax.value_and_grad(calibrate)(images)
       images, opt_state = move(images, grads, opt_state)
     _, rate = plateau.update({}, state.plateau, value=(matched + ce) / wanted.sum())
@@ -256,14 +253,31 @@ def _make(
     step,
     read,
     needs=("teachers", "initial_teachers", "images", "labels"),
-    num_steps=num_steps,
+    num_steps=o.num_steps,
     batching="joint",
-    inputs=class_batches(k, batch_real),
+    inputs=class_batches(k, o.batch_real),
     real_images=True,
-    notes=multi_formation.make_notes(factor),
+    notes=multi_formation.make_notes(o.factor),
     dtype="float32",
-    parts=factor,
+    parts=o.factor,
   )
+
+
+def _check(name: str, env: Env, o: Options) -> None:
+  """Raises LtddError for an argument that is out of range."""
+  where = f"method {name!r}: "
+  check_at_least(where, 1, num_steps=o.num_steps, batch_real=o.batch_real, patience=o.patience)
+  check_at_least(where, 1, num_frequencies=o.num_frequencies)
+  if o.sampler_lr is not None and o.num_frequencies % GROUP:
+    raise LtddError(
+      f"{where}num_frequencies is {o.num_frequencies}; expected a multiple of {GROUP}, such as 1024"
+    )
+  check_at_least(where, 0, amplitude=o.amplitude, phase=o.phase, calibration=o.calibration)
+  check_at_least(where, 0, sampler_lr=o.sampler_lr or 0)
+  crops.check_factor(where, o.factor, env.image_shape)
+  check_alike(name, env)
+  if o.augment is not None:
+    dsa.check_strategy(o.augment)
 
 
 def check_alike(name: str, env: Env) -> None:
