@@ -112,13 +112,14 @@ def ncfm(
   g is the input of the classifier in a mixture u initial + (1 - u) trained, u ~ U(0, 1), of the
   parameters of a teacher, drawn for each step; batch norms keep the trained statistics. Images hold
   factor^2 small ones (`multi_formation`). All images of a class, real and distilled, share their
-  view (`dsa.apply_combined`). Pixels are clamped to [0, 1] before each
-  step. When the loss has not fallen for `patience` steps the rate is halved.
+  view (`dsa.apply_combined`). Pixels are clamped to [0, 1] before each step. When the loss has not
+  fallen for `patience` steps the rate is halved.
 
-  The text has no more of psi than that it makes a scale mixture. Ours are its layers, and that its
-  scales have the root mean square 1: L grows with the scale of all t, and psi would do no more than
-  raise that. In what we differ from the released code, also in
-  `ncfm_released`:
+  The paper says no more of psi than that it makes a scale mixture. Ours are its layers, and that
+  its scales have the root mean square 1: L grows with the scale of all t, and psi would do no more
+  than raise that.
+
+  In what we differ from the released code, also in `ncfm_released`:
 
   * Each step draws new real images. The code takes the first `batch_real` of each class always.
   * Distilled images are those of this step. The code decodes up to ten batches ahead.
