@@ -9,6 +9,8 @@ import re
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 FAST = ("--config.student.num_seeds=1", "--config.student.hard_labels=False")
+SMALL = ("--config.student.model.depth=1", "--config.student.model.width=4")
+TEACHER = "--config.teacher.models={'a':{'name':'convnet','depth':1,'width':4,'norm':'batch'}}"
 
 # Command -> (old, new) pairs that make it small, and flags that are added to it. The installation
 # is not run here, since it needs a network: its extras are looked up, and `.ci/run` installs.
@@ -26,12 +28,19 @@ COMMANDS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
   "python -m launch.main --config configs/folder_lt.py:path=my/images,size=32 "
   "--workdir runs/mine": (
     (("size=32", "size=8,preset=smoke,calibrators=plain,method=random"),),
-    ("--config.data.num_test=4", *FAST[:1]),
+    ("--config.data.num_test=4", TEACHER, *FAST[:1], *SMALL),
   ),
   "python -m launch.main --config configs/cifar10_lt.py:method=edc,recipe=edc_mse_gt,imbalance=100,"
   "ipc=10,preset=cpu --workdir runs/edc": (
     (("preset=cpu", "preset=smoke,calibrators=plain"), ("imbalance=100", "imbalance=4")),
-    ("--config.data.name=npz:cifar10.npz", "--config.data.num_test=20", *FAST),
+    (
+      "--config.data.name=npz:cifar10.npz",
+      "--config.data.num_test=20",
+      "--config.distil.teachers=None",
+      TEACHER,
+      *FAST,
+      *SMALL,
+    ),
   ),
 }
 

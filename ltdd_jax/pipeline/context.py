@@ -151,6 +151,7 @@ class Context:
       chosen = sorted(name for name in self.networks if self.teacher_split(name) == split)
     return aggregate_lib.members(where, chosen, self.networks)
 
+  @functools.cache  # noqa: B019
   def variable_shapes(self, model: Any) -> Any:
     """Shapes of the variables of a network for the images of this run."""
     init = functools.partial(model.init, train=False)

@@ -49,13 +49,22 @@ def batch_of(views, partners):
   return images if len(images) > 1 else images[0], (own, own[::-1]) if partners else own
 
 
-def run(name, views, variables, key, progress=0.5):
+@functools.cache
+def compiled(name):
+  """The objective and its gradient, compiled once for all tests; and whether it has partners."""
   objective = objectives.make_objective(small.COUNTS, name=name)
   call = functools.partial(objective.loss, objective.network(small.teacher().model).apply)
-  batch = batch_of(views, objective.partners is not None)
-  return jax.jit(call)(variables["params"], variables["batch_stats"], batch, key, progress)
+  return jax.jit(jax.value_and_grad(call, has_aux=True)), objective.partners is not None
 
 
+def run(name, views, variables, key, progress=0.5):
+  """Returns (loss, (batch_stats, metrics)), gradient."""
+  objective, partners = compiled(name)
+  batch = batch_of(views, partners)
+  return objective(variables["params"], variables["batch_stats"], batch, key, progress)
+
+
+@functools.cache
 def variables_of(name):
   """Those of the network that an objective trains: with its heads, if it has any."""
   objective = objectives.make_objective(small.COUNTS, name=name)
@@ -67,7 +76,7 @@ def variables_of(name):
 
 def test_is_a_float32_scalar_that_keeps_the_structure(case, key):
   variables = variables_of(case[0])
-  loss, (batch_stats, metrics) = run(*case, variables, key)
+  (loss, (batch_stats, metrics)), _ = run(*case, variables, key)
   assert (loss.shape, loss.dtype) == ((), jnp.float32)
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
   assert shapes(batch_stats) == shapes(variables["batch_stats"])
@@ -76,8 +85,7 @@ def test_is_a_float32_scalar_that_keeps_the_structure(case, key):
 
 def test_is_deterministic_and_has_a_gradient(case, key):
   variables = variables_of(case[0])
-  of = lambda params: run(*case, variables | {"params": params}, jax.random.clone(key))[0]
-  (one, grads), (two, _) = (jax.value_and_grad(of)(variables["params"]) for _ in range(2))
+  ((one, _), grads), ((two, _), _) = (run(*case, variables, jax.random.clone(key)) for _ in "ab")
   assert one == two
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
   assert any(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads))

@@ -97,6 +97,7 @@ def test_learned_labels_and_rate_reach_students_with_every_calibrator(tmp_path):
   np.testing.assert_array_equal(labels.arrays["clean_logits"], made["soft_labels"])
   assert results["rows"][2]["tau"] > 0.2  # the tilt is along the prior
   # The rate is the learned one: a run that is given its number trains the same students.
+  config["calibrate"]["calibrators"] = {"adsa": CALIBRATORS["adsa"]}
   config["student"]["optimizer"]["lr"] = float(made["student_lr"])
   _, same = run(config, tmp_path / "given")
   config["student"]["optimizer"]["lr"] = 0.1
@@ -206,6 +207,7 @@ def test_a_control_takes_the_rate_of_the_recipe(tmp_path):
   assert "learning rate 0.05, learned with the images" in notes["student/mine/hard"]
   assert "learning rate 0.001 of recipe rd3" in notes["student/random/hard"]
   config["student"]["optimizer"]["lr"] = 0.001
+  del config["distil"]["methods"]["mine"]
   _, same = run(config, tmp_path / "given")
   trees = [where("student/random/hard").tree("students") for where in (load, same)]
   jax.tree.map(np.testing.assert_array_equal, *trees)
@@ -233,22 +235,24 @@ def test_learned_labels_are_biased_by_the_split_of_their_images(tmp_path):
 GROUPS = ("teacher", "distil", "label", "student")
 
 
-@pytest.mark.parametrize("name", ["sre2l", "dm"])
-def test_bfloat16_is_one_value_of_each_stage(tmp_path, name):
+def test_bfloat16_is_one_value_of_each_stage(tmp_path):
   """Everything that is kept is float32 as ever, and its numbers are near those of float32."""
-  method = {"name": name, "num_steps": 2}
-  if name == "dm":
-    method["network"] = small.NET
-  config = small.run_config(tmp_path, {"mine": method}, CALIBRATORS)
+  methods = {"sre2l": {"num_steps": 2}, "dm": {"num_steps": 2, "network": small.NET}}
+  methods = {name: kwargs | {"name": name} for name, kwargs in methods.items()}
+  config = small.run_config(tmp_path, methods, {"adsa": {"name": "adsa"}})
+  config["student"]["hard_labels"] = False
   config["distil"]["dtype"] = "float32"
   _, exact = run(config, tmp_path / "float32")
   for group in GROUPS:
     config[group]["compute_dtype"] = "bfloat16"
   _, rough = run(config, tmp_path / "bfloat16")
-  trees = (("teacher", "a"), ("student/mine/teacher/adsa", "students"))
-  pairs = [(exact(stage).tree(key), rough(stage).tree(key)) for stage, key in trees]
-  pairs.append((exact("distil/mine").arrays["images"], rough("distil/mine").arrays["images"]))
-  pairs.append((store_of(exact("label/mine/teacher")), store_of(rough("label/mine/teacher"))))
+  pairs = [[load("teacher").tree("a") for load in (exact, rough)]]
+  for name in methods:
+    pairs += (
+      [load(f"student/{name}/teacher/adsa").tree("students") for load in (exact, rough)],
+      [load(f"distil/{name}").arrays["images"] for load in (exact, rough)],
+      [store_of(load(f"label/{name}/teacher")) for load in (exact, rough)],
+    )
   for one, other in pairs:
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     assert all(a.dtype == b.dtype for a, b in leaves)

@@ -28,11 +28,19 @@ CALIBRATORS = ("plain", "tau1", "adsa", "vector", "probe")
 LABELS = [("hard", None), *(("teacher", name) for name in CALIBRATORS)]
 
 
+def smoke(arg=""):
+  """The smoke config, with networks that compile sooner."""
+  config = digits_lt.get_config(f"preset=smoke{arg}")
+  for model in (*config.teacher.models.values(), config.student.model):
+    model.update(depth=1, width=4)
+  return config
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   """A finished run of the smoke config, and its results."""
   workdir = tmp_path_factory.mktemp("digits")
-  return workdir, pipeline.run(digits_lt.get_config("preset=smoke"), workdir, show_progress=False)
+  return workdir, pipeline.run(smoke(), workdir, show_progress=False)
 
 
 def test_results_have_the_documented_shape(finished):
@@ -102,7 +110,7 @@ def test_bytes_stand_beside_accuracies(finished):
 
 def test_labels_in_few_bytes(tmp_path, capsys):
   """Levels of three classes: calibrated, learned from with a share of hard labels, damaged."""
-  config = digits_lt.get_config("preset=smoke,method=random")
+  config = smoke(",method=random")
   recipes.apply(config, "rd3")
   config.label.update(num_epochs=2, dtype="uint8", top_k=3)
   config.student.update(num_epochs=3, num_seeds=1, hard_weight=0.25, hard_labels=False)
@@ -127,14 +135,14 @@ def test_labels_in_few_bytes(tmp_path, capsys):
 
 def test_second_run_skips_everything_and_says_the_same(finished):
   workdir, first = finished
-  again = pipeline.run(digits_lt.get_config("preset=smoke"), workdir, show_progress=False)
+  again = pipeline.run(smoke(), workdir, show_progress=False)
   assert all(stage["skipped"] for stage in again["stages"].values())
   assert again["rows"] == first["rows"]
 
 
 def test_another_config_stops_with_the_difference(finished):
   workdir, _ = finished
-  config = digits_lt.get_config("preset=smoke")
+  config = smoke()
   config.teacher.optimizer.lr = 0.125
   with pytest.raises(LtddError, match=r"teacher\.optimizer\.lr.*0\.05.*0\.125"):
     pipeline.run(config, workdir, show_progress=False)
@@ -142,7 +150,7 @@ def test_another_config_stops_with_the_difference(finished):
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
   workdir = tmp_path / "new"
-  assert pipeline.run(digits_lt.get_config("preset=smoke"), workdir, dry_run=True) is None
+  assert pipeline.run(smoke(), workdir, dry_run=True) is None
   out = capsys.readouterr().out
   for name in (
     "data",
@@ -159,12 +167,12 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 
 def test_dry_run_says_what_would_be_skipped(finished, capsys):
   workdir, _ = finished
-  pipeline.run(digits_lt.get_config("preset=smoke"), workdir, dry_run=True)
+  pipeline.run(smoke(), workdir, dry_run=True)
   assert capsys.readouterr().out.count(" ready ") == 30
 
 
 def test_stage_runs_up_to_it_and_only_it(tmp_path):
-  config = digits_lt.get_config("preset=smoke,method=random")
+  config = smoke(",method=random")
   assert pipeline.run(config, tmp_path, stage="teacher", show_progress=False) is None
   assert (tmp_path / "teacher").exists()
   assert not (tmp_path / "distil").exists()
@@ -180,7 +188,7 @@ def test_stage_runs_up_to_it_and_only_it(tmp_path):
 
 def test_only_refuses_artefacts_of_another_config(finished):
   workdir, _ = finished
-  config = digits_lt.get_config("preset=smoke")
+  config = smoke()
   config.teacher.optimizer.lr = 0.125
   for stage in ("only:label", "only:report"):
     with pytest.raises(LtddError, match=r"teacher\.optimizer\.lr"):
@@ -188,7 +196,7 @@ def test_only_refuses_artefacts_of_another_config(finished):
 
 
 def test_cache_is_shared_between_work_directories(tmp_path):
-  config = digits_lt.get_config("preset=smoke,method=random")
+  config = smoke(",method=random")
   for name in ("one", "two"):
     pipeline.run(
       config, tmp_path / name, cache=tmp_path / "cache", stage="teacher", show_progress=False
@@ -203,12 +211,22 @@ def test_cache_is_shared_between_work_directories(tmp_path):
 
 STEPS = (
   "--config.teacher.num_epochs=8",
-  "--config.distil.methods.sre2l.num_steps=300",
+  "--config.teacher.models.teacher.depth=1",
+  "--config.teacher.models.teacher.width=4",
+  "--config.student.model.depth=1",
+  "--config.student.model.width=4",
+  "--config.distil.methods={'sre2l':{'name':'sre2l','num_steps':300,'lr':0.1}}",
   "--config.label.num_epochs=300",
   "--config.label.batch_size=10",
   "--config.student.num_epochs=60",
   "--config.student.num_seeds=2",
 )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  """Compiled programs of all runs."""
+  return tmp_path_factory.mktemp("xla")
 
 
 def command(workdir, cache):
@@ -261,9 +279,8 @@ def contents(workdir):
   return {k if k == "rows" else relative(k): v for k, v in found.items()}
 
 
-def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path, cache):
   rng = random.Random(int.from_bytes(os.urandom(4), "little"))
-  cache = tmp_path / "xla"
   straight, killed = tmp_path / "straight", tmp_path / "killed"
   stages = ("teacher", "distil/sre2l", "label/sre2l", "probe/sre2l", "student/sre2l")
   with concurrent.futures.ThreadPoolExecutor(1) as beside:
@@ -280,8 +297,8 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, how):
-  code, err = stop_during(tmp_path / "run", tmp_path / "xla", "label/sre2l", how, random.Random(0))
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, cache, how):
+  code, err = stop_during(tmp_path / "run", cache, "label/sre2l", how, random.Random(0))
   assert code == 130, err
   assert "give the same command again" in err
   assert "stopped after" in err

@@ -20,6 +20,8 @@ from ltdd_jax.artefacts import checkpoint  # noqa: E402
 config = digits_lt.get_config("preset=smoke,calibrators=probe")
 del config.distil.methods.random
 config.student.update(num_seeds=1, hard_labels=False)
+for model in (config.teacher.models.teacher, config.student.model):
+  model.update(depth=1, width=4)
 
 
 class ToldToStop(checkpoint.Progress):

@@ -1,6 +1,5 @@
 """Two processes, as on a pod, against one."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -8,12 +7,13 @@ import sys
 import numpy as np
 
 from ltdd_jax.artefacts import workdir as workdir_lib
+from tests.multidevice.test_multidevice import environment
 
 
 def run(workdir, processes, *flags):
   """Runs `pair.py` in so many processes; returns what each printed."""
-  env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-  env["JAX_PLATFORMS"] = "cpu"
+  env = environment()
+  env.pop("NPROC", None)
   with socket.socket() as free:
     free.bind(("localhost", 0))
     env["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free.getsockname()[1]}"
