@@ -38,6 +38,11 @@ def image_sources(config: Mapping[str, Any]) -> tuple[str, ...]:
   return tuple(sorted(methods, key=lambda k: (methods[k]["name"] == "random", k)))
 
 
+def used_sources(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """The image sources that a row is of; the others are not made."""
+  return tuple(source for source in image_sources(config) if rows(config, source))
+
+
 class Stage(NamedTuple):
   """One stage of one run."""
 
@@ -172,6 +177,8 @@ class Builder:
       group["online"] = self.ctx.label_source(row.labels).online
     if self.ctx.own_lr:
       group["recipe_lr"] = self.ctx.recipe_lr
+    if (epochs := self.config["label"]["num_epochs"]) < numbers["num_epochs"]:
+      group["label_epochs"] = epochs
     return group
 
 

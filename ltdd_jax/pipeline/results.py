@@ -29,7 +29,7 @@ def write_report(
     return results
   folder = ctx.workdir.path / "report"
   text = tables.render(results)
-  for source in graph.image_sources(ctx.config):
+  for source in graph.used_sources(ctx.config):
     distilled = ctx.distilled(source)
     images.write_grid(folder / f"images-{source}.png", distilled["images"], distilled["labels"])
   plots.write_plots(results, folder)

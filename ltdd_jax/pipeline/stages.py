@@ -259,8 +259,12 @@ def _student_arguments(ctx: Context, row: Row, learned_lr: np.ndarray | None) ->
   if ctx.own_lr:
     lr = ctx.recipe_lr if learned_lr is None else float(learned_lr)
     numbers["optimizer"] = {**numbers["optimizer"], "lr": lr}
-  views, view_key = ctx.views(row.images), label_lib.view_key(seed, row.images)
-  return numbers | {"views": views, "view_key": view_key, "seed": seed}
+  return numbers | {
+    "views": ctx.views(row.images),
+    "view_key": label_lib.view_key(seed, row.images),
+    "label_epochs": ctx.config["label"]["num_epochs"],
+    "seed": seed,
+  }
 
 
 def student_numbers(ctx: Context) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def train_students(
   loss: Mapping[str, Any],
   views: Mapping[str, Any],
   view_key: jax.Array,
+  label_epochs: int | None = None,
   hard_weight: float = 0.0,
   ema: float | None = None,
   num_seeds: int = 3,
@@ -132,6 +133,7 @@ def train_students(
     hard_weight: share, in [0, 1), of the hard loss in the loss of soft labels, see `soft_loss`.
     views: keyword arguments of `data.views.view_fn`.
     view_key: from `labels.label.view_key`.
+    label_epochs: epochs that have views; students of more go round again. None: all of them.
     ema: decay in [0, 1) of an average of the parameters that is scored in their place, or None.
     num_seeds: students.
     evaluations: how often a student is scored, evenly spaced; the last is at the end.
@@ -174,7 +176,10 @@ def train_students(
     ema=ema is not None,
   )
   trained = many.train(
-    [_network(name, key_name, i, n, batch_size, seed) for i in range(num_seeds)],
+    [
+      _network(name, key_name, i, n, batch_size, seed, label_epochs or num_epochs)
+      for i in range(num_seeds)
+    ],
     init,
     step,
     _consts(images, labels, supervision, view_key, session),
@@ -191,7 +196,13 @@ def train_students(
 
 
 def _network(
-  name: str, key_name: str, i: int, num_images: int, batch_size: int, seed: int
+  name: str,
+  key_name: str,
+  i: int,
+  num_images: int,
+  batch_size: int,
+  seed: int,
+  label_epochs: int,
 ) -> many.Network:
   """Student i; the kind of label does not enter."""
   sampler = feed.BatchSampler(seed, f"{key_name}/{i}", num_images, batch_size)
@@ -199,7 +210,7 @@ def _network(
     f"{name}/seed{i}",
     rng.key_for(seed, key_name, "init", i),
     rng.key_for(seed, key_name, "step", i),
-    lambda t: {"indices": sampler(t), "epochs": sampler.epoch(t)},
+    lambda t: {"indices": sampler(t), "epochs": sampler.epoch(t) % label_epochs},
   )
 
 

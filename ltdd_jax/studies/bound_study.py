@@ -99,7 +99,7 @@ def collect(balanced: Context, contexts: Mapping[float, Context], study: Study) 
   """Gathers the terms of all runs into plain values."""
   there = make_reference(balanced, study.dims)
   first = next(iter(contexts.values()))
-  targets = first.distilled(graph.image_sources(first.config)[0])["labels"]
+  targets = first.distilled(graph.used_sources(first.config)[0])["labels"]
   results: dict[str, Any] = {
     "study": study._asdict(),
     "seed": first.config["seed"],
@@ -113,7 +113,7 @@ def collect(balanced: Context, contexts: Mapping[float, Context], study: Study) 
     "seconds": sum(map(runs.seconds, contexts.values())),
   }
   for factor, ctx in contexts.items():
-    for source in graph.image_sources(ctx.config):
+    for source in graph.used_sources(ctx.config):
       about = {"imbalance": factor, "images": source}
       results["marginal"].append(about | marginal(ctx, source, there, study))
       results["conditional"] += [about | r for r in conditional(ctx, source, there, study)]

@@ -215,7 +215,7 @@ def scores(
     labels: runs.teacher_logits(ctx, labels)(unseen.images)
     for labels in ctx.config["label"]["sources"]
   }
-  for images in graph.image_sources(ctx.config):
+  for images in graph.used_sources(ctx.config):
     epochs = -(-study.num_views // len(ctx.slots(images).labels))
     views = runs.make_views(ctx, images, epochs)
     shown = [look(views.reshape(-1, *views.shape[2:])) for look in looks]

@@ -225,7 +225,7 @@ def test_hard_labels_of_random_images_need_no_teacher(tmp_path):
 def test_learned_labels_are_biased_by_the_split_of_their_images(tmp_path):
   config = learned_config(tmp_path)
   config["data"]["splits"] = {"few": {"rule": "counts", "counts": (2, 2, 1)}}
-  config["distil"]["methods"]["mine"]["split"] = "few"
+  config["distil"]["methods"]["mine"] |= {"split": "few", "teachers": ("a",)}
   ctx = Context(check.check(config))
   (row,) = [r for r in graph.rows(ctx.config) if r.calibrator == "adsa"]
   np.testing.assert_allclose(ctx.log_prior(row), longtail.log_prior(np.array([2, 2, 1])))

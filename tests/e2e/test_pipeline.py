@@ -114,6 +114,8 @@ def test_labels_in_few_bytes(tmp_path, capsys):
   recipes.apply(config, "rd3")
   config.label.update(num_epochs=2, dtype="uint8", top_k=3)
   config.student.update(num_epochs=3, num_seeds=1, hard_weight=0.25, hard_labels=False)
+  config.distil.methods.unused = {"name": "herding"}  # no row is of it, so it is not made
+  config.label.sources.teacher.images = ("random",)
   config.calibrate.max_epochs = 1
   config.calibrate.calibrators = {"plain": {"name": "none"}, "adsa": {"name": "adsa"}}
   pipeline.run(config, tmp_path, dry_run=True)

@@ -117,6 +117,9 @@ def test_a_change_reaches_what_depends_on_it_and_no_more(config):
   }  # fmt: skip
   students = changed(config, "student.num_epochs", 99)
   assert {name.split("/")[0] for name in students} == {"student"}
+  assert config["label"]["num_epochs"] == config["student"]["num_epochs"]
+  assert "student/sre2l/hard" not in changed(config, "label.num_epochs", 99)  # no more are seen
+  assert "student/sre2l/hard" in changed(config, "label.num_epochs", 1)
   assert "distil/random" not in changed(config, "distil.methods.sre2l.lr", 0.5)
   for key, value in (("loss", {"name": "kl"}), ("hard_weight", 0.5)):
     soft = changed(config, f"student.{key}", value)

@@ -231,6 +231,7 @@ def test_views_of_the_bound_are_those_that_students_see():
   source = types.SimpleNamespace(spec=specs.SPECS["digits"])
   distilled = lambda _: {"images": images, "labels": targets}
   ctx = types.SimpleNamespace(config=config, source=source, distilled=distilled)
+  ctx.views = lambda _: config["label"]["views"]
   assert [len(runs.make_views(ctx, "sre2l", e)) for e in (1, 2, 20)] == [1, 2, 2]
 
 
