@@ -79,7 +79,8 @@ def apply_op(
       rotate  by -15 to 15 degrees
 
   Scale and rotate are PyTorch's `affine_grid` and `grid_sample` (bilinear, zeros outside) with
-  `align_corners=False`, as the code of DC, DSA and DM runs them; MTT and its successors use True.
+  `align_corners=False`, as the code of DC, DSA and DM runs them; MTT and its successors use True,
+  which is the same on square images.
   """
   h, w, _ = image.shape
   image = _recolor(image, jnp.where(op == OPS.index("color"), 1.0, 0.0), numbers)

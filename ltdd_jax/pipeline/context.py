@@ -305,7 +305,7 @@ class Context:
 
   @functools.cached_property
   def recipe_lr(self) -> float | None:
-    """The rate that the named recipe has for the config's optimiser; None without one."""
+    """The named recipe's rate, of the config's optimiser, for images without; None if none."""
     student = self.config["student"]
     if student["recipe"] is None:
       return None
@@ -316,7 +316,10 @@ class Context:
       model=student["model"],
     )
     optimizer = settings["student"]["optimizer"]
-    return optimizer["lr"] if optimizer["name"] == student["optimizer"]["name"] else None
+    if optimizer["name"] != student["optimizer"]["name"]:
+      return None
+    recipe = recipes.RECIPES[recipes.parse(student["recipe"]).name]
+    return recipe.lr if optimizer["lr"] is None else optimizer["lr"]
 
   @property
   def own_lr(self) -> bool:
