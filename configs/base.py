@@ -143,6 +143,7 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
     "on_unreadable": "error",
     "mean": placeholder(tuple),
     "std": placeholder(tuple),
+    "whiten": placeholder(float),  # 0.1 whitens images as MTT, TESLA and DATM do (data.whitening)
     "rule": "ltdd",
     "imbalance_factor": float(args.imbalance),
     "counts": placeholder(tuple),

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from ml_collections.config_dict import placeholder
 
-from ltdd_jax.data import dsa as dsa_lib
 from ltdd_jax.data.specs import SPECS
-from ltdd_jax.students.recipes.values import MIRRORED, nearest_ipc
+from ltdd_jax.students.recipes.values import dsa_strategy, nearest_ipc
 
 W128 = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
 # G-VBSM's five networks, and EDC's eight, in the order of their turns.
@@ -53,11 +52,6 @@ class Published(NamedTuple):
 def crop(low: float) -> dict[str, Any]:
   """A random resized crop that all images of a step share."""
   return {"name": "random_resized_crop", "scale": (low, 1.0), "shared": True}
-
-
-def dsa_strategy(dataset: str) -> str:
-  """All operations; without the flip where that makes another class of an image."""
-  return dsa_lib.STRATEGY.replace("_flip", "") if dataset in MIRRORED else dsa_lib.STRATEGY
 
 
 IDM = {  # by images per class: weight of the cross-entropy, steps of a network's training
@@ -228,14 +222,14 @@ def dc(dataset: str, ipc: int) -> Published:
 
 
 def dsa(dataset: str, ipc: int) -> Published:
-  """As `dc`, with views, without flips for digits; the neutral recipe: its students see DSA."""
+  """As `dc`, with views, without flips for digits; so do its students have them."""
   paper = dc(dataset, ipc)
   method = paper.method | {"name": "dsa", "augment": dsa_strategy(dataset)}
-  return paper._replace(method=method, recipe="rd3")
+  return paper._replace(method=method, recipe="dsa_eval")
 
 
 def dream(dataset: str, ipc: int) -> Published:
-  """2,000 networks of 100 steps. Its own recipe for students is not here, hence the neutral one.
+  """2,000 networks of 100 steps.
 
   Of MNIST and Fashion-MNIST the code compares gradients by their L1 distance; not here.
   """
@@ -250,7 +244,7 @@ def dream(dataset: str, ipc: int) -> Published:
     "network_images": {"cifar10": 2000, "cifar100": 2000, "tiny_imagenet": 1000}.get(dataset, 500),
     "network": W128,
   }
-  return Published(method, "rd3", student=W128)
+  return Published(method, "dream_eval", student=W128)
 
 
 # MTT, by data set and images per class: inner steps, epochs of experts, epochs to start from,
@@ -295,14 +289,11 @@ def _trajectory_matching(
   network = W128 | {"depth": 4} if dataset == "tiny_imagenet" else W128
   experts = {"network": network, "num_experts": 100, "num_epochs": 50}
   experts["augment"] = method["augment"]
-  return Published(method, "rd3", trajectories=experts, student=network)
+  return Published(method, "mtt_eval", trajectories=experts, student=network)
 
 
 def mtt(dataset: str, ipc: int) -> Published:
-  """The authors' commands; images are not whitened here, which they are for some of them.
-
-  No recipe of its own yet, hence the neutral one.
-  """
+  """The authors' commands; images are not whitened here, which they are for some of them."""
   return _trajectory_matching("mtt", MTT, dataset, ipc)
 
 

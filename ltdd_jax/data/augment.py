@@ -18,7 +18,9 @@ from jaxtyping import Array, Float, Num, UInt8
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks, crops
+from ltdd_jax.data.whitening import Whitening
 
+Std = Sequence[float] | Whitening  # (c,); or the image is whitened
 Augment = Callable[..., Float[Array, "b h w c"]]  # key, images (b,h,w,c), flipped (b,) or None
 
 
@@ -30,42 +32,49 @@ def to_pixels(images: Num[Array | np.ndarray, "*n h w c"]) -> Float[Array, "*n h
 
 
 def normalize(
-  images: Num[Array | np.ndarray, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+  images: Num[Array | np.ndarray, "*n h w c"], mean: Sequence[float], std: Std
 ) -> Float[Array, "*n h w c"]:
   """Returns `(images / 255 - mean) / std` of stored images, float32; see `to_pixels`."""
   return normalize_pixels(to_pixels(images), mean, std)
 
 
 def normalize_pixels(
-  pixels: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+  pixels: Float[Array, "*n h w c"], mean: Sequence[float], std: Std
 ) -> Float[Array, "*n h w c"]:
   """Returns `(pixels - mean) / std` of pixels in [0, 1], as augmentations leave them."""
+  if isinstance(std, Whitening):
+    return std.whiten(pixels)
   return (pixels - _channels(mean, pixels.ndim)) / _channels(std, pixels.ndim)
 
 
 def denormalize_pixels(
-  images: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+  images: Float[Array, "*n h w c"], mean: Sequence[float], std: Std
 ) -> Float[Array, "*n h w c"]:
   """Returns float32 pixels of normalised images: 0 is black, 1 is white, and more is possible."""
+  if isinstance(std, Whitening):
+    return std.unwhiten(images)
   return images * _channels(std, images.ndim) + _channels(mean, images.ndim)
 
 
 def denormalize(
-  images: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+  images: Float[Array, "*n h w c"], mean: Sequence[float], std: Std
 ) -> UInt8[Array, "*n h w c"]:
   """Returns uint8 pixels: clipped to the range and truncated, not rounded, as the papers' code.
 
-  A thousandth of a level is added first, so that a pixel which float32 puts just below its own
-  whole number comes back as itself: `denormalize(normalize(x)) == x`.
+  A thousandth of a level is added first, a tenth to whitened images, so that a pixel which float32
+  puts just below its own whole number comes back as itself: `denormalize(normalize(x)) == x`.
   """
   pixels = denormalize_pixels(images, mean, std)
-  return jnp.clip(255 * pixels + 1e-3, 0, 255).astype(jnp.uint8)
+  slack = 0.1 if isinstance(std, Whitening) else 1e-3
+  return jnp.clip(255 * pixels + slack, 0, 255).astype(jnp.uint8)
 
 
 def clip_to_pixels(
-  images: Float[Array, "*n h w c"], mean: Sequence[float], std: Sequence[float]
+  images: Float[Array, "*n h w c"], mean: Sequence[float], std: Std
 ) -> Float[Array, "*n h w c"]:
   """Clamps normalised images to what a pixel in [0, 1] can be (after each step of a method)."""
+  if isinstance(std, Whitening):
+    return std.whiten(jnp.clip(std.unwhiten(images), 0, 1))
   middle, scale = _channels(mean, images.ndim), _channels(std, images.ndim)
   return jnp.clip(images, -middle / scale, (1 - middle) / scale)
 

@@ -30,6 +30,7 @@ _KINDS = {
   "alpha": (lambda x: is_number(x) and x > 0, "a number > 0"),
   "factor": (lambda x: is_whole(x) and x >= 1, "a whole number >= 1"),
   "padding": (lambda x: is_whole(x) and x >= 0, "a whole number >= 0"),
+  "probability": (lambda x: is_number(x) and 0 < x <= 1, "a number > 0 and <= 1"),
   "size": (lambda x: is_whole(x) and x >= 1, "a whole number >= 1"),
   "scale": (_is_scale, "a pair of numbers with 0 < low <= high <= 1, such as (0.08, 1.0)"),
 }

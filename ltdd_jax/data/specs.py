@@ -20,7 +20,7 @@ class DatasetSpec(NamedTuple):
   num_classes: int
   image_shape: tuple[int, int, int]  # h, w, c
   mean: tuple[float, ...]  # (c,) pixels in [0, 1]
-  std: tuple[float, ...]  # (c,)
+  std: Any  # (c,) floats; or a `data.whitening.Whitening` in their place
   num_train: int
   num_test: int
   class_names: tuple[str, ...] | None = None  # None: taken from the source when it is opened

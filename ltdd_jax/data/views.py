@@ -3,29 +3,30 @@
   views_of = view_fn(spec, mix="cutmix")
   views = views_of(key, images, labels, indices, epochs)   # views.images: (b, h, w, c) normalised
 
-A *view* of image i in label epoch e is a pure function of (key, e, i): a crop, a flip, and a mix
-with another image. Nothing of it is stored.
+A *view* of image i in label epoch e is a pure function of (key, e, i): a crop, a flip, DSA, and a
+mix with another image. Nothing of it is stored.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ltdd_jax.core.registry import check_choice
-from ltdd_jax.core.types import Leaf
+from ltdd_jax.core.types import Leaf, LtddError
 from ltdd_jax.data import augment, checks, crops
+from ltdd_jax.data import dsa as dsa_lib
 from ltdd_jax.data import rand_augment as rand_augment_lib
 from ltdd_jax.data.specs import DatasetSpec
 
 # Purposes of the keys: of all views, of one image, and of one mix. A key is either folded with
 # these or used, never both, and never split: `fold_in(key, 0)` is the same as `split(key)[0]`.
-_IMAGE, _MIX = 0, 1
-_PAD, _CROP, _OPERATIONS, _SHUFFLE, _FLIP = 0, 1, 2, 3, 4
-_PARTNER, _BOX = 0, 1
+_IMAGE, _MIX, _EPOCH = 0, 1, 2
+_PAD, _CROP, _OPERATIONS, _SHUFFLE, _FLIP, _DSA = 0, 1, 2, 3, 4, 5
+_PARTNER, _BOX, _WHETHER = 0, 1, 2
 
 
 class Views(NamedTuple):
@@ -50,16 +51,21 @@ def view_fn(
   flip: bool = True,
   mix: str | None = "cutmix",
   mix_alpha: float = 1.0,
+  mix_prob: float = 1.0,
   rand_augment: bool = False,
   shuffle_patches: int = 1,
+  dsa: str | None = None,
+  dsa_combined: bool = False,
   parts: int = 1,
 ) -> ViewFn:
   """Makes the function that recomputes views.
 
   The crop is torchvision's RandomResizedCrop, the mix is CutMix or mixup with a partner drawn
   uniformly from all images, cropped and flipped as its own view of the same epoch is. In what we
-  differ: published code draws one box and one permutation for a batch; here each view has its own,
-  so that views do not depend on how batches are put together.
+  differ: published code draws one box and one permutation for a batch, and whether to mix it; here
+  each view has its own, so that views do not depend on how batches are put together. For the same
+  reason the operation of DSA is drawn for a label epoch: every batch of an epoch has the same one,
+  and each view has its own strengths. Where a batch holds all images, this is the published code.
 
   Args:
     spec: facts of the data set.
@@ -68,8 +74,13 @@ def view_fn(
     flip: whether to flip left to right with probability 1/2.
     mix: "cutmix", "mixup" or None.
     mix_alpha: parameter of the Beta(alpha, alpha) distribution of the share.
+    mix_prob: probability, above 0, that a view is mixed.
     rand_augment: whether `data.rand_augment` comes before all else.
     shuffle_patches: f to shuffle the strips of f x f mosaics before they are cropped, as RDED does.
+    dsa: the strategy of `data.dsa`, such as "color_crop_cutout_flip_scale_rotate", or None. It acts
+      on the normalised image, after crop and flip and before the mix; leave out "flip" for digits.
+    dsa_combined: whether flip, color and cutout, where the strategy has them, are always applied,
+      with one of its other operations (`dsa.apply_combined`, IDC and DREAM); else one of all.
     parts: f, for images that hold f x f small ones (multi-formation). A view shows one of them,
       enlarged, before all else: of image i in label epoch e the part (e + i) mod f^2, row by row.
       Methods that make such images set it for theirs; set it for those from a file.
@@ -79,21 +90,24 @@ def view_fn(
     or float32 pixels from 0 to 1.
 
   Raises:
-    LtddError: an unknown mix, or a number that its argument cannot have.
+    LtddError: an unknown mix or operation, or a value that its argument cannot have.
   """
   check_choice("config.label.views.mix", mix, (*MIXES, None))
   for name, kind, value in (
     ("crop_scale", "scale", (1, 1) if crop_scale is None else crop_scale),
     ("padding", "padding", padding),
     ("mix_alpha", "alpha", mix_alpha),
+    ("mix_prob", "probability", mix_prob),
     ("shuffle_patches", "factor", shuffle_patches),
     ("parts", "factor", parts),
   ):
     checks.check(f"config.label.views.{name}", kind, value)
   crops.check_factor("config.label.views.parts: ", parts, spec.image_shape)
+  draw_op, apply_op = _dsa_fns(dsa, dsa_combined)
+  normalize = functools.partial(augment.normalize_pixels, mean=spec.mean, std=spec.std)
 
-  def view_of_one(key: jax.Array, image: jax.Array, number: jax.Array) -> jax.Array:
-    """Augments, crops and flips one stored image (h, w, c), or a part of it, into [0, 1]."""
+  def view_of_one(key: jax.Array, image: jax.Array, number: jax.Array, op: Any) -> jax.Array:
+    """Augments one stored image (h, w, c), or a part of it: into [0, 1], or normalised by DSA."""
     key_of = lambda purpose: jax.random.fold_in(key, purpose)
     if parts != 1:
       part = crops.partition(augment.to_pixels(image), parts)[number % parts**2]
@@ -111,17 +125,20 @@ def view_fn(
       image = crops.crop_resize(image, crops.rrc_box(key_of(_CROP), h, w, (low, high)))
     if flip:
       image = jnp.where(jax.random.bernoulli(key_of(_FLIP)), image[:, ::-1], image)
-    return image
+    return image if dsa is None else apply_op(key_of(_DSA), normalize(image), op)
 
   def views(
     key: jax.Array, images: jax.Array, labels: jax.Array, indices: jax.Array, epochs: jax.Array
   ) -> Views:
     image_key, mix_key = (jax.random.fold_in(key, purpose) for purpose in (_IMAGE, _MIX))
     first = epochs * images.shape[0]  # views are numbered: epoch e, image i is e n + i
+    ops = None  # of DSA, for each view
+    if dsa is not None:
+      ops = jax.vmap(draw_op)(_keys(jax.random.fold_in(key, _EPOCH), epochs))
     if mix is None:
       partner, weight = indices, jnp.ones(indices.shape, jnp.float32)
       own = jax.vmap(view_of_one)(
-        _keys(image_key, first + indices), images[indices], epochs + indices
+        _keys(image_key, first + indices), images[indices], epochs + indices, ops
       )
     else:
       keys = _keys(mix_key, first + indices)
@@ -130,14 +147,38 @@ def view_fn(
       both = jnp.concatenate([indices, partner])
       numbers = jnp.concatenate([first, first]) + both
       turns = jnp.concatenate([epochs, epochs]) + both
-      shown = jax.vmap(view_of_one)(_keys(image_key, numbers), images[both], turns)
+      ops = None if ops is None else jnp.concatenate([ops, ops])
+      shown = jax.vmap(view_of_one)(_keys(image_key, numbers), images[both], turns, ops)
       own, other = jnp.split(shown, 2)
       mix_pair = functools.partial(MIXES[mix], alpha=mix_alpha)
-      own, weight = jax.vmap(mix_pair)(_each(keys, _BOX), own, other)
-    normalised = augment.normalize_pixels(own, spec.mean, spec.std)
-    return Views(normalised, labels[indices], labels[partner], weight, partner)
+      mixed, weight = jax.vmap(mix_pair)(_each(keys, _BOX), own, other)
+      if mix_prob < 1:
+        chosen = jax.vmap(lambda k: jax.random.bernoulli(k, mix_prob))(_each(keys, _WHETHER))
+        mixed = jnp.where(chosen[:, None, None, None], mixed, own)
+        partner, weight = jnp.where(chosen, partner, indices), jnp.where(chosen, weight, 1.0)
+      own = mixed
+    shown = own if dsa is not None else normalize(own)
+    return Views(shown, labels[indices], labels[partner], weight, partner)
 
   return views
+
+
+def _dsa_fns(strategy: str | None, combined: bool) -> tuple[Any, Any]:
+  """Makes `draw_op(key) -> op` and `apply_op(key, image (h, w, c), op) -> image` of a strategy."""
+  if strategy is None:
+    if combined:
+      raise LtddError(
+        "config.label.views.dsa_combined is True and config.label.views.dsa is None; expected a "
+        f"strategy, such as dsa={dsa_lib.STRATEGY!r}, or dsa_combined=False"
+      )
+    return None, None
+  dsa_lib.check_strategy(strategy)
+  draw: Any = dsa_lib.draw_combined if combined else dsa_lib.draw
+  apply: Any = dsa_lib.apply_op
+  if combined:
+    apply = functools.partial(dsa_lib.apply_combined, strategy=strategy)
+  draw_op = lambda key: draw(key, strategy, 1)[0]
+  return draw_op, lambda key, image, op: apply(image, op, draw(key, strategy, 1)[1][0])
 
 
 # ---- mixes ----

@@ -23,6 +23,7 @@ import numpy as np
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import Distilled, LtddError, Slots
 from ltdd_jax.data import longtail
+from ltdd_jax.data.whitening import Whitening
 
 
 class Network(NamedTuple):
@@ -38,7 +39,7 @@ class Env(NamedTuple):
   image_shape: tuple[int, int, int]  # (h, w, c)
   num_classes: int
   mean: tuple[float, ...]  # (c,), of pixels in [0, 1]
-  std: tuple[float, ...]  # (c,)
+  std: tuple[float, ...] | Whitening  # (c,)
   teachers: tuple[Network, ...] = ()
   compute_dtype: str = "float32"  # of other networks that a method makes; see `models.computing_in`
   expert: Callable[[], Any] | None = None  # makes the Linen module of the expert trajectories
@@ -119,6 +120,15 @@ def select(
 
   read = lambda state: state
   return Method(init, step, read, needs, 0, "select", real_images=real_images, notes=notes)
+
+
+def check_not_whitened(what: str, env: Env) -> None:
+  """Raises LtddError if images are whitened, of which parts are not those of the pixels."""
+  if isinstance(env.std, Whitening):
+    raise LtddError(
+      f"{what} makes images of parts of others, which whitened ones cannot give: expected "
+      "config.data.whiten=None, or another method"
+    )
 
 
 def make_slots(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import crops
 from ltdd_jax.distil import features, selection
-from ltdd_jax.distil.base import Env, Resources
+from ltdd_jax.distil.base import Env, Resources, check_not_whitened
 from ltdd_jax.training import losses
 
 
@@ -21,6 +21,7 @@ def draw(
   env: Env, res: Resources, slots: Slots, num_crops: int, chunk_size: int
 ) -> Float[Array, "n h w c"]:
   """Makes the crops of all slots, normalised; boxes are drawn from `res["key"]`."""
+  check_not_whitened("a start from crops", env)
   by_class = selection.by_class(res["labels"], env.num_classes)
   labels, rank = (jnp.asarray(x, jnp.int32) for x in slots)
   scores = score(env, res, by_class, labels, num_crops, chunk_size)

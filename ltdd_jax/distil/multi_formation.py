@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ltdd_jax.core.types import Slots
 from ltdd_jax.data import crops
 from ltdd_jax.distil import features, selection
-from ltdd_jax.distil.base import Env, Notes, Resources
+from ltdd_jax.distil.base import Env, Notes, Resources, check_not_whitened
 
 Shrink = Callable[[jax.Array, int], jax.Array]  # (m, h, w, c), factor -> (m, u, v, c)
 
@@ -73,6 +73,8 @@ def real_parts(
   Part j of slot number r of class c gets image number j m_c + r of a random order of the class's,
   m_c being its slots. A class with fewer images than parts repeats them, evenly.
   """
+  if factor > 1:
+    check_not_whitened("multi-formation", env)
   by_class = selection.by_class(res["labels"], env.num_classes, key)
   labels, rank = (jnp.asarray(x, jnp.int32) for x in slots)
   totals = jnp.bincount(labels, length=env.num_classes)[labels]

@@ -18,7 +18,7 @@ from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import Leaf, LtddError, Slots
 from ltdd_jax.data import crops
 from ltdd_jax.distil import features, selection
-from ltdd_jax.distil.base import Env, Notes, Resources
+from ltdd_jax.distil.base import Env, Notes, Resources, check_not_whitened
 
 
 class PatchOptions(NamedTuple):
@@ -160,7 +160,8 @@ def join_cells(patches: Float[Array, "b cells u v c"]) -> Float[Array, "b h w c"
 
 
 def check_options(name: str, env: Env, options: PatchOptions) -> None:
-  """Raises LtddError for numbers that make no mosaics of this image shape."""
+  """Raises LtddError for numbers that make no mosaics of this image shape, or whitened images."""
+  check_not_whitened(f"method {name!r}", env)
   check_at_least(f"method {name!r}: ", 1, **options._asdict())
   h, w, _ = env.image_shape
   if h % options.factor or w % options.factor:

@@ -18,7 +18,7 @@ from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.config import Group, Key
 from ltdd_jax.core.registry import check_at_least, check_choice, within
 from ltdd_jax.core.types import LtddError, Slots
-from ltdd_jax.data import augment, longtail, sources
+from ltdd_jax.data import augment, longtail, sources, whitening
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.distil.run import check_options, run_method
 from ltdd_jax.labels import encoding
@@ -65,7 +65,12 @@ _MODELS = _Named(models.MODELS, hidden=("num_classes", "image_shape"))
 SCHEMA: config_lib.Schema = {
   "data": Group(
     (sources.open_source, longtail.make_split),
-    own={"name": Key(str), "num_test": Key(int | None, None), "splits": Key(Mapping, {})},
+    own={
+      "name": Key(str),
+      "num_test": Key(int | None, None),
+      "splits": Key(Mapping, {}),
+      "whiten": Key(float | None, None),
+    },
     hidden=("arrays", "seed"),
   ),
   "data.splits.*": Group((longtail.make_split,), hidden=("seed",)),
@@ -245,6 +250,8 @@ def check_with_data(ctx: Context, todo: Collection[str] | None = None) -> None:
   for split in (None, *config["data"]["splits"]):
     ctx.split(split)
   sources.test_indices(ctx.source, config["data"]["num_test"])
+  if config["data"]["whiten"] is not None:
+    whitening.check(config["data"]["whiten"], ctx.source.spec.image_shape)
   longtail.groups(ctx.counts, config["report"]["groups"])
   names = [stage.name for stage in graph.make_stages(ctx)] if todo is None else todo
   parts = [name.split("/") for name in names]

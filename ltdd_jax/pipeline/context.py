@@ -14,7 +14,7 @@ from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import registry
 from ltdd_jax.core.types import ArrayData, Slots, Teacher
-from ltdd_jax.data import longtail, sources
+from ltdd_jax.data import longtail, sources, whitening
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.models.flat import Flat
@@ -52,9 +52,26 @@ class Context:
 
   @functools.cached_property
   def source(self) -> sources.DataSource:
-    """The data source."""
+    """The data source; with `config.data.whiten` its images are whitened, not normalised."""
     data = self.config["data"]
-    return sources.open_source(data["name"], **_arguments(sources.open_source, data))
+    found = sources.open_source(data["name"], **_arguments(sources.open_source, data))
+    if data["whiten"] is None:
+      return found
+    std = whitening.Whitening(found.spec.std, self._whitening)
+    return found._replace(spec=found.spec._replace(std=std))
+
+  def _whitening(self) -> whitening.Arrays:
+    """What the data stage has found; zeros before it has run, for shapes."""
+    if self.workdir is None or not self.workdir.exists("data"):
+      return whitening.blank(self.source.spec.image_shape)
+    return self._fitted_whitening
+
+  @functools.cached_property
+  def _fitted_whitening(self) -> whitening.Arrays:
+    arrays = self.workdir.load("data").arrays
+    return whitening.Arrays(
+      *(np.asarray(arrays[f"whitening_{k}"]) for k in whitening.Arrays._fields)
+    )
 
   @functools.cache  # noqa: B019 (a context lives as long as its run)
   def split(self, name: str | None = None) -> longtail.Split:
@@ -70,13 +87,14 @@ class Context:
   def identity(self) -> dict[str, Any]:
     """What the data set is: every stage depends on it, so other data make other fingerprints."""
     spec = self.source.spec
+    std = spec.std.channels if isinstance(spec.std, whitening.Whitening) else spec.std
     test = sources.test_indices(self.source, self.config["data"]["num_test"])
     return {
       "split": self.split().sha256,
       "splits": {name: self.split(name).sha256 for name in self.config["data"]["splits"]},
       "classes": list(self.source.class_names),
       "mean": list(spec.mean),
-      "std": list(spec.std),
+      "std": list(std),
       "train_pixels": self._sample("train", self.split().indices),
       "test_pixels": self._sample("test", test),
       "test_labels": hashlib.sha256(self.source.test_labels[test].tobytes()).hexdigest(),
@@ -306,7 +324,7 @@ class Context:
 
   @functools.cached_property
   def recipe_lr(self) -> float | None:
-    """The rate that the named recipe has for the config's optimiser; None without one."""
+    """The named recipe's rate, of the config's optimiser, for images without; None if none."""
     student = self.config["student"]
     if student["recipe"] is None:
       return None
@@ -317,7 +335,10 @@ class Context:
       model=student["model"],
     )
     optimizer = settings["student"]["optimizer"]
-    return optimizer["lr"] if optimizer["name"] == student["optimizer"]["name"] else None
+    if optimizer["name"] != student["optimizer"]["name"]:
+      return None
+    recipe = recipes.RECIPES[recipes.parse(student["recipe"]).name]
+    return recipe.lr if optimizer["lr"] is None else optimizer["lr"]
 
   @property
   def own_lr(self) -> bool:

@@ -96,6 +96,8 @@ class Builder:
 
   def data(self) -> str:
     data = {k: v for k, v in self.config["data"].items() if k != "data_dir"}
+    if data["whiten"] is None:  # as before there was the option
+      del data["whiten"]
     return self.add("data", {"data": data, "identity": self.ctx.identity}, ())
 
   def teacher(self) -> str:

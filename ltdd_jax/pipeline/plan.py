@@ -16,11 +16,12 @@ from ltdd_jax.teachers import statistics as statistics_lib
 def data(ctx: Context) -> str:
   spec, counts, splits = ctx.source.spec, ctx.counts, ctx.config["data"]["splits"]
   also = f"; other splits: {', '.join(splits)}" if splits else ""
+  white = "; whitened" if ctx.config["data"]["whiten"] is not None else ""
   return (
     f"{spec.name}: {counts.sum():,} of {len(ctx.source.train_labels):,} training images, "
     f"{spec.num_classes} classes of {counts.max():,} to {counts.min():,}; images "
     f"{'x'.join(map(str, spec.image_shape))} uint8, "
-    f"{counts.sum() * int(np.prod(spec.image_shape)):,} bytes on the device{also}"
+    f"{counts.sum() * int(np.prod(spec.image_shape)):,} bytes on the device{also}{white}"
     + "".join(f"\n  {note}" for note in ctx.source.notes)
   )
 

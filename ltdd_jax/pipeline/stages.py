@@ -18,7 +18,7 @@ from absl import logging
 
 from ltdd_jax import calibrate, models
 from ltdd_jax.core.types import Teacher
-from ltdd_jax.data import longtail
+from ltdd_jax.data import longtail, whitening
 from ltdd_jax.distil.run import run_method
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
@@ -62,6 +62,9 @@ def data_stage(ctx: Context, session: loop.Session) -> Product:
   for note in notes:
     logging.info("data: %s", note)
   arrays = {"indices": split.indices, "labels": split.labels, "counts": ctx.counts}
+  if (eps := ctx.config["data"]["whiten"]) is not None:
+    found = whitening.fit(ctx.train_data().images, eps)._asdict()
+    arrays |= {f"whitening_{name}": array for name, array in found.items()}
   test_counts = np.bincount(ctx.test_data.labels, minlength=ctx.source.spec.num_classes)
   extra = {
     "dataset": ctx.source.spec.name,

@@ -72,7 +72,7 @@ class ClassCounts:
 def make_evaluate(
   apply_fn: Callable[..., jax.Array],
   mean: Sequence[float],
-  std: Sequence[float],
+  std: augment.Std,
   num_classes: int,
   *,
   networks: bool = False,
@@ -83,7 +83,7 @@ def make_evaluate(
   Args:
     apply_fn: `model.apply`.
     mean: (c,) of the data set.
-    std: (c,) of the data set.
+    std: (c,) of the data set, or its whitening.
     num_classes: k.
     networks: whether the variables have a leading axis of networks.
     mesh: the devices; all by default.

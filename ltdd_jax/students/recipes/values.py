@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltdd_jax import models
+from ltdd_jax.data import dsa
 
 Settings = dict[str, dict[str, Any]]  # {"student": {...}, "views": {...}}
 
@@ -20,12 +21,17 @@ class Case(NamedTuple):
 
 
 class Recipe(NamedTuple):
-  """Values by case; `datasets` None if it is for every data set."""
+  """Values by case; `datasets` None if it is for every data set.
+
+  With a rate of None in them students take the one that was learned with the images; `lr` is the
+  rate for images that came without one.
+  """
 
   make: Callable[[Case], Settings]
   datasets: tuple[str, ...] | None
   released: bool = False  # whether paper and released code differ
   hard: bool = False  # hard labels only
+  lr: float | None = None
 
 
 MIRRORED = ("digits", "mnist", "svhn_cropped")  # a flip makes another class, or none, of a digit
@@ -44,7 +50,9 @@ def adamw(lr: float = 1e-3, weight_decay: float = 0.01, decay: str = "kernels") 
   return {"name": "adamw", "lr": lr, "weight_decay": weight_decay, "decay": decay}
 
 
-def sgd(lr: float, weight_decay: float, momentum: float = 0.9, decay: str = "kernels") -> dict:
+def sgd(
+  lr: float | None, weight_decay: float, momentum: float = 0.9, decay: str = "kernels"
+) -> dict:
   """See `adamw`."""
   return {
     "name": "sgd", "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay
@@ -59,6 +67,12 @@ def schedule(name: str, per_epoch: bool = True, **kwargs: Any) -> dict[str, Any]
 def kl(temperature: float, squared: bool = False) -> dict[str, Any]:
   """See `losses.kl`."""
   return {"name": "kl", "temperature": temperature, "squared": squared}
+
+
+def dsa_strategy(dataset: str, strategy: str = dsa.STRATEGY) -> str:
+  """A strategy of `data.dsa`, without the flip where that makes another class of an image."""
+  names = strategy.split("_")
+  return "_".join(name for name in names if name != "flip" or dataset not in MIRRORED)
 
 
 def mse_gt(ce_weight: float) -> dict[str, Any]:
@@ -204,16 +218,59 @@ def ncfm_eval(case: Case) -> Settings:
   return settings(PARTS * epochs, 128, optimizer, rate, kl(1.0), None, padding=padding)
 
 
+DC_LR = 0.01
+
+
 def dc_eval(case: Case) -> Settings:
   """DC's on CIFAR, on images as they are; the same at any number of images per class.
 
   Soft labels have KL at temperature 1, whose gradient is that of the cross-entropy. In what we
   differ: the released code makes one pass more, and forgets the momentum where the rate drops.
-  Students of DSA, DM and MTT train for 1,000 epochs on views of DSA, which there are not here.
+  """
+  return _dc_family(300, 256, DC_LR)
+
+
+def _dc_family(epochs: int, batch: int, lr: float | None, strategy: str = "") -> Settings:
+  """The students of DC and what came after it; the same at any number of images per class."""
+  optimizer = sgd(lr, 5e-4, decay="all")
+  rate = schedule("multistep", milestones=(0.5,), factor=0.1)
+  views: dict[str, Any] = {"flip": False, "mix": None} | ({"dsa": strategy} if strategy else {})
+  return settings(epochs, batch, optimizer, rate, kl(1.0), None, **views)
+
+
+def dsa_eval(case: Case) -> Settings:
+  """DSA's and DM's: as `dc_eval`, for 1,000 epochs and on views of DSA."""
+  return _dc_family(1000, 256, DC_LR, dsa_strategy(case.dataset))
+
+
+def mtt_eval(case: Case) -> Settings:
+  """MTT's, and TESLA's: as `dsa_eval`, at the learning rate that was learned with the images.
+
+  TESLA's soft labels have the cross-entropy, whose gradient is that of KL at temperature 1.
+  """
+  return _dc_family(1000, 256, None, dsa_strategy(case.dataset))
+
+
+def datm_eval(case: Case) -> Settings:
+  """DATM's: as `mtt_eval`, in batches of 128, with soft labels at temperature 1."""
+  return _dc_family(1000, 128, None, dsa_strategy(case.dataset))
+
+
+DREAM_VIEWS = "color_crop_flip_scale_rotate"
+
+
+def dream_eval(case: Case) -> Settings:
+  """DREAM's and IDC's; its epochs show all four parts of an image, hence four times as many.
+
+  Its views: a flip, colour, then a crop, scale or rotation, and CutMix for half of them. In what we
+  differ: the last step is the result, not the best of four.
   """
   optimizer = sgd(0.01, 5e-4, decay="all")
-  rate = schedule("multistep", milestones=(0.5,), factor=0.1)
-  return settings(300, 256, optimizer, rate, kl(1.0), None, flip=False, mix=None)
+  rate = schedule("multistep", milestones=(2 / 3, 5 / 6), factor=0.2)
+  return settings(
+    PARTS * 1000, 64, optimizer, rate, kl(1.0), None, flip=False, mix_prob=0.5,
+    dsa=dsa_strategy(case.dataset, DREAM_VIEWS), dsa_combined=True,
+  )  # fmt: skip
 
 
 def rd3(case: Case) -> Settings:
@@ -237,6 +294,10 @@ RECIPES: dict[str, Recipe] = {
   "rldd_mse_gt": Recipe(rldd_mse_gt, _FOUR),
   "ncfm_eval": Recipe(ncfm_eval, ("cifar10", "cifar100", "tiny")),
   "dc_eval": Recipe(dc_eval, None),
+  "dsa_eval": Recipe(dsa_eval, None),
+  "mtt_eval": Recipe(mtt_eval, None, lr=DC_LR),
+  "datm_eval": Recipe(datm_eval, None, lr=DC_LR),
+  "dream_eval": Recipe(dream_eval, None),
   "hard": Recipe(rd3, None, hard=True),
   "rd3": Recipe(rd3, None),
 }

@@ -1,5 +1,6 @@
 """Views are functions of (key, epoch, image), and no two of their draws share a key."""
 
+import functools
 import itertools
 
 import jax
@@ -11,12 +12,16 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, crops, dsa, rand_augment
 from ltdd_jax.data import views as views_lib
 from tests import small
+from tests.reference import dsa_ref
 
 IMAGES, LABELS = small.images(5), np.array([0, 1, 2, 0, 1], np.int32)
 
 
 def make(**kwargs):
   return jax.jit(views_lib.view_fn(small.SPEC, **kwargs))
+
+
+DSA = {"crop_scale": None, "flip": False, "dsa": dsa.STRATEGY}
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
@@ -96,6 +101,61 @@ def test_cutmix_takes_every_pixel_from_one_of_two_images(key):
     assert any((own[i] | np.isclose(got.images[i], sources[j], atol=1e-6)).all() for j in partners)
 
 
+def test_dsa_has_one_operation_an_epoch_and_strengths_for_each_view(key):
+  """Of white images: all of one colour by "color", and with a black square by "cutout"."""
+  white, epochs = np.full_like(IMAGES, 255), jnp.arange(12)
+  views = make(**DSA | {"dsa": "color_cutout", "mix": None})
+  seen = set()
+  for epoch in epochs:
+    got = np.asarray(views(key, white, LABELS, jnp.arange(5), jnp.full(5, epoch)).images)
+    flat = np.ptp(got, axis=(1, 2, 3)) < 1e-5
+    assert flat.all() or not flat.any()
+    seen.add(bool(flat[0]))
+    assert len(np.unique(got, axis=0)) > 1
+    assert flat[0] or ((got == 0) | np.isclose(got, 2)).all()  # (1 - 0.4) / 0.3
+  assert seen == {True, False}
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_dsa_acts_on_normalised_images_before_the_mix(combined, key):
+  """Against NumPy, with the numbers that the view's keys draw."""
+  rows, epochs, strategy = jnp.array([3, 0, 4]), jnp.array([5, 1, 2]), "crop_rotate_flip"
+  views = make(**DSA | {"dsa": strategy, "dsa_combined": combined, "mix": None})
+  got = views(key, IMAGES, LABELS, rows, epochs).images
+  fold = lambda *numbers: functools.reduce(jax.random.fold_in, numbers, key)
+  draw = dsa.draw_combined if combined else dsa.draw
+  for view, i, e in zip(got, np.asarray(rows), np.asarray(epochs), strict=True):
+    op, _ = draw(fold(views_lib._EPOCH, e), strategy, 1)
+    _, (u,) = draw(fold(views_lib._IMAGE, e * 5 + i, views_lib._DSA), strategy, 1)
+    want = (IMAGES[i] / 255 - 0.4) / 0.3
+    if combined:
+      want, u = dsa_ref.apply("flip", want, u[0]), u[2]
+    np.testing.assert_allclose(view, dsa_ref.apply(dsa.OPS[op], want, u), atol=2e-5)
+  if not combined:
+    return
+  mixed = make(**DSA | {"dsa": strategy, "dsa_combined": combined})
+  seen = mixed(key, IMAGES, LABELS, rows, epochs)
+  parts = [views(key, IMAGES, LABELS, x, epochs).images for x in (rows, seen.partners)]
+  assert np.all((seen.images == parts[0]) | (seen.images == parts[1]))
+  assert not np.array_equal(seen.images, parts[0])
+
+
+def test_some_views_are_not_mixed(key):
+  rows, epochs = jnp.tile(jnp.arange(5), 40), jnp.repeat(jnp.arange(40), 5)
+  often, always = (
+    make(crop_scale=None, flip=False, mix_prob=prob)(key, IMAGES, LABELS, rows, epochs)
+    for prob in (0.5, 1.0)
+  )
+  own = augment.normalize(IMAGES, small.SPEC.mean, small.SPEC.std)[rows]
+  as_it_is = np.isclose(often.images, own).all((1, 2, 3)) & (often.weight == 1)
+  mixed = np.all(often.images == always.images, axis=(1, 2, 3)) & (often.weight == always.weight)
+  assert (as_it_is | mixed).all()
+  plain = np.asarray(often.weight) == 1
+  assert 0.4 < (plain & ~(np.asarray(always.weight) == 1)).mean() < 0.6
+  np.testing.assert_array_equal(often.partners[plain & ~mixed], rows[plain & ~mixed])
+  np.testing.assert_array_equal(often.partner_labels, LABELS[np.asarray(often.partners)])
+
+
 def test_padded_crop_shifts_the_image_over_black(key):
   views = make(crop_scale=None, padding=2, flip=False, mix=None)
   got = views(key, IMAGES, LABELS, jnp.arange(5), jnp.zeros(5, int)).images
@@ -118,6 +178,8 @@ def test_unknown_mix_is_refused():
     ("mix_alpha", -1, "a number > 0"),
     ("mix_alpha", 0, "a number > 0"),
     ("mix_alpha", float("nan"), "a number > 0"),
+    ("mix_prob", 0, "a number > 0 and <= 1"),
+    ("mix_prob", 1.5, "a number > 0 and <= 1"),
     ("crop_scale", 0.5, "a pair of numbers with 0 < low <= high <= 1"),
     ("crop_scale", (2, 3), "a pair of numbers with 0 < low <= high <= 1"),
     ("crop_scale", (0.5, 0.2), "a pair of numbers with 0 < low <= high <= 1"),
@@ -133,6 +195,18 @@ def test_numbers_that_make_no_view_are_refused(key, value, expected):
   with pytest.raises(LtddError) as error:
     views_lib.view_fn(small.SPEC, **{key: value})
   assert f"config.label.views.{key} is {value!r}; expected {expected}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "message"),
+  [
+    ({"dsa": "crop_colour"}, "operation 'colour' is not known"),
+    ({"dsa_combined": True}, "dsa_combined is True and config.label.views.dsa is None; expected"),
+  ],
+)
+def test_bad_dsa_is_refused(kwargs, message):
+  with pytest.raises(LtddError, match=message):
+    views_lib.view_fn(small.SPEC, **kwargs)
 
 
 # ---- keys ----
@@ -186,10 +260,12 @@ def test_no_key_serves_two_draws_of_an_augmentation(name, key):
   assert not list(shared_keys(DRAWS[name], key, *args))
 
 
-@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
-def test_no_key_serves_two_draws_of_a_view(mix, key):
+@pytest.mark.parametrize(("mix", "combined"), [("cutmix", True), ("mixup", False)])
+def test_no_key_serves_two_draws_of_a_view(mix, combined, key):
   """A key that is folded is not split: `fold_in(key, 0)` would be `split(key)[0]`."""
-  views_of = views_lib.view_fn(small.SPEC, mix=mix, padding=1, rand_augment=True, shuffle_patches=2)
+  kwargs = {"padding": 1, "rand_augment": True, "shuffle_patches": 2, "mix_prob": 0.5}
+  kwargs |= {"dsa": dsa.STRATEGY, "dsa_combined": combined}
+  views_of = views_lib.view_fn(small.SPEC, mix=mix, **kwargs)
   rows = jnp.arange(5)
   assert not list(shared_keys(views_of, key, BATCH, jnp.asarray(LABELS), rows, rows))
 

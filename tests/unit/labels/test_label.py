@@ -26,10 +26,11 @@ def label_images(**kwargs):
 
 
 def test_store_holds_the_logits_of_recomputed_views():
-  labelled = label_images()
+  kwargs = {"dsa": "color_crop_rotate", "mix_prob": 0.5}  # beside a crop and CutMix
+  labelled = label_images(views=kwargs)
   logits = labelled.store.logits()
   assert logits.shape == (3, 5, small.K)
-  views = jax.jit(views_lib.view_fn(small.SPEC))(
+  views = jax.jit(views_lib.view_fn(small.SPEC, **kwargs))(
     label_lib.view_key(0, "a"), IMAGES, LABELS, jnp.array([4, 0, 2]), jnp.array([2, 1, 0])
   )
   t = small.teacher()

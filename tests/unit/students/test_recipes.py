@@ -6,6 +6,7 @@ import pytest
 
 from configs import cifar10_lt, digits_lt
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import dsa as dsa_lib
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.pipeline import check, graph
 from ltdd_jax.pipeline.context import Context
@@ -42,6 +43,10 @@ def get(reference, dataset="cifar10", ipc=10, model=R18, **kwargs):
     ("rldd_mse_gt", "tiny", 10, (1000, 100, "sgd", 0.1, "kernels", "smooth")),
     ("rldd_mse_gt", "imagenet", 10, (1000, 100, "adamw", 1e-3, "kernels", "ssrs")),
     ("dc_eval", "anything", 7, (300, 256, "sgd", 0.01, "all", "multistep")),
+    ("dsa_eval", "anything", 7, (1000, 256, "sgd", 0.01, "all", "multistep")),
+    ("mtt_eval", "anything", 7, (1000, 256, "sgd", None, "all", "multistep")),
+    ("datm_eval", "anything", 7, (1000, 128, "sgd", None, "all", "multistep")),
+    ("dream_eval", "anything", 7, (4000, 64, "sgd", 0.01, "all", "multistep")),
     ("rd3", "anything", 7, (400, 50, "adam", 1e-3, None, "smooth")),
   ],
 )
@@ -77,7 +82,38 @@ def test_details_that_only_one_method_has():
   assert not get("rd3", "digits")["views"]["flip"]
 
 
-@pytest.mark.parametrize("reference", ["rd3", "edc_mse_gt:released", "rded_kl"])
+def test_students_of_matching_methods_see_views_of_dsa():
+  dsa = [get(name)["views"] for name in ("dsa_eval", "mtt_eval", "datm_eval")]
+  assert dsa[0] == dsa[1] == dsa[2]
+  assert (dsa[0]["dsa"], dsa[0]["mix"], dsa[0]["flip"]) == (dsa_lib.STRATEGY, None, False)
+  dream = get("dream_eval")
+  assert (dream["views"]["dsa_combined"], dream["views"]["mix_prob"]) == (True, 0.5)
+  assert dream["views"]["dsa"] == "color_crop_flip_scale_rotate"
+  for name in ("mtt_eval", "dream_eval"):
+    assert "flip" not in get(name, "svhn_cropped")["views"]["dsa"].split("_")
+  steps = {"name": "multistep", "per_epoch": True}
+  assert get("mtt_eval")["student"]["schedule"] == steps | {"milestones": (0.5,), "factor": 0.1}
+  assert dream["student"]["schedule"] == steps | {"milestones": (2 / 3, 5 / 6), "factor": 0.2}
+  assert "dsa" not in get("dc_eval")["views"]
+
+
+def test_a_recipe_of_learned_rates_has_one_for_images_without():
+  config = digits_lt.get_config("preset=smoke")
+  recipes.apply(config, "mtt_eval")
+  plain = check.check(config)
+  assert plain["student"]["optimizer"]["lr"] is None
+  ctx = Context(plain)
+  assert (ctx.own_lr, ctx.recipe_lr) == (True, 0.01)
+  assert ctx.recipe == "mtt_eval"
+  config.student.optimizer.lr = 0.1
+  config.label.views.dsa = "crop"
+  assert changes.sentence_of(check.check(config), 20, 10) == (
+    "mtt_eval, changed: optimizer.sgd.lr None -> 0.1, "
+    "views.dsa color_crop_cutout_scale_rotate -> crop"
+  )
+
+
+@pytest.mark.parametrize("reference", ["rd3", "edc_mse_gt:released", "rded_kl", "dream_eval"])
 @pytest.mark.parametrize(("dataset", "side"), [("cifar100", 32), ("tiny", 64), ("imagenet", 224)])
 def test_all_parts_of_recipes_can_be_made(reference, dataset, side):
   found = get(reference, dataset)
