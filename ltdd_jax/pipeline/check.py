@@ -290,7 +290,10 @@ def _check_teacher(ctx: Context) -> None:
 
 def _check_trajectories(ctx: Context) -> None:
   config = ctx.config["trajectories"]
-  names = ("num_experts", "num_epochs", "batch_size", "augment", "at_once", "parallel")
+  names = (
+    "num_experts", "num_epochs", "batch_size", "gsam_rho", "gsam_alpha", "augment", "at_once",
+    "parallel",
+  )  # fmt: skip
   trajectories_lib.check_options(**{name: config[name] for name in names})
   with _within("config.trajectories"):
     _ = ctx.expert_network
