@@ -37,7 +37,8 @@ CPU: dict[str, Any] = {
   "epochs": 10, "dc": {"batch_real": 64}, "dsa": {"batch_real": 64},
   "num_clusters": 64, "network_images": 512,
   "dream": {"num_steps": 100, "steps_per_network": 25, "num_iterations": 10},
-  "inner_steps": 5, "max_start_epoch": 3,  # MTT and TESLA
+  "inner_steps": 5, "max_start_epoch": 3,  # MTT and its kin
+  "min_start_epoch": 1, "first_max_start_epoch": 2, "growth_steps": 100, "ema_decay": 0.99,
   "trajectories": {"num_experts": 6, "num_epochs": 6},
 }  # fmt: skip
 SMOKE: dict[str, Any] = {
@@ -47,6 +48,7 @@ SMOKE: dict[str, Any] = {
   "epochs": 1,
   "num_clusters": 16, "network_images": 64,
   "inner_steps": 2, "max_start_epoch": 1, "expert_epochs": 1,
+  "min_start_epoch": 0, "first_max_start_epoch": 1, "ema_decay": 0.5,
   "trajectories": {"num_experts": 2, "num_epochs": 1},
 }  # fmt: skip
 
@@ -150,6 +152,8 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
     "num_test": placeholder(int),
     "splits": {},  # more splits by name, for teachers and images of other ones
   }
+  if method.whiten is not None:
+    config.data.whiten = method.whiten
   config.teacher = {  # teachers.train.train_teachers
     "models": {"teacher": {"name": "resnet18", "stem": "cifar"}},
     "num_epochs": 200,
@@ -185,6 +189,7 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
     experts = with_defaults(trajectories.train_experts, method.trajectories)
     own = ("name", "seed", "session")  # the program's
     config.trajectories = {k: v for k, v in experts.items() if k not in own}
+  learned = {"name": "learned", "images": (args.method,)}
   config.statistics = {"tile": 4, "batch_size": 256}  # teachers.statistics_pass.collect
   config.label = {  # labels.label.label_images
     "num_epochs": 400,
@@ -192,7 +197,8 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
     "top_k": placeholder(int),
     "batch_size": 500,
     "compute_dtype": "float32",
-    "sources": {"teacher": with_defaults(label_sources.teacher, {"name": "teacher"})},
+    "sources": {"teacher": with_defaults(label_sources.teacher, {"name": "teacher"})}
+    | ({"learned": learned} if method.learned_labels else {}),
     "views": {  # data.views.view_fn
       "crop_scale": None,
       "padding": 4,
@@ -327,7 +333,8 @@ def limit(config: ConfigDict, most: Mapping[str, Any]) -> None:
 
   G-VBSM's 4,000 steps are small ones. So that images get away from noise in fewer, its learning
   rate becomes SRe2L's (0.25), with which Adam can go as far in `most` steps as SRe2L does. In fewer
-  inner steps images lead less far: the rate of an inner loop starts at 0.01 at least.
+  inner steps images lead less far: the rate of an inner loop starts at 0.01 at least. And a running
+  mean of images (FTD) forgets the first ones in fewer steps.
   """
   for method in config.distil.methods.values():
     if method.name == "gvbsm" and method.num_steps > most["num_steps"]:
@@ -341,7 +348,8 @@ def limit(config: ConfigDict, most: Mapping[str, Any]) -> None:
 
 def _lower(group: ConfigDict, most: Mapping[str, Any]) -> None:
   for key in most.keys() & group.keys():
-    group[key] = min(group[key], most[key])
+    if group[key] is not None:
+      group[key] = min(group[key], most[key])
 
 
 def smoke(config: ConfigDict, args: SimpleNamespace) -> None:

@@ -47,6 +47,8 @@ class Published(NamedTuple):
   labelers: tuple[str, ...] | None = None  # teachers that label; all for None
   norm: str = "batch"  # of the teacher in small presets
   trajectories: dict[str, Any] = {}  # noqa: RUF012 (if the method matches them)
+  learned_labels: bool = False  # whether students have those of the method beside a teacher's
+  whiten: float | None = None  # of config.data
 
 
 def crop(low: float) -> dict[str, Any]:
@@ -249,7 +251,7 @@ def dream(dataset: str, ipc: int) -> Published:
 
 # MTT, by data set and images per class: inner steps, epochs of experts, epochs to start from,
 # images in an inner step (0 for all), rates of images and of the rate, the rate at the start.
-MTT = {
+MTT: dict[tuple[str, int], tuple[Any, ...]] = {
   ("cifar10", 1): (50, 2, 2, 0, 1e2, 1e-7, 1e-2),
   ("cifar10", 10): (30, 2, 20, 0, 1e2, 1e-5, 1e-3),
   ("cifar10", 50): (30, 2, 40, 0, 1e3, 1e-5, 1e-3),
@@ -260,19 +262,56 @@ MTT = {
   ("tiny_imagenet", 10): (20, 2, 40, 200, 1e4, 1e-4, 1e-2),
   ("tiny_imagenet", 50): (20, 2, 40, 300, 1e4, 1e-4, 1e-2),
 }
-# TESLA's own commands, in the same order; the rates of its code are twice those as derived.
-TESLA = {
-  ("cifar10", 1): (50, 2, 5, 0, 1e3, 1e-7, 1e-2),
-  ("cifar100", 50): (80, 2, 40, 125, 1e3, 1e-5, 1e-2),
+ZCA = 0.1  # config.data.whiten of MTT and of what came after it
+WHITENED = {"cifar10": (1, 10), "cifar100": (1, 50)}  # images per class at which MTT whitens
+# With TESLA's own two commands; the rates of images of its code, 1e3, are twice those as derived.
+TESLA = MTT | {
+  ("cifar10", 1): (50, 2, 5, 0, 5e2, 1e-7, 1e-2),
+  ("cifar100", 50): (80, 2, 40, 125, 5e2, 1e-5, 1e-2),
+}
+# FTD's figure of parameters, in the same order, then alpha of GSAM and the decay of the images.
+FTD = {
+  ("cifar10", 1): (50, 2, 2, 0, 1e2, 1e-7, 1e-2, 0.3, 0.9999),
+  ("cifar10", 10): (30, 2, 20, 0, 1e2, 1e-5, 1e-3, 0.3, 0.9995),
+  ("cifar10", 50): (30, 2, 40, 0, 1e3, 1e-5, 1e-2, 1.0, 0.999),
+  ("cifar100", 1): (40, 3, 20, 0, 1e3, 1e-5, 1e-2, 1.0, 0.9995),
+  ("cifar100", 10): (20, 2, 40, 0, 1e3, 1e-5, 1e-2, 1.0, 0.9995),
+  ("cifar100", 50): (80, 2, 40, 1000, 1e3, 1e-5, 1e-2, 1.0, 0.999),
+  ("tiny_imagenet", 1): (30, 2, 10, 0, 1e4, 1e-4, 1e-2, 1.0, 0.999),
+  ("tiny_imagenet", 10): (20, 2, 40, 500, 1e4, 1e-4, 1e-2, 1.0, 0.999),
+}
+# DATM's files, in the order of MTT's; then the first epoch to start from, the end of these epochs
+# in the first step and the steps until it is the last end (None, 1 if it is from the first step
+# on), the rate of labels, the threshold and how images start.
+PREDICTED = "predicted"
+DATM = {
+  ("cifar10", 1): (80, 2, 4, 0, 1e2, 1e-7, 1e-2, 0, None, 1, 5.0, 1.1, PREDICTED),
+  ("cifar10", 10): (80, 2, 20, 0, 1e2, 1e-5, 1e-2, 0, 10, 1000, 2.0, 1.0, PREDICTED),
+  ("cifar10", 50): (80, 2, 40, 0, 1e3, 1e-5, 1e-2, 0, 20, 2000, 2.0, 1.0, PREDICTED),
+  ("cifar10", 500): (40, 2, 60, 1000, 50.0, 1e-5, 1e-2, 40, None, 1, 10.0, 1.0, PREDICTED),
+  ("cifar10", 1000): (100, 2, 60, 1000, 50.0, 1e-5, 1e-2, 40, None, 1, 10.0, 1.0, PREDICTED),
+  ("cifar100", 1): (40, 3, 20, 0, 1e3, 1e-5, 1e-2, 0, 10, 1000, 10.0, 1.0, PREDICTED),
+  ("cifar100", 10): (80, 2, 50, 0, 1e3, 1e-5, 1e-2, 0, 30, 2000, 10.0, 1.0, PREDICTED),
+  ("cifar100", 50): (80, 2, 70, 1000, 1e3, 1e-5, 1e-2, 20, None, 1, 10.0, 1.0, "real"),
+  ("cifar100", 100): (80, 2, 70, 1000, 50.0, 1e-5, 1e-2, 30, None, 1, 10.0, 1.0, PREDICTED),
+  ("tiny_imagenet", 1): (40, 2, 20, 0, 1e4, 1e-4, 1e-2, 0, 15, 2000, 10.0, 1.0, PREDICTED),
+  ("tiny_imagenet", 10): (40, 2, 50, 500, 1e2, 1e-4, 1e-2, 10, None, 1, 10.0, 1.0, PREDICTED),
+  ("tiny_imagenet", 50): (20, 2, 70, 1000, 1e2, 1e-4, 1e-2, 40, None, 1, 10.0, 1.0, PREDICTED),
 }
 
 
+def _nearest(
+  table: dict[tuple[str, int], tuple[Any, ...]], dataset: str, ipc: int
+) -> tuple[Any, ...]:
+  """The values of the nearest number of images per class; sets without any have CIFAR-10's."""
+  like = dataset if dataset in {name for name, _ in table} else "cifar10"
+  return table[like, nearest_ipc(ipc, [n for name, n in table if name == like])]
+
+
 def _trajectory_matching(
-  name: str, table: dict[tuple[str, int], tuple[Any, ...]], dataset: str, ipc: int
+  name: str, dataset: str, values: tuple[Any, ...], **experts: Any
 ) -> Published:
-  """A trajectory-matching method: the nearest published number of images per class."""
-  near = nearest_ipc(ipc)
-  values = table.get((dataset, near), MTT.get((dataset, near), MTT["cifar10", near]))
+  """A trajectory-matching method, of values in the order of `MTT`."""
   steps, epochs, starts, batch, lr, lr_lr, rate = values
   method = {
     "name": name,
@@ -287,21 +326,23 @@ def _trajectory_matching(
     "augment": dsa_strategy(dataset),
   }
   network = W128 | {"depth": 4} if dataset == "tiny_imagenet" else W128
-  experts = {"network": network, "num_experts": 100, "num_epochs": 50}
+  experts = {"network": network, "num_experts": 100, "num_epochs": 50} | experts
   experts["augment"] = method["augment"]
   return Published(method, "mtt_eval", trajectories=experts, student=network)
 
 
 def mtt(dataset: str, ipc: int) -> Published:
-  """The authors' commands; images are not whitened here, which they are for some of them."""
-  return _trajectory_matching("mtt", MTT, dataset, ipc)
+  """The authors' commands, images whitened where they whiten them."""
+  found = _trajectory_matching("mtt", dataset, _nearest(MTT, dataset, ipc))
+  whitened = nearest_ipc(ipc, [1, 10, 50]) in WHITENED.get(dataset, ())
+  return found._replace(whiten=ZCA if whitened else None)
 
 
 def tesla(dataset: str, ipc: int) -> Published:
   """The authors' two commands, for which `lr` is half of theirs; elsewhere MTT's values (ours)."""
-  found = _trajectory_matching("tesla", TESLA, dataset, ipc)
-  halved = (dataset, nearest_ipc(ipc)) in TESLA
-  return found._replace(method=found.method | {"lr": found.method["lr"] / (2 if halved else 1)})
+  own = (dataset, nearest_ipc(ipc, [1, 10, 50])) == ("cifar10", 1)  # a command without whitening
+  found = _trajectory_matching("tesla", dataset, _nearest(TESLA, dataset, ipc))
+  return found._replace(whiten=None if own else mtt(dataset, ipc).whiten)
 
 
 def tesla_released(dataset: str, ipc: int) -> Published:
@@ -309,6 +350,35 @@ def tesla_released(dataset: str, ipc: int) -> Published:
   paper = tesla(dataset, ipc)
   method = paper.method | {"name": "tesla_released", "lr": 2 * paper.method["lr"]}
   return paper._replace(method=method)
+
+
+def ftd(dataset: str, ipc: int) -> Published:
+  """The figure of parameters in its repository, which names no whitening; GSAM of radius 0.01."""
+  *values, alpha, decay = _nearest(FTD, dataset, ipc)
+  found = _trajectory_matching("ftd", dataset, tuple(values), gsam_rho=0.01, gsam_alpha=alpha)
+  return found._replace(method=found.method | {"ema_decay": decay})
+
+
+def datm(dataset: str, ipc: int) -> Published:
+  """The authors' files; experts as FTD's, of 100 epochs. Students have the learned labels too.
+
+  Images of CIFAR are whitened; theirs of Tiny-ImageNet are too, which `data.whitening` refuses.
+  """
+  values = _nearest(DATM, dataset, ipc)
+  keys = (
+    "min_start_epoch", "first_max_start_epoch", "growth_steps", "lr_labels", "threshold", "init"
+  )  # fmt: skip
+  own = dict(zip(keys, values[7:], strict=True))
+  if own["first_max_start_epoch"] is None:
+    own["first_max_start_epoch"] = placeholder(int)
+  experts = {"num_epochs": 100, "gsam_rho": 0.01, "gsam_alpha": 0.3}
+  found = _trajectory_matching("datm", dataset, values[:7], **experts)
+  return found._replace(
+    method=found.method | own | {"num_steps": 10_000},
+    recipe="datm_eval",
+    learned_labels=True,
+    whiten=ZCA if dataset in WHITENED else None,
+  )
 
 
 def rded(dataset: str, ipc: int) -> Published:
@@ -341,6 +411,8 @@ METHODS: dict[str, Callable[[str, int], Published]] = {
   "mtt": mtt,
   "tesla": tesla,
   "tesla_released": tesla_released,
+  "ftd": ftd,
+  "datm": datm,
   "rded": rded,
   **{name: _coreset(name) for name in ("herding", "k_center", "kmeans", "random")},
 }

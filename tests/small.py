@@ -101,6 +101,7 @@ def resources(counts=COUNTS, teachers: int = 1) -> dict:
     "labels": data.labels,
     "statistics": (stats,) * teachers,
     "trajectories": trajectories(),
+    "experts": trajectories()[:, -1],
     "key": jax.random.key(0),
     "file": {"images": images(5, 2), "labels": np.array([0, 1, 2, 0, 2], np.int32)},
   }

@@ -9,6 +9,7 @@ from ltdd_jax.distil.base import Env, Method, Network, Resources, check_resource
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
 from ltdd_jax.distil.dm import dm
 from ltdd_jax.distil.dream import dream
+from ltdd_jax.distil.ftd_datm import datm, ftd
 from ltdd_jax.distil.gradient_matching import dc, dsa
 from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm, rldd
 from ltdd_jax.distil.idm import idm
@@ -32,12 +33,14 @@ __all__ = [
 
 METHODS: dict[str, Callable[..., Method]] = {
   "cda": cda,
+  "datm": datm,
   "dc": dc,
   "dm": dm,
   "dream": dream,
   "dsa": dsa,
   "edc": edc,
   "edc_released": edc_released,
+  "ftd": ftd,
   "gvbsm": gvbsm,
   "herding": herding,
   "idm": idm,

@@ -89,6 +89,8 @@ class Method(NamedTuple):
     dtype: how images are stored unless `config.distil.dtype` says otherwise: "uint8" or "float32".
     parts: f, if each image holds f x f small ones, of which a view shows one at full size: see
       `data.views.view_fn`.
+    remarks: last state, on the host -> further sentences for the report: what is known after the
+      steps alone.
   """
 
   init: Callable[[jax.Array, Slots, Resources], Any]
@@ -104,6 +106,7 @@ class Method(NamedTuple):
   notes: Notes = repeats
   dtype: str = "uint8"
   parts: int = 1
+  remarks: Callable[[Any], tuple[str, ...]] | None = None
 
 
 def select(

@@ -17,6 +17,7 @@ from ltdd_jax.distil.base import Env, Method, check_resources
 from ltdd_jax.training import loop
 
 DTYPES = ("uint8", "float32")
+_REMARKS = "remarks"  # of a finished batch of images, beside its arrays
 
 
 class StoredSet(NamedTuple):
@@ -83,7 +84,8 @@ def run_method(
   total = len(slots.labels)
   size = min(batch_size or total, total) if method.batching == "batches" else total
   compiled: dict[int, loop.Compiled] = {}
-  parts, last = _finished(name, method, session), None
+  parts, remarks = _finished(name, method, session)
+  last = None
   for number in range(len(parts), -(-total // size)):
     path = f"distil/{name}/{number}"
     chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
@@ -103,14 +105,16 @@ def run_method(
       compiled=compiled.setdefault(len(chunk.labels), {}),
     )
     parts.append(_stored(method.read(last), env, dtype or method.dtype))
-    session.keep(path, _arrays(parts[-1]))
+    said = method.remarks(mesh_lib.get(last)) if method.remarks else ()
+    remarks += said
+    session.keep(path, _arrays(parts[-1]) | ({_REMARKS: np.array(said)} if said else {}))
     session.discard(f"distil/{name}/{number - 1}")
   together = jax.tree.map(lambda *x: np.concatenate(x) if x[0].ndim else x[-1], *parts)
   images = together.images
   if jpeg_quality is not None:
     images = images_lib.through_jpeg(images, jpeg_quality)
   learned = together.soft_labels, together.student_lr
-  return StoredSet(images, np.asarray(slots.labels, np.int32), *learned, notes)
+  return StoredSet(images, np.asarray(slots.labels, np.int32), *learned, (*notes, *remarks))
 
 
 def check_options(
@@ -130,12 +134,17 @@ def check_options(
     )
 
 
-def _finished(name: str, method: Method, session: loop.Session) -> list[Distilled]:
-  """The batches of images that a run that was stopped has finished."""
-  parts: list[Distilled] = []
+def _finished(
+  name: str, method: Method, session: loop.Session
+) -> tuple[list[Distilled], tuple[str, ...]]:
+  """The batches of images that a run that was stopped has finished, with remarks on them."""
+  parts: list[tuple[Distilled, list[str]]] = []
   while (found := session.kept(f"distil/{name}/{len(parts)}")) is not None:
-    parts.append(Distilled(**found))
-  return parts[:-1] if method.carry else parts  # what goes on is in the last one's checkpoint
+    remarks = found.pop(_REMARKS, np.array([])).tolist()
+    parts.append((Distilled(**found), remarks))
+  if method.carry:  # what goes on is in the last one's checkpoint
+    parts = parts[:-1]
+  return [part for part, _ in parts], tuple(text for _, remarks in parts for text in remarks)
 
 
 def _arrays(found: Distilled) -> dict[str, np.ndarray]:

@@ -289,7 +289,10 @@ def _check_teacher(ctx: Context) -> None:
 
 def _check_trajectories(ctx: Context) -> None:
   config = ctx.config["trajectories"]
-  names = ("num_experts", "num_epochs", "batch_size", "augment", "at_once", "parallel")
+  names = (
+    "num_experts", "num_epochs", "batch_size", "gsam_rho", "gsam_alpha", "augment", "at_once",
+    "parallel",
+  )  # fmt: skip
   trajectories_lib.check_options(**{name: config[name] for name in names})
   _ = ctx.expert_network
   with within("config.trajectories"):

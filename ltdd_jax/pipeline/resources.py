@@ -64,6 +64,11 @@ RESOURCES: dict[str, Resource] = {
     lambda ctx, images: ctx.trajectory_shapes(),
     where="host",
   ),
+  "experts": Resource(  # (experts, p), where they end
+    "trajectories",
+    lambda ctx, images: np.array(ctx.trajectories(ctx.split_name(images))[:, -1]),
+    lambda ctx, images: jax.ShapeDtypeStruct(ctx.trajectory_shapes().shape[::2], np.float32),
+  ),
   "key": Resource(  # a random key that all batches of images of the source share
     "data",
     lambda ctx, images: rng.key_for(ctx.config["seed"], "distil", images),

@@ -25,7 +25,7 @@ from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import dsa, feed
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.models.flat import Flat, flat_params
-from ltdd_jax.training import loop, losses, many, optimizers, supervised
+from ltdd_jax.training import gsam, loop, losses, many, optimizers, supervised
 
 NETWORK = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
 SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.0}
@@ -40,6 +40,8 @@ def train_experts(
   num_epochs: int = 50,
   batch_size: int = 256,
   optimizer: Mapping[str, Any] = SGD,
+  gsam_rho: float = 0.0,
+  gsam_alpha: float = 0.3,
   augment: str | None = dsa.STRATEGY,
   at_once: int = 10,
   parallel: str = "auto",
@@ -65,6 +67,9 @@ def train_experts(
     num_epochs: passes of each over the data.
     batch_size: images in a step.
     optimizer: see `optimizers.make_optimizer`; the schedule is constant.
+    gsam_rho: radius of the perturbation of GSAM (`training.gsam`), whose steps cost twice as much:
+      FTD's and DATM's experts have 0.01. At 0 the optimiser gets the gradient itself.
+    gsam_alpha: of GSAM.
     augment: strategy of `dsa.dsa`, one operation a batch with strengths of each image, without
       "flip" for digits; None for no views.
     at_once: experts of one program where they are not trained one after another.
@@ -82,11 +87,14 @@ def train_experts(
       training that diverged.
   """
   session = session or loop.Session()
-  check_options(num_experts, num_epochs, batch_size, augment, at_once, parallel)
+  check_options(
+    num_experts, num_epochs, batch_size, gsam_rho, gsam_alpha, augment, at_once, parallel
+  )
   model, flat = make_network(spec, network)
   n = len(data.labels)
   epochs = [feed.num_steps(n, batch_size, num_epochs=e) for e in range(1, num_epochs + 1)]
   tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, epochs[-1], batch_size=batch_size)
+  flatter = functools.partial(gsam.value_and_grad, rho=gsam_rho, alpha=gsam_alpha)
   path = f"trajectories/{name}"
   snapshots = _open(session, path, (num_experts, num_epochs + 1, flat.size))
   step = functools.partial(
@@ -96,6 +104,7 @@ def train_experts(
     batch_fn=functools.partial(_batch, spec=spec, augment=augment),
     objective=supervised.of_logits(losses.cross_entropy),
     num_steps=epochs[-1],
+    value_and_grad=flatter if gsam_rho else jax.value_and_grad,
   )
   init = functools.partial(
     supervised.init_on_images,
@@ -123,6 +132,8 @@ def check_options(
   num_experts: int,
   num_epochs: int,
   batch_size: int,
+  gsam_rho: float,
+  gsam_alpha: float,
   augment: str | None,
   at_once: int,
   parallel: str,
@@ -132,6 +143,7 @@ def check_options(
     "config.trajectories.", 1, num_experts=num_experts, num_epochs=num_epochs,
     batch_size=batch_size, at_once=at_once,
   )  # fmt: skip
+  check_at_least("config.trajectories.", 0, gsam_rho=gsam_rho, gsam_alpha=gsam_alpha)
   check_choice("config.trajectories.parallel", parallel, many.PARALLEL)
   if augment is not None:
     dsa.check_strategy(augment)

@@ -163,6 +163,7 @@ def train_step(
   mesh: jax.sharding.Mesh | None = None,
   ema: float | None = None,
   lookahead: bool = False,
+  value_and_grad: Callable[..., Any] = jax.value_and_grad,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes one optimiser step.
 
@@ -180,6 +181,7 @@ def train_step(
       starts at the initial parameters and has no bias correction. Batch statistics are not
       averaged. None if the state has no average.
     lookahead: see `look_ahead`; the state has a slow copy.
+    value_and_grad: JAX's, or one that makes another direction of the gradient, such as `gsam`'s.
 
   Returns:
     The next state, and {"loss": scalar} with the objective's metrics.
@@ -194,7 +196,7 @@ def train_step(
   loss_of = lambda params: objective(
     apply_fn, params, state.batch_stats, batch, objective_key, state.step / num_steps
   )
-  (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  (loss, (batch_stats, metrics)), grads = value_and_grad(loss_of, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   state = TrainState(

@@ -20,6 +20,8 @@ TRAJECTORIES = {
 FREQUENCIES = {"num_steps": 3, "batch_real": 4, "num_frequencies": 16}
 KWARGS = {
   **dict.fromkeys(("mtt", "tesla", "tesla_released"), TRAJECTORIES),
+  "datm": TRAJECTORIES | {"inner_steps": 1, "first_max_start_epoch": 1, "growth_steps": 1},
+  "ftd": TRAJECTORIES | {"inner_steps": 1, "ema_decay": 0.5},
   **{name: {"num_steps": 3} for name in ("cda", "edc", "edc_released", "gvbsm", "rldd", "sre2l")},
   "dc": GRADIENTS | {"epochs": 2, "network_batch": 4},
   "dm": {"num_steps": 3, "batch_real": 4, "network": small.NET},

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax.distil import inner_loop
+from ltdd_jax.distil import inner_loop, trajectory_matching
 from ltdd_jax.distil.network_training import batch_rows
 from tests.reference import mtt_ref as ref
 
@@ -85,6 +85,34 @@ def test_gradients_in_constant_memory():
   released = compute(inner_loop.constant_memory, 5, factor=1.0)
   np.testing.assert_allclose(released[1][0][0], by_images / 2, rtol=1e-12)
   np.testing.assert_allclose(released[1][1], by_rate, rtol=1e-12)
+
+
+def test_gradient_by_learned_labels():
+  """Of DATM's inner loss, in batches of 2 and 3 of the 5 images."""
+  start, target, images, logits = case()
+  options = trajectory_matching.Options(1, 4, 3, 1, 1, 1.0, 0.0, RATE, 1.0, None, "real")
+  keys = jax.random.key_data(jax.random.split(jax.random.key(0)))
+
+  def logits_of(theta, x):
+    w1, w2 = theta[: D * HIDDEN].reshape(D, HIDDEN), theta[D * HIDDEN :].reshape(HIDDEN, K)
+    return jnp.tanh(x @ w1) @ w2
+
+  def matched(start, target, learned):
+    loss_fn = functools.partial(
+      trajectory_matching.inner_loss, options, logits_of, jnp.zeros((N, K)), keys
+    )
+    return inner_loop.exact(loss_fn, start, target, learned, jnp.float64(RATE), num_steps=4)
+
+  with jax.enable_x64(True):
+    compiled = jax.jit(matched)
+    of = lambda y: compiled(start, target, {"images": images, "soft_labels": y})
+    by_labels = np.asarray(of(logits)[1][0]["soft_labels"])
+    for seed in range(3):
+      way = np.random.RandomState(seed).normal(size=(N, K))
+      slope = ref.slope(lambda y: float(of(y)[0]), logits, way)
+      np.testing.assert_allclose((by_labels * way).sum(), slope, rtol=1e-6)
+  assert by_labels.dtype == np.float64
+  np.testing.assert_allclose(by_labels.sum(1), 0, atol=1e-12)  # a softmax knows no level
 
 
 def test_they_agree_for_one_step_and_not_for_more():

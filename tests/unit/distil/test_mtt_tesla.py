@@ -53,7 +53,7 @@ def test_experts_and_epochs_are_drawn_within_their_range():
 
 
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path):
-  method, env = make(num_steps=4), small.env(0)
+  method, env = make("ftd", num_steps=4), small.env(0)  # whose state is that of MTT, and a mean
   common = ("mine", method, env, SLOTS, small.resources())
   whole = run_method(*common, on_host=("trajectories",), session=loop.Session(show_progress=False))
 

@@ -16,7 +16,7 @@ from ltdd_jax.models.flat import flat_params
 from ltdd_jax.pipeline import check, graph, plan
 from ltdd_jax.pipeline.context import Context
 from ltdd_jax.teachers import trajectories
-from ltdd_jax.training import loop, losses
+from ltdd_jax.training import gsam, loop, losses
 from tests import small
 from tests.contract.test_methods import TRAJECTORIES
 
@@ -43,10 +43,12 @@ def whole():
   return train(loop.Session(show_progress=False))
 
 
-def test_snapshots_are_those_of_sgd_after_each_epoch():
-  found, data = whole(), small.train_data()
+@pytest.mark.parametrize("rho", [0.0, 0.2])
+def test_snapshots_are_those_of_sgd_after_each_epoch(rho):
+  data = small.train_data()
+  found = train(num_experts=2, gsam_rho=rho, gsam_alpha=0.5) if rho else whole()
   model, flat = small.expert(), flat_params(small.expert(), small.SPEC.image_shape)
-  assert (found.shape, found.dtype) == ((3, 3, flat.size), np.float32)
+  assert (found.shape[1:], found.dtype) == ((3, flat.size), np.float32)
   images = augment.normalize(data.images, small.SPEC.mean, small.SPEC.std)
 
   @jax.jit
@@ -54,7 +56,7 @@ def test_snapshots_are_those_of_sgd_after_each_epoch():
     loss = lambda t: losses.cross_entropy(
       model.apply({"params": flat.unravel(t)}, x, train=True), y
     )
-    return theta - 0.1 * jax.grad(loss)(theta)
+    return theta - 0.1 * gsam.value_and_grad(loss, rho=rho, alpha=0.5)(theta)[1]
 
   sampler = feed.BatchSampler(0, "trajectories/experts/1", len(data.labels), 4)
   theta, ends = jnp.asarray(found[1, 0]), {3: 1, 6: 2}  # batches that complete 11 and 22 images
@@ -63,6 +65,7 @@ def test_snapshots_are_those_of_sgd_after_each_epoch():
     theta = move(theta, images[rows], jnp.asarray(data.labels[rows]))
     if t + 1 in ends:
       np.testing.assert_allclose(found[1, ends[t + 1]], theta, rtol=1e-4, atol=1e-6)
+  assert np.array_equal(found, whole()[: len(found)]) == (rho == 0)
 
 
 def test_experts_differ_and_depend_on_nothing_but_their_number():
@@ -101,6 +104,7 @@ def test_a_stopped_run_goes_on_with_its_expert_and_ends_with_the_same_bits(tmp_p
   [
     ({"num_experts": 0}, r"config\.trajectories\.num_experts is 0; expected 1 or more"),
     ({"num_epochs": -1}, r"config\.trajectories\.num_epochs is -1"),
+    ({"gsam_rho": -0.1}, r"config\.trajectories\.gsam_rho is -0.1; expected 0 or more"),
     ({"at_once": 0}, r"config\.trajectories\.at_once is 0"),
     ({"augment": "color_cutmix"}, "operation 'cutmix' is not known"),
     ({"network": small.NET | {"norm": "batch"}}, r"trajectories\.network: ConvNet has batch norms"),
