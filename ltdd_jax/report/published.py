@@ -29,6 +29,7 @@ PUBLISHED_HEADER = (*CELL, "method", "student", "mean", "std", "source", "note")
 
 COUNTERPARTS: dict[str, tuple[str, str, str]] = {  # published name: (images, labels, calibrator)
   "Random": ("random", "hard", ""),
+  "Random+ADSA": ("random", "teacher", "adsa"),
   "K-Center": ("k_center", "hard", ""),
   "SRe2L": ("sre2l", "teacher", "plain"),
   "SRe2L+ADSA": ("sre2l", "teacher", "adsa"),
@@ -38,6 +39,7 @@ COUNTERPARTS: dict[str, tuple[str, str, str]] = {  # published name: (images, la
   "RDED+ADSA": ("rded", "teacher", "adsa"),
   "EDC": ("edc", "teacher", "plain"),
   "EDC+ADSA": ("edc", "teacher", "adsa"),
+  "EDC+probe": ("edc", "teacher", "probe"),
   "RLDD": ("rldd", "teacher", "plain"),
   "RLDD+ADSA": ("rldd", "teacher", "adsa"),
 }
