@@ -180,7 +180,7 @@ class Builder:
     if self.ctx.own_lr:
       group["recipe_lr"] = self.ctx.recipe_lr
     if (epochs := self.config["label"]["num_epochs"]) < numbers["num_epochs"]:
-      group["label_epochs"] = epochs
+      group["label"] = {"num_epochs": epochs}
     return group
 
 

@@ -159,8 +159,8 @@ def test_what_another_config_made_is_named_at_once(tmp_path):
   with Workdir(tmp_path) as work:
     for stage in graph.make_stages(Context(check.check(config))):
       work.commit(stage.name, config=stage.config, inputs=stage.inputs, arrays={})
-  config.student.num_epochs += 1
-  with pytest.raises(LtddError, match=r"num_epochs: 3 -> 4 \(probe, student\)\nUse") as error:
+  config.student.num_epochs -= 1
+  with pytest.raises(LtddError, match=r"num_epochs: 3 -> 2 \(probe, student\)\nUse") as error:
     pipeline.run(config, tmp_path, dry_run=True)
   for folder in str(error.value).partition("made so: ")[2].split():
     shutil.rmtree(folder)
