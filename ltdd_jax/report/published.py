@@ -29,6 +29,7 @@ PUBLISHED_HEADER = (*CELL, "method", "student", "mean", "std", "source", "note")
 
 COUNTERPARTS: dict[str, tuple[str, str, str]] = {  # published name: (images, labels, calibrator)
   "Random": ("random", "hard", ""),
+  "Random+teacher": ("random", "teacher", "plain"),
   "Random+ADSA": ("random", "teacher", "adsa"),
   "K-Center": ("k_center", "hard", ""),
   "SRe2L": ("sre2l", "teacher", "plain"),
