@@ -158,7 +158,7 @@ def rldd(dataset: str, ipc: int) -> Published:
 
 
 def dm(dataset: str, ipc: int) -> Published:
-  """No recipe of its own, hence the neutral one: DM's students see DSA and hard labels."""
+  """The neutral recipe; DM's own students see DSA and hard labels (`dsa_eval`)."""
   method = {"name": "dm", "num_steps": 20_000, "lr": 1.0 if ipc <= 50 else 10.0, "network": W128}
   return Published(method | {"augment": dsa_strategy(dataset)}, "rd3", student=W128)
 

@@ -3,8 +3,6 @@
 The experts are trained with GSAM: `config.trajectories.gsam_rho`. See `trajectory_matching`.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -16,16 +14,17 @@ from ltdd_jax.distil import features, inner_loop, selection
 from ltdd_jax.distil.base import Env, Method, Resources
 from ltdd_jax.distil.dm import first_images
 from ltdd_jax.distil.trajectory_matching import (
+  CHUNK,
   First,
   LogitsOf,
   Options,
+  all_logits,
   check_size,
   expert_network,
   matching,
 )
 
 VERSION = 1
-CHUNK = 500  # images in one forward pass
 
 
 def ftd(
@@ -156,7 +155,7 @@ def datm(
     if init == "predicted":
       return predicted_images(logits_of, env, key, slots, res)
     images = first_images(env, init)(key, slots, res)
-    return First(images, _logits(logits_of, res["experts"][0], images))
+    return First(images, all_logits(logits_of, res["experts"][0], images))
 
   return matching("datm", env, options, inner_loop.exact, first=first)
 
@@ -183,8 +182,8 @@ def predicted_images(
 
   def ask(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     number, asked = state
-    images_of = lambda rows: features.real_images(env, res, rows)
-    logits = _chunks(logits_of, experts[number], images_of, len(labels))
+    rows_of = lambda rows: logits_of(experts[number], features.real_images(env, res, rows))
+    logits = features.in_chunks(rows_of, len(labels), CHUNK)
     knows = logits.argmax(1) == labels
     return number + 1, jnp.where(knows, jnp.minimum(asked, number), asked)
 
@@ -212,23 +211,10 @@ def _mean_of_right(
 
   def add(state, theta):
     total, count = state
-    logits = _logits(logits_of, theta, images)
+    logits = all_logits(logits_of, theta, images)
     right = logits.argmax(1) == labels
     return (total + jnp.where(right[:, None], logits, 0), count + right), None
 
   none = jnp.zeros((len(labels), k)), jnp.zeros(labels.shape, jnp.int32)
   (total, count), _ = jax.lax.scan(add, none, experts)
   return total / jnp.maximum(count, 1)[:, None], count
-
-
-def _logits(
-  logits_of: LogitsOf, theta: Float[Array, " p"], images: Float[Array, "n h w c"]
-) -> Float[Array, "n k"]:
-  return _chunks(logits_of, theta, lambda rows: images[rows], len(images))
-
-
-def _chunks(
-  logits_of: LogitsOf, theta: Float[Array, " p"], images_of: Callable[..., jax.Array], count: int
-) -> jax.Array:
-  """Logits of `count` images, a fixed number at a time."""
-  return features.in_chunks(lambda rows: logits_of(theta, images_of(rows)), count, CHUNK)

@@ -31,6 +31,7 @@ from ltdd_jax.models import convolution
 from ltdd_jax.models.flat import flat_params
 
 Pair = tuple[Float[Array | np.ndarray, " p"], Float[Array | np.ndarray, " p"]]  # start, target
+CHUNK = 500  # images in one forward pass
 LogitsOf = Callable[[jax.Array, jax.Array], jax.Array]  # theta (p,), images (b,h,w,c) -> (b, k)
 
 
@@ -142,10 +143,7 @@ def matching(
     start, target = (jnp.asarray(vector) for vector in x)
     probabilities = jax.nn.one_hot(state.labels, env.num_classes)
     if expert_labels:
-      rows_of = lambda rows: logits_of(target, state.images[rows])
-      state = dataclasses.replace(
-        state, soft_labels=features.in_chunks(rows_of, len(state.images), 500)
-      )
+      state = dataclasses.replace(state, soft_labels=all_logits(logits_of, target, state.images))
       probabilities = jax.nn.softmax(state.soft_labels)
     keys = jax.random.key_data(jax.random.split(key))
     loss_fn = functools.partial(inner_loss, options, logits_of, probabilities, keys)
@@ -205,6 +203,13 @@ def expert_network(name: str, env: Env) -> tuple[LogitsOf, int]:
     return model.apply({"params": flat.unravel(theta)}, images, train=True)
 
   return logits_of, flat.size
+
+
+def all_logits(
+  logits_of: LogitsOf, theta: Float[Array, " p"], images: Float[Array, "n h w c"]
+) -> Float[Array, "n k"]:
+  """Logits of all images, a fixed number at a time."""
+  return features.in_chunks(lambda rows: logits_of(theta, images[rows]), len(images), CHUNK)
 
 
 def _first_images(env: Env, init: str) -> FirstFn:
