@@ -256,18 +256,16 @@ def check_factor(where: str, factor: int, image_shape: tuple[int, int, int]) -> 
     )
 
 
-def partition(
-  images: Float[Array, "*b h w c"], factor: int, fill: ArrayLike = 0.5
-) -> Float[Array, "parts *b u v c"]:
+def partition(pixels: Float[Array, "*b h w c"], factor: int) -> Float[Array, "parts *b u v c"]:
   """Cuts images into `factor` x `factor` parts, row by row, with sides of ceil(side / factor).
 
-  Where these do not divide, `fill` (a number, or one a channel) is added on the right and below, as
-  IDC's released code does with 0.5 for pixels in [0, 1]: see `check_factor`.
+  Where these do not divide, 0.5 is added on the right and below, as in IDC's released code: it
+  is grey of pixels in [0, 1], and in other units the factor has to divide. See `check_factor`.
   """
-  *b, h, w, c = images.shape
+  *b, h, w, c = pixels.shape
   u, v, n = -(-h // factor), -(-w // factor), len(b)
-  whole = jnp.broadcast_to(jnp.asarray(fill, images.dtype), (*b, factor * u, factor * v, c))
-  cut = whole.at[..., :h, :w, :].set(images).reshape(*b, factor, u, factor, v, c)
+  around = [(0, 0)] * n + [(0, factor * u - h), (0, factor * v - w), (0, 0)]
+  cut = jnp.pad(pixels, around, constant_values=0.5).reshape(*b, factor, u, factor, v, c)
   return cut.transpose(n, n + 2, *range(n), n + 1, n + 3, n + 4).reshape(factor**2, *b, u, v, c)
 
 

@@ -168,10 +168,10 @@ def _mean_of_parts(
   variables: Any,
   images: jax.Array,
 ) -> jax.Array:
-  """The mean logits of the parts x parts small images that each image holds."""
-  mean, std = (np.asarray(x, np.float32) for x in (spec.mean, spec.std))
-  grey = (0.5 - mean) / std  # as views fill what is not there
-  seen = crops.enlarge(crops.partition(images, parts, grey), *images.shape[1:3])
+  """The mean logits of the parts x parts small images that each image holds, cut as in views."""
+  pixels = augment.denormalize_pixels(images, spec.mean, spec.std)
+  seen = crops.enlarge(crops.partition(pixels, parts), *images.shape[1:3])
+  seen = augment.normalize_pixels(seen, spec.mean, spec.std)
   return jnp.stack([label_fn(variables, x) for x in seen]).mean(0)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import augment
+from ltdd_jax.data import augment, whitening
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.training import loop
@@ -19,10 +19,10 @@ scratch = lambda folder: loop.Session(scratch=folder, show_progress=False)
 IMAGES, LABELS = small.images(5), np.array([0, 1, 2, 0, 1], np.int32)
 
 
-def label_images(**kwargs):
+def label_images(spec=small.SPEC, **kwargs):
   kwargs = {"num_epochs": 3, "views": {}, "dtype": "float32", "batch_size": 4} | kwargs
   kwargs = {"session": QUIET} | kwargs
-  return label_lib.label_images("a", IMAGES, LABELS, (small.teacher(),), small.SPEC, **kwargs)
+  return label_lib.label_images("a", IMAGES, LABELS, (small.teacher(),), spec, **kwargs)
 
 
 def test_store_holds_the_logits_of_recomputed_views():
@@ -41,10 +41,14 @@ def test_store_holds_the_logits_of_recomputed_views():
   np.testing.assert_allclose(labelled.clean_logits, want, atol=1e-5)
 
 
-def test_clean_logits_of_several_small_images_are_the_mean_of_theirs():
+@pytest.mark.parametrize("whitened", [False, True])
+def test_clean_logits_of_several_small_images_are_the_mean_of_theirs(whitened):
   """In 9 label epochs views show each of 9 parts once. Three does not divide the side of 8."""
+  spec, found = small.SPEC, whitening.fit(IMAGES, 0.1)
+  if whitened:
+    spec = spec._replace(std=whitening.Whitening(spec.std, lambda: found))
   views = {"crop_scale": None, "flip": False, "mix": None, "parts": 3}
-  labelled = label_images(num_epochs=9, views=views)
+  labelled = label_images(spec, num_epochs=9, views=views)
   want = labelled.store.logits().mean(0)
   np.testing.assert_allclose(labelled.clean_logits, want, rtol=1e-4, atol=1e-5)
 
