@@ -9,6 +9,7 @@ from ltdd_jax.distil.base import Env, Method, Network, Resources, check_resource
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
 from ltdd_jax.distil.dm import dm
 from ltdd_jax.distil.dream import dream
+from ltdd_jax.distil.frepo import frepo
 from ltdd_jax.distil.ftd_datm import datm, ftd
 from ltdd_jax.distil.gradient_matching import dc, dsa
 from ltdd_jax.distil.gvbsm_edc import edc, edc_released, gvbsm, rldd
@@ -40,6 +41,7 @@ METHODS: dict[str, Callable[..., Method]] = {
   "dsa": dsa,
   "edc": edc,
   "edc_released": edc_released,
+  "frepo": frepo,
   "ftd": ftd,
   "gvbsm": gvbsm,
   "herding": herding,

@@ -34,7 +34,7 @@ from ltdd_jax.distil.dm import (
   mean_distance,
   real_means,
 )
-from ltdd_jax.distil.network_training import make_network
+from ltdd_jax.distil.network_training import make_network, member, with_member
 from ltdd_jax.models import convolution, taps
 from ltdd_jax.training import losses, optimizers
 
@@ -169,7 +169,7 @@ def idm(
     fresh = models.init_variables(model, new_key, env.image_shape)
     queue = append(state.queue, fresh, network_tx, state.step % new_every == 0)
     number = jax.random.randint(choice_key, (), 0, jnp.minimum(queue.made, num_networks))
-    variables, accuracy = _member(queue.variables, number), queue.accuracy[number]
+    variables, accuracy = member(queue.variables, number), queue.accuracy[number]
     views = None if augment is None else draw_views(view_key, augment, env.num_classes)
     wanted = jnp.bincount(state.labels, length=env.num_classes) > 0
     look = functools.partial(embed, model, variables, views)
@@ -340,14 +340,13 @@ def train_member(
     counts = [jnp.zeros(env.num_classes).at[targets].add(x) for x in (right, jnp.ones(len(rows)))]
     return ({"params": params, "batch_stats": batch_stats}, opt_state), jnp.stack(counts)
 
-  carry = _member((queue.variables, queue.opt_state), place)
+  carry = member((queue.variables, queue.opt_state), place)
   with convolution.looped():
     carry, counts = jax.lax.scan(one, carry, rows)
   right, total = counts.sum(0)
   accuracy = jnp.sum(right / jnp.maximum(total, 1)) / jnp.sum(total > 0)
-  put = lambda all_, one: all_.at[place].set(one)
   places = (queue.variables, queue.opt_state, queue.accuracy)
-  variables, opt_state, found = jax.tree.map(put, places, (*carry, accuracy))
+  variables, opt_state, found = with_member(places, place, (*carry, accuracy))
   return Queue(variables, opt_state, found, queue.made)
 
 
@@ -356,7 +355,3 @@ def _different(key: jax.Array, queue: Queue, count: int) -> Int[Array, " m"]:
   order = jax.random.uniform(key, queue.accuracy.shape)
   there = jnp.arange(len(order)) < queue.made
   return jnp.argsort(jnp.where(there, order, 2.0))[:count]
-
-
-def _member(tree: Any, number: jax.Array) -> Any:
-  return jax.tree.map(lambda x: x[number], tree)

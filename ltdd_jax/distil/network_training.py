@@ -41,6 +41,16 @@ def draw_network(
   return params, tx.init(params)
 
 
+def member(tree: Any, number: Int[Array, ""]) -> Any:
+  """Takes one of several networks, whose arrays have a leading axis in `tree`."""
+  return jax.tree.map(lambda x: x[number], tree)
+
+
+def with_member(tree: Any, number: Int[Array, ""], one: Any) -> Any:
+  """Puts one network in the place of another, see `member`."""
+  return jax.tree.map(lambda x, new: x.at[number].set(new), tree, one)
+
+
 def train(
   tx: optax.GradientTransformation,
   network: NetworkState,

@@ -69,14 +69,16 @@ def multistep(*, milestones: Sequence[float] = (0.5,), factor: float = 0.1) -> M
   return lambda t: factor ** passed(t)  # type: ignore[return-value] # there is a milestone
 
 
-def warmup_cosine(*, warmup: float = 0.05, start: float = 0.01) -> Multiplier:
-  """Linear from `start` to 1 over the share `warmup` of the training, then a cosine to 0.
+def warmup_cosine(*, warmup: float = 0.05, start: float = 0.01, end: float = 0.0) -> Multiplier:
+  """Linear from `start` to 1 over the share `warmup` of the training, then a cosine to `end`.
 
-  The teacher and student stages of SRe2L on Tiny-ImageNet: 5 epochs, from 0.01.
+  The teacher and student stages of SRe2L on Tiny-ImageNet: 5 epochs, from 0.01. FRePo's students:
+  500 steps from 0, to 0.01.
   """
   if not 0 < warmup < 1:
     raise LtddError(f"schedule 'warmup_cosine': warmup={warmup}; expected a share in (0, 1).")
-  return optax.warmup_cosine_decay_schedule(start, 1.0, warmup, 1.0)
+  registry.check_at_least("schedule 'warmup_cosine': ", 0, start=start, end=end)
+  return optax.warmup_cosine_decay_schedule(start, 1.0, warmup, 1.0, end)
 
 
 def triangle(*, start: float = 0.2, warmup: float = 0.23, end: float = 0.07) -> Multiplier:

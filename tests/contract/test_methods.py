@@ -38,6 +38,14 @@ KWARGS = {
     "network_augment": None,
   },
   "dsa": GRADIENTS | {"epochs": 0, "augment": "color"},
+  "frepo": {
+    "num_steps": 3,
+    "batch_real": 4,
+    "num_networks": 2,
+    "max_updates": 1,
+    "network_batch": 4,
+    "network": NET | {"norm": "batch", "layout": "frepo"},
+  },
   "idm": {
     "num_steps": 3,
     "batch_real": 4,

@@ -100,6 +100,7 @@ def test_bn_statistics_term():
 SCHEDULES = [
   ("constant", {}), ("cosine", {}), ("smooth", {"zeta": 2.0}), ("linear", {"zeta": 1.0}),
   ("linear", {"zeta": 2.0}), ("ssrs", {"zeta": 2.0}), ("warmup_cosine", {"warmup": 0.1}),
+  ("warmup_cosine", {"warmup": 0.1, "start": 0.0, "end": 0.01}),
   ("multistep", {"milestones": (0.5, 2 / 3, 0.95), "factor": 0.2}),
 ]  # fmt: skip
 

@@ -99,8 +99,10 @@ def factor(name, i, n, **kw):
     return kw["factor"] ** sum(i >= m * n for m in kw["milestones"])
   w = kw["warmup"] * n
   if i < w:
-    return 0.01 + 0.99 * i / w
-  return 0.5 * (1 + math.cos(math.pi * (i - w) / (n - w)))
+    start = kw.get("start", 0.01)
+    return start + (1 - start) * i / w
+  end = kw.get("end", 0.0)
+  return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * (i - w) / (n - w)))
 
 
 def sgd(param, grads, lrs, momentum, weight_decay, nesterov):

@@ -256,6 +256,27 @@ def datm_eval(case: Case) -> Settings:
   return _dc_family(1000, 128, None, dsa_strategy(case.dataset))
 
 
+FREPO_STEPS = {  # by images in all
+  10: 1000, 100: 2000, 200: 20_000, 400: 5000, 500: 5000, 1000: 10_000, 2000: 40_000, 5000: 40_000
+}  # fmt: skip
+
+
+def frepo_eval(case: Case) -> Settings:
+  """FRePo's: steps by the number of images, squared error to soft labels as they are.
+
+  In what we differ: the views are DSA's, one operation a label epoch too, and not its own, which
+  has weaker colours, translation, and edges repeated where DSA has zeros; batches are shuffled; the
+  squares are averaged over the classes and not halved, which Adam does not see.
+  """
+  n = max(1, round(case.ipc * case.num_classes))
+  steps, batch = FREPO_STEPS[nearest_ipc(n, tuple(FREPO_STEPS))], min(n, 500)
+  rate = schedule("warmup_cosine", False, warmup=500 / steps, start=0.0, end=0.01)
+  return settings(
+    -(-steps * batch // n), batch, {"name": "adam", "lr": 3e-4}, rate, mse_gt(0.0), None,
+    num_seeds=5, flip=False, mix=None, dsa=dsa_strategy(case.dataset),
+  )  # fmt: skip
+
+
 DREAM_VIEWS = "color_crop_flip_scale_rotate"
 
 
@@ -298,6 +319,7 @@ RECIPES: dict[str, Recipe] = {
   "mtt_eval": Recipe(mtt_eval, None, lr=DC_LR),
   "datm_eval": Recipe(datm_eval, None, lr=DC_LR),
   "dream_eval": Recipe(dream_eval, None),
+  "frepo_eval": Recipe(frepo_eval, _FOUR),
   "hard": Recipe(rd3, None, hard=True),
   "rd3": Recipe(rd3, None),
 }

@@ -24,6 +24,7 @@ def abstract(image_shape, num_classes=10, **kwargs):
     ((128, 128, 3), 10, {"depth": 5}, 615_690),
     ((32, 32, 3), 10, {"norm": "batch"}, 320_010),
     ((32, 32, 3), 10, {"norm": "none"}, 320_010 - 3 * 256),
+    ((32, 32, 3), 10, {"norm": "batch", "layout": "frepo"}, 1_561_610),
     ((28, 28, 1), 10, {"stem_padding": 3}, 320_010 - 2 * 9 * 128),
   ],
 )
@@ -59,6 +60,7 @@ def test_smallest_image():
     ({"width": 0}, "width is 0"),
     ({"stem_padding": -1}, "stem_padding is -1; expected 0 or more"),
     ({"norm": "layer"}, "norm is 'layer'"),
+    ({"layout": "vgg"}, "layout is 'vgg'"),
     ({"dept": 3}, "Did you mean 'depth'"),
   ],
 )

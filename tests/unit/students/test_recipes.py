@@ -47,6 +47,8 @@ def get(reference, dataset="cifar10", ipc=10, model=R18, **kwargs):
     ("mtt_eval", "anything", 7, (1000, 256, "sgd", None, "all", "multistep")),
     ("datm_eval", "anything", 7, (1000, 128, "sgd", None, "all", "multistep")),
     ("dream_eval", "anything", 7, (4000, 64, "sgd", 0.01, "all", "multistep")),
+    ("frepo_eval", "cifar10", 10, (2000, 100, "adam", 3e-4, None, "warmup_cosine")),
+    ("frepo_eval", "tiny", 10, (10_000, 500, "adam", 3e-4, None, "warmup_cosine")),
     ("rd3", "anything", 7, (400, 50, "adam", 1e-3, None, "smooth")),
   ],
 )
