@@ -47,9 +47,9 @@ def exact(
   """Computes L and its exact gradients: MTT (Cazenave et al., CVPR 2022).
 
   The steps are cut into segments of ceil(sqrt N). A first pass keeps the parameters at the start of
-  each segment; on the way back the parameters in a segment are made again, and then the
-  activations of one step at a time. So memory is that of one step and of about 2 sqrt N vectors of
-  parameters, and each g_i is computed three times.
+  each segment; on the way back the steps of a segment are made again with all that their gradients
+  need. So memory is that of ceil(sqrt N) steps and as many vectors of parameters, and each g_i is
+  computed twice.
 
   Args:
     loss_fn: see the module.
@@ -63,12 +63,8 @@ def exact(
   whole = num_steps // length * length
 
   @jax.checkpoint
-  def step(theta, learned, rate, i):
-    return theta - rate * jax.grad(loss_fn)(theta, learned, i)
-
-  @jax.checkpoint
   def segment(theta, learned, rate, numbers):
-    move = lambda theta, i: (step(theta, learned, rate, i), None)
+    move = lambda theta, i: (theta - rate * jax.grad(loss_fn)(theta, learned, i), None)
     return jax.lax.scan(move, theta, numbers)[0]
 
   def loss_of(learned, rate):

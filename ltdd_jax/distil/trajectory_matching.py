@@ -286,6 +286,7 @@ def inner_loss(
   and `probabilities` otherwise. `keys` are the data of two, of views and batches: those of a loop
   are not to be used again.
   """
+  keys, i = jax.lax.optimization_barrier((keys, i))  # no key becomes a constant of the loop
   view_key, batch_key = jax.random.wrap_key_data(keys)
   images = learned["images"]
   if "soft_labels" in learned:

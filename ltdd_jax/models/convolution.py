@@ -31,8 +31,9 @@ Form = Callable[[jax.Array, jax.Array], jax.Array]  # images, kernel -> result
 def looped() -> Iterator[None]:
   """Makes all that is traced in it fit for training inside a loop (`lax.scan`, `lax.fori_loop`).
 
-  XLA's CPU compiler makes slow code of the gradient by a kernel there; in this context it is always
-  a product. Nothing changes on accelerators.
+  XLA's CPU compiler makes slow code of the gradients of convolutions there: in this context that by
+  a kernel is always a product, and that by images the convolution with the turned kernel. Nothing
+  changes on accelerators.
   """
   token = _LOOPED.set(True)
   try:
@@ -87,9 +88,13 @@ def _cpu_form(
     return functools.partial(_pointwise, strides=strides, padding=padding)
   work = b * h * w * u * v * c * d // (strides[0] * strides[1])
   images = jax.ShapeDtypeStruct(x.shape, x.dtype)
+  if _LOOPED.get():
+    back = functools.partial(_turned, shape=x.shape, strides=strides, padding=padding)
+  else:
+    back = lambda dy, kernel: jax.linear_transpose(lambda x: whole(x, kernel), images)(dy)[0]
   columns = bilinear(
     whole,
-    lambda dy, kernel: jax.linear_transpose(lambda x: whole(x, kernel), images)(dy)[0],
+    back,
     functools.partial(_by_columns, shape=kernel.shape, strides=strides, padding=padding),
   )
   otherwise = columns if _LOOPED.get() and groups == 1 else whole
@@ -152,6 +157,22 @@ def _pointwise(x: jax.Array, kernel: jax.Array, *, strides: Any, padding: Any) -
   """The product of each pixel's channels with a matrix."""
   x = _padded(x, padding)[:, :: strides[0], :: strides[1]]
   return jnp.matmul(x, kernel[0, 0])
+
+
+def _turned(
+  dy: jax.Array, kernel: jax.Array, *, shape: Sequence[int], strides: Any, padding: Any
+) -> jax.Array:
+  """The gradient by images of that shape: a convolution of `dy` with the kernel turned round."""
+  ends = []
+  for size, n, k, s, (before, _) in zip(
+    shape[1:3], dy.shape[1:3], kernel.shape[:2], strides, padding, strict=True
+  ):
+    first = k - 1 - before
+    ends.append((first, size + k - 2 - s * (n - 1) - first))
+  turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  return jax.lax.conv_general_dilated(
+    dy, turned, (1, 1), ends, lhs_dilation=strides, dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
 
 
 def _by_columns(

@@ -129,9 +129,12 @@ def test_networks_at_once_are_those_of_a_loop(every_size):
   np.testing.assert_allclose(jax.vmap(loss)(x, k), one_by_one, atol=1e-3)
 
 
-def test_convolutions_for_loops_have_the_same_derivatives():
+@pytest.mark.parametrize(
+  ("strides", "padding"), [((1, 1), [(1, 1), (1, 1)]), ((2, 1), [(0, 2), (3, 0)])]
+)
+def test_convolutions_for_loops_have_the_same_derivatives(strides, padding):
   x, k = make((6, 5, 3), (3, 3, 4), 1)
-  conv = lambda x, k: convolve(x, k, (1, 1), [(1, 1), (1, 1)], dimension_numbers=NAMES)
+  conv = lambda x, k: convolve(x, k, strides, padding, dimension_numbers=NAMES)
   theirs = derivatives(conv, x, k)
   with convolution.looped():
     ours = derivatives(lambda x, k: conv(x, k), x, k)
