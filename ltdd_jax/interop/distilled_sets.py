@@ -7,7 +7,8 @@
   * another run's artefact, the folder `distil/IMAGES` of its work directory;
   * an `.npz` file with `images` (n, h, w, c), uint8 or float32 pixels from 0 to 1, and `labels`
     (n,) integers; if wanted also `classes`, the names of the classes by number, which are then
-    compared, `soft_labels` (n, k), logits, and `student_lr`, a learning rate;
+    compared, `soft_labels` (n, k), logits, `student_lr`, a learning rate, and `parts`, f if each
+    image holds f x f small ones, of which a view shows one (multi-formation);
   * a folder of class folders of image files, named as the data set's classes are.
 
 Float pixels may be outside [0, 1] by 0.1 in the mean, and no more. Methods that do not clip, such
@@ -30,7 +31,7 @@ from ltdd_jax.artefacts import manifest
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import arrays as arrays_lib
-from ltdd_jax.data import class_folders, images
+from ltdd_jax.data import class_folders, crops, images
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.interop import read as read_lib
 
@@ -47,6 +48,7 @@ class Imported(NamedTuple):
   about: str  # one line for --dry_run
   notes: tuple[str, ...]  # for the report
   learned: Mapping[str, np.ndarray] = {}
+  parts: int = 1  # f, see the module's docstring
 
   @property
   def arrays(self) -> dict[str, np.ndarray]:
@@ -89,12 +91,14 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
   _check_range(name, pixels)
   shapes = {"soft_labels": (len(pixels), spec.num_classes), "student_lr": ()}
   learned = {k: _learned(name, k, stored[k], shapes[k]) for k in LEARNED if k in stored}
-  digest = content_sha256(pixels, labels, *learned.values())
+  parts = _parts(f"{name}: parts", stored.get("parts", np.array(1)), spec)
+  digest = content_sha256(pixels, labels, *learned.values(), *([parts] if parts > 1 else []))
   size = "x".join(map(str, spec.image_shape))
-  about = f"{len(labels):,} images {size} {pixels.dtype} from {path}, SHA-256 {digest[:12]}"
+  held = f", each of {parts} x {parts} small ones," if parts > 1 else ""
+  about = f"{len(labels):,} images {size} {pixels.dtype}{held} from {path}, SHA-256 {digest[:12]}"
   empty = np.flatnonzero(np.bincount(labels, minlength=spec.num_classes) == 0)
   notes = [about, *ignored] + ([f"no image for classes {empty.tolist()}"] if len(empty) else [])
-  return Imported(pixels, labels, digest, about, tuple(notes), learned)
+  return Imported(pixels, labels, digest, about, tuple(notes), learned, parts)
 
 
 def read_logits(where: str, path: str) -> np.ndarray:
@@ -112,12 +116,12 @@ def read_logits(where: str, path: str) -> np.ndarray:
   return logits
 
 
-def content_sha256(pixels: np.ndarray, labels: np.ndarray, *learned: np.ndarray) -> str:
-  """SHA-256 of the shape, pixels (n, h, w, c), labels (n,) as int32, and what is learned."""
+def content_sha256(pixels: np.ndarray, labels: np.ndarray, *more: np.ndarray | int) -> str:
+  """SHA-256 of the shape, pixels (n, h, w, c), labels (n,) as int32, and more as float32."""
   digest = hashlib.sha256(str(tuple(int(n) for n in pixels.shape)).encode())
   digest.update(np.ascontiguousarray(pixels).tobytes())
   digest.update(np.asarray(labels).astype("<i4").tobytes())
-  for array in learned:
+  for array in more:
     digest.update(np.asarray(array).astype("<f4").tobytes())
   return digest.hexdigest()
 
@@ -130,11 +134,14 @@ def _from_artefact(name: str, folder: epath.Path) -> tuple[dict[str, np.ndarray]
       f"{name}: is the artefact of stage {stage}; expected one of a distil stage, such as "
       f"{folder.parent / 'distil' / 'sre2l'}"
     )
-  return {k: np.array(v) for k, v in artefact.arrays.items()}, artefact.meta["class_names"]
+  stored = {k: np.array(v) for k, v in artefact.arrays.items()}
+  return stored | {"parts": np.array(artefact.meta["extra"].get("parts", 1))}, artefact.meta[
+    "class_names"
+  ]
 
 
 def _from_npz(name: str, file: epath.Path) -> tuple[dict[str, np.ndarray], list[str] | None]:
-  stored = arrays_lib.read_npz(name, file, [("images", "labels")], ("classes", *LEARNED))
+  stored = arrays_lib.read_npz(name, file, [("images", "labels")], ("classes", "parts", *LEARNED))
   pixels = stored["images"]
   if pixels.ndim == 4 and pixels.shape[-1] not in (1, 3) and pixels.shape[1] in (1, 3):
     raise LtddError(
@@ -218,6 +225,14 @@ def _learned(name: str, key: str, values: np.ndarray, shape: tuple[int, ...]) ->
   if bad.any():
     raise LtddError(f"{name}: {key} has {out[bad][0]:.4g}; {what}, or leave the array out")
   return out
+
+
+def _parts(name: str, value: np.ndarray, spec: DatasetSpec) -> int:
+  """f, a whole number of which the images' sides are multiples."""
+  if value.shape != () or value.dtype.kind not in "iu":
+    raise LtddError(f"{name} is {value.dtype} {value.shape}; expected one integer, 2 say")
+  crops.check_factor(f"{name}: ", int(value), spec.image_shape)
+  return int(value)
 
 
 def _some(names: Sequence[str]) -> str:

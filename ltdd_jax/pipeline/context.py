@@ -259,6 +259,11 @@ class Context:
     where, entry = f"config.distil.methods.{images}", self.config["distil"]["methods"][images]
     return distilled_sets.read(where, entry["path"], self.source.spec, self.source.class_names)
 
+  def parts(self, images: str) -> int:
+    """f, if each image holds f x f small ones, of which a view shows one."""
+    file = self.file(images)
+    return file.parts if file else self.method(images).parts
+
   def distilled(self, images: str) -> Mapping[str, np.ndarray]:
     """The arrays of a distilled set: images, labels, and what its method has learned."""
     artefact = self.workdir.load(f"distil/{images}")
@@ -269,7 +274,7 @@ class Context:
 
   def views(self, images: str) -> dict[str, Any]:
     """Arguments of `data.views.view_fn`: views of multi-formed images show one part of them."""
-    parts = self.method(images).parts
+    parts = self.parts(images)
     return {**self.config["label"]["views"]} | ({"parts": parts} if parts > 1 else {})
 
   def label_source(self, labels: str) -> label_sources.LabelSource:

@@ -159,7 +159,8 @@ def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product
     session=session,
   )
   notes = [*found.notes, *(file.notes if file else ())]
-  return Product(found.arrays, extra={"notes": notes})
+  held = {"parts": ctx.parts(images)} if ctx.parts(images) > 1 else {}
+  return Product(found.arrays, extra={"notes": notes} | held)
 
 
 def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:

@@ -112,6 +112,9 @@ def test_colours_become_what_the_data_set_has(tmp_path):
     ({"student_lr": -1.0}, "student_lr has -1; expected a finite number above 0"),
     ({"student_lr": np.nan}, "student_lr has nan; expected a finite number above 0"),
     ({"student_lr": np.ones(2)}, r"student_lr is float64 \(2,\); .* of shape \(\)"),
+    ({"parts": 2.0}, r"parts is float64 \(\); expected one integer"),
+    ({"parts": 0}, "parts: factor is 0; expected"),
+    ({"parts": 5}, "parts: factor is 5, which cuts images of 8 x 8"),
     ({"images": IMAGES, "labels": np.array([object()] * 4)}, "not a readable npz file of plain"),
   ],
 )
@@ -274,6 +277,23 @@ def test_a_set_with_what_was_learned(config, tmp_path):
   assert float(stored["student_lr"]) == np.float32(0.02)
   np.savez(tmp_path / "a.npz", images=pixels, labels=LABELS, soft_labels=-logits)
   assert stage_of(config, "distil/mine")[2].fingerprint != distilled.fingerprint
+
+
+def test_a_set_of_small_images_says_so_where_it_goes(config, tmp_path):
+  """Views of it show one of the small images, also when it is taken from another run's artefact."""
+  _, _, whole = stage_of(config, "distil/mine")
+  np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS, parts=2)
+  ctx, found, distilled = stage_of(config, "distil/mine")
+  assert distilled.fingerprint != whole.fingerprint
+  assert "uint8, each of 2 x 2 small ones, from" in distilled.plan(ctx)
+  with Workdir(tmp_path / "run") as work:
+    ctx.workdir = work
+    for stage in (found[0], distilled):
+      run_stage(stage, ctx, checkpoint_seconds=30.0, show_progress=False)
+  config["distil"]["methods"]["mine"]["path"] = str(tmp_path / "run" / "distil" / "mine")
+  again, _, taken = stage_of(config, "distil/mine")
+  assert taken.fingerprint == distilled.fingerprint
+  assert ctx.views("mine")["parts"] == again.views("mine")["parts"] == 2
 
 
 @pytest.mark.parametrize(
