@@ -89,7 +89,7 @@ def _cpu_form(
   work = b * h * w * u * v * c * d // (strides[0] * strides[1])
   images = jax.ShapeDtypeStruct(x.shape, x.dtype)
   if _LOOPED.get():
-    back = functools.partial(_turned, shape=x.shape, strides=strides, padding=padding)
+    back: Form = functools.partial(_turned, shape=x.shape, strides=strides, padding=padding)
   else:
     back = lambda dy, kernel: jax.linear_transpose(lambda x: whole(x, kernel), images)(dy)[0]
   columns = bilinear(

@@ -46,6 +46,10 @@ DREAM = {
   "factor": 1, "lr": 0.05, "num_clusters": 16, "num_iterations": 5, "steps_per_network": 10,
   "network_images": 64, "network_batch": 32, "network_augment": None,
 }  # fmt: skip
+FREPO = {
+  "num_steps": 200, "lr": 0.03, "batch_real": 128, "flip": False, "num_networks": 4,
+  "max_updates": 40, "network_lr": 3e-3, "network": NET,
+}  # fmt: skip
 NCFM = {"num_steps": 100, "factor": 1, "batch_real": 64, "num_frequencies": 64, "augment": None}
 ADAM = {"name": "adamw", "lr": 0.02, "weight_decay": 0.0}
 METHODS = {  # arguments, and by which factor the loss falls at least
@@ -54,6 +58,7 @@ METHODS = {  # arguments, and by which factor the loss falls at least
   "dm": (SHORT | {"batch_real": 64}, 1.6),
   "dream": (SHORT | DREAM, 1.5),
   "dsa": (GRADIENTS | {"augment": "cutout"}, 1.4),
+  "frepo": (FREPO, 1.3),
   "ftd": (TRAJECTORIES | {"ema_decay": 0.9}, 1.15),
   "idm": (SHORT | IDM, 1.3),
   "mtt": (TRAJECTORIES, 1.15),
@@ -144,7 +149,7 @@ def distilled(method: distil.Method, seeds: int):
       x = method.inputs and method.inputs(np.random.default_rng((seed, t)), t, res)
       key = jax.random.fold_in(jax.random.key(100 + seed), t)
       state, metrics = step(key, state, device, x, turn=t % method.turns)
-      losses.append(metrics["loss"])
+      losses.append(metrics.get("regression", metrics["loss"]))  # FRePo has a second term
     made.append(method.read(state))
   return made, np.array(losses).reshape(seeds, -1)
 
