@@ -91,6 +91,8 @@ class Method(NamedTuple):
       `data.views.view_fn`.
     remarks: last state, on the host -> further sentences for the report: what is known after the
       steps alone.
+    memory: slots in a step -> bytes that one takes on the device, roughly, for `--dry_run`; for
+      methods of which that may be much.
   """
 
   init: Callable[[jax.Array, Slots, Resources], Any]
@@ -107,6 +109,7 @@ class Method(NamedTuple):
   dtype: str = "uint8"
   parts: int = 1
   remarks: Callable[[Any], tuple[str, ...]] | None = None
+  memory: Callable[[int], int] | None = None
 
 
 def select(

@@ -35,6 +35,23 @@ def matching_loss(last: Vector, start: Vector, target: Vector) -> Scalar:
   return jnp.square(last - target).sum() / jnp.square(start - target).sum()
 
 
+def step_bytes(loss_fn: InnerLoss, start: Any, learned: Any) -> int:
+  """Counts the bytes that the gradient of an inner step keeps until its own gradient is computed.
+
+  Args:
+    loss_fn: see the module.
+    start: theta_0, or its shape.
+    learned: a pytree of arrays, or of their shapes.
+  """
+
+  def kept(theta: jax.Array, learned: Any) -> Any:
+    gradient = lambda theta, learned: jax.grad(loss_fn)(theta, learned, jnp.int32(0))
+    return jax.vjp(gradient, theta, learned)[1]
+
+  leaves = jax.tree.leaves(jax.eval_shape(kept, start, learned))
+  return sum(x.size * x.dtype.itemsize for x in leaves)
+
+
 def exact(
   loss_fn: InnerLoss,
   start: Vector,

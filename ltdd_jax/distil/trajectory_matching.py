@@ -10,6 +10,7 @@ source. The learning rate of the inner loop is learned with the images, and is t
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -155,6 +156,19 @@ def matching(
       )
     return _move(tx, options, state, loss, grads | {"student_lr": by_rate})
 
+  def memory(n: int) -> int:
+    shapes = {"images": (n, *env.image_shape), "soft_labels": (n, env.num_classes)}
+    learned = {k: jax.ShapeDtypeStruct(x, jnp.float32) for k, x in shapes.items() if k in txs}
+
+    def loss_fn(*args: Any) -> jax.Array:
+      keys = jax.random.key_data(jax.random.split(jax.random.key(0)))
+      return inner_loss(options, logits_of, jnp.ones(shapes["soft_labels"]), keys, *args)
+
+    with convolution.looped():
+      one = inner_loop.step_bytes(loss_fn, jax.ShapeDtypeStruct((size,), jnp.float32), learned)
+    steps = math.ceil(math.sqrt(options.inner_steps)) if gradient is inner_loop.exact else 1
+    return steps * (one + 4 * size)
+
   return Method(
     start,
     step,
@@ -166,6 +180,7 @@ def matching(
     real_images=options.init != "noise",
     dtype="float32",
     remarks=_unpredicted if first else None,
+    memory=memory,
   )
 
 

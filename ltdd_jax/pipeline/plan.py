@@ -76,6 +76,7 @@ def distil(ctx: Context, *, images: str) -> str:
     f"{n:,} images {'x'.join(map(str, shape))} {config['dtype'] or method.dtype}, "
     f"{n * int(np.prod(shape)):,} pixels; "
     + (how if method.num_steps else "selected in one pass")
+    + (f", of about {method.memory(size):,} bytes of memory" if method.memory else "")
     + (f", teachers {', '.join(names)}" if several else "")
     + (f", back from JPEG of quality {quality}" if quality else "")
   )

@@ -102,3 +102,15 @@ def test_published_settings():
 def test_invalid_arguments(kwargs, message):
   with pytest.raises(LtddError, match=message):
     make(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["mtt", "tesla"])
+def test_planned_memory_is_that_of_the_program(name):
+  kwargs = {"expert_epochs": 1, "max_start_epoch": 1, "augment": None, "inner_steps": 9}
+  method = distil.make_method(small.env(), name, **kwargs)
+  res = {need: small.resources()[need] for need in method.needs}
+  state = jax.eval_shape(method.init, jax.random.key(0), small.slots(20, 20, 20), res)
+  x = method.inputs(np.random.default_rng(0), 0, res)
+  program = jax.jit(method.step).lower(jax.random.key(0), state, {}, x).compile()
+  found = program.memory_analysis().temp_size_in_bytes
+  assert 0.7 * found < method.memory(60) < 1.3 * found
