@@ -37,10 +37,10 @@ CPU: dict[str, Any] = {
   "epochs": 10, "dc": {"batch_real": 64}, "dsa": {"batch_real": 64},
   "num_clusters": 64, "network_images": 512,
   "dream": {"num_steps": 100, "steps_per_network": 25, "num_iterations": 10},
-  "inner_steps": 5, "max_start_epoch": 3,  # MTT and its kin
+  "inner_steps": 5, "classifier_steps": 5, "max_start_epoch": 3,  # MTT and its kin
   "frepo": {"num_steps": 1000},
   "min_start_epoch": 1, "first_max_start_epoch": 2, "growth_steps": 100, "ema_decay": 0.99,
-  "trajectories": {"num_experts": 6, "num_epochs": 6},
+  "trajectories": {"num_experts": 6, "num_epochs": 6, "classifier_epochs": 2},
 }  # fmt: skip
 SMOKE: dict[str, Any] = {
   "num_steps": 3, "batch_real": 16,
@@ -48,9 +48,9 @@ SMOKE: dict[str, Any] = {
   "num_frequencies": 64,
   "epochs": 1,
   "num_clusters": 16, "network_images": 64,
-  "inner_steps": 2, "max_start_epoch": 1, "expert_epochs": 1,
+  "inner_steps": 2, "classifier_steps": 2, "max_start_epoch": 1, "expert_epochs": 1,
   "min_start_epoch": 0, "first_max_start_epoch": 1, "ema_decay": 0.5,
-  "trajectories": {"num_experts": 2, "num_epochs": 1},
+  "trajectories": {"num_experts": 2, "num_epochs": 1, "classifier_epochs": 1},
 }  # fmt: skip
 
 CALIBRATORS: dict[str, dict[str, Any]] = {
@@ -186,8 +186,9 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
     "methods": {args.method: settings, "random": {"name": "random"}},
   }
   config.distil.update(method.distil)
-  if method.trajectories:  # teachers.trajectories.train_experts
+  if method.trajectories:  # teachers.trajectories.train_experts and train_classifiers
     experts = with_defaults(trajectories.train_experts, method.trajectories)
+    experts.setdefault("classifier_epochs", 0)
     own = ("name", "seed", "session")  # the program's
     config.trajectories = {k: v for k, v in experts.items() if k not in own}
   learned = {"name": "learned", "images": (args.method,)}

@@ -300,6 +300,21 @@ DATM = {
 }
 
 
+# DAMED at an imbalance factor of 100; other ones have other weights of the two phases. Steps of the
+# two inner loops, start epochs, `lr`, `lr_lr`, `lr_labels`, `min_start_epoch`, T, growth, the
+# weights, images in an inner step, and init.
+DAMED = {
+  ("cifar10", 10): (80, 80, 20, 1e2, 1e-5, 2.0, 0, None, 1, 0.5, 1.0, 500, PREDICTED),
+  ("cifar10", 20): (80, 80, 20, 1e2, 1e-5, 2.0, 0, 10, 2000, 0.5, 1.0, 500, PREDICTED),
+  ("cifar10", 50): (60, 80, 40, 1e3, 1e-5, 2.0, 0, None, 1, 1.0, 0.5, 500, PREDICTED),
+  ("cifar100", 10): (40, 20, 50, 1e3, 1e-5, 10.0, 30, None, 1, 1.0, 0.1, 1000, "real"),
+  ("cifar100", 20): (40, 20, 70, 1e3, 1e-5, 10.0, 20, None, 1, 1.0, 0.1, 1000, "real"),
+  ("tiny_imagenet", 10): (25, 25, 50, 1e2, 1e-4, 10.0, 10, None, 1, 1.0, 0.1, 500, "real"),
+  ("tiny_imagenet", 20): (20, 20, 50, 1e2, 1e-4, 10.0, 10, None, 1, 1.0, 0.1, 500, "real"),
+  ("tiny_imagenet", 50): (10, 10, 70, 1e2, 1e-5, 10.0, 40, None, 1, 1.0, 0.1, 1000, "real"),
+}
+
+
 def _nearest(
   table: dict[tuple[str, int], tuple[Any, ...]], dataset: str, ipc: int
 ) -> tuple[Any, ...]:
@@ -381,6 +396,33 @@ def datm(dataset: str, ipc: int) -> Published:
   )
 
 
+def damed(dataset: str, ipc: int) -> Published:
+  """The authors' files for an imbalance factor of 100 (CIFAR-100, Tiny-ImageNet: 10 and 20).
+
+  Experts of 100 epochs with GSAM and a weight decay of 5e-3, their classifiers 10 balanced ones.
+  """
+  steps, own, starts, lr, lr_lr, labels, first, t, growth, one, two, batch, init = _nearest(
+    DAMED, dataset, ipc
+  )
+  experts = {
+    "num_epochs": 100, "gsam_rho": 0.01, "gsam_alpha": 0.3, "classifier_epochs": 10,
+    "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.0, "weight_decay": 5e-3},
+  }  # fmt: skip
+  values = (steps, 2, starts, batch, lr, lr_lr, 0.01)
+  found = _trajectory_matching("damed", dataset, values, **experts)
+  method = {
+    "num_steps": 10_000, "classifier_steps": own, "min_start_epoch": first, "growth_steps": growth,
+    "first_max_start_epoch": placeholder(int) if t is None else t, "lr_labels": labels,
+    "backbone_weight": one, "classifier_weight": two, "init": init,
+  }  # fmt: skip
+  return found._replace(
+    method=found.method | method,
+    recipe="datm_eval",
+    learned_labels=True,
+    whiten=ZCA if dataset in WHITENED else None,
+  )
+
+
 # config.data.whiten: FRePo's ridge of 0.1 for standardised channels, in units of pixels.
 FREPO_ZCA = {"cifar10": 0.0063, "cifar100": 0.0071}
 
@@ -434,6 +476,7 @@ METHODS: dict[str, Callable[[str, int], Published]] = {
   "tesla_released": tesla_released,
   "ftd": ftd,
   "datm": datm,
+  "damed": damed,
   "frepo": frepo,
   "rded": rded,
   **{name: _coreset(name) for name in ("herding", "k_center", "kmeans", "random")},

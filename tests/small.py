@@ -77,6 +77,14 @@ def trajectories(experts: int = 2, epochs: int = 3) -> np.ndarray:
 
 
 @functools.cache
+def classifiers(epochs: int = 3) -> np.ndarray:
+  """Vectors of classifiers that move a little from where the experts above end."""
+  first = trajectories()[:, -1:, flat_params(expert(), SPEC.image_shape).num_features :]
+  moves = np.random.RandomState(1).normal(0, 0.01, (len(first), epochs, first.shape[-1]))
+  return np.concatenate([first, first + moves.cumsum(1)], 1).astype(np.float32)
+
+
+@functools.cache
 def teacher_statistics(counts: tuple[int, ...] = tuple(COUNTS)) -> statistics.Statistics:
   """Statistics of the teacher on the training images as they are."""
   t, data = teacher(), train_data(counts)
@@ -102,6 +110,8 @@ def resources(counts=COUNTS, teachers: int = 1) -> dict:
     "statistics": (stats,) * teachers,
     "trajectories": trajectories(),
     "experts": trajectories()[:, -1],
+    "classifiers": classifiers(),
+    "classifier_experts": trajectories()[:, -1],
     "key": jax.random.key(0),
     "file": {"images": images(5, 2), "labels": np.array([0, 1, 2, 0, 2], np.int32)},
   }

@@ -7,6 +7,7 @@ from ltdd_jax.core import registry
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.distil.base import Env, Method, Network, Resources, check_resources, make_slots
 from ltdd_jax.distil.coreset import herding, k_center, kmeans, random
+from ltdd_jax.distil.damed import damed
 from ltdd_jax.distil.dm import dm
 from ltdd_jax.distil.dream import dream
 from ltdd_jax.distil.frepo import frepo
@@ -34,6 +35,7 @@ __all__ = [
 
 METHODS: dict[str, Callable[..., Method]] = {
   "cda": cda,
+  "damed": damed,
   "datm": datm,
   "dc": dc,
   "dm": dm,

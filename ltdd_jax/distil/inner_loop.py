@@ -104,6 +104,7 @@ def constant_memory(
   *,
   num_steps: int,
   factor: float = 2.0,
+  matched: int | None = None,
 ) -> Matched:
   """Computes L and gradients of it in memory that does not grow with N: TESLA (Cui et al., 2023).
 
@@ -125,8 +126,11 @@ def constant_memory(
     rate: of the inner loop.
     num_steps: N.
     factor: 2 as derived; the released code loses it and has 1, in the gradient by `learned` alone.
+    matched: so many first entries of theta are in L. The others move in the inner loop all the
+      same. None for all.
   """
-  numbers, scale = jnp.arange(num_steps), jnp.square(start - target).sum()
+  numbers, some = jnp.arange(num_steps), slice(matched)
+  scale = jnp.square(start[some] - target[some]).sum()
 
   def forward(state, i):
     theta, total = state
@@ -136,6 +140,8 @@ def constant_memory(
   zero = jnp.zeros_like(start)
   (last, total), _ = jax.lax.scan(forward, (start, zero), numbers)
   weights = factor * (rate * (target - start) + jnp.square(rate) * total) / scale
+  if matched is not None:
+    weights = weights.at[matched:].set(0)
 
   def backward(state, i):
     theta, by_learned = state
@@ -145,5 +151,5 @@ def constant_memory(
 
   none = jax.tree.map(jnp.zeros_like, learned)
   (_, by_learned), _ = jax.lax.scan(backward, (start, none), numbers)
-  by_rate = -2 * jnp.vdot(total, start - rate * total - target) / scale
-  return matching_loss(last, start, target), (by_learned, by_rate)
+  by_rate = -2 * jnp.vdot(total[some], (start - rate * total - target)[some]) / scale
+  return matching_loss(last[some], start[some], target[some]), (by_learned, by_rate)

@@ -1,4 +1,4 @@
-"""What MTT, TESLA, FTD and DATM share: images on which a network moves as experts did on real ones.
+"""What MTT, TESLA, FTD, DATM and DAMED share: images that move a network as experts moved.
 
 method = matching("mtt", env, options, inner_loop.exact)
 x = method.inputs(rng, t, {"trajectories": snapshots})   # two vectors of one expert, on the host
@@ -25,7 +25,7 @@ from ltdd_jax.core.registry import check_at_least, check_choice, check_share
 from ltdd_jax.core.types import Distilled, Leaf, LtddError, Slots
 from ltdd_jax.data import dsa
 from ltdd_jax.distil import features, inner_loop
-from ltdd_jax.distil.base import Env, Method, Resources
+from ltdd_jax.distil.base import Env, Inputs, Method, Resources
 from ltdd_jax.distil.dm import first_images
 from ltdd_jax.distil.network_training import batch_rows
 from ltdd_jax.models import convolution
@@ -84,6 +84,14 @@ class First(NamedTuple):
 FirstFn = Callable[[jax.Array, Slots, Resources], First]
 
 
+class Phases(NamedTuple):
+  """How a method differs that matches more than one pair of vectors in a step."""
+
+  needs: tuple[str, ...]  # resources beside those of all
+  inputs: Inputs  # -> x
+  gradient: Callable[..., inner_loop.Matched]  # loss_fn, x, learned, rate, resources -> L and so on
+
+
 def matching(
   name: str,
   env: Env,
@@ -92,6 +100,7 @@ def matching(
   *,
   first: FirstFn | None = None,
   expert_labels: bool = False,
+  phases: Phases | None = None,
 ) -> Method:
   """Makes a method of trajectory matching.
 
@@ -103,6 +112,7 @@ def matching(
     first: makes what to start from, of the resource "experts" too; None for images of
       `options.init`, "real" or "noise".
     expert_labels: whether the expert's probabilities are the labels of each step.
+    phases: of a step, or None for one pair of vectors in each.
 
   Raises:
     LtddError: an argument out of range, or a network that `flat_params` refuses; from `inputs`,
@@ -138,23 +148,26 @@ def matching(
     return dataclasses.replace(state, opt_state=tx.init(_learned(txs, state)))
 
   def step(
-    key: jax.Array, state: TrajectoryState, res: Resources, x: Pair, *, turn: int = 0
+    key: jax.Array, state: TrajectoryState, res: Resources, x: Any, *, turn: int = 0
   ) -> tuple[TrajectoryState, dict[str, jax.Array]]:
-    del res, turn
-    start, target = (jnp.asarray(vector) for vector in x)
+    del turn
+    x = jax.tree.map(jnp.asarray, x)  # two vectors, or what `phases` make of it
     probabilities = jax.nn.one_hot(state.labels, env.num_classes)
     if expert_labels:
-      state = dataclasses.replace(state, soft_labels=all_logits(logits_of, target, state.images))
+      state = dataclasses.replace(state, soft_labels=all_logits(logits_of, x[1], state.images))
       probabilities = jax.nn.softmax(state.soft_labels)
     keys = jax.random.key_data(jax.random.split(key))
     loss_fn = functools.partial(inner_loss, options, logits_of, probabilities, keys)
     learned = _learned(txs, state)
     rate = learned.pop("student_lr")
     with convolution.looped():
-      loss, (grads, by_rate) = gradient(
-        loss_fn, start, target, learned, rate, num_steps=options.inner_steps
-      )
+      if phases:
+        loss, (grads, by_rate) = phases.gradient(loss_fn, x, learned, rate, res)
+      else:
+        loss, (grads, by_rate) = gradient(loss_fn, *x, learned, rate, num_steps=options.inner_steps)
     return _move(tx, options, state, loss, grads | {"student_lr": by_rate})
+
+  more = phases.needs if phases else ("experts",) if first else ()
 
   def memory(n: int) -> int:
     shapes = {"images": (n, *env.image_shape), "soft_labels": (n, env.num_classes)}
@@ -173,10 +186,10 @@ def matching(
     start,
     step,
     _read,
-    needs=("images", "labels", "trajectories") + (("experts",) if first else ()),
+    needs=("images", "labels", "trajectories", *more),
     num_steps=options.num_steps,
     batching="joint",
-    inputs=functools.partial(draw_pair, name, options, size),
+    inputs=phases.inputs if phases else functools.partial(draw_pair, name, options, size),
     real_images=options.init != "noise",
     dtype="float32",
     remarks=_unpredicted if first else None,
@@ -294,12 +307,14 @@ def inner_loss(
   theta: Float[Array, " p"],
   learned: dict[str, jax.Array],
   i: jax.Array,
+  class_weights: Float[Array, " k"] | None = None,
 ) -> Float[Array, ""]:
   """Computes the cross-entropy of inner step i on its batch, in its view.
 
   It is the same each time it is asked. If `learned` has soft labels, the target is their softmax,
   and `probabilities` otherwise. `keys` are the data of two, of views and batches: those of a loop
-  are not to be used again.
+  are not to be used again. Weights of the classes, if there are any, do not sum to the number of
+  classes: the loss is a mean over images all the same.
   """
   keys, i = jax.lax.optimization_barrier((keys, i))  # no key becomes a constant of the loop
   view_key, batch_key = jax.random.wrap_key_data(keys)
@@ -313,6 +328,8 @@ def inner_loss(
     images, probabilities = images[rows], probabilities[rows]
   if options.augment is not None:
     images = dsa.dsa(jax.random.fold_in(view_key, i), images, strategy=options.augment)
+  if class_weights is not None:
+    probabilities = class_weights[None] * probabilities
   rows = -(probabilities * jax.nn.log_softmax(logits_of(theta, images))).sum(1)
   return (rows * weights).sum() / weights.sum()
 

@@ -87,7 +87,9 @@ SCHEMA: config_lib.Schema = {
     (statistics_pass.collect,), own={"augment": Key(_SPECS | None, None)}, hidden=_RUN
   ),
   "statistics.augment.*": augment.AUGMENTS,
-  "trajectories": Group((trajectories_lib.train_experts,), hidden=(*_RUN, "name")),
+  "trajectories": Group(
+    (trajectories_lib.train_experts, trajectories_lib.train_classifiers), hidden=(*_RUN, "name")
+  ),
   "trajectories.network": _MODELS,
   "trajectories.optimizer": _Named(optimizers.OPTIMIZERS, lr=Key(float)),
   "distil": Group(
@@ -294,6 +296,8 @@ def _check_trajectories(ctx: Context) -> None:
     "parallel",
   )  # fmt: skip
   trajectories_lib.check_options(**{name: config[name] for name in names})
+  classifier_epochs = config["classifier_epochs"]
+  check_at_least("config.trajectories.", 0, classifier_epochs=classifier_epochs)
   _ = ctx.expert_network
   with within("config.trajectories"):
     optimizers.make_optimizer(config["optimizer"], {"name": "constant"}, 10)

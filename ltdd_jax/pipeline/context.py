@@ -13,7 +13,7 @@ from ltdd_jax import calibrate, distil, models
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import registry
-from ltdd_jax.core.types import ArrayData, Slots, Teacher
+from ltdd_jax.core.types import ArrayData, LtddError, Slots, Teacher
 from ltdd_jax.data import longtail, sources, whitening
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import sources as label_sources
@@ -54,7 +54,7 @@ class Context:
   def source(self) -> sources.DataSource:
     """The data source; with `config.data.whiten` its images are whitened, not normalised."""
     data = self.config["data"]
-    found = sources.open_source(data["name"], **_arguments(sources.open_source, data))
+    found = sources.open_source(data["name"], **arguments_of(sources.open_source, data))
     if data["whiten"] is None:
       return found
     std = whitening.Whitening(found.spec.std, self._whitening)
@@ -80,8 +80,8 @@ class Context:
     if rule.get("rule") == "matched":  # balanced, with as many images as the run's own split has
       each = int(self.counts.sum()) // len(self.counts)
       rule |= {"rule": "counts", "counts": (each,) * len(self.counts)}
-    arguments = _arguments(longtail.make_split, rule)
-    return longtail.make_split(self.source.train_labels, self.source.spec.num_classes, **arguments)
+    own = arguments_of(longtail.make_split, rule)
+    return longtail.make_split(self.source.train_labels, self.source.spec.num_classes, **own)
 
   @functools.cached_property
   def identity(self) -> dict[str, Any]:
@@ -207,6 +207,21 @@ class Context:
     shape = (config["num_experts"], config["num_epochs"] + 1, flat.size)
     return jax.ShapeDtypeStruct(shape, np.float32)
 
+  def classifiers(self, split: str | None) -> np.ndarray:
+    """The classifiers of these experts, trained further on balanced batches, memory-mapped."""
+    return self.workdir.load("trajectories").arrays[classifiers_of(split)]
+
+  def classifier_shapes(self) -> jax.ShapeDtypeStruct:
+    """The shape of what `classifiers` loads, before it is there."""
+    config, (_, flat) = self.config["trajectories"], self.expert_network
+    if not config["classifier_epochs"]:
+      raise LtddError(
+        "config.trajectories.classifier_epochs is 0, but a method needs classifier experts, whose "
+        "classifiers are trained on balanced batches; expected 1 or more: 10 as published"
+      )
+    shape = config["num_experts"], config["classifier_epochs"] + 1, flat.size - flat.num_features
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
   # ---- image sources ----
 
   def split_name(self, images: str) -> str | None:
@@ -244,7 +259,7 @@ class Context:
     Methods that select have one order, so that their sets do not depend on what else a run makes.
     A set from a file brings its own slots.
     """
-    budget = _arguments(distil.make_slots, self.config["distil"])
+    budget = arguments_of(distil.make_slots, self.config["distil"])
     if images is not None and (file := self.file(images)):
       return Slots(file.labels, np.arange(len(file.labels), dtype=np.int32))
     if images is not None and self.method(images).batching == "select":
@@ -359,6 +374,11 @@ def experts_of(split: str | None) -> str:
   return "experts" if split is None else f"experts-{split}"
 
 
-def _arguments(function: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+def classifiers_of(split: str | None) -> str:
+  """The name of the classifier experts of a split."""
+  return "classifiers" if split is None else f"classifiers-{split}"
+
+
+def arguments_of(function: Any, config: Mapping[str, Any]) -> dict[str, Any]:
   """The part of a config group that a function takes."""
   return {k: config[k] for k in config_lib.parameters(function) if k in config}

@@ -114,7 +114,10 @@ class Builder:
     methods = self.config["distil"]["methods"]
     needing = [s for s in sorted(methods) if "trajectories" in self.ctx.method(s).needs]
     splits = tuple(sorted({self.ctx.split_name(s) for s in needing}, key=str))
-    part = self.seed | {"trajectories": self.config["trajectories"], "splits": splits}
+    config = dict(self.config["trajectories"])
+    if not config["classifier_epochs"]:  # as before there was the option
+      del config["classifier_epochs"]
+    part = self.seed | {"trajectories": config, "splits": splits}
     return self.add("trajectories", part, (self.data(),), splits=splits)
 
   def distil(self, images: str) -> str:

@@ -55,10 +55,16 @@ def trajectories(ctx: Context, *, splits: Sequence[str | None]) -> str:
     int(ctx.counts.sum()), config["batch_size"], num_epochs=config["num_epochs"]
   )
   of = f" of each of {len(splits)} splits" if len(splits) > 1 else ""
+  total, more = int(np.prod(shape)), ""
+  if config["classifier_epochs"]:
+    own, longest = ctx.classifier_shapes().shape, feed.class_aware_epoch(ctx.split().labels)
+    count = feed.num_steps(longest, config["batch_size"], num_epochs=config["classifier_epochs"])
+    more = f"; their classifiers ({own[2]:,} parameters): {count:,} steps, {own[1]:,} snapshots"
+    total += int(np.prod(own))
   return (
     f"{shape[0]:,} x {config['network']['name']} ({shape[2]:,} parameters){of}: {steps:,} steps "
-    f"of {config['batch_size']} images, {shape[1]:,} snapshots, "
-    f"{4 * len(splits) * int(np.prod(shape)):,} bytes on disk, twice that until the stage is done"
+    f"of {config['batch_size']} images, {shape[1]:,} snapshots{more}, "
+    f"{4 * len(splits) * total:,} bytes on disk, twice that until the stage is done"
   )
 
 

@@ -34,6 +34,17 @@ def _file(ctx: Context, images: str) -> dict[str, np.ndarray] | None:
   return file and file.arrays
 
 
+def _classifier_experts(ctx: Context, images: str) -> np.ndarray:
+  split = ctx.split_name(images)
+  last = ctx.classifiers(split)[:, -1]
+  return np.concatenate([ctx.trajectories(split)[:, -1, : -last.shape[1]], last], 1)
+
+
+def _classifier_expert_shapes(ctx: Context, images: str) -> jax.ShapeDtypeStruct:
+  ctx.classifier_shapes()  # which refuses a run without
+  return RESOURCES["experts"].shapes(ctx, images)
+
+
 RESOURCES: dict[str, Resource] = {
   "images": Resource(  # (N, h, w, c) uint8, the training images of the source's split
     "data", lambda ctx, images: ctx.train_data(ctx.split_name(images)).images, _image_shapes
@@ -68,6 +79,15 @@ RESOURCES: dict[str, Resource] = {
     "trajectories",
     lambda ctx, images: np.array(ctx.trajectories(ctx.split_name(images))[:, -1]),
     lambda ctx, images: jax.ShapeDtypeStruct(ctx.trajectory_shapes().shape[::2], np.float32),
+  ),
+  "classifiers": Resource(  # (experts, epochs + 1, c), see `trajectories.train_classifiers`
+    "trajectories",
+    lambda ctx, images: ctx.classifiers(ctx.split_name(images)),
+    lambda ctx, images: ctx.classifier_shapes(),
+    where="host",
+  ),
+  "classifier_experts": Resource(  # (experts, p), the experts with the classifiers where they end
+    "trajectories", _classifier_experts, _classifier_expert_shapes
   ),
   "key": Resource(  # a random key that all batches of images of the source share
     "data",

@@ -23,7 +23,14 @@ from ltdd_jax.distil.run import run_method
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.labels import store as label_store
-from ltdd_jax.pipeline.context import HARD, Context, Row, experts_of
+from ltdd_jax.pipeline.context import (
+  HARD,
+  Context,
+  Row,
+  arguments_of,
+  classifiers_of,
+  experts_of,
+)
 from ltdd_jax.pipeline.resources import RESOURCES
 from ltdd_jax.students import probe
 from ltdd_jax.students import train as student_training
@@ -125,17 +132,16 @@ def statistics_stage(ctx: Context, session: loop.Session, *, names: Sequence[str
 def trajectories_stage(
   ctx: Context, session: loop.Session, *, splits: Sequence[str | None]
 ) -> Product:
-  trained = {
-    experts_of(split): trajectories_lib.train_experts(
-      ctx.train_data(split),
-      ctx.source.spec,
-      **ctx.config["trajectories"],
-      name=experts_of(split),
-      seed=ctx.config["seed"],
-      session=session,
-    )
-    for split in splits
-  }
+  config, common = ctx.config["trajectories"], {"seed": ctx.config["seed"], "session": session}
+  experts, classifiers = trajectories_lib.train_experts, trajectories_lib.train_classifiers
+  trained = {}
+  for split in splits:
+    data, spec, name = ctx.train_data(split), ctx.source.spec, experts_of(split)
+    own = arguments_of(experts, config)
+    trained[name] = found = experts(data, spec, **own, name=name, **common)
+    if config["classifier_epochs"]:
+      name, own = classifiers_of(split), arguments_of(classifiers, config)
+      trained[name] = classifiers(data, spec, found, **own, name=name, **common)
   return Product(trained)
 
 

@@ -2,8 +2,10 @@
 
   snapshots = train_experts(data, spec, num_experts=100, num_epochs=50)
   start, target = snapshots[expert, 3], snapshots[expert, 5]     # vectors, see `models.flat`
+  classifiers = train_classifiers(data, spec, snapshots, classifier_epochs=10)
 
 They are one memory-mapped array, of which methods that match trajectories read two rows in a step.
+Classifiers may be trained further on balanced batches, with the features as the experts left them.
 """
 
 import functools
@@ -12,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -24,7 +27,7 @@ from ltdd_jax.core.types import ArrayData, LtddError, TrainState
 from ltdd_jax.data import augment as augment_lib
 from ltdd_jax.data import dsa, feed
 from ltdd_jax.data.specs import DatasetSpec
-from ltdd_jax.models.flat import Flat, flat_params
+from ltdd_jax.models.flat import CLASSIFIER, Flat, flat_params
 from ltdd_jax.training import gsam, loop, losses, many, optimizers, supervised
 
 NETWORK = {"name": "convnet", "depth": 3, "width": 128, "norm": "instance"}
@@ -91,21 +94,10 @@ def train_experts(
     num_experts, num_epochs, batch_size, gsam_rho, gsam_alpha, augment, at_once, parallel
   )
   model, flat = make_network(spec, network)
-  n = len(data.labels)
-  epochs = [feed.num_steps(n, batch_size, num_epochs=e) for e in range(1, num_epochs + 1)]
+  n, path = len(data.labels), f"trajectories/{name}"
+  epochs = _ends(n, batch_size, num_epochs)
   tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, epochs[-1], batch_size=batch_size)
-  flatter = functools.partial(gsam.value_and_grad, rho=gsam_rho, alpha=gsam_alpha)
-  path = f"trajectories/{name}"
   snapshots = _open(session, path, (num_experts, num_epochs + 1, flat.size))
-  step = functools.partial(
-    supervised.train_step,
-    apply_fn=model.apply,
-    tx=tx,
-    batch_fn=functools.partial(_batch, spec=spec, augment=augment),
-    objective=supervised.of_logits(losses.cross_entropy),
-    num_steps=epochs[-1],
-    value_and_grad=flatter if gsam_rho else jax.value_and_grad,
-  )
   init = functools.partial(
     supervised.init_on_images,
     images_of=lambda consts: consts["data"].images,
@@ -113,9 +105,177 @@ def train_experts(
     tx=tx,
     spec=spec,
   )
-  ravel = jax.jit(jax.vmap(flat.ravel))
+
+  def network_of(i: int) -> many.Network:
+    key = functools.partial(rng.key_for, seed, f"{path}/{i}")
+    sampler = feed.BatchSampler(seed, f"{path}/{i}", n, batch_size)
+    return many.Network(f"{path}/{i}", key("init"), key("step"), sampler)
+
+  _train(
+    [network_of(i) for i in range(num_experts)],
+    init,
+    data,
+    snapshots,
+    flat.ravel,
+    epochs,
+    session,
+    parallel=parallel,
+    at_once=at_once,
+    apply_fn=model.apply,
+    tx=tx,
+    batch_fn=functools.partial(_batch, spec=spec, augment=augment),
+    value_and_grad=_value_and_grad(gsam_rho, gsam_alpha),
+  )
+  return snapshots
+
+
+def train_classifiers(
+  data: ArrayData,
+  spec: DatasetSpec,
+  experts: np.ndarray,
+  *,
+  classifier_epochs: int = 0,
+  network: Mapping[str, Any] = NETWORK,
+  batch_size: int = 256,
+  optimizer: Mapping[str, Any] = SGD,
+  gsam_rho: float = 0.0,
+  gsam_alpha: float = 0.3,
+  augment: str | None = dsa.STRATEGY,
+  at_once: int = 10,
+  parallel: str = "auto",
+  name: str = "classifiers",
+  seed: int = 0,
+  session: loop.Session | None = None,
+) -> np.ndarray:
+  """Trains the classifier of each expert further, on batches with all classes equally frequent.
+
+  These are the classifier experts of LAD (Zhao et al., CVPR 2025), whose method is `damed`. Each
+  starts from its expert's last snapshot; all layers but the classifier stay as they are. Batches
+  are those of `feed.ClassAwareSampler`, whose epochs are longer than the experts'. Views, rate and
+  GSAM, whose norms are those of the classifier alone, are as in `train_experts`, and so are runs
+  that were stopped; the weight decay is 0.
+
+  In what we differ from the released code: as `train_experts`; each expert has a stream of batches
+  of its own, where one goes on from expert to expert; classes without an image are left out.
+
+  Args:
+    data: as the other arguments, see `train_experts`.
+    spec: facts of the data set.
+    experts: (e, t, p) float32, the snapshots of `train_experts` with the same network.
+    classifier_epochs: epochs of `feed.class_aware_epoch` images, 1 or more; in a config 0 for no
+      classifier experts.
+    network: that of the experts.
+    batch_size: images in a step.
+    optimizer: that of the experts; its weight decay is not used.
+    gsam_rho: radius of the perturbation.
+    gsam_alpha: of GSAM.
+    augment: strategy of `dsa.dsa`, or None.
+    at_once: classifiers of one program where they are not trained one after another.
+    parallel: see `many.train`.
+    name: of this set of classifiers, for keys and files.
+    seed: of order and views.
+    session: devices, checkpoints, progress.
+
+  Returns:
+    Float32 (e, classifier_epochs + 1, c), the last c of the p parameters; entry [i, 0] is that of
+    expert i's last snapshot.
+
+  Raises:
+    LtddError: as `train_experts`.
+  """
+  session = session or loop.Session()
+  num_experts = len(experts)
+  check_options(
+    num_experts, classifier_epochs, batch_size, gsam_rho, gsam_alpha, augment, at_once, parallel,
+    epochs="classifier_epochs",
+  )  # fmt: skip
+  model, flat = make_network(spec, network)
+  labels, path = np.asarray(data.labels), f"trajectories/{name}"
+  ends = _ends(feed.class_aware_epoch(labels), batch_size, classifier_epochs)
+  fixed = {**optimizer, "weight_decay": 0.0}
+  tx = optimizers.make_optimizer(fixed, {"name": "constant"}, ends[-1], batch_size=batch_size)
+  classifiers = _open(
+    session, path, (num_experts, classifier_epochs + 1, flat.size - flat.num_features)
+  )
+
+  def init(vector: jax.Array, consts: Any) -> TrainState:
+    del consts
+    params = flat.unravel(vector)
+    return TrainState(jnp.zeros((), jnp.int32), params, {}, tx.init(params))
+
+  def network_of(i: int) -> many.Network:
+    sampler = feed.ClassAwareSampler(seed, f"{path}/{i}", labels, batch_size)
+    key = rng.key_for(seed, f"{path}/{i}", "step")
+    return many.Network(f"{path}/{i}", experts[i, -1], key, sampler)
+
+  _train(
+    [network_of(i) for i in range(num_experts)],
+    init,
+    data,
+    classifiers,
+    lambda params: flat.ravel(params)[flat.num_features :],
+    ends,
+    session,
+    parallel=parallel,
+    at_once=at_once,
+    apply_fn=model.apply,
+    tx=tx,
+    batch_fn=functools.partial(_batch, spec=spec, augment=augment),
+    value_and_grad=of_classifier(_value_and_grad(gsam_rho, gsam_alpha)),
+  )
+  return classifiers
+
+
+def of_classifier(value_and_grad: Callable[..., Any]) -> Callable[..., Any]:
+  """Makes a `value_and_grad` that differentiates by the classifier alone.
+
+  The direction of all other layers is 0, and norms that the given one takes leave them out.
+  """
+
+  def made(fn: Callable[[Any], Any], has_aux: bool = False) -> Callable[[Any], tuple[Any, Any]]:
+    def both(params: Any) -> tuple[Any, Any]:
+      of = lambda classifier: fn({**params, CLASSIFIER: classifier})
+      out, grads = value_and_grad(of, has_aux=has_aux)(params[CLASSIFIER])
+      return out, {**jax.tree.map(jnp.zeros_like, params), CLASSIFIER: grads}
+
+    return both
+
+  return made
+
+
+def _value_and_grad(rho: float, alpha: float) -> Callable[..., Any]:
+  flatter = functools.partial(gsam.value_and_grad, rho=rho, alpha=alpha)
+  return flatter if rho else jax.value_and_grad
+
+
+def _ends(num_items: int, batch_size: int, num_epochs: int) -> list[int]:
+  """The steps after which epochs 1, 2, ... are complete."""
+  return [feed.num_steps(num_items, batch_size, num_epochs=e) for e in range(1, num_epochs + 1)]
+
+
+def _train(
+  networks: Sequence[many.Network],
+  init: Callable[[Any, Any], TrainState],
+  data: ArrayData,
+  snapshots: np.ndarray,
+  ravel: Callable[[Any], jax.Array],
+  epochs: Sequence[int],
+  session: loop.Session,
+  *,
+  parallel: str,
+  at_once: int,
+  **kwargs: Any,
+) -> None:
+  """Trains networks and records, at the start and the end of epochs, what `ravel` makes of them."""
+  step = functools.partial(
+    supervised.train_step,
+    objective=supervised.of_logits(losses.cross_entropy),
+    num_steps=epochs[-1],
+    **kwargs,
+  )
+  rows = jax.jit(jax.vmap(ravel))
   many.train(
-    [_network(f"{path}/{i}", n, batch_size, seed) for i in range(num_experts)],
+    networks,
     init,
     step,
     {"data": mesh_lib.put(data, mesh_lib.replicated(session.mesh))},
@@ -123,9 +283,8 @@ def train_experts(
     session=session,
     parallel=parallel,
     at_once=at_once,
-    watch={t: functools.partial(_record, snapshots, e, ravel) for e, t in enumerate([0, *epochs])},
+    watch={t: functools.partial(_record, snapshots, e, rows) for e, t in enumerate([0, *epochs])},
   )
-  return snapshots
 
 
 def check_options(
@@ -137,10 +296,14 @@ def check_options(
   augment: str | None,
   at_once: int,
   parallel: str,
+  epochs: str = "num_epochs",
 ) -> None:
-  """Raises LtddError for an option of `train_experts` that is out of range."""
+  """Raises LtddError for an option of `train_experts` that is out of range.
+
+  `epochs` is the name of `num_epochs` in the config.
+  """
   check_at_least(
-    "config.trajectories.", 1, num_experts=num_experts, num_epochs=num_epochs,
+    "config.trajectories.", 1, num_experts=num_experts, **{epochs: num_epochs},
     batch_size=batch_size, at_once=at_once,
   )  # fmt: skip
   check_at_least("config.trajectories.", 0, gsam_rho=gsam_rho, gsam_alpha=gsam_alpha)
@@ -171,12 +334,6 @@ def _batch(
   images = augment_lib.normalize(data.images[rows], spec.mean, spec.std)
   images = images if augment is None else dsa.dsa(key, images, strategy=augment)
   return images, data.labels[rows]
-
-
-def _network(path: str, num_images: int, batch_size: int, seed: int) -> many.Network:
-  key = functools.partial(rng.key_for, seed, path)
-  sampler = feed.BatchSampler(seed, path, num_images, batch_size)
-  return many.Network(path, key("init"), key("step"), sampler)
 
 
 # ---- the array ----

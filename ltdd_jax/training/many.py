@@ -29,7 +29,7 @@ class Network(NamedTuple):
   """What one network has for itself."""
 
   name: str  # of its loop
-  init_key: jax.Array
+  init_key: jax.Array  # or what else `init` starts from
   step_key: jax.Array
   inputs: Callable[[int], Any]  # step -> host arrays
 
@@ -122,7 +122,7 @@ def train(
 
   Args:
     networks: one or more.
-    init: key, consts -> state.
+    init: `init_key` of a network, consts -> state.
     step: `(state, consts, x, *, mesh) -> (state, metrics)`, see `supervised.train_step`.
     consts: what all share; "key" is added, that of each network.
     num_steps: steps of each.

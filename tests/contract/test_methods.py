@@ -20,6 +20,7 @@ TRAJECTORIES = {
 FREQUENCIES = {"num_steps": 3, "batch_real": 4, "num_frequencies": 16}
 KWARGS = {
   **dict.fromkeys(("mtt", "tesla", "tesla_released"), TRAJECTORIES),
+  "damed": TRAJECTORIES | {"inner_steps": 1, "classifier_steps": 1},
   "datm": TRAJECTORIES | {"inner_steps": 1, "first_max_start_epoch": 1, "growth_steps": 1},
   "ftd": TRAJECTORIES | {"inner_steps": 1, "ema_decay": 0.5},
   **{name: {"num_steps": 3} for name in ("cda", "edc", "edc_released", "gvbsm", "rldd", "sre2l")},

@@ -67,12 +67,16 @@ def test_exact_gradients(steps):
     np.testing.assert_allclose(found, slopes, rtol=1e-6, atol=1e-9)
 
 
-def test_gradients_in_constant_memory():
+@pytest.mark.parametrize("matched", [None, D * HIDDEN])
+def test_gradients_in_constant_memory(matched):
+  """Of the whole vector, or of the first layer alone, as in DAMED."""
   start, target, images, logits = case()
-  loss, ((by_images, by_logits), by_rate) = compute(inner_loop.constant_memory, 5)
+  loss, ((by_images, by_logits), by_rate) = compute(inner_loop.constant_memory, 5, matched=matched)
   common = start, target, images, logits, RATE, 5, HIDDEN
-  np.testing.assert_allclose(loss, ref.loss(*common), rtol=1e-12)
-  s, slope = ref.tesla_terms(*common)
+  last = ref.path(*common[:1], *common[2:])[0][-1]
+  moved, wanted = (((x - target)[:matched] ** 2).sum() for x in (last, start))
+  np.testing.assert_allclose(loss, moved / wanted, rtol=1e-12)
+  s, slope = ref.tesla_terms(*common, matched)
   np.testing.assert_allclose(by_rate, slope, rtol=1e-10)
   for seed in range(3):
     way = np.random.RandomState(seed).normal(size=(N, D + K))
@@ -82,7 +86,7 @@ def test_gradients_in_constant_memory():
     )
     found = (by_images * way[:, :D]).sum(), (by_logits * way[:, D:]).sum()
     np.testing.assert_allclose(found, slopes, rtol=1e-6, atol=1e-9)
-  released = compute(inner_loop.constant_memory, 5, factor=1.0)
+  released = compute(inner_loop.constant_memory, 5, factor=1.0, matched=matched)
   np.testing.assert_allclose(released[1][0][0], by_images / 2, rtol=1e-12)
   np.testing.assert_allclose(released[1][1], by_rate, rtol=1e-12)
 
@@ -113,6 +117,25 @@ def test_gradient_by_learned_labels():
       np.testing.assert_allclose((by_labels * way).sum(), slope, rtol=1e-6)
   assert by_labels.dtype == np.float64
   np.testing.assert_allclose(by_labels.sum(1), 0, atol=1e-12)  # a softmax knows no level
+
+
+def test_weights_of_classes_are_those_of_the_labels_shares():
+  """A mean over images of sum_c w_c q_c (-log p_c), whatever the weights sum to."""
+  draws = np.random.RandomState(0)
+  logits, free, weights = (
+    draws.normal(size=(N, K)),
+    draws.normal(size=(N, K)),
+    draws.uniform(size=K),
+  )
+  options = trajectory_matching.Options(1, 4, None, 1, 1, 1.0, 0.0, RATE, 1.0, None, "real")
+  keys = jax.random.key_data(jax.random.split(jax.random.key(0)))
+  learned = {"images": jnp.zeros((N, 1)), "soft_labels": free}
+  wanted = -(weights * ref.softmax(free) * np.log(ref.softmax(logits))).sum(1).mean()
+  found = trajectory_matching.inner_loss(
+    options, lambda theta, x: jnp.asarray(logits), jnp.zeros((N, K)), keys, jnp.zeros(2), learned,
+    jnp.int32(0), class_weights=jnp.asarray(weights),
+  )  # fmt: skip
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_they_agree_for_one_step_and_not_for_more():

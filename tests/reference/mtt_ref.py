@@ -41,14 +41,16 @@ def loss(start, target, x, logits, rate, steps, hidden):
   return ((last - target) ** 2).sum() / ((start - target) ** 2).sum()
 
 
-def tesla_terms(start, target, x, logits, rate, steps, hidden):
+def tesla_terms(start, target, x, logits, rate, steps, hidden, matched=None):
   """Returns s(x', logits'), whose gradient at (x, logits) is TESLA's, and its gradient by the rate.
 
-  s has the parameters of the inner loop, G and the rate as constants.
+  s has the parameters of the inner loop, G and the rate as constants. Only the first `matched`
+  parameters are compared, all for None.
   """
   thetas, grads = path(start, x, logits, rate, steps, hidden)
-  total, scale = sum(grads), ((start - target) ** 2).sum()
-  weights = 2 * (rate * (target - start) + rate**2 * total) / scale
+  counted = np.arange(len(start)) < (len(start) if matched is None else matched)
+  total, scale = sum(grads) * counted, (((start - target) * counted) ** 2).sum()
+  weights = 2 * counted * (rate * (target - start) + rate**2 * total) / scale
   s = lambda x, logits: sum(
     weights @ gradient(thetas[i], view(x, i), logits, hidden) for i in range(steps)
   )

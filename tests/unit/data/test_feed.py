@@ -54,3 +54,22 @@ def test_num_steps():
 def test_num_steps_takes_whole_positive_lengths(length):
   with pytest.raises(LtddError, match=f"num_epochs is {length}; expected a whole number >= 1"):
     feed.num_steps(10, 4, num_epochs=length)
+
+
+def test_class_aware_batches_have_all_classes_equally_often():
+  labels = np.array([0] * 6 + [2] * 2 + [3])  # no image of class 1
+  sampler = feed.ClassAwareSampler(0, "test", labels, batch_size=6)
+  assert sampler.num_items == feed.class_aware_epoch(labels) == 18
+  stream = np.concatenate([sampler(step) for step in range(12)])  # six passes over the classes
+  assert stream.dtype == np.int32
+  turns = labels[stream].reshape(-1, 4)
+  assert (turns == turns[:, :1]).all()  # four images of a class, one after another
+  assert [sorted(x) for x in turns[:, 0].reshape(-1, 3)] == [[0, 2, 3]] * 6
+  assert len({tuple(x) for x in turns[:, 0].reshape(-1, 3)}) > 1
+  of_class_0 = stream[labels[stream] == 0]
+  assert [sorted(x) for x in of_class_0.reshape(4, 6)] == [list(range(6))] * 4  # each once
+  other = feed.ClassAwareSampler(0, "test", labels, batch_size=6)
+  np.testing.assert_array_equal(other(7), sampler(7))
+  assert not np.array_equal(feed.ClassAwareSampler(1, "test", labels, 6)(7), sampler(7))
+  with pytest.raises(LtddError, match=r"sampler 'x': 0 images, batch_size=6, each=4; all must"):
+    feed.ClassAwareSampler(0, "x", labels[:0], 6)

@@ -18,7 +18,7 @@ from ltdd_jax.pipeline.context import Context
 from ltdd_jax.teachers import trajectories
 from ltdd_jax.training import gsam, loop, losses
 from tests import small
-from tests.contract.test_methods import TRAJECTORIES
+from tests.contract.test_methods import KWARGS, TRAJECTORIES
 
 OPTIONS = {
   "network": small.NET, "num_experts": 3, "num_epochs": 2, "batch_size": 4, "augment": None,
@@ -97,6 +97,65 @@ def test_a_stopped_run_goes_on_with_its_expert_and_ends_with_the_same_bits(tmp_p
   path = tmp_path / "trajectories" / "experts" / "snapshots.npy"
   path.write_bytes(path.read_bytes()[:-8])  # its checkpoints say that all is done
   np.testing.assert_array_equal(train(session_in(tmp_path), num_experts=2), whole()[:2])
+
+
+def train_classifiers(session=None, **kwargs):
+  options = {k: v for k, v in OPTIONS.items() if k not in ("num_experts", "num_epochs")}
+  options |= {"classifier_epochs": 2, "optimizer": OPTIONS["optimizer"] | {"weight_decay": 0.5}}
+  session = session or loop.Session(show_progress=False)
+  return trajectories.train_classifiers(
+    small.train_data(), small.SPEC, whole()[:2], **options | kwargs, session=session
+  )
+
+
+@functools.cache
+def classifiers():
+  return train_classifiers()
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.2])
+def test_classifiers_move_alone_on_balanced_batches(rho):
+  """The weight decay of the experts is not theirs, and norms of GSAM are of the classifier."""
+  data, model = small.train_data(), small.expert()
+  flat = flat_params(model, small.SPEC.image_shape)
+  found = train_classifiers(gsam_rho=rho, gsam_alpha=0.5) if rho else classifiers()
+  features, first = np.split(whole()[1, -1], [flat.num_features])
+  assert found.shape == (2, 3, len(first))
+  np.testing.assert_array_equal(found[1, 0], first)
+  images = augment.normalize(data.images, small.SPEC.mean, small.SPEC.std)
+
+  @jax.jit
+  def move(classifier, x, y):
+    def loss(classifier):
+      params = flat.unravel(jnp.concatenate([features, classifier]))
+      return losses.cross_entropy(model.apply({"params": params}, x, train=True), y)
+
+    return classifier - 0.1 * gsam.value_and_grad(loss, rho=rho, alpha=0.5)(classifier)[1]
+
+  sampler = feed.ClassAwareSampler(0, "trajectories/classifiers/1", data.labels, 4)
+  ends = {6: 1, 11: 2}  # batches that complete 21 and 42 images
+  for t in range(11):
+    rows = sampler(t)
+    first = move(first, images[rows], jnp.asarray(data.labels[rows]))
+    if t + 1 in ends:
+      np.testing.assert_allclose(found[1, ends[t + 1]], first, rtol=1e-4, atol=1e-6)
+
+
+def test_classifiers_go_on_after_a_stop_and_end_with_the_same_bits(tmp_path, monkeypatch):
+  steps, record = [], trajectories._record
+
+  def killed(snapshots, epoch, ravel, networks, state):
+    record(snapshots, epoch, ravel, networks, state)
+    steps.append((networks[0].name, epoch))
+    if len(steps) == 5:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(trajectories, "_record", killed)
+  with pytest.raises(KeyboardInterrupt):
+    train_classifiers(session_in(tmp_path))
+  assert steps[-1] == ("trajectories/classifiers/1", 1)
+  np.testing.assert_array_equal(train_classifiers(session_in(tmp_path)), classifiers())
+  assert {name for name, epoch in steps[5:] if epoch} == {"trajectories/classifiers/1"}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +241,34 @@ def test_from_experts_to_students_and_what_is_refused(tmp_path):
   path.write_bytes(content)
   with pytest.raises(LtddError, match=r"experts\.npy is damaged: its content was altered"):
     Workdir(tmp_path / "run").load("trajectories")
+
+
+def damed_config(folder, classifier_epochs, **method):
+  config = config_of(folder, name="damed", **KWARGS["damed"] | method)
+  config["trajectories"] |= {"classifier_epochs": classifier_epochs}
+  return config
+
+
+def test_classifier_experts_of_a_run(tmp_path):
+  config = damed_config(tmp_path, 2)
+  line = plan.trajectories(Context(check.check(config)), splits=(None,))
+  assert "their classifiers (195 parameters): 11 steps, 3 snapshots" in line
+  run(config, tmp_path / "run")
+  assert Workdir(tmp_path / "run").load("distil/mine").arrays["soft_labels"].shape == (6, 3)
+  found = Workdir(tmp_path / "run").load("trajectories").arrays
+  assert found["classifiers"].shape == (2, 3, 195)
+  np.testing.assert_array_equal(found["experts"], whole()[:2])
+
+
+def test_missing_classifier_experts_are_refused_before_work(tmp_path):
+  with pytest.raises(LtddError, match=r"trajectories\.classifier_epochs is 0, but .*; expected 1"):
+    run(damed_config(tmp_path, 0), tmp_path / "run")
+  message = (
+    "expert_epochs is 2, but the classifier experts have 1 epochs; lower it, or raise .*to 2"
+  )
+  with pytest.raises(LtddError, match=message):
+    run(damed_config(tmp_path, 1, expert_epochs=2, max_start_epoch=1), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
 
 
 def test_epochs_beyond_the_snapshots_are_refused_before_work(tmp_path):
