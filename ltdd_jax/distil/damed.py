@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError, Slots
@@ -154,7 +154,7 @@ def damed(
   return matching("damed", env, options, inner_loop.constant_memory, first=initial, phases=phases)
 
 
-def class_weights(labels: Array, k: int) -> Float[Array, " k"]:
+def class_weights(labels: Int[Array | np.ndarray, " N"], k: int) -> Float[Array, " k"]:
   """Returns the share of each class in the training set, w of `damed`: they sum to 1."""
   return jnp.bincount(jnp.asarray(labels), length=k) / len(labels)
 

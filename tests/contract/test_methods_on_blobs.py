@@ -27,11 +27,11 @@ SPEC = DatasetSpec(
   std=(0.25,),
   num_train=360,
   num_test=400,
-  class_names=("left", "right"),
+  class_names=("across", "down"),
 )
 NET = {"name": "convnet", "depth": 1, "width": 8, "norm": "none"}
 SEEDS = 3
-MARGIN = {"ncfm": 0.05}  # and 0.1 for all others; real images have 0.73
+MARGIN = {"ncfm": 0.03}  # and 0.12 for all others; real images have 0.615
 SHORT = {"num_steps": 100, "network": NET, "augment": None}
 GRADIENTS = SHORT | {"batch_real": 64, "steps_per_network": 10, "epochs": 2, "network_batch": 4}
 TRAJECTORIES = {
@@ -52,28 +52,32 @@ FREPO = {
 }  # fmt: skip
 NCFM = {"num_steps": 100, "factor": 1, "batch_real": 64, "num_frequencies": 64, "augment": None}
 ADAM = {"name": "adamw", "lr": 0.02, "weight_decay": 0.0}
+DAMED = {
+  "inner_steps": 40, "classifier_steps": 5, "max_start_epoch": 2, "backbone_weight": 1.0,
+  "classifier_weight": 0.2, "lr_labels": 1.0,
+}  # fmt: skip
 METHODS = {  # arguments, and by which factor the loss falls at least
-  "datm": (TRAJECTORIES | {"first_max_start_epoch": None, "lr_labels": 1.0}, 1.15),
-  "dc": (GRADIENTS | {"init": "real"}, 1.3),
+  "damed": (TRAJECTORIES | DAMED, 1.5),
+  "datm": (TRAJECTORIES | {"first_max_start_epoch": None, "lr_labels": 1.0}, 1.3),
+  "dc": (GRADIENTS | {"init": "real"}, 1.2),
   "dm": (SHORT | {"batch_real": 64}, 1.6),
   "dream": (SHORT | DREAM, 1.5),
-  "dsa": (GRADIENTS | {"augment": "cutout"}, 1.4),
-  "frepo": (FREPO, 1.3),
-  "ftd": (TRAJECTORIES | {"ema_decay": 0.9}, 1.15),
-  "idm": (SHORT | IDM, 1.3),
-  "mtt": (TRAJECTORIES, 1.15),
+  "dsa": (GRADIENTS | {"augment": "cutout"}, 1.3),
+  "frepo": (FREPO, 1.5),
+  "ftd": (TRAJECTORIES | {"ema_decay": 0.9}, 1.3),
+  "idm": (SHORT | IDM, 1.2),
+  "mtt": (TRAJECTORIES, 1.3),
   "ncfm": (NCFM | {"optimizer": ADAM}, 1.2),
-  "tesla": (TRAJECTORIES, 1.15),
+  "tesla": (TRAJECTORIES, 1.3),
 }
 
 
 def blobs(counts: tuple[int, ...], seed: int) -> ArrayData:
-  """Images whose left or right half is a little brighter, in strong noise (91 % at best)."""
+  """Images with stripes across or down, a little brighter or darker than strong noise."""
   labels = np.repeat(np.arange(2, dtype=np.int32), counts)
-  rng = np.random.RandomState(seed)
-  side = np.where(np.arange(8) < 4, 1.0, -1.0)
-  mean = 128 + 8 * np.where(labels == 0, 1, -1)[:, None, None, None] * side[None, None, :, None]
-  pixels = mean + 48 * rng.normal(size=(len(labels), 8, 8, 1))
+  stripes = np.broadcast_to(np.where(np.arange(8) // 2 % 2 == 0, 1.0, -1.0), (8, 8))
+  mean = 128 + 12 * np.stack([stripes, stripes.T])[labels][..., None]
+  pixels = mean + 48 * np.random.RandomState(seed).normal(size=mean.shape)
   return ArrayData(pixels.clip(0, 255).astype(np.uint8), labels)
 
 
@@ -100,12 +104,19 @@ def resources() -> dict:
     optimizer={"name": "sgd", "lr": 0.05},
   )  # fmt: skip
   first, last = experts[:, 0], experts[:, -1]
+  classifiers = trajectories.train_classifiers(
+    train, SPEC, experts, network=NET, classifier_epochs=2, batch_size=30, augment=None,
+    optimizer={"name": "sgd", "lr": 0.05},
+  )  # fmt: skip
   variables = lambda theta: {"params": flat_params(network(), SPEC.image_shape).unravel(theta)}
+  features = last[:, : -classifiers.shape[2]]
   return {
     "images": train.images,
     "labels": train.labels,
     "trajectories": experts,
     "experts": last,
+    "classifiers": classifiers,
+    "classifier_experts": np.concatenate([features, classifiers[:, -1]], 1),
     "initial_teachers": (variables(first[0]),),
     "teachers": (variables(last[0]),),
   }
@@ -136,11 +147,14 @@ def accuracy_of_students(images, labels, test_images, test_labels):
   return jax.vmap(train)(jax.random.split(jax.random.key(0), 5)).mean()
 
 
+ON_HOST = ("trajectories", "classifiers")
+
+
 def distilled(method: distil.Method, seeds: int):
   """What a method makes with each seed, and its losses (seeds, num_steps); compiled once."""
   res = resources()
   slots = distil.make_slots(2, images_per_class=1)
-  device = {name: res[name] for name in method.needs if name != "trajectories"}
+  device = {name: res[name] for name in method.needs if name not in ON_HOST}
   init, step = jax.jit(method.init), jax.jit(method.step, static_argnames="turn")
   made, losses = [], []
   for seed in range(seeds):
@@ -172,4 +186,4 @@ def test_is_better_than_real_images_and_the_loss_falls(name):
   tenth = losses.shape[1] // 10
   first, last = losses[:, :tenth].mean(), losses[:, -tenth:].mean()
   assert last < first / factor
-  assert accuracy(made) > accuracy_of_random() + MARGIN.get(name, 0.1)
+  assert accuracy(made) > accuracy_of_random() + MARGIN.get(name, 0.12)
