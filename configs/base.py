@@ -136,7 +136,7 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
   images of each class where there are fewer than 100 classes, and images are stored lossless.
   """
   args.like = like or dataset  # whose settings methods have
-  method = methods.METHODS[args.method](args.like, args.ipc)
+  method = methods.published(args.method, args.like, args.ipc, args.imbalance)
   config = ConfigDict()
   config.seed = args.seed
   config.data = {  # data.sources.open_source and data.longtail.make_split
@@ -245,7 +245,7 @@ def small_networks(
 ) -> None:
   """Puts one ConvNet in the teachers' place, and others in student's and methods'."""
   net = {"name": "convnet", "depth": depth, "width": width}
-  norm = methods.METHODS[args.method](args.like, args.ipc).norm
+  norm = methods.published(args.method, args.like, args.ipc, args.imbalance).norm
   config.teacher.models = {"teacher": net | {"norm": norm}}
   config.student.model = net | {"norm": student_norm}
   config.distil.teachers = None
@@ -281,7 +281,7 @@ def finish(config: ConfigDict, args: SimpleNamespace) -> ConfigDict:
 
 def full(config: ConfigDict, args: SimpleNamespace) -> None:
   """The method's own teachers and evaluation recipe, for an accelerator."""
-  method = methods.METHODS[args.method](args.like, args.ipc)
+  method = methods.published(args.method, args.like, args.ipc, args.imbalance)
   for key, value in method.teacher.items():
     config.teacher[key] = value
   config.student.model = method.student

@@ -9,6 +9,7 @@ changed. Constants of normalisation are the data set's own, and images are store
 marked "ours".
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -300,19 +301,28 @@ DATM = {
 }
 
 
-# DAMED at an imbalance factor of 100; other ones have other weights of the two phases. Steps of the
-# two inner loops, start epochs, `lr`, `lr_lr`, `lr_labels`, `min_start_epoch`, T, growth, the
-# weights, images in an inner step, and init.
-DAMED = {
-  ("cifar10", 10): (80, 80, 20, 1e2, 1e-5, 2.0, 0, None, 1, 0.5, 1.0, 500, PREDICTED),
-  ("cifar10", 20): (80, 80, 20, 1e2, 1e-5, 2.0, 0, 10, 2000, 0.5, 1.0, 500, PREDICTED),
-  ("cifar10", 50): (60, 80, 40, 1e3, 1e-5, 2.0, 0, None, 1, 1.0, 0.5, 500, PREDICTED),
-  ("cifar100", 10): (40, 20, 50, 1e3, 1e-5, 10.0, 30, None, 1, 1.0, 0.1, 1000, "real"),
-  ("cifar100", 20): (40, 20, 70, 1e3, 1e-5, 10.0, 20, None, 1, 1.0, 0.1, 1000, "real"),
-  ("tiny_imagenet", 10): (25, 25, 50, 1e2, 1e-4, 10.0, 10, None, 1, 1.0, 0.1, 500, "real"),
-  ("tiny_imagenet", 20): (20, 20, 50, 1e2, 1e-4, 10.0, 10, None, 1, 1.0, 0.1, 500, "real"),
-  ("tiny_imagenet", 50): (10, 10, 70, 1e2, 1e-5, 10.0, 40, None, 1, 1.0, 0.1, 1000, "real"),
+# DAMED's files of CIFAR-10-LT, by imbalance factor and images per class: steps of the second phase,
+# the end of the start epochs in the first step, at last, and the steps until then (None, 1 if it is
+# the last from the first step on), the rate of images and the weights of backbone and classifier.
+DAMED_CIFAR10 = {
+  (10, 10): (80, 10, 20, 1000, 100.0, 1.0, 0.2),
+  (10, 20): (80, None, 40, 1, 100.0, 1.0, 0.2),
+  (10, 50): (80, None, 40, 1, 1000.0, 1.0, 0.2),
+  (50, 10): (80, None, 20, 1, 100.0, 1.0, 0.5),
+  (50, 20): (80, 10, 20, 2000, 100.0, 0.5, 1.0),
+  (50, 50): (80, 20, 40, 2000, 100.0, 0.5, 1.0),
+  (100, 10): (80, None, 20, 1, 100.0, 0.5, 1.0),
+  (100, 20): (80, 10, 20, 2000, 100.0, 0.5, 1.0),
+  (100, 50): (60, None, 40, 1, 1000.0, 1.0, 0.5),
+  (200, 10): (80, None, 20, 1, 100.0, 0.1, 1.0),
+  (200, 20): (80, None, 40, 1, 1000.0, 0.1, 1.0),
+  (200, 50): (80, None, 40, 1, 1000.0, 0.1, 1.0),
 }
+# Of Tiny-ImageNet-LT, by images per class: steps of both phases, images in them, the rate of the
+# rate, the first epoch to start from and the end of these.
+DAMED_TINY = {
+  10: (25, 500, 1e-4, 10, 50), 20: (20, 500, 1e-4, 10, 50), 50: (10, 1000, 1e-5, 40, 70)
+}  # fmt: skip
 
 
 def _nearest(
@@ -396,27 +406,46 @@ def datm(dataset: str, ipc: int) -> Published:
   )
 
 
-def damed(dataset: str, ipc: int) -> Published:
-  """The authors' files for an imbalance factor of 100 (CIFAR-100, Tiny-ImageNet: 10 and 20).
+def damed(dataset: str, ipc: int, imbalance: float = 100.0) -> Published:
+  """The authors' files, by the nearest imbalance factor; experts as DATM's, with weight decay.
 
-  Experts of 100 epochs with GSAM and a weight decay of 5e-3, their classifiers 10 balanced ones.
+  Other sets than these three: CIFAR-10's (ours). A set that is taken as it is has imbalance 1, and
+  so the values of factor 10. Where the files of CIFAR-10 stop with an error the values are those
+  that they mean. Tiny-ImageNet has 10,000 steps here for factor 20 and 50 images a class too, where
+  the file has 1,500, and is not whitened, as by `datm`.
   """
-  steps, own, starts, lr, lr_lr, labels, first, t, growth, one, two, batch, init = _nearest(
-    DAMED, dataset, ipc
-  )
-  experts = {
-    "num_epochs": 100, "gsam_rho": 0.01, "gsam_alpha": 0.3, "classifier_epochs": 10,
-    "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.0, "weight_decay": 5e-3},
-  }  # fmt: skip
-  values = (steps, 2, starts, batch, lr, lr_lr, 0.01)
+  ipc, factors = nearest_ipc(ipc, (10, 20, 50)), (10, 50, 100, 200)
+  first, least, growth, second = None, 0, 1, None
+  if dataset == "cifar100":
+    steps, second, batch, lr, lr_lr, weights = 40, 20, 1000, 1000.0, 1e-5, (1.0, 0.1)
+    first_file = ipc == 10 and nearest_ipc(imbalance, (10, 20)) == 10
+    least, last = (30, 50) if first_file else (20, 70)
+  elif dataset == "tiny_imagenet":
+    steps, batch, lr_lr, least, last = DAMED_TINY[ipc]
+    lr, weights = 100.0, (1.0, 0.1)
+  else:
+    steps, batch, lr_lr = 80, 500, 1e-5  # all images, for up to 50 a class
+    second, first, last, growth, lr, *pair = DAMED_CIFAR10[nearest_ipc(imbalance, factors), ipc]
+    weights = (pair[0], pair[1])
+  large = dataset in ("cifar100", "tiny_imagenet")
+  sgd = {"name": "sgd", "lr": 0.01, "momentum": 0.0, "weight_decay": 5e-3}
+  experts = {"num_epochs": 100, "gsam_rho": 0.01, "gsam_alpha": 0.3, "optimizer": sgd}
+  experts["classifier_epochs"] = 10
+  values = (steps, 2, last, batch, lr, lr_lr, 0.01)
   found = _trajectory_matching("damed", dataset, values, **experts)
-  method = {
-    "num_steps": 10_000, "classifier_steps": own, "min_start_epoch": first, "growth_steps": growth,
-    "first_max_start_epoch": placeholder(int) if t is None else t, "lr_labels": labels,
-    "backbone_weight": one, "classifier_weight": two, "init": init,
-  }  # fmt: skip
+  own = {
+    "num_steps": 10_000,
+    "classifier_steps": second or steps,
+    "min_start_epoch": least,
+    "first_max_start_epoch": placeholder(int) if first is None else first,
+    "growth_steps": growth,
+    "backbone_weight": weights[0],
+    "classifier_weight": weights[1],
+    "lr_labels": 10.0 if large else 2.0,
+    "init": "real" if large else PREDICTED,
+  }
   return found._replace(
-    method=found.method | method,
+    method=found.method | own,
     recipe="datm_eval",
     learned_labels=True,
     whiten=ZCA if dataset in WHITENED else None,
@@ -457,7 +486,7 @@ def _coreset(name: str) -> Callable[[str, int], Published]:
   return coreset
 
 
-METHODS: dict[str, Callable[[str, int], Published]] = {
+METHODS: dict[str, Callable[..., Published]] = {
   "sre2l": sre2l,
   "cda": cda,
   "gvbsm": gvbsm,
@@ -481,3 +510,9 @@ METHODS: dict[str, Callable[[str, int], Published]] = {
   "rded": rded,
   **{name: _coreset(name) for name in ("herding", "k_center", "kmeans", "random")},
 }
+
+
+def published(name: str, dataset: str, ipc: int, imbalance: float) -> Published:
+  """The settings of a method; `imbalance` is for those whose published ones depend on it."""
+  known = inspect.signature(METHODS[name]).parameters
+  return METHODS[name](dataset, ipc, **({"imbalance": imbalance} if "imbalance" in known else {}))

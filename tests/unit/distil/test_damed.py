@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import cifar10_lt
 from ltdd_jax import distil
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.distil.damed import class_weights
@@ -86,3 +87,21 @@ def test_images_and_labels_start_from_classifier_experts():
 def test_invalid_arguments(kwargs, message):
   with pytest.raises(LtddError, match=message):
     distil.make_method(small.env(0), "damed", **KWARGS["damed"] | kwargs)
+
+
+@pytest.mark.parametrize(
+  ("imbalance", "ipc", "values"),
+  [
+    (10, 10, (80, 80, 10, 20, 100.0, 1.0, 0.2)),
+    (40, 20, (80, 80, 10, 20, 100.0, 0.5, 1.0)),
+    (100, 50, (80, 60, None, 40, 1000.0, 1.0, 0.5)),
+    (300, 5, (80, 80, None, 20, 100.0, 0.1, 1.0)),
+  ],
+)
+def test_published_settings_are_those_of_the_nearest_factor(imbalance, ipc, values):
+  config = cifar10_lt.get_config(f"method=damed,imbalance={imbalance},ipc={ipc}")
+  keys = ("inner_steps", "classifier_steps", "first_max_start_epoch", "max_start_epoch", "lr",
+          "backbone_weight", "classifier_weight")  # fmt: skip
+  assert tuple(config.distil.methods.damed[key] for key in keys) == values
+  assert config.trajectories.optimizer.weight_decay == 5e-3
+  assert config.trajectories.classifier_epochs == 10
