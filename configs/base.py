@@ -38,7 +38,7 @@ CPU: dict[str, Any] = {
   "num_clusters": 64, "network_images": 512,
   "dream": {"num_steps": 100, "steps_per_network": 25, "num_iterations": 10},
   "inner_steps": 5, "classifier_steps": 5, "max_start_epoch": 3,  # MTT and its kin
-  "frepo": {"num_steps": 1000},
+  "frepo": {"num_steps": 500, "network_batch": 250},
   "min_start_epoch": 1, "first_max_start_epoch": 2, "growth_steps": 100, "ema_decay": 0.99,
   "trajectories": {"num_experts": 6, "num_epochs": 6, "classifier_epochs": 2},
 }  # fmt: skip
@@ -312,7 +312,8 @@ def cpu(config: ConfigDict, args: SimpleNamespace) -> None:
     recipe(config, args.recipe)
   else:
     config.label.views = CROPS_AND_CUTMIX
-    config.student.loss = {"name": "mse_ce", "ce_weight": 0.025}
+    hard = 0.0 if args.method == "frepo" else 0.025  # whose labels are targets, smaller than these
+    config.student.loss = {"name": "mse_ce", "ce_weight": hard}
   passes = 200 if args.ipc <= 10 else 40
   shrink(
     config,

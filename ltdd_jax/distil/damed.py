@@ -75,7 +75,9 @@ def damed(
   without its threshold. The images at the start, and their labels, are those of `datm` by the
   classifier experts.
 
-  In what we differ from the released code: as `datm`; it whitens with statistics of its own for
+  In what we differ from the released code: as `datm`; where one classifier expert predicts too few
+  images of a class, further ones are asked, and images of a class that none predicts start from
+  real ones, not from noise; it whitens with statistics of its own for
   experts and images, and its gradients depend on the number of GPUs. The paper also adjusts the
   logits of the first loss, which no published config has.
 

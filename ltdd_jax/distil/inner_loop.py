@@ -60,13 +60,15 @@ def exact(
   rate: Scalar,
   *,
   num_steps: int,
+  frugal: bool = False,
 ) -> Matched:
   """Computes L and its exact gradients: MTT (Cazenave et al., CVPR 2022).
 
   The steps are cut into segments of ceil(sqrt N). A first pass keeps the parameters at the start of
   each segment; on the way back the steps of a segment are made again with all that their gradients
   need. So memory is that of ceil(sqrt N) steps and as many vectors of parameters, and each g_i is
-  computed twice.
+  computed twice. A frugal computation makes each step of a segment again by itself: memory is that
+  of one step and of 2 ceil(sqrt N) vectors, and each g_i is computed three times.
 
   Args:
     loss_fn: see the module.
@@ -75,13 +77,19 @@ def exact(
     learned: a pytree of arrays.
     rate: learning rate of the inner loop.
     num_steps: N.
+    frugal: see above.
   """
   length = math.ceil(math.sqrt(num_steps))
   whole = num_steps // length * length
 
+  def step(theta, learned, rate, i):
+    return theta - rate * jax.grad(loss_fn)(theta, learned, i)
+
+  one = jax.checkpoint(step) if frugal else step
+
   @jax.checkpoint
   def segment(theta, learned, rate, numbers):
-    move = lambda theta, i: (theta - rate * jax.grad(loss_fn)(theta, learned, i), None)
+    move = lambda theta, i: (one(theta, learned, rate, i), None)
     return jax.lax.scan(move, theta, numbers)[0]
 
   def loss_of(learned, rate):

@@ -33,6 +33,7 @@ from ltdd_jax.models.flat import flat_params
 
 Pair = tuple[Float[Array | np.ndarray, " p"], Float[Array | np.ndarray, " p"]]  # start, target
 CHUNK = 500  # images in one forward pass
+KEPT = 4e9  # bytes up to which an exact inner loop keeps what it needs, and is not frugal
 LogitsOf = Callable[[jax.Array, jax.Array], jax.Array]  # theta (p,), images (b,h,w,c) -> (b, k)
 
 
@@ -122,6 +123,7 @@ def matching(
   logits_of, size = expert_network(name, env)
   if first is None:
     check_choice(f"method {name!r}: init", options.init, ("real", "noise"))
+  exact = gradient is inner_loop.exact
   draw = first or _first_images(env, options.init)
   txs = {
     "images": optax.sgd(options.lr, options.momentum),
@@ -164,12 +166,15 @@ def matching(
       if phases:
         loss, (grads, by_rate) = phases.gradient(loss_fn, x, learned, rate, res)
       else:
-        loss, (grads, by_rate) = gradient(loss_fn, *x, learned, rate, num_steps=options.inner_steps)
+        more = {"frugal": kept(len(state.labels)) > KEPT} if exact else {}
+        loss, (grads, by_rate) = gradient(
+          loss_fn, *x, learned, rate, num_steps=options.inner_steps, **more
+        )
     return _move(tx, options, state, loss, grads | {"student_lr": by_rate})
 
-  more = phases.needs if phases else ("experts",) if first else ()
+  needs = phases.needs if phases else ("experts",) if first else ()
 
-  def memory(n: int) -> int:
+  def one_step(n: int) -> int:
     shapes = {"images": (n, *env.image_shape), "soft_labels": (n, env.num_classes)}
     learned = {k: jax.ShapeDtypeStruct(x, jnp.float32) for k, x in shapes.items() if k in txs}
 
@@ -178,15 +183,23 @@ def matching(
       return inner_loss(options, logits_of, jnp.ones(shapes["soft_labels"]), keys, *args)
 
     with convolution.looped():
-      one = inner_loop.step_bytes(loss_fn, jax.ShapeDtypeStruct((size,), jnp.float32), learned)
-    steps = math.ceil(math.sqrt(options.inner_steps)) if gradient is inner_loop.exact else 1
-    return steps * (one + 4 * size)
+      return inner_loop.step_bytes(loss_fn, jax.ShapeDtypeStruct((size,), jnp.float32), learned)
+
+  def kept(n: int) -> int:
+    """Bytes of a segment of an exact inner loop, with all that its gradients need."""
+    return math.ceil(math.sqrt(options.inner_steps)) * (one_step(n) + 4 * size)
+
+  def memory(n: int) -> int:
+    if exact and kept(n) <= KEPT:
+      return kept(n)
+    vectors = 2 * math.ceil(math.sqrt(options.inner_steps)) if exact else 1
+    return one_step(n) + vectors * 4 * size
 
   return Method(
     start,
     step,
     _read,
-    needs=("images", "labels", "trajectories", *more),
+    needs=("images", "labels", "trajectories", *needs),
     num_steps=options.num_steps,
     batching="joint",
     inputs=phases.inputs if phases else functools.partial(draw_pair, name, options, size),

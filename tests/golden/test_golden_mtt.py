@@ -47,10 +47,12 @@ def compute(method, steps, rate=RATE, **kwargs):
     return jax.tree.map(np.asarray, found)
 
 
-@pytest.mark.parametrize("steps", [1, 5])  # 5 is two segments of 3 and 2
-def test_exact_gradients(steps):
+@pytest.mark.parametrize(  # 5 is two segments of 3 and 2
+  ("steps", "frugal"), [(1, False), (5, False), (5, True)]
+)
+def test_exact_gradients(steps, frugal):
   start, target, images, logits = case()
-  loss, ((by_images, by_logits), by_rate) = compute(inner_loop.exact, steps)
+  loss, ((by_images, by_logits), by_rate) = compute(inner_loop.exact, steps, frugal=frugal)
   of = functools.partial(ref.loss, start, target, steps=steps, hidden=HIDDEN)
   assert by_images.dtype == np.float64
   np.testing.assert_allclose(loss, of(images, logits, RATE), rtol=1e-12)
@@ -166,6 +168,10 @@ def test_memory_grows_like_the_root_of_the_steps_or_not_at_all():
   vector = 4 * 4000
   few, many = (peak(inner_loop.exact, steps) for steps in (16, 256))
   assert 7 * 4 * vector <= few <= many <= 8 * 16 * vector  # a step needs seven, 256 steps 1,792
+  frugal = functools.partial(inner_loop.exact, frugal=True)
+  few, many = (peak(frugal, steps) for steps in (16, 256))
+  assert 2 * 4 * vector <= few <= many <= 2 * 16 * vector + few
+  assert many < 4.5 * few
   few, many = (peak(inner_loop.constant_memory, steps) for steps in (16, 256))
   assert many - few < 256 * 8  # but for the numbers of the steps
 
