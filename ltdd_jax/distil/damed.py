@@ -12,20 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ltdd_jax.core.registry import check_at_least, check_choice
-from ltdd_jax.core.types import LtddError, Slots
+from ltdd_jax.core.registry import check_at_least
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import dsa
 from ltdd_jax.distil import inner_loop
 from ltdd_jax.distil.base import Env, Method, Resources
-from ltdd_jax.distil.dm import first_images
-from ltdd_jax.distil.ftd_datm import predicted_images
+from ltdd_jax.distil.ftd_datm import labelled_images
 from ltdd_jax.distil.trajectory_matching import (
-  First,
   Options,
   Pair,
   Phases,
-  all_logits,
-  check_size,
   draw_pair,
   expert_network,
   matching,
@@ -115,26 +111,18 @@ def damed(
   where = "method 'damed': "
   check_at_least(where, 1, classifier_steps=classifier_steps)
   check_at_least(where, 0, backbone_weight=backbone_weight, classifier_weight=classifier_weight)
-  check_choice(f"{where}init", init, ("predicted", "real"))
-  logits_of, size = expert_network("damed", env)
+  initial = labelled_images("damed", env, init, "classifier_experts")
+  _, size = expert_network("damed", env)
   backbone = flat_params(env.expert(), env.image_shape).num_features  # type: ignore[misc]
-
-  def initial(key: jax.Array, slots: Slots, res: Resources) -> First:
-    experts = res["classifier_experts"]
-    check_size("damed", experts.shape[1], size)
-    if init == "predicted":
-      return predicted_images(logits_of, env, key, slots, {**res, "experts": experts})
-    images = first_images(env, init)(key, slots, res)
-    return First(images, all_logits(logits_of, experts[0], images))
 
   def inputs(rng: np.random.Generator, t: int, host: Resources) -> tuple[Pair, Pair]:
     representation = draw_pair("damed", options, size, rng, t, host)
     return representation, draw_classifiers(rng, expert_epochs, host)
 
   def gradient(
-    loss_fn: Any, x: tuple[Pair, Pair], learned: dict[str, Any], rate: jax.Array, res: Resources
+    loss_fn: Any, x: Any, learned: dict[str, Any], rate: jax.Array, res: Resources
   ) -> inner_loop.Matched:
-    whole, last = jax.tree.map(jnp.asarray, x)
+    whole, last = x
     weights = class_weights(res["labels"], env.num_classes)
     features = last[0][:backbone]
 

@@ -16,6 +16,7 @@ from ltdd_jax.distil.dm import first_images
 from ltdd_jax.distil.trajectory_matching import (
   CHUNK,
   First,
+  FirstFn,
   LogitsOf,
   Options,
   all_logits,
@@ -147,17 +148,23 @@ def datm(
     student_lr, lr_lr, augment, init, min_start_epoch, first_max_start_epoch, growth_steps,
     lr_labels, momentum_labels, threshold,
   )  # fmt: skip
-  check_choice("method 'datm': init", init, ("predicted", "real"))
-  logits_of, size = expert_network("datm", env)
+  first = labelled_images("datm", env, init, "experts")
+  return matching("datm", env, options, inner_loop.exact, first=first)
+
+
+def labelled_images(name: str, env: Env, init: str, experts: str) -> FirstFn:
+  """Makes what draws first images and labels: `init` of `datm`, by a resource of vectors (e, p)."""
+  check_choice(f"method {name!r}: init", init, ("predicted", "real"))
+  logits_of, size = expert_network(name, env)
 
   def first(key: jax.Array, slots: Slots, res: Resources) -> First:
-    check_size("datm", res["experts"].shape[1], size)
+    check_size(name, res[experts].shape[1], size)
     if init == "predicted":
-      return predicted_images(logits_of, env, key, slots, res)
+      return predicted_images(logits_of, env, key, slots, {**res, "experts": res[experts]})
     images = first_images(env, init)(key, slots, res)
-    return First(images, all_logits(logits_of, res["experts"][0], images))
+    return First(images, all_logits(logits_of, res[experts][0], images))
 
-  return matching("datm", env, options, inner_loop.exact, first=first)
+  return first
 
 
 def predicted_images(

@@ -166,7 +166,7 @@ def matching(
       if phases:
         loss, (grads, by_rate) = phases.gradient(loss_fn, x, learned, rate, res)
       else:
-        more = {"frugal": kept(len(state.labels)) > KEPT} if exact else {}
+        more = {"frugal": planned(len(state.labels))[0]} if exact else {}
         loss, (grads, by_rate) = gradient(
           loss_fn, *x, learned, rate, num_steps=options.inner_steps, **more
         )
@@ -185,15 +185,13 @@ def matching(
     with convolution.looped():
       return inner_loop.step_bytes(loss_fn, jax.ShapeDtypeStruct((size,), jnp.float32), learned)
 
-  def kept(n: int) -> int:
-    """Bytes of a segment of an exact inner loop, with all that its gradients need."""
-    return math.ceil(math.sqrt(options.inner_steps)) * (one_step(n) + 4 * size)
-
-  def memory(n: int) -> int:
-    if exact and kept(n) <= KEPT:
-      return kept(n)
-    vectors = 2 * math.ceil(math.sqrt(options.inner_steps)) if exact else 1
-    return one_step(n) + vectors * 4 * size
+  def planned(n: int) -> tuple[bool, int]:
+    """Whether the inner loop is frugal, and bytes of what it keeps."""
+    one, segment = one_step(n), math.ceil(math.sqrt(options.inner_steps))
+    if not exact:
+      return False, one + 4 * size
+    kept = segment * (one + 4 * size)
+    return (True, one + 2 * segment * 4 * size) if kept > KEPT else (False, kept)
 
   return Method(
     start,
@@ -206,7 +204,7 @@ def matching(
     real_images=options.init != "noise",
     dtype="float32",
     remarks=_unpredicted if first else None,
-    memory=memory,
+    memory=lambda n: planned(n)[1],
   )
 
 

@@ -76,7 +76,9 @@ def test_experts_differ_and_depend_on_nothing_but_their_number():
   np.testing.assert_allclose(together, found, rtol=1e-3, atol=1e-5)
 
 
-def test_a_stopped_run_goes_on_with_its_expert_and_ends_with_the_same_bits(tmp_path, monkeypatch):
+@pytest.fixture
+def recorded(monkeypatch):
+  """What is recorded, (name, epoch); the fifth time stops the run."""
   steps, record = [], trajectories._record
 
   def killed(snapshots, epoch, ravel, networks, state):
@@ -86,13 +88,17 @@ def test_a_stopped_run_goes_on_with_its_expert_and_ends_with_the_same_bits(tmp_p
       raise KeyboardInterrupt
 
   monkeypatch.setattr(trajectories, "_record", killed)
+  return steps
+
+
+def test_a_stopped_run_goes_on_with_its_expert_and_ends_with_the_same_bits(tmp_path, recorded):
   with pytest.raises(KeyboardInterrupt):
     train(session_in(tmp_path), num_experts=2)
-  assert steps[-1] == ("trajectories/experts/1", 1)
+  assert recorded[-1] == ("trajectories/experts/1", 1)
   found = train(session_in(tmp_path), num_experts=2)
   assert isinstance(found, np.memmap)
   np.testing.assert_array_equal(found, whole()[:2])
-  again = [step for step in steps[5:] if step[1] > 0]  # not expert 0
+  again = [step for step in recorded[5:] if step[1] > 0]  # not expert 0
   assert again == [("trajectories/experts/1", 1), ("trajectories/experts/1", 2)]
   path = tmp_path / "trajectories" / "experts" / "snapshots.npy"
   path.write_bytes(path.read_bytes()[:-8])  # its checkpoints say that all is done
@@ -141,21 +147,12 @@ def test_classifiers_move_alone_on_balanced_batches(rho):
       np.testing.assert_allclose(found[1, ends[t + 1]], first, rtol=1e-4, atol=1e-6)
 
 
-def test_classifiers_go_on_after_a_stop_and_end_with_the_same_bits(tmp_path, monkeypatch):
-  steps, record = [], trajectories._record
-
-  def killed(snapshots, epoch, ravel, networks, state):
-    record(snapshots, epoch, ravel, networks, state)
-    steps.append((networks[0].name, epoch))
-    if len(steps) == 5:
-      raise KeyboardInterrupt
-
-  monkeypatch.setattr(trajectories, "_record", killed)
+def test_classifiers_go_on_after_a_stop_and_end_with_the_same_bits(tmp_path, recorded):
   with pytest.raises(KeyboardInterrupt):
     train_classifiers(session_in(tmp_path))
-  assert steps[-1] == ("trajectories/classifiers/1", 1)
+  assert recorded[-1] == ("trajectories/classifiers/1", 1)
   np.testing.assert_array_equal(train_classifiers(session_in(tmp_path)), classifiers())
-  assert {name for name, epoch in steps[5:] if epoch} == {"trajectories/classifiers/1"}
+  assert {name for name, epoch in recorded[5:] if epoch} == {"trajectories/classifiers/1"}
 
 
 @pytest.mark.parametrize(
