@@ -8,8 +8,10 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,11 +51,18 @@ def run_info() -> dict[str, Any]:
   """Facts about this start of a run, a line of `runs.jsonl`."""
   return {
     **this_process(),
+    "command": _command(),
     "versions": versions(),
     "code": code_revision(),
     "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
     "processes": jax.process_count(),
   }
+
+
+def _command() -> str:
+  """The command of this process, as one types it."""
+  program, *rest = sys.orig_argv
+  return shlex.join([pathlib.Path(program).name, *rest])
 
 
 def hardware() -> str:

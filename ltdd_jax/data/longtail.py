@@ -243,3 +243,9 @@ def groups(counts: Sequence[int] | np.ndarray, rule: str = "thirds") -> dict[str
   head, tail = (tuple(sorted(int(c) for c in part)) for part in parts)
   mid = tuple(c for c in range(len(counts)) if c not in head and c not in tail)
   return {"head": head, "mid": mid, "tail": tail}
+
+
+def bins(counts: Sequence[int] | np.ndarray, most: int) -> tuple[np.ndarray, ...]:
+  """Classes by descending number of training images, in at most `most` bins of neighbours."""
+  order = np.argsort(-np.asarray(counts), kind="stable")
+  return tuple(np.array_split(order, min(len(order), most)))

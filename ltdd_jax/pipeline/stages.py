@@ -9,7 +9,7 @@ A run has the stages that something in it needs.
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,11 +43,12 @@ from ltdd_jax.training import loop
 # code is used (tests/golden/test_golden_digests.py). Methods and calibrators have their own.
 VERSIONS = {
   "data": 2, "teacher": 1, "statistics": 1, "trajectories": 1, "distil": 1, "label": 1, "probe": 2,
-  "calibrate": 1, "student": 2,
+  "calibrate": 1, "student": 3,
 }  # fmt: skip
 KINDS = (*VERSIONS, "report")
 
 SCORING = ("num_seeds", "evaluations", "eval_batch_size")
+_CHUNK = 1 << 22  # logits that are calibrated at once
 
 
 class Product(NamedTuple):
@@ -249,7 +250,7 @@ def student_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
     session=session,
     **_student_arguments(ctx, row, learned_lr),
   )
-  arrays = {"correct": result.correct, "total": result.total, "steps": result.steps}
+  arrays = {k: v for k, v in result._asdict().items() if k != "variables"}
   extra = {"notes": _rate_notes(ctx, learned_lr)}
   return Product(arrays, trees={"students": result.variables}, extra=extra)
 
@@ -297,6 +298,19 @@ def load_params(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
   like = jax.eval_shape(calibrator.init, ctx.log_prior(row))
   leaves = [artefact.arrays[f"param{i}"] for i in range(len(jax.tree.leaves(like)))]
   return calibrator, jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def label_chunks(ctx: Context, row: Row, num_epochs: int | None = None) -> Iterator[np.ndarray]:
+  """Calibrated logits (e, n, k) float32 of a row's labels, some label epochs at a time."""
+  calibrator, params = load_params(ctx, row)
+  log_prior, apply = ctx.log_prior(row), jax.jit(calibrator.apply)
+  store = open_store(ctx, row)
+  epochs, n, k = store.shape
+  epochs = min(epochs, num_epochs or epochs)
+  step = max(1, _CHUNK // (n * k))
+  for start in range(0, epochs, step):
+    logits = store.logits(start, min(start + step, epochs))
+    yield np.asarray(apply(params, logits, log_prior))
 
 
 def supervision_of(ctx: Context, row: Row) -> label_sources.Supervision:

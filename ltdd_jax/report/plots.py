@@ -21,6 +21,7 @@ from etils import epath
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import longtail
 from ltdd_jax.report import tables
 
 MAX_BARS = 20  # more classes than that are averaged in bins of neighbours
@@ -181,10 +182,9 @@ def colours(rows: Rows) -> list[str]:
 def bins(results: Mapping[str, Any]) -> Bins:
   """Classes by descending number of training images, cut into `MAX_BARS` bins if there are more."""
   counts, names = np.asarray(results["split"]["counts"]), results["class_names"]
-  order = np.argsort(-counts, kind="stable")
-  members = tuple(np.array_split(order, min(len(order), MAX_BARS)))
-  if len(members) == len(order):
-    labels = tuple(f"{names[c]}\n{counts[c]:,}" for c in order)
+  members = longtail.bins(counts, MAX_BARS)
+  if len(members) == len(counts):
+    labels = tuple(f"{names[c]}\n{counts[c]:,}" for (c,) in members)
     return Bins(members, labels, "class and its number of training images")
   labels = tuple(f"{counts[m].mean():,.0f}" for m in members)
   axis = f"mean number of training images; each bar is the mean of {_sizes(members)} classes"

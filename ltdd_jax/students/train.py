@@ -33,9 +33,10 @@ class Target(NamedTuple):
 
 
 class StudentResult(NamedTuple):
-  """Correct predictions of each student, class by class, at each evaluation."""
+  """Predictions of each student, class by class: the correct ones at each evaluation."""
 
   correct: np.ndarray  # (s, m, k) int32
+  confusion: np.ndarray  # (s, k, k) int32 at the end: images of a class predicted as another
   total: np.ndarray  # (k,) int32, test images of each class
   steps: np.ndarray  # (m,) int32, steps after which the students were scored; the last is the end
   variables: Any  # the students that were scored at the end, with a leading seed axis
@@ -191,8 +192,8 @@ def train_students(
   )
   total = np.bincount(np.asarray(test.labels), minlength=spec.num_classes).astype(np.int32)
   steps = np.asarray(scoring.steps, np.int32)
-  correct = np.asarray(trained.correct)
-  return StudentResult(correct, total, steps, trained.state.scored)
+  correct, confusion = np.asarray(trained.correct), np.asarray(trained.confusion)
+  return StudentResult(correct, confusion, total, steps, trained.state.scored)
 
 
 def _network(
@@ -225,7 +226,7 @@ def _scorer(
   evaluate = metrics.make_evaluate(
     apply_fn, spec.mean, spec.std, spec.num_classes, networks=True, mesh=session.mesh
   )
-  return lambda variables: evaluate(variables, test.images, test.labels, batch_size).correct
+  return lambda variables: evaluate(variables, test.images, test.labels, batch_size).confusion
 
 
 def _loss_fn(

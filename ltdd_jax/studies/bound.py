@@ -24,7 +24,7 @@ import numpy as np
 from scipy import special
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.studies.by_class import check_rows, class_means
+from ltdd_jax.labels.by_class import check_rows, class_means
 
 
 class Conditional(NamedTuple):

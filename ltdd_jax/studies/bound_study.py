@@ -208,7 +208,7 @@ def conditional(ctx: Context, source: str, there: Reference, study: Study) -> li
     if row.calibrator is None:
       continue
     own = runs.calibrate_logits(ctx, row, on_test)
-    seen = np.concatenate(list(runs.label_chunks(ctx, row, epochs))).reshape(-1, k)
+    seen = np.concatenate(list(stages.label_chunks(ctx, row, epochs))).reshape(-1, k)
     fitted = ctx.workdir.load(row.stage("calibrate")).meta["extra"]["report"]
     out.append(
       {

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scipy import special
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.studies import by_class
+from ltdd_jax.labels import by_class
 
 
 def student(

@@ -9,7 +9,7 @@ image,
     image bias    I = Q(i, b) - Q(b, b)
     interaction   X = Q(i, i) - Q(b, b) - T - I       what the sum of the two misses
 
-  cells = Cells(bb, bi, ib, ii, labels_b, labels_i)   # from `mean_soft_labels`
+  cells = Cells(bb, bi, ib, ii, labels_b, labels_i)   # from `by_class.mean_soft_labels`
   study = decompose(cells, num_classes=10)
   study.teacher.value, study.teacher.low, study.additivity.p_value
 
@@ -18,15 +18,14 @@ are conditional on the two teachers and the two training sets, and do not hold w
 teacher's seed would change.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.studies.by_class import check_rows, class_means
+from ltdd_jax.labels.by_class import check_rows, class_means
 
 CELLS = {  # images first, then the teacher
   "bb": "balanced images, balanced teacher",
@@ -82,17 +81,6 @@ class Decomposition(NamedTuple):
   mass: dict[str, Estimate]  # term -> (k,) mean of its rows: probability that classes gain or lose
   sizes: dict[str, Size]  # of the three terms
   additivity: Additivity
-
-
-def mean_soft_labels(chunks: Iterable[np.ndarray]) -> np.ndarray:
-  """Averages the softmax of logits (e, n, k), some label epochs in each chunk: (n, k) float64."""
-  total, epochs = np.zeros(()), 0
-  for logits in chunks:
-    total = total + special.softmax(np.asarray(logits, np.float64), -1).sum(0)
-    epochs += len(logits)
-  if not epochs:
-    raise LtddError("no label epoch to average; expected logits (e, n, k) with e > 0")
-  return total / epochs
 
 
 def resampling_weights(seed: int, source: str, c: int, n: int, num_bootstrap: int) -> np.ndarray:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.pipeline import check, graph
+from ltdd_jax.labels import by_class
+from ltdd_jax.pipeline import check, graph, stages
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.studies import perturbation, perturbation_report, runs
 
@@ -85,7 +86,7 @@ def decomposition(ctx: Context, calibrator: str, num_bootstrap: int) -> dict[str
     for teacher in SIDES:
       row = Row(images, teacher, calibrator)
       row = row if row in rows else row._replace(calibrator=plain)
-      soft[images[0] + teacher[0]] = perturbation.mean_soft_labels(runs.label_chunks(ctx, row))
+      soft[images[0] + teacher[0]] = by_class.mean_soft_labels(stages.label_chunks(ctx, row))
   classes = {f"labels_{side[0]}": np.asarray(ctx.distilled(side)["labels"]) for side in SIDES}
   found = perturbation.decompose(
     perturbation.Cells(**soft, **classes),

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,6 @@ from ltdd_jax.report import plots
 from ltdd_jax.training import forward
 
 _BATCH = 500
-_CHUNK = 1 << 22  # logits that are calibrated at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +106,6 @@ def make_views(ctx: Context, source: str, num_epochs: int) -> np.ndarray:
   rows = np.arange(len(targets), dtype=np.int32)
   epochs = [np.full_like(rows, t) for t in range(num_epochs)]
   return np.stack([np.asarray(views_of(key, images, targets, rows, e).images) for e in epochs])
-
-
-def label_chunks(ctx: Context, row: Row, num_epochs: int | None = None) -> Iterator[np.ndarray]:
-  """Calibrated logits (e, n, k) float32 of a row's labels, some label epochs at a time."""
-  calibrator, params = stages.load_params(ctx, row)
-  log_prior, apply = ctx.log_prior(row), jax.jit(calibrator.apply)
-  store = stages.open_store(ctx, row)
-  epochs, n, k = store.shape
-  epochs = min(epochs, num_epochs or epochs)
-  step = max(1, _CHUNK // (n * k))
-  for start in range(0, epochs, step):
-    logits = store.logits(start, min(start + step, epochs))
-    yield np.asarray(apply(params, logits, log_prior))
 
 
 def calibrate_logits(ctx: Context, row: Row, logits: np.ndarray) -> np.ndarray:

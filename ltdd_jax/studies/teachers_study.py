@@ -20,7 +20,7 @@ from ltdd_jax.core.registry import check_at_least, check_share
 from ltdd_jax.core.types import LtddError, Teacher
 from ltdd_jax.data import augment
 from ltdd_jax.models import taps
-from ltdd_jax.pipeline import check, graph
+from ltdd_jax.pipeline import check, graph, stages
 from ltdd_jax.pipeline import results as results_lib
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.report import tables
@@ -221,7 +221,7 @@ def scores(
     shown = [look(views.reshape(-1, *views.shape[2:])) for look in looks]
     for row in graph.rows(ctx.config, images):
       if row.calibrator is not None:
-        logits = np.concatenate(list(runs.label_chunks(ctx, row, len(views))))
+        logits = np.concatenate(list(stages.label_chunks(ctx, row, len(views))))
         yield score(ctx, row, shown, logits, teachers[row.labels], unseen, study)
 
 

@@ -39,7 +39,7 @@ class Scoring(NamedTuple):
 
   steps: tuple[int, ...]  # after which networks are scored, increasing
   num_classes: int
-  score: Callable[[Any], jax.Array]  # variables with a leading axis -> correct (s, k)
+  score: Callable[[Any], jax.Array]  # variables with a leading axis -> confusion (s, k, k)
 
 
 class Trained(NamedTuple):
@@ -47,6 +47,7 @@ class Trained(NamedTuple):
 
   state: TrainState  # with a leading axis s
   correct: np.ndarray | None  # (s, m, k) int32 at each of m evaluations
+  confusion: np.ndarray | None  # (s, k, k) int32 at the last: class, predicted class
 
 
 def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.Mesh) -> MeshFn:
@@ -150,10 +151,9 @@ def train(
   )
   parts = []
   for group in groups:
-    record = scoring and np.zeros((len(group), len(scoring.steps), scoring.num_classes), np.int32)
     state = {
       "train": first(jnp.stack([n.init_key for n in group]), dict(consts)),
-      "correct": record,
+      **_blank_scores(scoring, len(group)),
     }
     if 0 in watch:
       watch[0](group, state["train"])
@@ -170,7 +170,16 @@ def train(
     )
     parts.append(mesh_lib.get(state))
   joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-  return Trained(joined["train"], joined["correct"])
+  return Trained(joined["train"], joined["correct"], joined["confusion"])
+
+
+def _blank_scores(scoring: Scoring | None, size: int) -> dict[str, np.ndarray | None]:
+  """The record of the scores of a group, which is a part of its state."""
+  if scoring is None:
+    return {"correct": None, "confusion": None}
+  m, k = len(scoring.steps), scoring.num_classes
+  shapes = {"correct": (size, m, k), "confusion": (size, k, k)}
+  return {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
 
 
 def _hooks(
@@ -222,5 +231,6 @@ def _step_fn(step: MeshFn, mesh: jax.sharding.Mesh, prepare: Prepare | None = No
 
 def _score(scoring: Scoring, i: int, state: dict[str, Any]) -> dict[str, Any]:
   """Puts the scores of evaluation i into the record of them."""
-  correct = scoring.score(state["train"].scored).astype(jnp.int32)
-  return state | {"correct": state["correct"].at[:, i].set(correct)}
+  confusion = scoring.score(state["train"].scored).astype(jnp.int32)
+  correct = state["correct"].at[:, i].set(jnp.diagonal(confusion, axis1=1, axis2=2))
+  return state | {"correct": correct, "confusion": confusion}

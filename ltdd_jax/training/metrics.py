@@ -1,4 +1,4 @@
-"""Count correct predictions class by class; every test image counts once.
+"""Count predictions class by class; every test image counts once.
 
 evaluate = make_evaluate(model.apply, spec.mean, spec.std, spec.num_classes)    # compiled once
 counts = evaluate(variables, images_uint8, labels, 256)
@@ -23,15 +23,21 @@ from ltdd_jax.training import forward, many
 
 @flax.struct.dataclass
 class ClassCounts:
-  """Correct predictions and images of each class: sums that merge. Seeds may lead `correct`."""
+  """Predictions and images of each class: sums that merge. Seeds may lead `confusion`."""
 
-  correct: Leaf  # (k,) or (s, k) int32
-  total: Leaf  # (k,) int32
+  confusion: Leaf  # (k, k) or (s, k, k) int32: images of a class (row) predicted as another
+  total: Leaf  # (k,) int32; more than a row of `confusion` sums to where predictions are NaN
+
+  @property
+  def correct(self) -> Leaf:
+    """Correct predictions of each class, (k,) or (s, k)."""
+    return jnp.diagonal(self.confusion, axis1=-2, axis2=-1)
 
   @classmethod
   def empty(cls, num_classes: int) -> "ClassCounts":
     """Makes the counts of no image, neutral in `merge`."""
-    return cls(jnp.zeros(num_classes, jnp.int32), jnp.zeros(num_classes, jnp.int32))
+    zeros = functools.partial(jnp.zeros, dtype=jnp.int32)
+    return cls(zeros((num_classes, num_classes)), zeros(num_classes))
 
   @classmethod
   def from_batch(
@@ -43,20 +49,23 @@ class ClassCounts:
   ) -> "ClassCounts":
     """Counts the images of one batch whose mask is True.
 
-    A row of NaN counts as wrong; the first of equal logits is the prediction.
+    A row of NaN is no prediction, and so wrong; the first of equal logits is the prediction.
     """
-    member = (labels[:, None] == jnp.arange(num_classes)[None]) & mask[:, None]
-    predicted = jnp.argmax(logits, axis=-1)
-    labels = jnp.broadcast_to(labels, predicted.shape)
-    right = (predicted == labels) & ~jnp.isnan(logits).any(-1)
-    right = right[..., None] & jnp.broadcast_to(member, (*right.shape, num_classes))
-    return cls(right.sum(-2, dtype=jnp.int32), member.sum(0, dtype=jnp.int32))
+    zeros = jnp.zeros((num_classes, num_classes), jnp.int32)
+
+    def table(logits: jax.Array) -> jax.Array:
+      counted = mask & ~jnp.isnan(logits).any(-1)
+      return zeros.at[labels, jnp.argmax(logits, -1)].add(counted.astype(jnp.int32))
+
+    confusion = jnp.vectorize(table, signature="(b,k)->(k,k)")(logits)
+    total = jnp.zeros(num_classes, jnp.int32).at[labels].add(mask.astype(jnp.int32))
+    return cls(confusion, total)
 
   def merge(self, other: "ClassCounts") -> "ClassCounts":
     """Adds two counts; one with a seed axis and one without it give one with it."""
-    shape = jnp.broadcast_shapes(jnp.shape(self.correct), jnp.shape(other.correct))
-    correct = jnp.broadcast_to(self.correct, shape) + jnp.broadcast_to(other.correct, shape)
-    return ClassCounts(correct, self.total + other.total)
+    shape = jnp.broadcast_shapes(jnp.shape(self.confusion), jnp.shape(other.confusion))
+    own, others = (jnp.broadcast_to(x.confusion, shape) for x in (self, other))
+    return ClassCounts(own + others, self.total + other.total)
 
   def per_class(self) -> np.ndarray:
     """Computes the accuracy of each class on the host: (k,) or (s, k), NaN without images."""

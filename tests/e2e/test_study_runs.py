@@ -9,11 +9,11 @@ from configs import teacher_choice
 from ltdd_jax import studies
 from ltdd_jax.artefacts import manifest
 from ltdd_jax.data import longtail
+from ltdd_jax.labels import by_class
 from ltdd_jax.labels import label as labels_lib
 from ltdd_jax.labels import store as label_store
+from ltdd_jax.labels.by_class import class_means
 from ltdd_jax.report import tables
-from ltdd_jax.studies import perturbation
-from ltdd_jax.studies.by_class import class_means
 
 ADSA = {"name": "adsa", "tau_range": (0.0, 1.0)}
 
@@ -50,7 +50,7 @@ def test_perturbation(tmp_path, capsys):
   artefact = manifest.open_artefact(tmp_path / "label" / "imbalanced" / "imbalanced")
   chunks = [label_store.open_store(artefact.folder(labels_lib.STORE)).logits()]
   shifted = [x - tau * longtail.log_prior(counts) for x in chunks]
-  want = class_means(perturbation.mean_soft_labels(shifted), labels, 10)
+  want = class_means(by_class.mean_soft_labels(shifted), labels, 10)
   np.testing.assert_allclose(
     results["labels"]["adsa"]["matrices"]["ii"], want, atol=1e-5
   )  # float32

@@ -8,8 +8,8 @@ from ltdd_jax.training import metrics
 
 K = 4
 counts = st.builds(
-  lambda total, wrong: metrics.ClassCounts(jnp.asarray(np.maximum(total - wrong, 0)), total),
-  hnp.arrays(np.int32, K, elements=st.integers(0, 1000)),
+  lambda confusion, lost: metrics.ClassCounts(jnp.asarray(confusion), confusion.sum(1) + lost),
+  hnp.arrays(np.int32, (K, K), elements=st.integers(0, 1000)),
   hnp.arrays(np.int32, K, elements=st.integers(0, 1000)),
 )
 # One shape, so that nothing compiles twice.
@@ -19,7 +19,7 @@ mask_of = hnp.arrays(np.bool_, 6)
 
 
 def same(a, b):
-  np.testing.assert_array_equal(a.correct, b.correct)
+  np.testing.assert_array_equal(a.confusion, b.confusion)
   np.testing.assert_array_equal(a.total, b.total)
 
 
@@ -48,11 +48,12 @@ def test_padding_changes_nothing(logits, labels, mask, junk, junk_labels):
 @given(logits_of, labels_of, mask_of)
 def test_counts_equal_a_loop_and_split_batches_merge(logits, labels, mask):
   whole = count(logits, labels, mask)
-  correct, total = np.zeros(K, int), np.zeros(K, int)
+  confusion, total = np.zeros((K, K), int), np.zeros(K, int)
   for row, label, counts_in in zip(logits, labels, mask, strict=True):
     total[label] += counts_in
-    correct[label] += counts_in and np.argmax(row) == label
-  np.testing.assert_array_equal(whole.correct, correct)
+    confusion[label, np.argmax(row)] += counts_in
+  np.testing.assert_array_equal(whole.confusion, confusion)
+  np.testing.assert_array_equal(whole.correct, np.diag(confusion))
   np.testing.assert_array_equal(whole.total, total)
   first = np.arange(6) < 3
   same(whole, count(logits, labels, mask & first).merge(count(logits, labels, mask & ~first)))
@@ -62,6 +63,6 @@ def test_counts_equal_a_loop_and_split_batches_merge(logits, labels, mask):
 @given(counts, st.permutations(range(K)))
 def test_accuracies_follow_a_relabelling_of_classes(a, order):
   order = np.asarray(order)
-  moved = metrics.ClassCounts(a.correct[order], a.total[order])
+  moved = metrics.ClassCounts(a.confusion[order][:, order], a.total[order])
   np.testing.assert_allclose(a.per_class()[order], moved.per_class())
   np.testing.assert_allclose(a.top1(), moved.top1())

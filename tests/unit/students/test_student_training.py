@@ -102,6 +102,10 @@ def test_all_test_images_are_counted_once():
   assert result.total.tolist() == [3, 3, 3]
   assert result.steps.tolist() == [3, 6]
   assert (result.correct <= result.total).all()
+  np.testing.assert_array_equal(result.confusion.sum(2), [result.total] * 2)
+  np.testing.assert_array_equal(
+    np.diagonal(result.confusion, axis1=1, axis2=2), result.correct[:, -1]
+  )
 
 
 def test_vmap_equals_one_by_one(store):

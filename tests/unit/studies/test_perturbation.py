@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.labels import by_class
+from ltdd_jax.labels.by_class import class_means
 from ltdd_jax.studies import perturbation
-from ltdd_jax.studies.by_class import class_means
 from tests.reference import perturbation_ref as ref
 
 K = 3
@@ -42,13 +43,13 @@ def random_cells(seed=0):
 def test_mean_soft_labels_equals_loops_and_does_not_depend_on_chunks():
   logits = np.random.default_rng(0).normal(0, 5, (4, 5, K))
   want = ref.softmax_mean(logits)
-  np.testing.assert_allclose(perturbation.mean_soft_labels([logits]), want, rtol=1e-12)
-  parts = perturbation.mean_soft_labels([logits[:1], logits[1:]])
+  np.testing.assert_allclose(by_class.mean_soft_labels([logits]), want, rtol=1e-12)
+  parts = by_class.mean_soft_labels([logits[:1], logits[1:]])
   np.testing.assert_allclose(parts, want, rtol=1e-12)
-  large = perturbation.mean_soft_labels([np.array([[[6e4, 0.0]]], np.float16)])
+  large = by_class.mean_soft_labels([np.array([[[6e4, 0.0]]], np.float16)])
   np.testing.assert_array_equal(large, [[1.0, 0.0]])
   with pytest.raises(LtddError, match="no label epoch"):
-    perturbation.mean_soft_labels([])
+    by_class.mean_soft_labels([])
 
 
 def test_matrices_and_biases_equal_loops():

@@ -34,6 +34,7 @@ def variables(offset=0.0):
 def test_always_predicts_class_two():
   logits = jnp.tile(jnp.array([[0.0, 0.0, 1.0]]), (7, 1))
   counts = metrics.ClassCounts.from_batch(logits, LABELS, jnp.ones(7, bool), K)
+  np.testing.assert_array_equal(counts.confusion, [[0, 0, 3], [0, 0, 2], [0, 0, 2]])
   np.testing.assert_array_equal(counts.correct, [0, 0, 2])
   np.testing.assert_array_equal(counts.total, [3, 2, 2])
   np.testing.assert_array_equal(counts.per_class(), [0, 0, 1])
@@ -43,10 +44,12 @@ def test_always_predicts_class_two():
 def test_nan_is_wrong():
   counts = metrics.ClassCounts.from_batch(jnp.full((7, K), jnp.nan), LABELS, jnp.ones(7, bool), K)
   assert counts.top1() == 0
+  assert np.asarray(counts.confusion).sum() == 0
+  np.testing.assert_array_equal(counts.total, [3, 2, 2])
 
 
 def test_classes_without_images_are_nan():
-  counts = metrics.ClassCounts(jnp.array([1, 0]), jnp.array([2, 0]))
+  counts = metrics.ClassCounts(jnp.array([[1, 1], [0, 0]]), jnp.array([2, 0]))
   np.testing.assert_array_equal(counts.per_class(), [0.5, np.nan])
   assert np.isnan(metrics.ClassCounts.empty(2).top1())
 
@@ -58,7 +61,7 @@ def test_every_image_counts_once(batch_size):
   counts = metrics.make_evaluate(ReadsPixel().apply, **FACTS)(
     variables(), images, LABELS, batch_size
   )
-  np.testing.assert_array_equal(counts.correct, [2, 1, 1])
+  np.testing.assert_array_equal(counts.confusion, [[2, 1, 0], [0, 1, 1], [1, 0, 1]])
   np.testing.assert_array_equal(counts.total, [3, 2, 2])
 
 
@@ -67,13 +70,13 @@ def test_networks(batch_size):
   images = images_of([0, 0, 1, 1, 2, 2, 0])
   evaluate = metrics.make_evaluate(ReadsPixel().apply, **FACTS, networks=True)
   counts = evaluate(variables([0.0, 1.0]), images, LABELS, batch_size)
-  assert counts.correct.shape == (2, K)
+  assert counts.confusion.shape == (2, K, K)
   assert counts.total.shape == (K,)
   for i in range(2):
     one = metrics.make_evaluate(ReadsPixel().apply, **FACTS)(
       variables(float(i)), images, LABELS, batch_size
     )
-    np.testing.assert_array_equal(counts.correct[i], one.correct)
+    np.testing.assert_array_equal(counts.confusion[i], one.confusion)
     np.testing.assert_array_equal(counts.total, one.total)
     np.testing.assert_allclose(counts.per_class()[i], one.per_class())
     np.testing.assert_allclose(counts.top1()[i], one.top1())

@@ -1,8 +1,22 @@
 """Rows of numbers, one an image, by the classes of the images: checked, and averaged."""
 
+from collections.abc import Iterable
+
 import numpy as np
+from scipy import special
 
 from ltdd_jax.core.types import LtddError
+
+
+def mean_soft_labels(chunks: Iterable[np.ndarray]) -> np.ndarray:
+  """Averages the softmax of logits (e, n, k), some label epochs in each chunk: (n, k) float64."""
+  total, epochs = np.zeros(()), 0
+  for logits in chunks:
+    total = total + special.softmax(np.asarray(logits, np.float64), -1).sum(0)
+    epochs += len(logits)
+  if not epochs:
+    raise LtddError("no label epoch to average; expected logits (e, n, k) with e > 0")
+  return total / epochs
 
 
 def class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
