@@ -327,7 +327,7 @@ class Workdir:
   def write_run_info(self, config: Any) -> None:
     """Writes `config.json`, and a line of `runs.jsonl` for this start.
 
-    A line has the command, versions of packages, the revision of the code, devices, process and time.
+    A line has the command, versions of packages, revision of the code, devices, process and time.
     """
     if jax.process_index() == 0:
       text = json.dumps(config_lib.canonical(config), indent=1, allow_nan=False) + "\n"
