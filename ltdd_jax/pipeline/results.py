@@ -14,7 +14,7 @@ from ltdd_jax.data import longtail
 from ltdd_jax.pipeline import graph, matrices
 from ltdd_jax.pipeline import stages as stages_lib
 from ltdd_jax.pipeline.context import HARD, Context, Row
-from ltdd_jax.report import images, plots, published, tables
+from ltdd_jax.report import html, images, page, plots, published, tables
 
 
 def write_report(
@@ -36,6 +36,8 @@ def write_report(
   matrices.write(ctx, folder)
   files.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
   files.write_text(folder / "report.md", text)
+  if html.available():
+    page.write([ctx.workdir.path])
   print(text)
   return results
 

@@ -5,9 +5,10 @@
   save(accuracies(results), "accuracies.png")       # what students make of them, class by class
   save(calibration(report, counts, (before, after)), "curve.png")    # one calibration, by itself
 
-One panel for each image source, classes from head to tail. They need matplotlib, an optional
-package (`pip install -e '.[report]'`), which is imported when a plot is drawn; pyplot and its
-global state are not used.
+One panel for each image source, classes from head to tail. Widths are in inches: `COLUMN` and
+`PAGE` for papers of two columns. `save` writes .png, .pdf and .svg. They need matplotlib, an
+optional package (`pip install -e '.[report]'`), which is imported when a plot is drawn; pyplot and
+its global state are not used.
 """
 
 import importlib.util
@@ -24,11 +25,17 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
 from ltdd_jax.report import tables
 
+COLUMN, PAGE = 3.4, 7.0  # inches
 MAX_BARS = 20  # more classes than that are averaged in bins of neighbours
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; by kind of label.
 _COLOURS = {None: "#999999", "none": "#56b4e9", "fixed": "#e69f00", "adsa": "#009e73"}
 _OTHERS = ("#cc79a7", "#0072b2", "#d55e00", "#000000")
+
+PALETTE = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
+_BANDS = {"head": "#80808026", "mid": "#80808000", "tail": "#80808026"}
+_METADATA = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+_LONGEST = 24  # characters of a class name in a plot
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -39,6 +46,7 @@ class Bins(NamedTuple):
   members: tuple[np.ndarray, ...]
   names: tuple[str, ...]
   axis: str  # label of the axis
+  bands: Mapping[str, tuple[float, float]] = {}  # head, mid, tail: where they begin and end
 
   def means(self, values: Any) -> np.ndarray:
     """Averages over each bin the values that are there, None or NaN where not; NaN where none."""
@@ -67,11 +75,11 @@ def write_plots(results: Mapping[str, Any], folder: epath.Path) -> None:
   if not available():
     return
   save(accuracies(results), folder / "accuracies.png")
-  if any(map(_has_confidences, results["rows"])):
+  if any(map(has_confidences, results["rows"])):
     save(confidences(results), folder / "confidences.png")
 
 
-def confidences(results: Mapping[str, Any]) -> Any:
+def confidences(results: Mapping[str, Any], *, width: float | None = None) -> Any:
   """Draws the class confidences of plain and of calibrated soft labels.
 
   The confidence of a class is the mean probability that the labels of its distilled images give to
@@ -80,7 +88,7 @@ def confidences(results: Mapping[str, Any]) -> Any:
   Raises:
     LtddError: matplotlib is missing, or no row has a calibration that reports confidences.
   """
-  by_source = _by_source(filter(_has_confidences, results["rows"]))
+  by_source = _by_source(filter(has_confidences, results["rows"]))
   if not by_source:
     raise LtddError(
       "no row of the results has class confidences, which calibrators that are fitted report; add "
@@ -95,16 +103,16 @@ def confidences(results: Mapping[str, Any]) -> Any:
       for r, c in zip(rows, colours(rows), strict=True)
     ]
     panels[source] = [plain, *after]
-  return bars(panels, bins(results), "mean confidence", top=1.0)
+  return bars(panels, bins(results), "mean confidence", top=1.0, width=width)
 
 
-def accuracies(results: Mapping[str, Any]) -> Any:
+def accuracies(results: Mapping[str, Any], *, width: float | None = None) -> Any:
   """Draws the accuracy of each class (mean over seeds) for each kind of label."""
   panels = {}
   for source, rows in _by_source(results["rows"]).items():
     pairs = zip(rows, colours(rows), strict=True)
     panels[source] = [Series(tables.short(r), colour, r["per_class"]) for r, colour in pairs]
-  return bars(panels, bins(results), "accuracy, %", top=100.0)
+  return bars(panels, bins(results), "accuracy, %", top=100.0, width=width)
 
 
 def calibration(report: Mapping[str, Any], class_counts: Any, confidence: tuple[Any, Any]) -> Any:
@@ -127,11 +135,12 @@ def calibration(report: Mapping[str, Any], class_counts: Any, confidence: tuple[
     figure.set_size_inches(7.2, 5.4)
     upper, lower = figure.add_gridspec(2, 1)
     figure.axes[0].set_subplotspec(lower)
-    _draw_objective(figure.add_subplot(upper), report)
+    draw_objective(figure.add_subplot(upper), report)
   return figure
 
 
-def _draw_objective(axis: Any, report: Mapping[str, Any]) -> None:
+def draw_objective(axis: Any, report: Mapping[str, Any]) -> None:
+  """Draws the "curve" of a calibrator's report: objective along tau, choice, interval."""
   axis.plot(*np.transpose(report["curve"]), color="#0072b2")
   axis.axvline(report["tau"], color="#000000", linestyle=":", label=f"tau = {report['tau']:.3f}")
   for key, label in (
@@ -152,7 +161,7 @@ def _draw_objective(axis: Any, report: Mapping[str, Any]) -> None:
   axis.legend(fontsize=8)
 
 
-def _has_confidences(row: Mapping[str, Any]) -> bool:
+def has_confidences(row: Mapping[str, Any]) -> bool:
   after = row.get("calibration", {}).get("confidence_after", ())
   return any(value is not None for value in after)
 
@@ -184,11 +193,35 @@ def bins(results: Mapping[str, Any]) -> Bins:
   counts, names = np.asarray(results["split"]["counts"]), results["class_names"]
   members = longtail.bins(counts, MAX_BARS)
   if len(members) == len(counts):
-    labels = tuple(f"{names[c]}\n{counts[c]:,}" for (c,) in members)
-    return Bins(members, labels, "class and its number of training images")
+    labels = tuple(f"{class_name(names[c])}\n{counts[c]:,}" for (c,) in members)
+    return Bins(
+      members, labels, "class and its number of training images", _bands(results, members)
+    )
   labels = tuple(f"{counts[m].mean():,.0f}" for m in members)
   axis = f"mean number of training images; each bar is the mean of {_sizes(members)} classes"
-  return Bins(members, labels, axis)
+  return Bins(members, labels, axis, _bands(results, members))
+
+
+def class_name(name: str) -> str:
+  """A class name as plots show it: in one line, not too long, no formula."""
+  short = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+  return tables.printable(short).replace("$", r"\$")
+
+
+def _bands(
+  results: Mapping[str, Any], members: Sequence[np.ndarray]
+) -> dict[str, tuple[float, float]]:
+  """Where head, mid and tail begin and end, in bins; nothing if the results name no groups."""
+  rows = results.get("rows")
+  if not rows or "groups" not in rows[0]:
+    return {}
+  ends, sizes = np.arange(len(members) + 1), np.cumsum([0, *map(len, members)])
+  found, start = {}, 0
+  for name, group in rows[0]["groups"].items():  # from head to tail
+    stop = start + len(group["classes"])
+    found[name] = tuple(float(x) - 0.5 for x in np.interp((start, stop), sizes, ends))
+    start = stop
+  return found
 
 
 def _sizes(members: Sequence[np.ndarray]) -> str:
@@ -196,21 +229,30 @@ def _sizes(members: Sequence[np.ndarray]) -> str:
   return " or ".join(map(str, sizes))
 
 
-def bars(panels: Mapping[str, list[Series]], groups: Bins, ylabel: str, *, top: float) -> Any:
+def bars(
+  panels: Mapping[str, list[Series]],
+  groups: Bins,
+  ylabel: str,
+  *,
+  top: float,
+  width: float | None = None,
+) -> Any:
   """Draws one panel of grouped bars for each image source, one below the other."""
   beside = any(map(_is_long, panels.values()))
-  figure = new_figure(9.2 if beside else 7.2, 0.6 + 2.3 * len(panels))
+  figure = new_figure(width or (9.2 if beside else 7.2), 0.6 + 2.3 * len(panels))
   axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
   x = np.arange(len(groups.names))
   for axis, (source, series) in zip(axes, panels.items(), strict=True):
-    width = 0.84 / len(series)
+    draw_bands(axis, groups, 1.09 * top)
+    share = 0.84 / len(series)
     for i, one in enumerate(series):
-      at = x + (i - (len(series) - 1) / 2) * width
-      axis.bar(at, groups.means(one.values), width, label=one.name, color=one.colour)
+      at = x + (i - (len(series) - 1) / 2) * share
+      axis.bar(at, groups.means(one.values), share, label=one.name, color=one.colour)
       if one.low is not None and all(len(m) == 1 for m in groups.members):
         ends = [groups.means(one.low), groups.means(one.high)]
         axis.vlines(at, *ends, colors="#333333", linewidth=0.8)
-    axis.set_ylim(0, top)
+    axis.set_ylim(0, 1.1 * top if groups.bands else top)
+    axis.set_yticks(np.linspace(0, top, 6))
     axis.set_ylabel(ylabel)
     axis.set_title(f"{source} images", loc="left", fontsize=10)
     axis.legend(
@@ -223,6 +265,14 @@ def bars(panels: Mapping[str, list[Series]], groups: Bins, ylabel: str, *, top: 
   axes[-1].set_xticks(x, groups.names, fontsize=8, rotation=45 if long else 0)
   axes[-1].set_xlabel(groups.axis)
   return figure
+
+
+def draw_bands(axis: Any, groups: Bins, top: float) -> None:
+  """Shades head and tail, and names the groups at the height `top`."""
+  for name, (start, stop) in groups.bands.items():
+    axis.axvspan(start, stop, color=_BANDS[name], linewidth=0, zorder=0)
+    at = (start + stop) / 2
+    axis.annotate(name, (at, top), ha="center", va="top", fontsize=7, annotation_clip=False)
 
 
 def _is_long(series: Sequence[Series]) -> bool:
@@ -256,8 +306,15 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: files.Pathlike) -> None:
-  """Writes a figure as PNG, on the first process of a pod; LtddError if that is not possible."""
+  """Writes a figure as .png, .pdf or .svg, on the first process of a pod.
+
+  Raises:
+    LtddError: another extension, a full disk, or a folder that cannot be written.
+  """
+  kind = files.path(path).suffix.lower()
+  if kind not in _METADATA:
+    raise LtddError(f"plot {path}: expected a name that ends in {', '.join(_METADATA)}")
   if jax.process_index() == 0:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-    files.write_bytes(path, png.getvalue(), what="plot")
+    content = io.BytesIO()
+    figure.savefig(content, format=kind[1:], dpi=150, metadata=_METADATA[kind])
+    files.write_bytes(path, content.getvalue(), what="plot")

@@ -13,6 +13,7 @@ published is empty. An entry of `COUNTERPARTS` adds a method, and one of `TABLES
 import csv
 import io
 import itertools
+import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.report import tables
 
+_ROOT = pathlib.Path(__file__).parents[2]  # of a checkout
 OURS, PUBLISHED = "docs/results/ours.csv", "docs/results/published.csv"
 CELL = ("dataset", "imbalance_factor", "ipc")
 KEY = (*CELL, "method", "labels", "calibrator", "teacher", "recipe", "student", "split", "sha256")
@@ -297,6 +299,36 @@ def beside(table: Table, ours: Sequence[Row], published: Sequence[Row]) -> str:
         mine = [["-"] * 6]
       lines += [[imbalance, ipc, name, *row, same, best] for row in mine]
   return tables.table(header, lines)
+
+
+def beside_run(results: Mapping[str, Any], root: files.Pathlike = _ROOT) -> list[tuple[str, str]]:
+  """The published numbers beside the rows of a run.
+
+  Returns:
+    For each row, "58.2 ± 0.2 (ConvNet-3)" of the same method and "-" if there is none, and the best
+    of any method with its name. Networks may differ from ours. Empty if nothing was published for
+    this data set, imbalance factor and number of images, or the list is not at hand.
+  """
+  path = files.path(root) / PUBLISHED
+  name = {table.dataset: table.published for table in TABLES.values()}.get(results["dataset"])
+  if not path.exists() or name is None or not results["rows"]:
+    return []
+  figures = [_figures(row) for row in results["rows"]]
+  cell = {
+    "dataset": name,
+    "imbalance_factor": f"{results['split']['imbalance_factor']:g}",
+    "ipc": figures[0]["ipc"],
+  }
+  known = _those(read_rows(path, PUBLISHED_HEADER), **cell)
+  names = {counterpart: name for name, counterpart in COUNTERPARTS.items()}
+  best = _best(known, named=True)
+  keys = [(row["method"], row["labels"], row["calibrator"]) for row in figures]
+  same = [_those(known, method=names.get(key, "")) for key in keys]
+  return [(_with_students(rows), best) for rows in same] if known else []
+
+
+def _with_students(rows: Sequence[Row]) -> str:
+  return ", ".join(f"{_accuracy(row)} ({row['student']})" for row in rows) or "-"
 
 
 def _those(rows: Iterable[Row], **values: str) -> list[Row]:

@@ -67,10 +67,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return "\n".join([line(header), rule, *map(line, rows)])
 
 
+def printable(text: str) -> str:
+  """A text in one line: escapes line breaks and control characters."""
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _in_one_line(cell: str) -> str:
-  """Escapes what ends a cell, a line or a page: bars, line breaks and control characters."""
-  shown = (c if c.isprintable() else ascii(c)[1:-1] for c in cell)
-  return "".join(shown).replace("|", "\\|")
+  """Escapes what ends a cell, a line or a page."""
+  return printable(cell).replace("|", "\\|")
 
 
 def plus_minus(value: Mapping[str, Any]) -> str:

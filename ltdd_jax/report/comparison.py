@@ -1,0 +1,101 @@
+"""The sections of a report on several runs beside each other."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+from ltdd_jax.report import formats, html, run_plots, tables
+from ltdd_jax.report.html import Block, Section, Table, Text
+from ltdd_jax.report.run_folder import Run
+from ltdd_jax.report.sections import flat
+
+
+def of_runs(runs: Sequence[Run]) -> list[Section]:
+  """All sections, those without content too."""
+  made = [
+    ("results", "Results", _results),
+    ("costs", "Accuracy and cost", _costs),
+    ("config", "How the runs differ", _differences),
+    ("missing", "What is missing", _missing),
+  ]
+  return [Section(name, title, list(blocks(runs))) for name, title, blocks in made]
+
+
+def results_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+  """The rows of all runs that have results, with the run's name before them."""
+  groups = list(tables.GROUPS)
+  header = [
+    "run",
+    "images",
+    "labels",
+    "calibrator",
+    "tau",
+    "top-1",
+    *groups,
+    "worst class",
+    "seeds",
+  ]
+  rows = []
+  for run in runs:
+    if run.results is not None:
+      own, body = formats.results_table(run.results)
+      cells = [dict(zip(own, row, strict=True)) for row in body]
+      rows += [[run.name, *(row.get(name, "-") for name in header[1:])] for row in cells]
+  return header, rows
+
+
+def _results(runs: Sequence[Run]) -> Iterator[Block]:
+  header, rows = results_table(runs)
+  caption = (
+    "Top-1 in percent of the balanced test set, mean ± standard deviation over seeds, after "
+  )
+  caption += "the last step. Best and second best of all are marked."
+  if rows:
+    yield Table(caption, header, rows, formats.marks(header, rows))
+  else:
+    yield Text("No run has results yet.")
+
+
+def _costs(runs: Sequence[Run]) -> Iterator[Block]:
+  """Accuracy against whatever differs between rows: bytes of labels, images of a class, seconds."""
+  costs = {
+    "bytes of labels": lambda row: row["label_bytes"],
+    "images per class, mean": lambda row: (
+      sum(row["images_per_class"]) / len(row["images_per_class"])
+    ),
+    "seconds of all stages of a row": lambda row: row["seconds"],
+  }
+  found = [(run, row) for run in runs if run.results for row in run.results["rows"]]
+  for name, cost in costs.items():
+    points = [
+      (f"{row['images']} / {tables.short(row)}", cost(row), row["top1"]["mean"], row["top1"]["std"])
+      for _, row in found
+      if cost(row) is not None
+    ]
+    if len({point[1] for point in points}) > 1:
+      yield html.figure(run_plots.trade_off(points, name), f"Top-1 against {name}.")
+
+
+def _differences(runs: Sequence[Run]) -> Iterator[Block]:
+  known = [run for run in runs if run.config is not None]
+  configs = [flat(run.config) for run in known if run.config is not None]
+  keys = dict.fromkeys(key for config in configs for key in config)
+  shown = [
+    [json.dumps(config[key]) if key in config else "-" for config in configs] for key in keys
+  ]
+  rows = [[key, *cells] for key, cells in zip(keys, shown, strict=True) if len(set(cells)) > 1]
+  if rows:
+    yield Table("Values that are not the same", ["key", *(run.name for run in known)], rows)
+  elif len(known) > 1:
+    yield Text("All configs are equal.")
+  commands = [
+    f"{run.name}: {run.starts[-1]['command']}"
+    for run in runs
+    if run.starts and "command" in run.starts[-1]
+  ]
+  if commands:
+    yield Text("Last commands:", commands)
+
+
+def _missing(runs: Sequence[Run]) -> Iterator[Block]:
+  if entries := [f"{run.name}: {what}" for run in runs for what in run.missing]:
+    yield Text("Work directories that are unfinished, damaged or of another version:", entries)

@@ -1,0 +1,89 @@
+r"""Tables of results as CSV and LaTeX, and which cells are best and second best.
+
+  header, rows = results_table(results)
+  as_csv(header, rows), as_latex(header, rows, marks(header, rows))
+
+In LaTeX the best of a column is bold and the second underlined; `booktabs` draws the lines.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ltdd_jax.report import tables
+
+BEST, SECOND = "best", "second"
+Marks = Mapping[tuple[int, int], str]
+
+_LATEX = {
+  "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+  "±": r"$\pm$", **{c: "\\" + c for c in "&%$#_{}"},
+}  # fmt: skip
+
+
+def results_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+  """The rows of a run: images, labels, calibrator, tau, accuracies in percent, seeds."""
+  groups = tables.present_groups(results["rows"])
+  header = ["images", "labels", "calibrator", "tau", "top-1", *groups, "worst class", "seeds"]
+  rows = [
+    [
+      row["images"],
+      row["labels"],
+      row["calibrator"] or "-",
+      tables.or_dash(row["tau"], ".2f"),
+      tables.plus_minus(row["top1"]),
+      *tables.group_cells(row, groups),
+      f"{row['worst_class']['mean']:.1f}",
+      str(row["seeds"]),
+    ]
+    for row in results["rows"]
+  ]
+  return header, rows
+
+
+def marks(
+  header: Sequence[str],
+  rows: Sequence[Sequence[str]],
+  columns: Sequence[str] = ("top-1", *tables.GROUPS, "worst class"),
+) -> dict[tuple[int, int], str]:
+  """Says which cells (row, column) of accuracies are best and second, as they are printed.
+
+  Cells that print the same number share a place. A column of one number has none.
+  """
+  found = {}
+  for j in (j for j, name in enumerate(header) if name in columns):
+    values = {i: float(m[0]) for i, r in enumerate(rows) if (m := re.match(r"[\d.]+", r[j]))}
+    ranked = sorted(set(values.values()), reverse=True)[:2]
+    if len(ranked) == 2:
+      found |= {(i, j): (BEST, SECOND)[ranked.index(x)] for i, x in values.items() if x in ranked}
+  return found
+
+
+def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Comma-separated values."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator="\n").writerows([header, *rows])
+  return text.getvalue()
+
+
+def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]], marked: Marks) -> str:
+  """A `tabular`; needs the package `booktabs`."""
+  wrap = {BEST: r"\textbf{%s}", SECOND: r"\underline{%s}", None: "%s"}
+  cells = [
+    [wrap[marked.get((i, j))] % escape_latex(cell) for j, cell in enumerate(row)]
+    for i, row in enumerate(rows)
+  ]
+  line = lambda row: "  " + " & ".join(row) + r" \\"
+  body = [r"  \toprule", line([escape_latex(x) for x in header]), r"  \midrule"]
+  body += [*map(line, cells), r"  \bottomrule"]
+  columns = "".join(
+    "l" if name in ("images", "labels", "calibrator", "run") else "r" for name in header
+  )
+  return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"]) + "\n"
+
+
+def escape_latex(text: str) -> str:
+  """Text with the characters escaped that LaTeX would read as commands."""
+  return "".join(_LATEX.get(c, c) for c in tables.printable(text))

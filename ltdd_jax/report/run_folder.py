@@ -1,0 +1,154 @@
+"""What a work directory holds, for reports: all that is there, and what is missing or damaged.
+
+  run = read("runs/digits")
+  run.results["rows"], run.missing
+
+Nothing but files is read: no data set, no network, no device. A run may be unfinished, damaged or
+of another version: then `missing` says what a report has to leave out.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from ltdd_jax.artefacts import manifest
+from ltdd_jax.core import files
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.report import tables
+
+MAX_POINTS = 200  # of a training curve
+MATRICES = "matrices.npz"
+
+
+class Run(NamedTuple):
+  """The content of a work directory; None or empty where there is none."""
+
+  name: str
+  path: epath.Path
+  results: dict[str, Any] | None  # report/results.json
+  config: dict[str, Any] | None
+  starts: list[dict[str, Any]]  # of runs.jsonl
+  stages: dict[str, dict[str, Any]]  # {stage: manifest} of finished ones
+  matrices: dict[str, np.ndarray]  # of `pipeline.matrices`
+  images: dict[str, dict[str, np.ndarray]]  # {image source: images, labels}
+  neighbours: dict[str, dict[str, np.ndarray]]  # {image source: nearest training images}
+  curves: dict[str, tuple[list[int], list[float]]]  # {loop: (steps, losses)}
+  missing: list[str]  # sentences
+
+
+def read(workdir: files.Pathlike) -> Run:
+  """Reads a work directory.
+
+  Raises:
+    LtddError: there is no such folder, or nothing of a run in it.
+  """
+  path = files.path(workdir)
+  if not path.is_dir():
+    raise LtddError(f"{workdir}: there is no such folder; expected the work directory of a run")
+  missing: list[str] = []
+  report = path / "report"
+  results = _attempt(missing, "report/results.json", lambda: _results(report / "results.json"))
+  run = Run(
+    name=path.resolve().name,
+    path=path,
+    results=results,
+    config=_attempt(missing, "config.json", lambda: json.loads(_text(path / "config.json"))),
+    starts=_attempt(missing, "runs.jsonl", lambda: _lines(path / "runs.jsonl")) or [],
+    stages=_stages(path, missing),
+    matrices=_attempt(missing, f"report/{MATRICES}", lambda: _npz(report / MATRICES)) or {},
+    images=_images(path, missing),
+    neighbours={
+      file.stem.removeprefix("neighbours-"): found
+      for file in sorted(report.glob("neighbours-*.npz"))
+      if (found := _attempt(missing, f"report/{file.name}", lambda file=file: _npz(file)))
+    },
+    curves=dict(_curves(path / "metrics", missing)),
+    missing=missing,
+  )
+  if not (run.results or run.config or run.stages):
+    raise LtddError(
+      f"{workdir}: there is no config.json, no artefact and no report in it, so it is no work "
+      "directory of a run. Expected what --workdir names"
+    )
+  return run
+
+
+def _attempt(missing: list[str], name: str, load: Callable[[], Any]) -> Any:
+  """What `load` returns; None if the file is not there or cannot be read, which is noted."""
+  try:
+    return load()
+  except FileNotFoundError:
+    missing.append(f"{name} is not there")
+  except (OSError, ValueError, KeyError, TypeError, LtddError) as error:
+    missing.append(
+      f"{name} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
+    )
+  return None
+
+
+def _text(path: epath.Path) -> str:
+  if not path.exists():
+    raise FileNotFoundError(path)
+  return path.read_text()
+
+
+def _results(path: epath.Path) -> dict[str, Any]:
+  results = json.loads(_text(path))
+  if results.get("schema") != tables.SCHEMA:
+    raise ValueError(
+      f"it has schema {results.get('schema')}, not {tables.SCHEMA}; run its command again"
+    )
+  return results
+
+
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
+  return [json.loads(line) for line in _text(path).splitlines()]
+
+
+def _npz(path: epath.Path) -> dict[str, np.ndarray]:
+  if not path.exists():
+    raise FileNotFoundError(path)
+  with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+    return {name: stored[name] for name in stored.files}
+
+
+def _stages(path: epath.Path, missing: list[str]) -> dict[str, dict[str, Any]]:
+  """Manifests of finished stages, in the order in which they were made, if files keep it."""
+  found = {}
+  depths = ("*/" * depth + manifest.META for depth in range(1, 5))  # as stages are named
+  for meta in sorted(file for pattern in depths for file in path.glob(pattern)):
+    name = meta.parent.relative_to(path).as_posix()
+    about = _attempt(
+      missing, f"{name}/{manifest.META}", lambda meta=meta: manifest.read_meta(meta.parent)
+    )
+    if about:
+      found[name] = about
+  return found
+
+
+def _images(path: epath.Path, missing: list[str]) -> dict[str, dict[str, np.ndarray]]:
+  found = {}
+  for meta in sorted(path.glob("distil/*/" + manifest.META)):
+    name = meta.parent.relative_to(path).as_posix()
+    artefact = _attempt(missing, name, lambda meta=meta: manifest.open_artefact(meta.parent))
+    if artefact:
+      found[meta.parent.name] = {k: artefact.arrays[k] for k in ("images", "labels")}
+  return found
+
+
+def _curves(
+  folder: epath.Path, missing: list[str]
+) -> Iterator[tuple[str, tuple[list[int], list[float]]]]:
+  for file in sorted(files.below(folder)) if folder.is_dir() else ():
+    if file.name != "metrics.jsonl":
+      continue
+    name = file.parent.relative_to(folder).as_posix()
+    rows = _attempt(missing, f"metrics/{name}", lambda file=file: _lines(file)) or []
+    points = [(r["step"], float(r["loss"])) for r in rows if "loss" in r]
+    points = [p for p in points if np.isfinite(p[1])]
+    if len(points) > 1:
+      points = points[:: -(-len(points) // MAX_POINTS)]
+      yield name, tuple(map(list, zip(*points, strict=True)))  # type: ignore[misc]
