@@ -20,10 +20,8 @@ def class_counts(results: Mapping[str, Any], *, width: float = plots.PAGE) -> An
   groups = plots.bins(results)
   figure = plots.new_figure(width, 2.2)
   axis = figure.subplots()
-  # classes on the axis of bins, where bands are
-  at = np.interp(np.arange(len(counts)), np.cumsum([len(m) for m in groups.members]) - 1,
-                 np.arange(len(groups.members)))  # fmt: skip
-  at = np.arange(len(counts)) if len(groups.members) == len(counts) else at
+  ends = np.cumsum([len(m) for m in groups.members]) - 1  # where bands are, in bins
+  at = np.interp(np.arange(len(counts)), ends, np.arange(len(ends)))
   top = counts.max() * 1.6
   plots.draw_bands(axis, groups, top)
   if len(counts) <= plots.MAX_BARS:

@@ -56,13 +56,12 @@ def _results(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def _costs(runs: Sequence[Run]) -> Iterator[Block]:
-  """Accuracy against whatever differs between rows: bytes of labels, images of a class, seconds."""
+  """Accuracy against bytes of labels and images per class, where they differ."""
   costs = {
     "bytes of labels": lambda row: row["label_bytes"],
     "images per class, mean": lambda row: (
       sum(row["images_per_class"]) / len(row["images_per_class"])
     ),
-    "seconds of all stages of a row": lambda row: row["seconds"],
   }
   found = [(run, row) for run in runs if run.results for row in run.results["rows"]]
   for name, cost in costs.items():

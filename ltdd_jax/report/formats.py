@@ -52,7 +52,7 @@ def marks(
 
   Cells that print the same number share a place. A column of one number has none.
   """
-  found = {}
+  found: dict[tuple[int, int], str] = {}
   for j in (j for j, name in enumerate(header) if name in columns):
     values = {i: float(m[0]) for i, r in enumerate(rows) if (m := re.match(r"[\d.]+", r[j]))}
     ranked = sorted(set(values.values()), reverse=True)[:2]

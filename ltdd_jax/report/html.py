@@ -127,10 +127,12 @@ def figure(drawn: Any, caption: str) -> Figure:
 
 
 def _for_page(svg: str, caption: str) -> str:
-  """An SVG file as an element: black follows the page, and names of parts are its own."""
+  """An SVG file as an element: black follows the page; names of parts are its own, if used."""
   own = f"f{zlib.crc32(caption.encode()):08x}-"
   svg = svg[svg.index("<svg") :]
   svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+  used = set(re.findall(r'(?:xlink:href="|url\()#([^")]+)', svg))
+  svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
   svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', lambda m: m[1] + own, svg)
   svg = re.sub(r"(stroke|fill): #(000000|333333|262626)\b", r"\1: currentColor", svg)
   svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", svg)

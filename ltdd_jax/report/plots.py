@@ -219,7 +219,8 @@ def _bands(
   found, start = {}, 0
   for name, group in rows[0]["groups"].items():  # from head to tail
     stop = start + len(group["classes"])
-    found[name] = tuple(float(x) - 0.5 for x in np.interp((start, stop), sizes, ends))
+    low, high = np.interp((start, stop), sizes, ends) - 0.5
+    found[name] = (float(low), float(high))
     start = stop
   return found
 

@@ -50,20 +50,20 @@ def read(workdir: files.Pathlike) -> Run:
     raise LtddError(f"{workdir}: there is no such folder; expected the work directory of a run")
   missing: list[str] = []
   report = path / "report"
-  results = _attempt(missing, "report/results.json", lambda: _results(report / "results.json"))
+  results = _attempt(missing, "report/results.json", _results, report / "results.json")
   run = Run(
     name=path.resolve().name,
     path=path,
     results=results,
-    config=_attempt(missing, "config.json", lambda: json.loads(_text(path / "config.json"))),
-    starts=_attempt(missing, "runs.jsonl", lambda: _lines(path / "runs.jsonl")) or [],
+    config=_attempt(missing, "config.json", _json, path / "config.json"),
+    starts=_attempt(missing, "runs.jsonl", _lines, path / "runs.jsonl") or [],
     stages=_stages(path, missing),
-    matrices=_attempt(missing, f"report/{MATRICES}", lambda: _npz(report / MATRICES)) or {},
+    matrices=_attempt(missing, f"report/{MATRICES}", _npz, report / MATRICES) or {},
     images=_images(path, missing),
     neighbours={
       file.stem.removeprefix("neighbours-"): found
       for file in sorted(report.glob("neighbours-*.npz"))
-      if (found := _attempt(missing, f"report/{file.name}", lambda file=file: _npz(file)))
+      if (found := _attempt(missing, f"report/{file.name}", _npz, file))
     },
     curves=dict(_curves(path / "metrics", missing)),
     missing=missing,
@@ -76,10 +76,12 @@ def read(workdir: files.Pathlike) -> Run:
   return run
 
 
-def _attempt(missing: list[str], name: str, load: Callable[[], Any]) -> Any:
-  """What `load` returns; None if the file is not there or cannot be read, which is noted."""
+def _attempt(
+  missing: list[str], name: str, load: Callable[[epath.Path], Any], path: epath.Path
+) -> Any:
+  """What `load` makes of a path; None if it is not there or cannot be read, which is noted."""
   try:
-    return load()
+    return load(path)
   except FileNotFoundError:
     missing.append(f"{name} is not there")
   except (OSError, ValueError, KeyError, TypeError, LtddError) as error:
@@ -95,8 +97,12 @@ def _text(path: epath.Path) -> str:
   return path.read_text()
 
 
+def _json(path: epath.Path) -> Any:
+  return json.loads(_text(path))
+
+
 def _results(path: epath.Path) -> dict[str, Any]:
-  results = json.loads(_text(path))
+  results = _json(path)
   if results.get("schema") != tables.SCHEMA:
     raise ValueError(
       f"it has schema {results.get('schema')}, not {tables.SCHEMA}; run its command again"
@@ -121,9 +127,7 @@ def _stages(path: epath.Path, missing: list[str]) -> dict[str, dict[str, Any]]:
   depths = ("*/" * depth + manifest.META for depth in range(1, 5))  # as stages are named
   for meta in sorted(file for pattern in depths for file in path.glob(pattern)):
     name = meta.parent.relative_to(path).as_posix()
-    about = _attempt(
-      missing, f"{name}/{manifest.META}", lambda meta=meta: manifest.read_meta(meta.parent)
-    )
+    about = _attempt(missing, f"{name}/{manifest.META}", manifest.read_meta, meta.parent)
     if about:
       found[name] = about
   return found
@@ -133,7 +137,7 @@ def _images(path: epath.Path, missing: list[str]) -> dict[str, dict[str, np.ndar
   found = {}
   for meta in sorted(path.glob("distil/*/" + manifest.META)):
     name = meta.parent.relative_to(path).as_posix()
-    artefact = _attempt(missing, name, lambda meta=meta: manifest.open_artefact(meta.parent))
+    artefact = _attempt(missing, name, manifest.open_artefact, meta.parent)
     if artefact:
       found[meta.parent.name] = {k: artefact.arrays[k] for k in ("images", "labels")}
   return found
@@ -146,7 +150,7 @@ def _curves(
     if file.name != "metrics.jsonl":
       continue
     name = file.parent.relative_to(folder).as_posix()
-    rows = _attempt(missing, f"metrics/{name}", lambda file=file: _lines(file)) or []
+    rows = _attempt(missing, f"metrics/{name}", _lines, file) or []
     points = [(r["step"], float(r["loss"])) for r in rows if "loss" in r]
     points = [p for p in points if np.isfinite(p[1])]
     if len(points) > 1:

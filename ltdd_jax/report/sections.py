@@ -80,7 +80,8 @@ def _repeat(run: Run) -> Iterator[Block]:
     changed = ", with changes that were not committed" if code["dirty"] else ""
     yield Text(f"Code: revision {code['revision']}{changed}.")
   if run.config:
-    yield Text(f"Seed {run.config.get('seed')}. All values are in the config below.")
+    seed = flat(run.config).get("seed", "unknown")
+    yield Text(f"Seed {seed}. All values are in the config below.")
 
 
 def _split(run: Run) -> Iterator[Block]:
