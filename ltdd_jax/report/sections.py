@@ -21,8 +21,6 @@ from ltdd_jax.report import (
 from ltdd_jax.report.html import Block, Code, Section, Strip, Strips, Table, Text
 from ltdd_jax.report.run_folder import Run
 
-MAX_IMAGES = 10  # of a class
-MAX_PIXELS = 4_000_000  # of the images of one source in a page
 _TALL = 30  # rows of a table that is shown open
 
 
@@ -187,22 +185,22 @@ def _heat_maps(run: Run, kind: str, rows: str, columns: str) -> Iterator[Block]:
 
 def _images(run: Run) -> Iterator[Block]:
   for source, stored in run.images.items():
-    labels = np.asarray(stored["labels"])
-    names = _class_names(run, labels)
-    order = _order(run, labels)
-    near = run.neighbours.get(source)
-    each = pictures.per_class(stored["images"].shape[1:], len(order), MAX_PIXELS, MAX_IMAGES)
+    images, labels = stored["images"], np.asarray(stored["labels"])
+    names, order, near = _class_names(run, labels), _order(run, labels), run.neighbours.get(source)
+    how = pictures.plan(images.shape[1:], len(order), len(run.images) + len(run.neighbours))
     strips = []
     for c in order:
-      rows = np.flatnonzero(labels == c)[:each]
-      neighbours = None
-      text = f"{len(rows)} of {int((labels == c).sum())} images"
+      own = np.flatnonzero(labels == c)
+      rows = own[: how.each]
+      neighbours, text = None, f"{len(rows)} of {len(own)} images"
       if near is not None:
-        neighbours = pictures.strip(near["images"][rows])
+        neighbours = pictures.strip(near["images"][rows], how)
         text += "; below, the nearest training image of each"
       alt = f"{len(rows)} distilled images of class {names[c]}"
-      strips.append(Strip(names[c], alt, pictures.strip(stored["images"][rows]), text, neighbours))
-    yield Strips(f"{source}: {len(labels):,} images. Open a class to enlarge it.", strips)
+      strips.append(Strip(names[c], alt, pictures.strip(images[rows], how), text, neighbours))
+    changed = how.sentence(images.shape[1:])
+    caption = f"{source}: {len(labels):,} images{', shown ' + changed if changed else ''}."
+    yield Strips(f"{caption} Open a class to enlarge it.", strips)
 
 
 def _class_names(run: Run, labels: np.ndarray) -> dict[int, str]:

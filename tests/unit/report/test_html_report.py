@@ -1,6 +1,8 @@
 """HTML reports: whole, self-contained, safe against any name, and honest about what is missing."""
 
+import base64
 import html.parser
+import io
 import json
 import re
 import subprocess
@@ -8,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.report import html as html_lib
@@ -224,12 +227,35 @@ def test_text_has_contrast_in_light_and_dark(written, theme):
 
 
 def test_strips_of_images():
-  images = np.zeros((2, 4, 4, 1), np.uint8)
-  assert pictures.strip(images).startswith("data:image/png;base64,")
-  assert pictures.strip(np.full((10, 128, 128, 3), 0.5)).startswith("data:image/jpeg;base64,")
-  assert pictures.per_class((32, 32, 3), 10, 4_000_000, 10) == 10
-  assert pictures.per_class((64, 64, 3), 200, 4_000_000, 10) == 4
-  assert pictures.per_class((224, 224, 3), 1000, 4_000_000, 10) == 1
+  def shown(images, **options):
+    uri = pictures.strip(
+      images, pictures.Plan(**{"each": 1, "side": 8, "lossless": True} | options)
+    )
+    kind, _, data = uri.partition(";base64,")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+      return kind, picture.size, np.asarray(picture)
+
+  grey = np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1)
+  kind, size, pixels = shown(grey)
+  assert (kind, size) == ("data:image/png", (9, 4))
+  np.testing.assert_array_equal(pixels[:, 5:], grey[1, ..., 0])
+  kind, size, pixels = shown(np.full((3, 16, 16, 3), 1.5), lossless=False)
+  assert (kind, size) == ("data:image/jpeg", (25, 8))
+  assert pixels[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+  ("shape", "classes", "sources", "want", "sentence"),
+  [
+    ((32, 32, 3), 10, 2, (10, 32, True), ""),
+    ((64, 64, 3), 200, 1, (4, 64, False), "stored as JPEG"),
+    ((64, 64, 3), 1000, 2, (1, 44, False), "reduced to 44 pixels and stored as JPEG"),
+  ],
+)
+def test_what_fits_on_a_page(shape, classes, sources, want, sentence):
+  plan = pictures.plan(shape, classes, sources)
+  assert plan == want
+  assert plan.sentence(shape) == sentence
 
 
 def test_the_command(tmp_path):
