@@ -1,5 +1,6 @@
 """The docs: links lead somewhere, pages stay short, and every command of the README is tested."""
 
+import importlib
 import pathlib
 import pkgutil
 import re
@@ -7,11 +8,13 @@ import subprocess
 
 import pytest
 
+from configs import methods
 from ltdd_jax import calibrate, interop
 from tests import readme_commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = sorted(p.relative_to(ROOT) for p in (ROOT / "docs").rglob("*.md"))
+DOCS = [p for p in DOCS if p.parts[1] not in ("_generated", "index.md")]  # these are of the site
 PAGES = [*(p.relative_to(ROOT) for p in ROOT.glob("*.md")), pathlib.Path("benchmarks/README.md")]
 PAGES = sorted({*PAGES, *DOCS})
 KINDS = ("tutorials", "how-to", "reference", "explanation", "results")
@@ -131,3 +134,19 @@ def test_python_snippets_compile():
   for page in PAGES:
     for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M):
       compile(block, str(page), "exec")
+
+
+def test_pages_of_the_site_are_made_from_the_code(monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / "docs")
+  pages = importlib.import_module("generate").pages()
+  assert {f"methods/{name}" for name in methods.METHODS} <= pages.keys()
+  assert {"api/adsa", "api/pipeline", "errors"} <= pages.keys()
+  assert "recipe: `edc_mse_gt`" in pages["methods/edc"]
+  assert "67.38" in pages["methods/edc"]
+  assert "there is no such folder; expected the work directory of a run" in pages["errors"]
+
+
+def test_docstrings_become_restructured_text(monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / "docs")
+  escape = importlib.import_module("generate").escape
+  assert escape("`a * b` of *x* or |y|") == r"``a * b`` of \*x\* or \|y\|"
