@@ -93,7 +93,7 @@ def _numbers(column: Any) -> np.ndarray:
   """All float32 values of a column of nested lists."""
   array = column.combine_chunks()
   array = getattr(array, "storage", array)  # of an extension type
-  while not hasattr(array.type, "bit_width") or hasattr(array.type, "value_type"):
+  while array.type.num_fields:  # lists, of whatever kind, have one field and numbers none
     array = array.flatten()
   return array.to_numpy(zero_copy_only=False).astype(np.float32)
 
