@@ -9,6 +9,7 @@ Each export is opened by the library that it is for, and imported again.
 import json
 import pathlib
 import re
+import textwrap
 
 import jax
 import numpy as np
@@ -22,7 +23,6 @@ from ltdd_jax.interop import distilled_sets, exports
 from ltdd_jax.interop.exports import fkd, record
 
 pytestmark = pytest.mark.slow
-ROOT = pathlib.Path(__file__).parents[2]
 SPEC = SPECS["cifar10"]
 K, N, SIDE = 10, 30, 32
 NAMES = ("a/b", "A|<b>\n", "..", "`c`", "nul\0", *"vwxyz")
@@ -176,7 +176,7 @@ def test_load_dataset_with_float_pixels(tmp_path):
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
 def test_views_are_replayed_by_torchvision(torch, mix, tmp_path):
-  """By the code of the how-to page; the views are those of the library."""
+  """By the code of the docstring; the views are those of the library."""
   pytest.importorskip("torchvision")
   key, numbers = jax.random.key(7), np.arange(N, dtype=np.int32)
   epochs = np.full(N, 1, np.int32)
@@ -185,10 +185,8 @@ def test_views_are_replayed_by_torchvision(torch, mix, tmp_path):
   found = distilled(views=record.LabelledViews(1, mix, read))
   path = exports.write(found, "fkd", tmp_path / "set")
   assert_comes_back(path, found)
-  page = (ROOT / "docs/how-to/import_and_export_images.md").read_text()
-  (code,) = (c for c in re.findall(r"```python\n(.*?)```", page, re.S) if "def views_of" in c)
   scope = {}
-  exec(code, scope)
+  exec(textwrap.dedent(fkd.__doc__[fkd.__doc__.index("    import torch") :]), scope)
   images = torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255
   epoch = fkd.read_epoch(path, 0)
   views = scope["views_of"](images, epoch, mix).permute(0, 2, 3, 1).numpy()

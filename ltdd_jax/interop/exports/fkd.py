@@ -9,7 +9,25 @@
       mix_bbox   (n, 4) int32       CutMix's box: first row and column, last ones, exclusive
       logits     (n, k)             of the view
 
-FKD's batches have one lambda and one box, and here each view has its own: an epoch is one batch.
+FKD's batches have one lambda and one box, and here each view has its own: an epoch is one batch. In
+PyTorch, the views of images (n, c, h, w) from 0 to 1 in an epoch; export.json says which mix:
+
+    import torch
+    from torchvision.transforms import functional
+
+
+    def views_of(images, epoch, mix):
+      h, w = images.shape[2:]
+      boxes = (epoch["coords"] * [h, w, h, w]).round().astype(int).tolist()
+      own = [functional.resized_crop(x, *box, [h, w]) for x, box in zip(images, boxes)]
+      own = torch.stack([x.flip(-1) if f else x for x, f in zip(own, epoch["flip"])])
+      other, out = own[epoch["mix_index"]], own.clone()
+      for i, (top, left, bottom, right) in enumerate(epoch["mix_bbox"]):
+        out[i, :, top:bottom, left:right] = other[i, :, top:bottom, left:right]
+      if mix != "mixup":
+        return out
+      share = torch.from_numpy(epoch["mix_lam"])[:, None, None, None]
+      return share * own + (1 - share) * other
 """
 
 from collections.abc import Mapping
