@@ -4,6 +4,7 @@ With `--labels teacher --calibrator adsa` its soft labels are the teacher's logi
 they are, after ADSA. docs/how-to/import_and_export_images.md says what each format holds.
 """
 
+import logging as std_logging
 import sys
 
 from ltdd_jax.core import startup
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
   """Calls `pipeline.export`; errors for the user are one message."""
   from ltdd_jax.core.types import LtddError
 
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
   try:
     if len(argv) != 2:
       raise LtddError(f"the arguments are {argv[1:]}; expected the work directory of one run")

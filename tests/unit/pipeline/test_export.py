@@ -124,3 +124,11 @@ def test_the_command(run, tmp_path, capsys, monkeypatch):
   assert capsys.readouterr().err.startswith("error: --out is")
   assert command.main(["export"]) == 2
   assert "expected the work directory of one run" in capsys.readouterr().err
+
+
+def test_class_frequencies_of_runs_with_other_splits_come_from_the_config(run, monkeypatch):
+  own = export._log_prior(run.workdir, ROW)
+  np.testing.assert_array_equal(own, run.log_prior(ROW))
+  config = run.workdir.load("data").meta["config"]["data"]
+  monkeypatch.setitem(config, "splits", {"other": {"rule": "as_is"}})
+  np.testing.assert_array_equal(export._log_prior(run.workdir, ROW), own)
