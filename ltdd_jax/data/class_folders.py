@@ -7,7 +7,7 @@ Links are followed. Nothing is left out without a note or an error.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from etils import epath
 
@@ -21,15 +21,18 @@ _SYSTEM = frozenset(  # beside names that begin with a dot; in lower case
 )
 
 
-def list_classes(folder: epath.Path) -> tuple[tuple[str, ...], list[str]]:
-  """Returns the names of the class folders, and notes on what else is beside them.
+def list_classes(
+  folder: epath.Path, expected: Collection[str] = ()
+) -> tuple[tuple[str, ...], list[str]]:
+  """Returns the names of the class folders, and notes on files beside them that are not expected.
 
   Names are sorted; names that are all whole numbers are sorted by number: 2 before 10.
   """
   entries, hidden = _entries(folder)
   _check_links(entries)
   names = [p.name for p in entries if p.is_dir()]
-  notes = ignored("files beside the class folders", [p for p in entries if not p.is_dir()])
+  beside = [p for p in entries if not p.is_dir() and p.name not in expected]
+  notes = ignored("files beside the class folders", beside)
   notes += ignored("hidden or system files and folders", hidden)
   if are_numbers(names):
     names.sort(key=lambda name: (int(name), name))

@@ -24,9 +24,9 @@ from ltdd_jax.data.specs import DatasetSpec
 
 # Purposes of the keys: of all views, of one image, and of one mix. A key is either folded with
 # these or used, never both, and never split: `fold_in(key, 0)` is the same as `split(key)[0]`.
-_IMAGE, _MIX, _EPOCH = 0, 1, 2
-_PAD, _CROP, _OPERATIONS, _SHUFFLE, _FLIP, _DSA = 0, 1, 2, 3, 4, 5
-_PARTNER, _BOX, _WHETHER = 0, 1, 2
+IMAGE, MIX, _EPOCH = 0, 1, 2
+_PAD, CROP, _OPERATIONS, _SHUFFLE, FLIP, _DSA = 0, 1, 2, 3, 4, 5
+PARTNER, BOX, WHETHER = 0, 1, 2
 
 
 class Views(NamedTuple):
@@ -122,38 +122,38 @@ def view_fn(
     if crop_scale is not None:
       h, w, _ = image.shape
       low, high = crop_scale  # a list, maybe
-      image = crops.crop_resize(image, crops.rrc_box(key_of(_CROP), h, w, (low, high)))
+      image = crops.crop_resize(image, crops.rrc_box(key_of(CROP), h, w, (low, high)))
     if flip:
-      image = jnp.where(jax.random.bernoulli(key_of(_FLIP)), image[:, ::-1], image)
+      image = jnp.where(jax.random.bernoulli(key_of(FLIP)), image[:, ::-1], image)
     return image if dsa is None else apply_op(key_of(_DSA), normalize(image), op)
 
   def views(
     key: jax.Array, images: jax.Array, labels: jax.Array, indices: jax.Array, epochs: jax.Array
   ) -> Views:
-    image_key, mix_key = (jax.random.fold_in(key, purpose) for purpose in (_IMAGE, _MIX))
+    image_key, mix_key = (jax.random.fold_in(key, purpose) for purpose in (IMAGE, MIX))
     first = epochs * images.shape[0]  # views are numbered: epoch e, image i is e n + i
     ops = None  # of DSA, for each view
     if dsa is not None:
-      ops = jax.vmap(draw_op)(_keys(jax.random.fold_in(key, _EPOCH), epochs))
+      ops = jax.vmap(draw_op)(numbered(jax.random.fold_in(key, _EPOCH), epochs))
     if mix is None:
       partner, weight = indices, jnp.ones(indices.shape, jnp.float32)
       own = jax.vmap(view_of_one)(
-        _keys(image_key, first + indices), images[indices], epochs + indices, ops
+        numbered(image_key, first + indices), images[indices], epochs + indices, ops
       )
     else:
-      keys = _keys(mix_key, first + indices)
+      keys = numbered(mix_key, first + indices)
       draw = lambda k: jax.random.randint(k, (), 0, images.shape[0])
-      partner = jax.vmap(draw)(_each(keys, _PARTNER))
+      partner = jax.vmap(draw)(each(keys, PARTNER))
       both = jnp.concatenate([indices, partner])
       numbers = jnp.concatenate([first, first]) + both
       turns = jnp.concatenate([epochs, epochs]) + both
       ops = None if ops is None else jnp.concatenate([ops, ops])
-      shown = jax.vmap(view_of_one)(_keys(image_key, numbers), images[both], turns, ops)
+      shown = jax.vmap(view_of_one)(numbered(image_key, numbers), images[both], turns, ops)
       own, other = jnp.split(shown, 2)
       mix_pair = functools.partial(MIXES[mix], alpha=mix_alpha)
-      mixed, weight = jax.vmap(mix_pair)(_each(keys, _BOX), own, other)
+      mixed, weight = jax.vmap(mix_pair)(each(keys, BOX), own, other)
       if mix_prob < 1:
-        chosen = jax.vmap(lambda k: jax.random.bernoulli(k, mix_prob))(_each(keys, _WHETHER))
+        chosen = jax.vmap(lambda k: jax.random.bernoulli(k, mix_prob))(each(keys, WHETHER))
         mixed = jnp.where(chosen[:, None, None, None], mixed, own)
         partner, weight = jnp.where(chosen, partner, indices), jnp.where(chosen, weight, 1.0)
       own = mixed
@@ -234,11 +234,11 @@ MIXES = {"cutmix": cutmix, "mixup": mixup}
 # ---- keys ----
 
 
-def _keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
+def numbered(key: jax.Array, numbers: jax.Array) -> jax.Array:
   """The key of each number (b,)."""
   return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
-def _each(keys: jax.Array, purpose: int) -> jax.Array:
+def each(keys: jax.Array, purpose: int) -> jax.Array:
   """Folds each of the keys (b,) with one purpose."""
   return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(keys)

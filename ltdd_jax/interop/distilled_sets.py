@@ -9,7 +9,12 @@
     (n,) integers; if wanted also `classes`, the names of the classes by number, which are then
     compared, `soft_labels` (n, k), logits, `student_lr`, a learning rate, and `parts`, f if each
     image holds f x f small ones, of which a view shows one (multi-formation);
-  * a folder of class folders of image files, named as the data set's classes are.
+  * a folder of class folders of image files, named as the data set's classes are, or by their
+    numbers: `new000` (SRe2L), `00000` (RDED); `soft_labels.npy` (n, k) may be beside them, in the
+    order of classes and names of files;
+  * a folder of `images.pt` (n, c, h, w), `labels.pt` and maybe `soft_labels.pt` and `lr.pt`,
+    loaded with `weights_only`, for which torch is needed;
+  * what `launch.export` wrote, of any format.
 
 Float pixels may be outside [0, 1] by 0.1 in the mean, and no more. Methods that do not clip, such
 as `dm`, leave some pixels outside (0.005); normalised sets are outside by 0.3 or so, and those of 0
@@ -22,7 +27,7 @@ the fingerprint. Nothing is resized and nothing is unpickled.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -31,11 +36,13 @@ from ltdd_jax.artefacts import manifest
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import arrays as arrays_lib
-from ltdd_jax.data import class_folders, crops, images
+from ltdd_jax.data import crops
 from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.data.whitening import Whitening
 from ltdd_jax.interop import read as read_lib
+from ltdd_jax.interop.exports import fkd, folders, huggingface, npz, record, torch_files
+from ltdd_jax.interop.exports.npz import LEARNED
 
-LEARNED = ("soft_labels", "student_lr")
 _OUTSIDE = 0.1  # mean distance of float pixels from [0, 1]
 
 
@@ -70,22 +77,24 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
       not those of the data set, or pixels, soft labels or the rate are no such numbers.
   """
   place, name = files.path(path), f"{where}: {path}"
+  names: Sequence[str] | None
+  about_it: Mapping[str, Any] = {}
   ignored: list[str] = []
   if (place / manifest.META).is_file():
     stored, names = _from_artefact(name, place)
   elif place.is_dir():
-    stored, ignored = _from_folders(name, place, spec, class_names)
-    names = None
+    stored, names, about_it, ignored = _from_folder(name, place, spec, class_names)
   elif place.is_file():
-    stored, names = _from_npz(name, place)
+    stored, names, about_it = npz.read(name, place)
   else:
     raise LtddError(
       f"{name}: there is no such file or folder. Expected another run's artefact "
-      "(WORKDIR/distil/IMAGES), an .npz file with images and labels, or a folder of class folders"
+      "(WORKDIR/distil/IMAGES), an .npz file with images and labels, a folder of class folders or "
+      "of images.pt and labels.pt, or what launch.export wrote"
     )
   _check_classes(name, names, class_names)
   pixels = np.ascontiguousarray(stored["images"])
-  _check_shape(name, pixels.shape[1:], spec)
+  folders.check_shape(name, pixels.shape[1:], spec)
   labels = stored["labels"]
   labels = arrays_lib.check_labels(f"{name}: labels", labels, spec.num_classes, len(pixels))
   _check_range(name, pixels)
@@ -97,7 +106,8 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
   held = f", each of {parts} x {parts} small ones," if parts > 1 else ""
   about = f"{len(labels):,} images {size} {pixels.dtype}{held} from {path}, SHA-256 {digest[:12]}"
   empty = np.flatnonzero(np.bincount(labels, minlength=spec.num_classes) == 0)
-  notes = [about, *ignored] + ([f"no image for classes {empty.tolist()}"] if len(empty) else [])
+  notes = [about, *ignored, *_normalisation(about_it, spec)]
+  notes += [f"no image for classes {empty.tolist()}"] if len(empty) else []
   return Imported(pixels, labels, digest, about, tuple(notes), learned, parts)
 
 
@@ -140,63 +150,47 @@ def _from_artefact(name: str, folder: epath.Path) -> tuple[dict[str, np.ndarray]
   ]
 
 
-def _from_npz(name: str, file: epath.Path) -> tuple[dict[str, np.ndarray], list[str] | None]:
-  stored = arrays_lib.read_npz(name, file, [("images", "labels")], ("classes", "parts", *LEARNED))
-  pixels = stored["images"]
-  if pixels.ndim == 4 and pixels.shape[-1] not in (1, 3) and pixels.shape[1] in (1, 3):
-    raise LtddError(
-      f"{name}: images has shape {pixels.shape}, channels first; expected channels last: "
-      "images.transpose(0, 2, 3, 1)"
-    )
-  if pixels.dtype != np.float32:
-    stored["images"] = arrays_lib.check_images(f"{name}: images", pixels, None)
-  stored["labels"] = arrays_lib.check_integers(f"{name}: labels", stored["labels"])
-  return stored, stored["classes"].tolist() if "classes" in stored else None
+def _from_folder(
+  name: str, place: epath.Path, spec: DatasetSpec, class_names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], Sequence[str] | None, Mapping[str, Any], list[str]]:
+  """Arrays, class map, description and notes of a folder: an export, tensors or class folders."""
+  file, about = place / record.ABOUT, {}
+  if file.is_file():
+    about = record.read_description(name, file.read_text())
+  names, to = about.get("class_names"), about.get("format")
+  if to == "fkd":
+    return *npz.read(name, place / fkd.SET), []
+  if to == "huggingface":
+    return huggingface.read(name, place, about), names, about, []
+  if to in ("torch", "ddranking") or (place / torch_files.IMAGES).is_file():
+    return torch_files.read(name, place, about, spec.num_classes), names, about, []
+  stored, notes = folders.read(name, place, about, spec, class_names)
+  return stored, names, about, notes
 
 
-def _from_folders(
-  name: str, folder: epath.Path, spec: DatasetSpec, class_names: Sequence[str]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-  found, notes = class_folders.list_classes(folder)
-  unknown = sorted(set(found) - set(class_names))
-  if unknown or not found:
-    what = f"the folder {unknown[0]!r} is no class of the data set" if found else "has no folders"
-    raise LtddError(f"{name}: {what}; expected folders named {_some(class_names)}")
-  pairs, ignored = class_folders.list_images(folder, class_names)
-  if not pairs:
-    raise LtddError(f"{name}: no image file in any class folder; expected .png files, say")
-  pixels = np.stack([_decode(file, spec) for file, _ in pairs])
-  labels = np.array([label for _, label in pairs], np.int32)
-  return {"images": pixels, "labels": labels}, notes + ignored
-
-
-def _decode(file: epath.Path, spec: DatasetSpec) -> np.ndarray:
-  try:
-    pixels = images.decode(file.read_bytes(), spec.image_shape[-1])
-  except images.UNREADABLE as error:
-    raise LtddError(
-      f"{file}: cannot be read as an image ({type(error).__name__}: {error}). Repair or delete it"
-    ) from error
-  _check_shape(str(file), pixels.shape, spec)
-  return pixels
+def _normalisation(about: Mapping[str, Any], spec: DatasetSpec) -> list[str]:
+  """A note if students of this run see the images with another normalisation than exported."""
+  if not about:
+    return []
+  whitened = isinstance(spec.std, Whitening)
+  std = spec.std.channels if isinstance(spec.std, Whitening) else spec.std
+  here = {"mean": list(spec.mean), "std": list(std), "whitened": whitened}
+  there = {key: about.get(key) for key in here}
+  if here == there:
+    return []
+  say = lambda x: f"mean {x['mean']}, std {x['std']}{', whitened' if x['whitened'] else ''}"
+  return [f"distilled for images of {say(there)}; here they are of {say(here)}"]
 
 
 def _check_classes(name: str, names: Sequence[str] | None, class_names: Sequence[str]) -> None:
   if names is None or list(names) == list(class_names):
     return
+  there, here = folders.some_names(names), folders.some_names(class_names)
   raise LtddError(
-    f"{name}: was made with another class map.\n  there ({len(names)} classes): {_some(names)}\n"
-    f"  here ({len(class_names)} classes): {_some(class_names)}\nImport images of the same data "
-    "set, or number their classes as here"
+    f"{name}: was made with another class map.\n  there ({len(names)} classes): {there}\n"
+    f"  here ({len(class_names)} classes): {here}\nImport images of the same data set, or number "
+    "their classes as here"
   )
-
-
-def _check_shape(name: str, shape: Sequence[int], spec: DatasetSpec) -> None:
-  if tuple(shape) != tuple(spec.image_shape):
-    raise LtddError(
-      f"{name}: images have the shape {tuple(shape)}; the data set {spec.name} has "
-      f"{tuple(spec.image_shape)} (height, width, channels), and imported images are not resized"
-    )
 
 
 def _check_range(name: str, pixels: np.ndarray) -> None:
@@ -233,8 +227,3 @@ def _parts(name: str, value: np.ndarray, spec: DatasetSpec) -> int:
     raise LtddError(f"{name} is {value.dtype} {value.shape}; expected one integer, 2 say")
   crops.check_factor(f"{name}: ", int(value), spec.image_shape)
   return int(value)
-
-
-def _some(names: Sequence[str]) -> str:
-  shown = ", ".join(f"{c}: {n}" for c, n in enumerate(names[:20]))
-  return shown + (", ..." if len(names) > 20 else "")

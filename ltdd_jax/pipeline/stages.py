@@ -9,7 +9,7 @@ A run has the stages that something in it needs.
 
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -295,9 +295,16 @@ def open_store(ctx: Context, row: Row) -> label_store.LabelStore:
 def load_params(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
   """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
   calibrator, artefact = ctx.calibrator(row), ctx.workdir.load(row.stage("calibrate"))
-  like = jax.eval_shape(calibrator.init, ctx.log_prior(row))
-  leaves = [artefact.arrays[f"param{i}"] for i in range(len(jax.tree.leaves(like)))]
-  return calibrator, jax.tree.unflatten(jax.tree.structure(like), leaves)
+  return calibrator, params_of(calibrator, artefact.arrays, ctx.log_prior(row))
+
+
+def params_of(
+  calibrator: calibrate.Calibrator, arrays: Mapping[str, np.ndarray], log_prior: np.ndarray
+) -> Any:
+  """Fitted parameters from the arrays of a calibrate stage."""
+  like = jax.eval_shape(calibrator.init, log_prior)
+  leaves = [arrays[f"param{i}"] for i in range(len(jax.tree.leaves(like)))]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def label_chunks(ctx: Context, row: Row, num_epochs: int | None = None) -> Iterator[np.ndarray]:

@@ -109,7 +109,7 @@ PATH = re.compile(r"`([\w/.-]+\.(?:md|py))`(?<!report\.md`)")
 PACKAGES = "|".join(p.name for p in (ROOT / "ltdd_jax").glob("[a-z]*") if p.is_dir())
 # Names in modules, as `ltdd_jax.adsa` anywhere, or `teachers.train.train_teachers` in backquotes.
 FULL = r"\bltdd_jax\.(\w+(?:\.\w+)*)"
-SHORT = rf"`((?:{PACKAGES})(?:\.(?!npy|npz|zarr)\w+)+)`"
+SHORT = rf"`((?:{PACKAGES})(?:\.(?!npy|npz|pt|zarr)\w+)+)`"
 
 
 def test_names_that_docs_use_are_there():

@@ -59,6 +59,11 @@ def test_only_sources_imports_tensorflow_datasets():
   assert users == [ROOT / "ltdd_jax" / "data" / "sources.py"]
 
 
+def test_only_exports_import_torch_and_datasets():
+  users = [p.name for p in FILES if {"torch", "datasets", "pyarrow"} & set(imported_packages(p))]
+  assert users == ["huggingface.py", "torch_files.py"]
+
+
 def imported_packages(path):
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):

@@ -1,6 +1,7 @@
 """Paths: what a user may write, and what is refused."""
 
 import pytest
+from etils import epath
 
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
@@ -31,3 +32,16 @@ def test_a_store_that_is_not_known_makes_no_folder_of_its_name():
     LtddError, match=r"path hdfs://a/b: expected a local path.* with gs:// or s3://"
   ):
     files.path("hdfs://a/b")
+
+
+def test_many_files_are_flushed_at_once(tmp_path, monkeypatch):
+  """Thousands of image files, one by one, would take minutes."""
+  calls = []
+  monkeypatch.setattr(files, "_MANY_FILES", 3)
+  monkeypatch.setattr(files.os, "sync", lambda: calls.append(1))
+  for count in (1, 3):
+    with files.appearing(epath.Path(tmp_path / str(count)), epath.Path(tmp_path)) as folder:
+      folder.mkdir()
+      for i in range(count):
+        (folder / str(i)).write_text("x")
+  assert (len(calls), len(list((tmp_path / "3").iterdir()))) == (1, 3)

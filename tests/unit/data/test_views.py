@@ -126,7 +126,7 @@ def test_dsa_acts_on_normalised_images_before_the_mix(combined, key):
   draw = dsa.draw_combined if combined else dsa.draw
   for view, i, e in zip(got, np.asarray(rows), np.asarray(epochs), strict=True):
     op, _ = draw(fold(views_lib._EPOCH, e), strategy, 1)
-    _, (u,) = draw(fold(views_lib._IMAGE, e * 5 + i, views_lib._DSA), strategy, 1)
+    _, (u,) = draw(fold(views_lib.IMAGE, e * 5 + i, views_lib._DSA), strategy, 1)
     want = (IMAGES[i] / 255 - 0.4) / 0.3
     if combined:
       want, u = dsa_ref.apply("flip", want, u[0]), u[2]
