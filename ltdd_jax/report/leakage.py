@@ -110,7 +110,8 @@ def self_test(
   `auc` counts equal distances half. Both are raised without copying by images that are smoother
   than real ones, since L2 is small to these; `nearer_to_train` is not: it compares distances of a
   distilled image to the training and to the test images of its class, and is `nearer_expected`, the
-  mean of n_c / (n_c + m_c), for images that know nothing of the training images.
+  mean of n_c / (n_c + m_c), for images that know nothing of the training images. Smooth images of
+  a class may all have the same nearest image: then it is in effect one draw for each class.
 
   Args:
     images: the distilled ones.

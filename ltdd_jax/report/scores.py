@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from ltdd_jax.core.registry import check_share
 from ltdd_jax.core.types import LtddError
 
-Runs = Float[np.ndarray, "*s"]
+Runs = Float[np.ndarray, "*s"] | float  # of one run: np.float64
 
 
 def hard_label_recovery(real: ArrayLike, hard: ArrayLike) -> Runs:
