@@ -7,7 +7,6 @@
 as with `launch.main`: `--config.student.num_seeds=5 --config.study.real={'num_epochs':50}`.
 """
 
-import json
 import sys
 from typing import Any
 
@@ -21,34 +20,24 @@ _LABELS = flags.DEFINE_list("labels", None, "hard, plain, adsa, learned/plain; a
 _PRESET = flags.DEFINE_string("preset", None, "ddr: DD-Ranking's search and best on test")
 
 
-def make_config(workdir: str | None, overrides: list[str]) -> dict[str, Any]:
-  """The config of the study: of a finished run, or of a config file."""
-  from ltdd_jax.core import command_line, files
-  from ltdd_jax.core.types import LtddError
-
-  images, study = _IMAGES.value, {"labels": _LABELS.value, "preset": _PRESET.value}
-  if workdir is not None:
-    file = files.path(workdir) / "config.json"
-    if not file.is_file():
-      raise LtddError(f"{workdir} is no work directory of a run: it has no config.json")
-    config = json.loads(file.read_text())
-    study["of"] = workdir
-  else:
-    config = command_line.read_config(str(launch_main.CONFIG.value))
-  config.pop("study", None)
-  if _SET.value is not None:
-    images = images or "set"
-    config["distil"]["methods"][images] = {"name": "imported", "path": _SET.value}
-  config["study"] = {"name": "scores", "images": images, **study}
-  return command_line.override(config, overrides)
-
-
 def main(argv: list[str]) -> int:
   """Runs the study; errors for the user are one message."""
+  from ltdd_jax.core import command_line
+
   overrides = [arg for arg in argv[1:] if launch_main.OVERRIDE.match(arg)]
   workdir = next((arg for arg in argv[1:] if arg not in overrides), None)
-  folder = launch_main.WORKDIR.value or f"{workdir}/scores"
-  return launch_main.start(lambda: make_config(workdir, overrides), folder)
+
+  def make_config() -> dict[str, Any]:
+    from ltdd_jax.studies import scores_study
+
+    config = None if workdir else command_line.read_config(str(launch_main.CONFIG.value))
+    study = scores_study.study_config(
+      config, workdir, images=_IMAGES.value, file=_SET.value, labels=_LABELS.value,
+      preset=_PRESET.value,
+    )  # fmt: skip
+    return command_line.override(study, overrides)
+
+  return launch_main.start(make_config, launch_main.WORKDIR.value or f"{workdir}/scores")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

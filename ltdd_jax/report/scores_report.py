@@ -26,10 +26,12 @@ def render(results: Mapping[str, Any]) -> str:
     f"accuracies are fractions; accuracies {last}, on the balanced test set. Each run has its "
     f"scores: mean ± standard deviation (n - 1) over {results['runs']} runs. Smaller is better for "
     "hard-label recovery, larger for the rest; 0.269 is neutral for the last two.",
+    *([f"Students by recipe {results['recipe']}."] if results["recipe"] else []),
     scores_table(results),
     "## The accuracies",
-    "Real: cross-entropy on the long-tailed training set. Random: as many of its images. Views of "
-    "the config's recipe, of DSA, and none.",
+    "Real: cross-entropy on the long-tailed training set. Hard: on the distilled images. Own and "
+    "random: these images and as many random real ones, with the labels named, and views of the "
+    "config, of DSA, or none.",
     accuracies_table(results),
     "## Leakage",
     leakage_table(results),

@@ -207,15 +207,17 @@ def part_of(config: Config, methods: Mapping[str, Any], rows: Sequence[Row]) -> 
 
 
 def real_part(ctx: Context, images: str, preset: str | None, changes: Mapping[str, Any]) -> Config:
-  """The config of a run with hard labels on the training set: as many slots as images."""
+  """The config of a run with hard labels on the training set: as many slots as images.
+
+  These students are trained as teachers are, and see the config's views unmixed.
+  """
   config, counts = ctx.config, ctx.split(ctx.split_name(images)).counts
-  teacher = config["teacher"]
-  epochs, size = teacher["num_epochs"], teacher["batch_size"]
-  if teacher["num_steps"] is not None:
-    epochs = max(1, round(teacher["num_steps"] * size / sum(counts)))
-  student = config["student"] | {"num_epochs": epochs, "batch_size": size}
-  student |= DDR_REAL if preset == "ddr" else {}
-  student |= dict(changes)
+  teacher, views = config["teacher"], config["label"]["views"] | {"mix": None}
+  keys = ("num_epochs", "batch_size", "optimizer", "schedule")
+  student = config["student"] | {key: teacher[key] for key in keys}
+  if (steps := teacher["num_steps"]) is not None:
+    student["num_epochs"] = max(1, round(steps * teacher["batch_size"] / sum(counts)))
+  student |= (DDR_REAL if preset == "ddr" else {}) | dict(changes)
   if student["num_seeds"] != config["student"]["num_seeds"]:
     raise LtddError(
       f"config.study.real has num_seeds={student['num_seeds']} and config.student "
@@ -227,6 +229,6 @@ def real_part(ctx: Context, images: str, preset: str | None, changes: Mapping[st
   whole = {"slots_per_class": tuple(counts), "jpeg_quality": None, "dtype": None}
   return part | {
     "distil": part["distil"] | whole,
-    "label": part["label"] | {"num_epochs": student["num_epochs"]},
+    "label": part["label"] | {"num_epochs": student["num_epochs"], "views": views},
     "student": student | {"hard_labels": True},
   }

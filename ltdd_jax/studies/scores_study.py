@@ -8,20 +8,24 @@ images, with views of the config (`recipe`), of DSA (`dsa`) and none (`none`). `
 the formulas.
 
 Long-tailed variants, ours: `real` students have plain cross-entropy on the long-tailed training
-set; `random` images are drawn from it, and repeat those of a class with fewer images than slots;
-accuracies are those of the balanced test set. They are what DD-Ranking has where the set is
-balanced. Random images have labels as the set has them. Where these are learned or from a file,
-they have a teacher's, with the same calibrator: so has DD-Ranking. In what we differ: hard labels
-too see the views of the config, and one random subset is drawn for all runs, not one for each.
+set, without mixed views; `random` images are drawn from it, and repeat those of a class with fewer
+images than slots; accuracies are those of the balanced test set. They are DD-Ranking's where the
+set is balanced. Random images have labels as the set has them. Where these are learned or from a
+file, they have a teacher's, with the same calibrator: so has DD-Ranking. In what we differ:
+students of hard labels too see views, and one random subset is drawn for all runs.
 """
 
+import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ltdd_jax.artefacts import workdir as workdir_lib
+from ltdd_jax.core import files
 from ltdd_jax.core.registry import check_choice
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, crops, longtail
 from ltdd_jax.pipeline import check
 from ltdd_jax.pipeline.context import Context, Row
@@ -51,8 +55,8 @@ def run(
       `scores_runs.RATES` and the evaluation, ten epochs apart, that are best on the test set. A
       rate of None in the config gives the set the rate that was learned with it, without a search.
       None for the config's own rate and the last step.
-    real: what `config.student` has otherwise for the training set itself: by default passes and
-      batch size of `config.teacher`, and with "ddr" SGD at 0.01.
+    real: what `config.student` has otherwise for the training set itself. Without it these students
+      have epochs, batch size, optimiser (with "ddr" SGD at 0.01) and schedule of `config.teacher`.
     of: work directory of a finished run with this config, whose artefacts are taken.
 
   Returns:
@@ -78,6 +82,42 @@ def run(
   results = collect(ctx, runner, pairs, images, preset)
   runner.write_report("scores", results, scores_report.render(results))
   return results
+
+
+def study_config(
+  config: Mapping[str, Any] | None,
+  workdir: files.Pathlike | None,
+  *,
+  images: str | None,
+  file: str | None = None,
+  labels: Sequence[str] | None = None,
+  preset: str | None = None,
+) -> dict[str, Any]:
+  """Makes the config of the study.
+
+  Args:
+    config: of a run; None for that of `workdir`.
+    workdir: of a run that has been started; None if there is none.
+    images: the image source to score, or what to call the images of `file`: "set" by default.
+    file: images from elsewhere, see `interop.distilled_sets`, or None.
+    labels: see `run`.
+    preset: see `run`.
+
+  Raises:
+    LtddError: `workdir` is not one of a run.
+  """
+  if config is None:
+    stored = files.path(workdir or "") / "config.json"
+    if not stored.is_file():
+      raise LtddError(f"{workdir} is no work directory of a run: there is no {stored.name} in it")
+    config = json.loads(stored.read_text())
+  config = copy.deepcopy({k: v for k, v in config.items() if k != "study"})
+  if file is not None:
+    images = images or "set"
+    config["distil"]["methods"][images] = {"name": "imported", "path": file}
+  of = None if workdir is None else str(workdir)
+  study = {"name": "scores", "images": images, "labels": labels, "preset": preset, "of": of}
+  return config | {"study": study}
 
 
 def collect(
@@ -106,9 +146,10 @@ def collect(
       "counts": scores_runs.slots_of(ctx, images),
       "accuracy": "best on test" if preset == "ddr" else "last step",
       "preset": preset,
+      "recipe": ctx.recipe,
       "runs": ctx.config["student"]["num_seeds"],
       "rows": rows,
-      "leakage": {name: test_leakage(c, name) for name, c in _sets(ctx, runner, images, preset)},
+      "leakage": {name: leakage_of(c, name) for name, c in _sets(ctx, runner, images, preset)},
     }
   )
 
@@ -180,7 +221,7 @@ def _sets(
   yield scores_runs.RANDOM, runner.context(name, config)
 
 
-def test_leakage(ctx: Context, images: str) -> dict[str, Any]:
+def leakage_of(ctx: Context, images: str) -> dict[str, Any]:
   """The self-test of an image source, of the classes that have training and test images."""
   train, test = ctx.train_data(ctx.split_name(images)), ctx.test_data
   distilled, parts = ctx.distilled(images), ctx.parts(images)

@@ -2,21 +2,19 @@
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from configs import bound as bound_config
 from configs import networks as networks_config
 from configs import perturbation as perturbation_config
 from configs import teacher_choice
-from launch import score
 from ltdd_jax import pipeline, studies
 from ltdd_jax.artefacts import manifest
 from ltdd_jax.data import longtail
 from ltdd_jax.labels import by_class
 from ltdd_jax.labels import label as labels_lib
 from ltdd_jax.labels import store as label_store
-from ltdd_jax.labels.by_class import class_means
 from ltdd_jax.report import tables
+from ltdd_jax.studies import scores_study
 from tests import small as tests_small
 
 NONE = {"name": "none"}
@@ -144,9 +142,8 @@ def test_scores(tmp_path, capsys):
   )
   config["student"] |= {"num_seeds": 2, "hard_labels": False}
   run = pipeline.run(config, tmp_path / "run", show_progress=False)
-  change = "--config.study.real={'num_epochs':1}"
-  with flagsaver.flagsaver(images="mine"):
-    study = score.make_config(str(tmp_path / "run"), [change])
+  study = scores_study.study_config(None, tmp_path / "run", images="mine")
+  study["study"]["real"] = {"num_epochs": 1}
   results = studies.run(study, tmp_path / "scores", show_progress=False)
   row = results["rows"][0]
   assert [(r["labels"], r["classes"]) for r in results["rows"]] == [

@@ -82,7 +82,7 @@ def results(preset=None, std=0.25):
   }  # fmt: skip
   return {
     "dataset": "small", "images": "datm", "imbalance_factor": 7.0, "counts": [1, 2], "runs": 3,
-    "preset": preset, "rows": [row | {"classes": c} for c in ("all", "tail")],
+    "recipe": "rd3", "preset": preset, "rows": [row | {"classes": c} for c in ("all", "tail")],
     "leakage": {"datm": leakage, "random": leakage},
   }  # fmt: skip
 
@@ -91,6 +91,7 @@ def test_report_says_what_the_results_say():
   text = scores_report.render(results())
   assert "1 to 2 images a class" in text
   assert "of the last step" in text
+  assert "Students by recipe rd3." in text
   assert text.count("| learned/adsa |") == 3
   assert text.count("0.500 ± 0.250") == 2 * 4 + 4
   cells = ["1.500", "1.250", "0.125", "0.750", "0.625"]

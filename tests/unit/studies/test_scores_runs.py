@@ -1,5 +1,7 @@
 """The scores study before anything is trained: which runs it has, and what it refuses."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -57,12 +59,15 @@ def test_real_students_see_each_training_image_once_an_epoch(tmp_path):
   student = part["student"]
   assert (student["num_epochs"], student["batch_size"], part["label"]["num_epochs"]) == (7, 4, 7)
   assert part["distil"]["jpeg_quality"] is None
+  assert part["label"]["views"] == {"crop_scale": None, "flip": False, "mix": None}
 
 
-def test_real_students_train_as_long_as_teachers(tmp_path):
+def test_real_students_are_trained_as_teachers_are(tmp_path):
   found = config(tmp_path)
-  found["teacher"] |= {"num_steps": 11, "batch_size": 3}
-  assert parts(found, "k_center")["real"]["student"]["num_epochs"] == 3  # 33 of 11 images
+  found["teacher"] |= {"num_steps": 11, "batch_size": 3, "optimizer": {"name": "adam", "lr": 0.5}}
+  student = parts(found, "k_center")["real"]["student"]
+  assert student["num_epochs"] == 3  # 33 of 11 images
+  assert student["optimizer"]["lr"] == 0.5
 
 
 def test_views_of_dsa_flip_where_those_of_the_config_do(tmp_path):
@@ -169,3 +174,29 @@ def test_accuracies_are_of_the_last_step_or_best_on_test(tmp_path):
     leave(tmp_path, rate, [[[i, 0, 0], [0, 0, 0]], [[0, 4 - i, 0], [1, 0, 0]]])
   assert correct("ddr", None).tolist() == [4 / 8, 4 / 8]  # rates for each run: the last, the first
   assert correct("ddr", [1]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_self_test_sees_images_as_views_show_them(parts):
+  """Of images that hold four small ones each part; classes without test images are left out."""
+  train, test = small.train_data(), small.held_out()
+  test = type(test)(test.images[test.labels != 2], test.labels[test.labels != 2])
+  rows = np.array([0, 7, 10])  # one of each class
+  distilled = {"images": train.images[rows], "labels": train.labels[rows]}
+  ctx = types.SimpleNamespace(
+    train_data=lambda split: train, test_data=test, distilled=lambda images: distilled
+  )
+  ctx.split_name, ctx.parts = (lambda images: None), (lambda images: parts)
+  found = scores_study.leakage_of(ctx, "mine")
+  assert found["images"] == 2 * parts**2
+  assert (found["distance"] == 0) == (parts == 1)
+
+
+def test_the_config_of_a_study_is_a_copy(tmp_path):
+  found = config(tmp_path)
+  study = scores_study.study_config(found, None, images=None, file="a.npz", labels=["hard"])
+  assert study["distil"]["methods"]["set"] == {"name": "imported", "path": "a.npz"}
+  assert study["study"] == {
+    "name": "scores", "images": "set", "labels": ["hard"], "preset": None, "of": None
+  }  # fmt: skip
+  assert [*found["distil"]["methods"]] == ["k_center"]
