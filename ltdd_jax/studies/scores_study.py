@@ -16,11 +16,14 @@ students of hard labels too see views, and one random subset is drawn for all ru
 """
 
 import copy
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from etils import epath
 
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import files
@@ -57,7 +60,8 @@ def run(
       None for the config's own rate and the last step.
     real: what `config.student` has otherwise for the training set itself. Without it these students
       have epochs, batch size, optimiser (with "ddr" SGD at 0.01) and schedule of `config.teacher`.
-    of: work directory of a finished run with this config, whose artefacts are taken.
+    of: work directory of a finished run with this config, whose artefacts are taken; its report
+      then shows the nearest training image of each image.
 
   Returns:
     The contents of `report/scores.json`, or None after a dry run.
@@ -79,7 +83,8 @@ def run(
   if runner.dry_run:
     return None
   ctx = runner.context(next(name for name in configs if name.startswith("set-")), config)
-  results = collect(ctx, runner, pairs, images, preset)
+  folders = [files.path(f) / "report" for f in (runner.workdir, of) if f is not None]
+  results = collect(ctx, runner, pairs, images, preset, folders)
   runner.write_report("scores", results, scores_report.render(results))
   return results
 
@@ -126,6 +131,7 @@ def collect(
   pairs: Sequence[scores_runs.Pair],
   images: str,
   preset: str | None,
+  folders: Sequence[epath.Path] = (),
 ) -> dict[str, Any]:
   """Gathers accuracies and scores of all runs into plain values."""
   groups = longtail.groups(ctx.split(ctx.split_name(images)).counts, ctx.config["report"]["groups"])
@@ -149,7 +155,9 @@ def collect(
       "recipe": ctx.recipe,
       "runs": ctx.config["student"]["num_seeds"],
       "rows": rows,
-      "leakage": {name: leakage_of(c, name) for name, c in _sets(ctx, runner, images, preset)},
+      "leakage": {
+        name: leakage_of(c, name, folders) for name, c in _sets(ctx, runner, images, preset)
+      },
     }
   )
 
@@ -221,8 +229,12 @@ def _sets(
   yield scores_runs.RANDOM, runner.context(name, config)
 
 
-def leakage_of(ctx: Context, images: str) -> dict[str, Any]:
-  """The self-test of an image source, of the classes that have training and test images."""
+def leakage_of(ctx: Context, images: str, folders: Iterable[epath.Path] = ()) -> dict[str, Any]:
+  """The self-test of an image source, of the classes that have training and test images.
+
+  Of images that are whole, the nearest training image of each (blank where there is none) goes to
+  `neighbours-IMAGES.npz` in the folders, for `launch.report`.
+  """
   train, test = ctx.train_data(ctx.split_name(images)), ctx.test_data
   distilled, parts = ctx.distilled(images), ctx.parts(images)
   pixels, labels = distilled["images"], distilled["labels"]
@@ -234,5 +246,12 @@ def leakage_of(ctx: Context, images: str) -> dict[str, Any]:
   found = leakage.self_test(
     pixels[keep], labels[keep], train.images, train.labels, test.images, test.labels
   )
+  near = np.zeros((len(labels), *train.images.shape[1:]), np.uint8)
+  near[keep] = train.images[found.nearest.row]
+  if parts == 1 and jax.process_index() == 0:
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, images=near)
+    for folder in folders:
+      files.write_bytes(folder / f"neighbours-{images}.npz", content.getvalue())
   nearest = {"distance": found.nearest.distance, "row": found.nearest.row}
   return found._asdict() | {"nearest": nearest, "images": int(keep.sum())}

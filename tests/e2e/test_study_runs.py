@@ -13,6 +13,7 @@ from ltdd_jax.data import longtail
 from ltdd_jax.labels import by_class
 from ltdd_jax.labels import label as labels_lib
 from ltdd_jax.labels import store as label_store
+from ltdd_jax.labels.by_class import class_means
 from ltdd_jax.report import tables
 from ltdd_jax.studies import scores_study
 from tests import small as tests_small
@@ -159,6 +160,9 @@ def test_scores(tmp_path, capsys):
   assert row["scores"]["lrs"]["std"] == pytest.approx(want.std(ddof=1))
   for copies in results["leakage"].values():  # real images
     assert (copies["distance"], copies["membership"], copies["nearer_to_train"]) == (0, 1, 1)
+  near = np.load(tmp_path / "run" / "report" / "neighbours-mine.npz")["images"]
+  distilled = manifest.open_artefact(tmp_path / "run" / "distil" / "mine").arrays
+  np.testing.assert_array_equal(near, distilled["images"])
   text = (tmp_path / "scores" / "report" / "scores.md").read_text()
   assert "of the last step" in text
   capsys.readouterr()
