@@ -160,6 +160,9 @@ def test_scores(tmp_path, capsys):
   assert row["scores"]["lrs"]["std"] == pytest.approx(want.std(ddof=1))
   for copies in results["leakage"].values():  # real images
     assert (copies["distance"], copies["membership"], copies["nearer_to_train"]) == (0, 1, 1)
+  for stage in ("teacher", "label/mine/teacher", "student/mine/teacher/plain"):  # not made again
+    made, taken = (tmp_path / f for f in ("run", "scores/set-recipe"))
+    assert (made / stage / "meta.json").read_text() == (taken / stage / "meta.json").read_text()
   near = np.load(tmp_path / "run" / "report" / "neighbours-mine.npz")["images"]
   distilled = manifest.open_artefact(tmp_path / "run" / "distil" / "mine").arrays
   np.testing.assert_array_equal(near, distilled["images"])
