@@ -23,13 +23,13 @@ def render(results: Mapping[str, Any]) -> str:
   parts = [
     f"# {results['dataset']}: scores of {results['images']}",
     f"Imbalance factor {results['imbalance_factor']:g}, {each} images a class. Scores and "
-    f"accuracies are fractions; accuracies {last}, on the balanced test set. Each run has its "
+    f"accuracies are fractions; accuracies {last}, on the test set. Each run has its "
     f"scores: mean ± standard deviation (n - 1) over {results['runs']} runs. Smaller is better for "
     "hard-label recovery, larger for the rest; 0.269 is neutral for the last two.",
     *([f"Students by recipe {results['recipe']}."] if results["recipe"] else []),
     scores_table(results),
     "## The accuracies",
-    "Real: cross-entropy on the long-tailed training set. Hard: on the distilled images. Own and "
+    "Real: cross-entropy on the training set. Hard: on the distilled images. Own and "
     "random: these images and as many random real ones, with the labels named, and views of the "
     "config, of DSA, or none.",
     accuracies_table(results),
