@@ -17,10 +17,10 @@ startup.stop_in_one_line()
 
 from absl import app, flags, logging  # noqa: E402
 
-_CONFIG = flags.DEFINE_string(
+CONFIG = flags.DEFINE_string(
   "config", None, "config file, with arguments after a colon: configs/cifar10_lt.py:ipc=50"
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the artefacts of this run")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the artefacts of this run")
 _CACHE = flags.DEFINE_string("cache", None, "folder of artefacts shared by several runs")
 _STAGE = flags.DEFINE_string("stage", None, "run up to this stage, or with 'only:' it alone")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan and do nothing")
@@ -30,22 +30,30 @@ _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 30.0, "time betwe
 _COMPILE_CACHE = flags.DEFINE_string(
   "compile_cache", startup.DEFAULT_CACHE, "folder of compiled programs; empty for none"
 )
+OVERRIDE = re.compile(r"--?config\.")  # how values of the config begin
 
 
 def main(argv: list[str]) -> int:
+  """Runs the config of the command line."""
+  from ltdd_jax.core import command_line
+
+  read = lambda: command_line.override(command_line.read_config(str(CONFIG.value)), argv[1:])
+  return start(read, str(WORKDIR.value))
+
+
+def start(make_config: Callable[[], dict[str, Any]], workdir: str) -> int:
   """Sets up devices and runs the pipeline or a study; errors for the user are one message."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
   logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
   from ltdd_jax.artefacts import checkpoint
-  from ltdd_jax.core import command_line
   from ltdd_jax.core.types import LtddError
 
   try:
     cache = _COMPILE_CACHE.value or None
     logging.info("%s", startup.setup_jax(_CPU_DEVICES.value, cache, _DISTRIBUTED.value))
-    config = command_line.override(command_line.read_config(str(_CONFIG.value)), argv[1:])
+    config = make_config()
     run: Callable[..., Any]
     if "study" in config:
       from ltdd_jax.studies import run
@@ -53,7 +61,7 @@ def main(argv: list[str]) -> int:
       from ltdd_jax.pipeline import run
     run(
       config,
-      str(_WORKDIR.value),
+      workdir,
       cache=_CACHE.value,
       stage=_STAGE.value,
       dry_run=_DRY_RUN.value,
@@ -70,12 +78,12 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line but for values of the config, which are left for `main`."""
-  overrides = [arg for arg in argv[1:] if re.match(r"--?config\.", arg)]
+  overrides = [arg for arg in argv[1:] if OVERRIDE.match(arg)]
   try:
     program, *rest = flags.FLAGS([arg for arg in argv if arg not in overrides])
     if rest:
       raise flags.Error(f"unexpected {' '.join(rest)!r}; values are given as --config.KEY=VALUE")
-    if not _CONFIG.value or not _WORKDIR.value:
+    if not CONFIG.value or not WORKDIR.value:
       raise flags.Error("--config and --workdir are needed; --help lists all flags")
   except flags.Error as error:
     print(f"error: {str(error).strip()}", file=sys.stderr)

@@ -311,6 +311,12 @@ class Workdir:
       files.link_tree(source, folder, last=META)
     logging.info("%s: taken from the cache %s", stage, source)
 
+  def share(self, stages: Iterable[str]) -> None:
+    """Puts the artefacts of those of these stages that are here into the cache."""
+    for stage in stages:
+      if self.exists(stage):
+        self._offer(stage, manifest.read_meta(self.folder(stage))["fingerprint"])
+
   def _offer(self, stage: str, mark: str) -> None:
     """Puts an artefact into the cache, unless another run was faster; a full cache is no error."""
     if self.cache is None or self._cached(stage, mark):

@@ -14,7 +14,13 @@ from typing import Any
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.studies import bound_study, networks_study, perturbation_study, teachers_study
+from ltdd_jax.studies import (
+  bound_study,
+  networks_study,
+  perturbation_study,
+  scores_study,
+  teachers_study,
+)
 from ltdd_jax.studies.runs import Runner
 
 STUDIES: Mapping[str, Callable[..., dict[str, Any] | None]] = {
@@ -22,6 +28,7 @@ STUDIES: Mapping[str, Callable[..., dict[str, Any] | None]] = {
   "bound": bound_study.run,
   "networks": networks_study.run,
   "teachers": teachers_study.run,
+  "scores": scores_study.run,
 }
 
 

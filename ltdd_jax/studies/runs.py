@@ -36,12 +36,17 @@ class Runner:
     """Whether runs only print their plans."""
     return bool(self.options.get("dry_run"))
 
+  @property
+  def cache(self) -> files.Pathlike:
+    """The folder of artefacts that the runs share."""
+    return self.options.get("cache") or self.workdir / "cache"
+
   def __call__(self, name: str, config: Mapping[str, Any], stage: str | None = None) -> None:
     """Runs a config in `workdir/name`, up to a stage or to the end, or prints its plan."""
     if self.dry_run:
       print(f"---- {name}")
-    cache = self.options.get("cache") or self.workdir / "cache"
-    pipeline.run(config, self.workdir / name, stage=stage, **{**self.options, "cache": cache})
+    options = {**self.options, "cache": self.cache}
+    pipeline.run(config, self.workdir / name, stage=stage, **options)
 
   def context(self, name: str, config: Mapping[str, Any]) -> Context:
     """A finished run, to read from."""

@@ -1,5 +1,6 @@
 """The command line: any value of a config, one line for each mistake, and nothing done in vain."""
 
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -175,9 +176,9 @@ def test_a_home_folder_is_not_a_folder_of_that_name(monkeypatch, tmp_path):
     command_line.read_config("~/config.py")
 
 
-def program(*args):
+def program(*args, name="main"):
   return subprocess.run(
-    [sys.executable, "-m", "launch.main", *args], capture_output=True, text=True, check=False
+    [sys.executable, "-m", f"launch.{name}", *args], capture_output=True, text=True, check=False
   )
 
 
@@ -211,6 +212,30 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, flag, text):
   assert done.stderr.splitlines()[-1].startswith("error: ")
   assert text in done.stderr
   assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("args", "text"),
+  [
+    ("runs/a", "--images or --set is needed"),
+    ("runs/a runs/b --images=edc", "unexpected 'runs/b'; expected one work directory"),
+    ("--images=edc", "expected the work directory of a run, or --config and --workdir"),
+    (f"runs/a --images=edc --config={CONFIG}", "expected the work directory of a run, or"),
+    (f"--set=a.npz --config={CONFIG}", "--workdir is needed with --config"),
+    ("nowhere --images=edc", "nowhere is no work directory of a run: there is no config.json"),
+    (
+      f"--set=nothing.npz --config={CONFIG} --workdir=nowhere --config.student.num_seeds=1",
+      "config.distil.methods.set: nothing.npz: there is no such file",
+    ),
+  ],
+)
+def test_wrong_arguments_of_score_are_one_line(args, text):
+  done = program(*args.split(), name="score")
+  assert done.returncode == 2
+  assert done.stderr.splitlines()[-1].startswith("error: ")
+  assert text in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not pathlib.Path("nowhere").exists()
 
 
 @pytest.mark.parametrize("name", ["main", "calibrate"])

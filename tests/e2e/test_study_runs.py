@@ -1,12 +1,13 @@
 """The studies on digits, as small as they go, and one again from what is there."""
 
 import numpy as np
+import pytest
 
 from configs import bound as bound_config
 from configs import networks as networks_config
 from configs import perturbation as perturbation_config
 from configs import teacher_choice
-from ltdd_jax import studies
+from ltdd_jax import pipeline, studies
 from ltdd_jax.artefacts import manifest
 from ltdd_jax.data import longtail
 from ltdd_jax.labels import by_class
@@ -14,7 +15,10 @@ from ltdd_jax.labels import label as labels_lib
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.labels.by_class import class_means
 from ltdd_jax.report import tables
+from ltdd_jax.studies import scores_study
+from tests import small as tests_small
 
+NONE = {"name": "none"}
 ADSA = {"name": "adsa", "tau_range": (0.0, 1.0)}
 
 
@@ -130,3 +134,41 @@ def test_teachers(tmp_path):
   assert row["teacher"].count("+") == (best == "two")
   text = (tmp_path / "report" / "teachers.md").read_text()
   assert f"Taken: {best}, trained on all images" in text
+
+
+def test_scores(tmp_path, capsys):
+  """Of a finished run, from whose artefacts it goes on; accuracies are those of its students."""
+  config = tests_small.run_config(
+    tmp_path, {"mine": {"name": "random"}, "random": {"name": "random"}}, {"plain": NONE}
+  )
+  config["student"] |= {"num_seeds": 2, "hard_labels": False}
+  run = pipeline.run(config, tmp_path / "run", show_progress=False)
+  study = scores_study.study_config(None, tmp_path / "run", images="mine")
+  study["study"]["real"] = {"num_epochs": 1}
+  results = studies.run(study, tmp_path / "scores", show_progress=False)
+  row = results["rows"][0]
+  assert [(r["labels"], r["classes"]) for r in results["rows"]] == [
+    ("plain", name) for name in ("all", "head", "mid", "tail")
+  ]
+  top1 = {r["images"]: r["top1"]["mean"] for r in run["rows"]}
+  for images, name in (("mine", "own, recipe"), ("random", "random, recipe")):
+    assert 100 * row["accuracies"][name]["mean"] == pytest.approx(top1[images])
+  acc = {k: np.array(v["runs"]) for k, v in row["accuracies"].items()}
+  alpha = (acc["own, recipe"] - acc["random, recipe"] - acc["real"] + acc["hard"]) / 2
+  want = (np.exp(alpha) - np.exp(-1)) / (np.exp(1) - np.exp(-1))
+  assert row["scores"]["lrs"]["mean"] == pytest.approx(want.mean())
+  assert row["scores"]["lrs"]["std"] == pytest.approx(want.std(ddof=1))
+  for copies in results["leakage"].values():  # real images
+    assert (copies["distance"], copies["membership"], copies["nearer_to_train"]) == (0, 1, 1)
+  for stage in ("teacher", "label/mine/teacher", "student/mine/teacher/plain"):  # not made again
+    made, taken = (tmp_path / f for f in ("run", "scores/set-recipe"))
+    assert (made / stage / "meta.json").read_text() == (taken / stage / "meta.json").read_text()
+  near = np.load(tmp_path / "run" / "report" / "neighbours-mine.npz")["images"]
+  distilled = manifest.open_artefact(tmp_path / "run" / "distil" / "mine").arrays
+  np.testing.assert_array_equal(near, distilled["images"])
+  text = (tmp_path / "scores" / "report" / "scores.md").read_text()
+  assert "of the last step" in text
+  capsys.readouterr()
+  again = studies.run(study, tmp_path / "scores", show_progress=False)
+  assert again == results
+  assert text in capsys.readouterr().out
