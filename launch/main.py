@@ -34,10 +34,7 @@ _COMPILE_CACHE = flags.DEFINE_string(
 
 def main(argv: list[str]) -> int:
   """Sets up devices and runs the pipeline or a study; errors for the user are one message."""
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
-  logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
-  std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
+  set_up_logs()
   from ltdd_jax.artefacts import checkpoint
   from ltdd_jax.core import command_line
   from ltdd_jax.core.types import LtddError
@@ -66,6 +63,14 @@ def main(argv: list[str]) -> int:
     print(f"{stop}. Saved; give the same command again to go on.", file=sys.stderr)
     return 130
   return 0
+
+
+def set_up_logs() -> None:
+  """Logs our own lines, with the time of day."""
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
+  logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The command line: any value of a config, one line for each mistake, and nothing done in vain."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -125,7 +126,10 @@ def test_what_is_no_config_file(tmp_path):
     ("none.py", None, "there is no config file"),
     ("config.txt", "", "expected a .py file"),
     ("empty.py", "", "has no function get_config"),
-    ("number.py", "get_config = lambda: 5", "returns a int; expected a dict"),
+    ("number.py", "get_config = lambda: 5", "number.py is a int; expected a dict"),
+    ("list.json", "[1]", "list.json is a tuple; expected a dict"),
+    ("half.json", "{", "cannot be read .*expected a JSON file with a config"),
+    ("gone.json", None, "cannot be read .*expected a JSON file with a config"),
     ("numbers.py", None, r"Did you mean 'number.py'\?"),
   ):
     if content is not None:
@@ -133,6 +137,12 @@ def test_what_is_no_config_file(tmp_path):
     with pytest.raises(LtddError, match=text):
       command_line.read_config(str(tmp_path / name))
   assert command_line.read_config(CONFIG)["seed"] == 0
+
+
+def test_the_config_of_a_run_can_be_given_again(tmp_path):
+  config = digits_lt.get_config("preset=smoke").to_dict()
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  assert command_line.read_config(str(tmp_path / "config.json")) == config
 
 
 def test_only_what_is_to_be_made_is_traced(tmp_path, monkeypatch):
