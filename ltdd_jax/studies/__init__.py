@@ -57,4 +57,4 @@ def check(study: Mapping[str, Any]) -> None:
   if name not in STUDIES:
     hint = config_lib.suggest(str(name), STUDIES)
     raise LtddError(f"config.study.name is {name!r}. {hint} Known studies: {', '.join(STUDIES)}")
-  config_lib.bind("config.study", STUDIES[name], kwargs)
+  config_lib.bind("config.study", STUDIES[str(name)], kwargs)

@@ -27,7 +27,7 @@ class Live:
   """
 
   def __init__(self, cells: Sequence[Cell], stream: TextIO | None = None):
-    self.cells, self.stream = cells, stream or sys.stdout
+    self.cells, self.stream = cells, sys.stdout if stream is None else stream
     self._before: dict[str, str] = {}
     self._since = {cell.name: time.monotonic() for cell in cells}
     self._height = 0
