@@ -37,7 +37,7 @@ class Pool(NamedTuple):
   """Tasks that were given away."""
 
   futures: list[Future]
-  stop: Callable[[], None]  # asks the running ones to save and end, and waits for them
+  stop: Callable[[], None]  # ends them; local ones save, and it waits for that
 
 
 def run_task(task: Task, running: set[subprocess.Popen[bytes]] | None = None) -> int:

@@ -223,7 +223,7 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, flag, text):
   assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["main", "calibrate"])
+@pytest.mark.parametrize("name", ["main", "calibrate", "sweep"])
 @pytest.mark.parametrize("stop", ["os.kill(os.getpid(), signal.SIGTERM)", "Garbage()"])
 def test_a_stop_at_any_time_is_one_line(name, stop):
   """Also one that falls into a callback of the garbage collector."""

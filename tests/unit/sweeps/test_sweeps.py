@@ -3,8 +3,12 @@
 import concurrent.futures
 import json
 import pathlib
+import shutil
+import signal
+import subprocess
 import sys
 import textwrap
+import time
 import types
 
 import pytest
@@ -263,6 +267,33 @@ def test_the_table_on_a_terminal_is_printed_over(tmp_path):
     "bb  running    0.0 min  teacher: step 3", "a   waiting", "1 running, 1 waiting"
   ]  # fmt: skip
   assert second == "\x1b[3F\x1b[Ja   failed: exit code 1\nbb  done\n1 failed, 1 done\n"
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="of util-linux")
+def test_cells_of_a_killed_sweep_are_asked_to_stop(tmp_path):
+  cell = """
+import pathlib, signal, sys, time
+def stop(*unused):
+  pathlib.Path(sys.argv[1], "saved").touch()
+  sys.exit()
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+  task = ([sys.executable, "-c", cell, str(tmp_path)], str(tmp_path / "log.txt"))
+  code = f"from ltdd_jax.sweeps import pools; pools.run_task(pools.Task(*{task!r}))"
+  sweep = subprocess.Popen([sys.executable, "-c", code])
+  wait_for(tmp_path / "ready")
+  sweep.kill()
+  assert sweep.wait() == -signal.SIGKILL
+  wait_for(tmp_path / "saved")
+
+
+def wait_for(path, seconds=60.0):
+  end = time.monotonic() + seconds
+  while not path.exists():
+    assert time.monotonic() < end, path
+    time.sleep(0.01)
 
 
 def test_a_process_that_an_earlier_sweep_left_may_save_first(tmp_path, monkeypatch):
