@@ -4,8 +4,7 @@
       --workdir runs/budgets
 
 The same teachers and images in all cells, with students for each budget of labels: label epochs,
-number format, classes kept; and hard labels mixed in (docs/how-to/save_label_bytes.md). On digits
-it takes about ten minutes on two cores.
+number format, classes kept; and hard labels mixed in (docs/how-to/save_label_bytes.md).
 
 Arguments: preset (full, cpu, smoke), dataset (cifar10; digits, the default of smoke), methods
 (sre2l, or several with + between them), imbalance (100; 50 for digits), ipc (10; 5 for digits),

@@ -4,7 +4,8 @@
 
 SRe2L, G-VBSM and EDC at imbalance factors 100 and 50, MTT and DREAM at 50: the cells of
 docs/results/cifar10_methods.md and four more. A cell has the method's images, random ones and hard
-labels. With `preset=cpu` a cell takes half an hour to an hour on two cores; `full` was not run.
+labels. Its smoke preset was run, 13 cells; what one of `preset=cpu` takes is in
+configs/cifar10_lt.py.
 
 Arguments: preset (full, cpu, smoke), dataset (cifar10; digits, the default of smoke), recipe (own,
 the method's; or a name of docs/reference/recipes.md), calibrators (plain+adsa), seed (0).
