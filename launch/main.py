@@ -43,10 +43,7 @@ def main(argv: list[str]) -> int:
 
 def start(make_config: Callable[[], dict[str, Any]], workdir: str) -> int:
   """Sets up devices and runs the pipeline or a study; errors for the user are one message."""
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
-  logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
-  std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
+  set_up_logs()
   from ltdd_jax.artefacts import checkpoint
   from ltdd_jax.core.types import LtddError
 
@@ -74,6 +71,14 @@ def start(make_config: Callable[[], dict[str, Any]], workdir: str) -> int:
     print(f"{stop}. Saved; give the same command again to go on.", file=sys.stderr)
     return 130
   return 0
+
+
+def set_up_logs() -> None:
+  """Logs our own lines, with the time of day."""
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
+  logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import filelock
@@ -30,13 +30,14 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from ltdd_jax.artefacts import manifest, mismatch, provenance
+from ltdd_jax.artefacts import checkpoint, manifest, mismatch, provenance
 from ltdd_jax.artefacts.manifest import META, Artefact, fingerprint
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import files
 from ltdd_jax.core.mesh import barrier
 from ltdd_jax.core.types import LtddError
 
+_POLL_SECONDS = 0.5  # between two looks at a lock of the cache
 _STALE_SECONDS = 86400  # a temporary folder in the cache that is older has no owner
 
 
@@ -327,6 +328,44 @@ class Workdir:
     except OSError as error:
       if not self._cached(stage, mark):
         logging.warning("%s: not put into the cache %s: %s", stage, self.cache, error)
+
+  @contextlib.contextmanager
+  def making(self, stage: str, config: Any, inputs: Mapping[str, str]) -> Iterator[None]:
+    """While one run makes an artefact for the cache, others that need the same one wait.
+
+    Ask for `status` again within. Without a cache, in an object store or on a pod nobody waits: the
+    first to finish puts its artefact into the cache, and all of them are equal.
+
+    Raises:
+      checkpoint.Interrupted: a signal came meanwhile.
+    """
+    alone = jax.process_count() == 1 and self.cache is not None and files.is_local(self.cache)
+    with (
+      self._cache_lock(stage, fingerprint(config, inputs)) if alone else contextlib.nullcontext()
+    ):
+      yield
+
+  @contextlib.contextmanager
+  def _cache_lock(self, stage: str, mark: str) -> Iterator[None]:
+    assert self.cache is not None
+    lock, said = filelock.FileLock(self.cache / stage / f"{mark}.lock"), False
+    try:
+      (self.cache / stage).mkdir(parents=True, exist_ok=True)
+      while True:
+        with contextlib.suppress(filelock.Timeout):
+          lock.acquire(timeout=_POLL_SECONDS if said else 0)
+          break
+        if checkpoint.stop_requested():
+          raise checkpoint.Interrupted(f"stopped while another run makes {stage}")
+        if not said:
+          logging.info("%s: another run makes it for the cache %s; waiting", stage, self.cache)
+        said = True
+    except OSError as error:  # as for the cache itself: it is done without
+      logging.warning("%s: no lock in the cache %s: %s", stage, self.cache, error)
+    try:
+      yield
+    finally:
+      lock.release()
 
   # ---- facts about the run ----
 

@@ -1,6 +1,7 @@
 """Config files and what the command line changes in them.
 
   config = read_config("configs/digits_lt.py:ipc=10")     # a plain dict
+  config = read_config("runs/digits/config.json")         # that of an earlier run
   config = override(config, ["--config.student.ema=None", "--config.data.counts=(9,3,1)"])
 
 Values are Python literals, or else text. Any key can be given: `pipeline.check` refuses those that
@@ -10,6 +11,7 @@ no function takes.
 import ast
 import copy
 import importlib.util
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,10 +25,25 @@ _WORDS = {"true": True, "false": False}
 
 
 def read_config(name: str) -> dict[str, Any]:
-  """Runs `get_config` of a config file, with the argument that follows a colon.
+  """Runs `get_config` of a config file, with the argument that follows a colon, or reads JSON.
+
+  A `.json` file is a config as runs write it (`config.json`); lists in it are tuples.
 
   Raises:
     LtddError: a file that is not there or has no such function, or an argument that it refuses.
+  """
+  config = _read_json(files.path(name)) if name.endswith(".json") else call(name, "get_config")
+  config = config.to_dict() if hasattr(config, "to_dict") else config
+  if not isinstance(config, Mapping):
+    raise LtddError(f"the config of {name} is a {type(config).__name__}; expected a dict")
+  return dict(config)
+
+
+def call(name: str, function: str) -> Any:
+  """Calls a function of a `.py` file, with the argument that follows a colon.
+
+  Raises:
+    LtddError: a file that is not there or has no such function.
   """
   text, colon, arg = name.partition(":")
   path = files.path(text)
@@ -39,13 +56,25 @@ def read_config(name: str) -> dict[str, Any]:
   assert spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise LtddError(f"config file {path} has no function get_config; see configs/ for examples")
-  config = module.get_config(*[arg] if colon else [])
-  config = config.to_dict() if hasattr(config, "to_dict") else config
-  if not isinstance(config, Mapping):
-    raise LtddError(f"get_config of {path} returns a {type(config).__name__}; expected a dict")
-  return dict(config)
+  if not hasattr(module, function):
+    raise LtddError(f"config file {path} has no function {function}; see configs/ for examples")
+  return getattr(module, function)(*[arg] if colon else [])
+
+
+def _read_json(path: Any) -> Any:
+  """Reads a JSON file, its lists as tuples, which is what config files have."""
+  try:
+    return _tuples(json.loads(path.read_text()))
+  except (OSError, ValueError) as error:
+    raise LtddError(
+      f"--config is {path}: it cannot be read ({error}); expected a JSON file with a config"
+    ) from error
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _tuples(inner) for key, inner in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def override(config: Mapping[str, Any], args: Iterable[str]) -> dict[str, Any]:

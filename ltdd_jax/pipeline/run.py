@@ -103,10 +103,23 @@ def selected(stage: str | None) -> tuple[str, ...]:
 
 def run_stage(s: Stage, ctx: Context, *, checkpoint_seconds: float, show_progress: bool) -> bool:
   """Runs one stage, or skips it if its artefact is ready; returns whether it was skipped."""
-  work = ctx.workdir
-  if work.status(s.name, s.config, s.inputs) == "ready":
+  if skipped := _is_ready(s, ctx.workdir):
+    return skipped
+  with ctx.workdir.making(s.name, s.config, s.inputs):
+    if not (skipped := _is_ready(s, ctx.workdir)):  # another run may have made it meanwhile
+      _make(s, ctx, checkpoint_seconds=checkpoint_seconds, show_progress=show_progress)
+  return skipped
+
+
+def _is_ready(s: Stage, work: workdir_lib.Workdir) -> bool:
+  if ready := work.status(s.name, s.config, s.inputs) == "ready":
     logging.info("%s: ready, skipped", s.name)
-    return True
+  return ready
+
+
+def _make(s: Stage, ctx: Context, *, checkpoint_seconds: float, show_progress: bool) -> None:
+  """Makes the artefact of a stage."""
+  work = ctx.workdir
   for name in s.inputs:
     if not work.exists(name):
       raise LtddError(f"stage {s.name} reads {name}, which is missing; run --stage={s.kind} first")
@@ -137,4 +150,3 @@ def run_stage(s: Stage, ctx: Context, *, checkpoint_seconds: float, show_progres
   )
   took = datetime.timedelta(seconds=round(seconds))
   logging.info("%s: done in %s, peak memory %.2f GB", s.name, took, peak / 1e9)
-  return False

@@ -51,11 +51,17 @@ def run(
   """
   plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
   study = dict(plain.pop("study"))
-  name = study.pop("name", None)
-  if name not in STUDIES:
-    hint = config_lib.suggest(str(name), STUDIES)
-    raise LtddError(f"config.study.name is {name!r}. {hint} Known studies: {', '.join(STUDIES)}")
-  config_lib.bind("config.study", STUDIES[name], study)
+  check(study)
+  name: str = study.pop("name")
   if stage is not None:
     raise LtddError(f"--stage={stage} is for runs; a study runs whole. Leave it out")
   return STUDIES[name](plain, Runner(files.path(workdir), options), **study)
+
+
+def check(study: Mapping[str, Any]) -> None:
+  """Raises LtddError unless the group `study` of a config has a known name and its arguments."""
+  name, kwargs = study.get("name"), {k: v for k, v in study.items() if k != "name"}
+  if name not in STUDIES:
+    hint = config_lib.suggest(str(name), STUDIES)
+    raise LtddError(f"config.study.name is {name!r}. {hint} Known studies: {', '.join(STUDIES)}")
+  config_lib.bind("config.study", STUDIES[str(name)], kwargs)

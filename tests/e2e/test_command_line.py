@@ -1,5 +1,6 @@
 """The command line: any value of a config, one line for each mistake, and nothing done in vain."""
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -126,7 +127,10 @@ def test_what_is_no_config_file(tmp_path):
     ("none.py", None, "there is no config file"),
     ("config.txt", "", "expected a .py file"),
     ("empty.py", "", "has no function get_config"),
-    ("number.py", "get_config = lambda: 5", "returns a int; expected a dict"),
+    ("number.py", "get_config = lambda: 5", "number.py is a int; expected a dict"),
+    ("list.json", "[1]", "list.json is a tuple; expected a dict"),
+    ("half.json", "{", "cannot be read .*expected a JSON file with a config"),
+    ("gone.json", None, "cannot be read .*expected a JSON file with a config"),
     ("numbers.py", None, r"Did you mean 'number.py'\?"),
   ):
     if content is not None:
@@ -134,6 +138,12 @@ def test_what_is_no_config_file(tmp_path):
     with pytest.raises(LtddError, match=text):
       command_line.read_config(str(tmp_path / name))
   assert command_line.read_config(CONFIG)["seed"] == 0
+
+
+def test_the_config_of_a_run_can_be_given_again(tmp_path):
+  config = digits_lt.get_config("preset=smoke").to_dict()
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  assert command_line.read_config(str(tmp_path / "config.json")) == config
 
 
 def test_only_what_is_to_be_made_is_traced(tmp_path, monkeypatch):
@@ -238,7 +248,7 @@ def test_wrong_arguments_of_score_are_one_line(args, text):
   assert not pathlib.Path("nowhere").exists()
 
 
-@pytest.mark.parametrize("name", ["main", "calibrate"])
+@pytest.mark.parametrize("name", ["main", "calibrate", "sweep"])
 @pytest.mark.parametrize("stop", ["os.kill(os.getpid(), signal.SIGTERM)", "Garbage()"])
 def test_a_stop_at_any_time_is_one_line(name, stop):
   """Also one that falls into a callback of the garbage collector."""

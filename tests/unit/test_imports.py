@@ -21,6 +21,7 @@ RANK = {
   "report": 6,
   "pipeline": 7,
   "studies": 8,
+  "sweeps": 9,
 }  # fmt: skip
 
 

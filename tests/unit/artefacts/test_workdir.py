@@ -1,5 +1,6 @@
 """Artefacts: whole or not there, checked on opening, one process at a time."""
 
+import concurrent.futures
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax.artefacts import manifest, provenance
+from ltdd_jax.artefacts import checkpoint, manifest, provenance
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
@@ -443,6 +444,32 @@ def test_a_cache_serves_other_work_directories(tmp_path, caplog):
     assert b.load("teacher").meta == first.meta
     np.testing.assert_array_equal(b.load("teacher").tree("net")["w"], np.ones(3))
   assert leftovers(tmp_path) == []
+
+
+def test_a_run_waits_for_another_that_makes_the_same(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(workdir_lib, "_POLL_SECONDS", 0.01)
+  caplog.set_level("INFO")
+  cache, asked = tmp_path / "cache", ("teacher", CONFIG, {})
+  with (
+    workdir_lib.Workdir(tmp_path / "a", cache) as a,
+    workdir_lib.Workdir(tmp_path / "b", cache) as b,
+    concurrent.futures.ThreadPoolExecutor() as threads,
+  ):
+
+    def second():
+      with b.making(*asked):
+        return b.status(*asked)
+
+    with a.making(*asked):
+      waiting = threads.submit(second)
+      while "another run makes it for the cache" not in caplog.text:
+        assert not waiting.done()
+      commit(a)
+    assert waiting.result() == "ready"
+    with a.making(*asked), monkeypatch.context() as patch:
+      patch.setattr(workdir_lib.checkpoint, "stop_requested", lambda: True)
+      with pytest.raises(checkpoint.Interrupted, match="stopped while another run makes teacher"):
+        second()
 
 
 def test_damage_in_the_cache_is_named(tmp_path):

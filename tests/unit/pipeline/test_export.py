@@ -1,10 +1,13 @@
 """Exports of runs: which images and labels they take, and what they say about them."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
-import launch.export as command
 from ltdd_jax import pipeline
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
@@ -16,6 +19,7 @@ from ltdd_jax.pipeline.context import Context, Row
 from tests import small
 
 METHODS = {"easy": {"name": "herding", "teachers": ("a",)}, "random": {"name": "random"}}
+ROOT = pathlib.Path(__file__).parents[3]
 ROW = Row("easy", "teacher", "adsa")
 
 
@@ -110,20 +114,24 @@ def test_several_methods_are_listed(run, tmp_path):
   assert export.distilled_set(tmp_path, images="random").meta["method"] == "random"
 
 
-def test_the_command(run, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr("ltdd_jax.core.startup.setup_jax", lambda: None)
-  flags = command.flags.FLAGS
-  for name, value in {"to": "npz", "out": str(tmp_path / "a.npz"), "labels": "teacher"}.items():
-    monkeypatch.setattr(flags[name], "value", value)
-  assert command.main(["export", str(run.workdir.path)]) == 0
-  assert "npz, 6 images 8x8x1 uint8 of 3 classes, soft labels (logits)," in capsys.readouterr().out
+def test_the_command(run, tmp_path):
+  def call(*args):
+    command = [sys.executable, "-m", "launch.export", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+  args = ("--to=npz", f"--out={tmp_path / 'a.npz'}", "--labels=teacher")
+  done = call(run.workdir.path, *args)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert "npz, 6 images 8x8x1 uint8 of 3 classes, soft labels (logits)," in done.stdout
   mine = distilled_sets.read("mine", str(tmp_path / "a.npz"), run.source.spec, ("0", "1", "2"))
   np.testing.assert_array_equal(mine.images, run.distilled("easy")["images"])
   assert len(mine.notes) == 1
-  assert command.main(["export", str(run.workdir.path)]) == 2
-  assert capsys.readouterr().err.startswith("error: --out is")
-  assert command.main(["export"]) == 2
-  assert "expected the work directory of one run" in capsys.readouterr().err
+  done = call(run.workdir.path, *args)
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: --out is")
+  done = call(*args)
+  assert done.returncode == 2
+  assert "expected the work directory of one run" in done.stderr
 
 
 def test_class_frequencies_of_runs_with_other_splits_come_from_the_config(run, monkeypatch):
