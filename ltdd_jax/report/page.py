@@ -4,7 +4,7 @@ page.write(["runs/digits"])                            # runs/digits/report/inde
 page.write(["runs/a", "runs/b"], "comparison.html")
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
@@ -25,18 +25,28 @@ def write(workdirs: Sequence[files.Pathlike], out: files.Pathlike | None = None)
     LtddError: no work directory of a run, Jinja2 or matplotlib are missing, or nothing can be
       written.
   """
-  html.check_available()
   if not workdirs or (out is None and len(workdirs) > 1):
     raise LtddError(
       f"{len(workdirs)} work directories and no file to write; expected one work directory, or "
       "several and --out=FILE.html"
     )
   target = files.path(workdirs[0]) / "report" / "index.html" if out is None else files.path(out)
+  if len(workdirs) > 1:
+    return compare(workdirs, target)
+  return _write(target, of_run, [run_folder.read(workdirs[0])])
+
+
+def compare(workdirs: Sequence[files.Pathlike], out: files.Pathlike) -> epath.Path:
+  """Writes the report of several runs beside each other, likewise; there may be one."""
+  runs = _named([run_folder.read(workdir) for workdir in workdirs])
+  return _write(files.path(out), lambda *runs: of_runs(runs), runs)
+
+
+def _write(target: epath.Path, render: Callable[..., str], runs: Sequence[Run]) -> epath.Path:
+  html.check_available()
   if target.suffix != ".html":
     raise LtddError(f"{target}: expected a name that ends in .html")
-  runs = _named([run_folder.read(workdir) for workdir in workdirs])
-  text = of_run(runs[0]) if len(runs) == 1 else of_runs(runs)
-  files.write_text(target, text, what="report")
+  files.write_text(target, render(*runs), what="report")
   header, rows = comparison.results_table(runs)
   if rows:
     marked = formats.marks(header, rows)

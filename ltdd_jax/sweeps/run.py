@@ -10,6 +10,7 @@ from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import files
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.report import html, page
 from ltdd_jax.sweeps import cells as cells_lib
 from ltdd_jax.sweeps import pools, report
 from ltdd_jax.sweeps.cells import Cell
@@ -67,6 +68,9 @@ def run(
       tasks = [_task(cell, command, files.absolute(shared)) for cell in todo]
       _follow(cells, states, todo, pools.start(pool, tasks, jobs, str(folder / pool), pool_args))
     text = report.write(cells, states, folder / "report")
+    done = [c.folder for c in cells if states[c.name] == "done"]
+    if done and html.available():
+      page.compare(done, folder / "report" / "index.html")
   print(text)
   return set(states.values()) == {"done"}
 

@@ -38,7 +38,8 @@ score = {"mean": 50.0 + config["seed"], "std": None}
 row = {"images": "random", "labels": "hard", "calibrator": None, "tau": None, "top1": score}
 row |= {"groups": {"head": score}, "images_per_class": [2, 2], "seeds": 1, "image_bytes": 64}
 results = {"dataset": "digits", "split": {"imbalance_factor": 50.0, "sha256": "0"}, "student": {}}
-results |= {"recipe": None, "rows": [row | {"label_bytes": 0, "calibration": {}}]}
+row |= {"label_bytes": 0, "calibration": {}, "worst_class": score | {"class": 0}}
+results |= {"schema": 3, "recipe": None, "rows": [row]}
 (folder / "report").mkdir(exist_ok=True)
 (folder / "report" / "results.json").write_text(json.dumps(results))
 """
@@ -90,6 +91,9 @@ def test_done_cells_are_skipped_and_changed_ones_run_again(sweep, tmp_path, caps
   assert (starts(tmp_path, "a"), starts(tmp_path, "b")) == (2, 1)
   rows = json.loads((tmp_path / "run" / "report" / "sweep.json").read_text())["rows"]
   assert [(r["cell"], r["top1"]["mean"]) for r in rows] == [("a", 53.0), ("b", 52.0)]
+  table = (tmp_path / "run" / "report" / "index.csv").read_text().splitlines()[1:]
+  assert [line.split(",")[0] for line in table] == ["a", "b"]
+  assert "<h1>2 runs</h1>" in (tmp_path / "run" / "report" / "index.html").read_text()
 
 
 def test_a_dry_run_starts_nothing(sweep, tmp_path, capsys):
