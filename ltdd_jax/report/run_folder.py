@@ -35,6 +35,7 @@ class Run(NamedTuple):
   matrices: dict[str, np.ndarray]  # of `pipeline.matrices`
   images: dict[str, dict[str, np.ndarray]]  # {image source: images, labels}
   neighbours: dict[str, dict[str, np.ndarray]]  # {image source: nearest training images}
+  scores: dict[str, Any] | None  # of `launch.score`
   curves: dict[str, tuple[list[int], list[float]]]  # {loop: (steps, losses)}
   missing: list[str]  # sentences
 
@@ -49,7 +50,7 @@ def read(workdir: files.Pathlike) -> Run:
   if not path.is_dir():
     raise LtddError(f"{workdir}: there is no such folder; expected the work directory of a run")
   missing: list[str] = []
-  report = path / "report"
+  report, scored = path / "report", path / "scores" / "report" / "scores.json"
   results = _attempt(missing, "report/results.json", _results, report / "results.json")
   run = Run(
     name=path.resolve().name,
@@ -65,6 +66,7 @@ def read(workdir: files.Pathlike) -> Run:
       for file in sorted(report.glob("neighbours-*.npz"))
       if (found := _attempt(missing, f"report/{file.name}", _npz, file))
     },
+    scores=_attempt(missing, "scores", _json, scored) if scored.exists() else None,
     curves=dict(_curves(path / "metrics", missing)),
     missing=missing,
   )

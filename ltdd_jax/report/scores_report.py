@@ -13,6 +13,17 @@ SCORES = {
 }
 
 
+LEAKAGE = (
+  "Distances are L2 of pixels to the nearest training image of the class. Membership: the share "
+  "of images that are nearer than 95% of the class's test images are. AUC: how often an image is "
+  "nearer than a test image. Nearest is training: how often the nearest real image of the class "
+  "is a training and not a test image. Without leakage they are as expected; smooth images too "
+  "raise the first two."
+)
+
+Table = tuple[list[str], list[list[str]]]  # header, rows
+
+
 def render(results: Mapping[str, Any]) -> str:
   """The report as Markdown."""
   last = "of the last step"
@@ -27,19 +38,15 @@ def render(results: Mapping[str, Any]) -> str:
     f"scores: mean ± standard deviation (n - 1) over {results['runs']} runs. Smaller is better for "
     "hard-label recovery, larger for the rest; 0.269 is neutral for the last two.",
     *([f"Students by recipe {results['recipe']}."] if results["recipe"] else []),
-    scores_table(results),
+    tables.table(*scores_table(results)),
     "## The accuracies",
     "Real: cross-entropy on the training set. Hard: on the distilled images. Own and "
     "random: these images and as many random real ones, with the labels named, and views of the "
     "config, of DSA, or none.",
     accuracies_table(results),
     "## Leakage",
-    leakage_table(results),
-    "Distances are L2 of pixels to the nearest training image of the class. Membership: the share "
-    "of images that are nearer than 95% of the class's test images are. AUC: how often an image is "
-    "nearer than a test image. Nearest is training: how often the nearest real image of the class "
-    "is a training and not a test image. Without leakage they are as expected; smooth images too "
-    "raise the first two.",
+    tables.table(*leakage_table(results)),
+    LEAKAGE,
   ]
   return "\n\n".join(parts) + "\n"
 
@@ -50,13 +57,13 @@ def fraction(value: Mapping[str, Any]) -> str:
   return text if value["std"] is None else f"{text} ± {value['std']:.3f}"
 
 
-def scores_table(results: Mapping[str, Any]) -> str:
+def scores_table(results: Mapping[str, Any]) -> Table:
   """A line for each kind of labels and group of classes."""
   rows = [
     [r["labels"], r["classes"], *(fraction(r["scores"][key]) for key in SCORES)]
     for r in results["rows"]
   ]
-  return tables.table(["labels", "classes", *SCORES.values()], rows)
+  return ["labels", "classes", *SCORES.values()], rows
 
 
 def accuracies_table(results: Mapping[str, Any]) -> str:
@@ -69,7 +76,7 @@ def accuracies_table(results: Mapping[str, Any]) -> str:
   return tables.table(["labels", "random's", *names], rows)
 
 
-def leakage_table(results: Mapping[str, Any]) -> str:
+def leakage_table(results: Mapping[str, Any]) -> Table:
   """The self-test of the images and of the control, which are copies."""
   header = ["images", "distance", "of test images", "membership", "AUC", "nearest is training"]
   rows = [
@@ -84,4 +91,4 @@ def leakage_table(results: Mapping[str, Any]) -> str:
     for name, r in results["leakage"].items()
   ]
   expected = f"{results['leakage'][results['images']]['nearer_expected']:.3f}"
-  return tables.table(header, [*rows, ["expected", "-", "-", "0.050", "0.500", expected]])
+  return header, [*rows, ["expected", "-", "-", "0.050", "0.500", expected]]

@@ -16,6 +16,7 @@ from ltdd_jax.report import (
   plots,
   published,
   run_plots,
+  scores_report,
   tables,
 )
 from ltdd_jax.report.html import Block, Code, Section, Strip, Strips, Table, Text
@@ -33,6 +34,7 @@ def of_run(run: Run) -> list[Section]:
     ("classes", "Accuracy of classes", _classes),
     ("labels", "Soft labels", _labels),
     ("images", "Distilled images", _images),
+    ("scores", "Scores", _scores),
     ("confusion", "Confusion", _confusion),
     ("training", "Training", _training),
     ("cost", "Cost", _cost),
@@ -201,6 +203,16 @@ def _images(run: Run) -> Iterator[Block]:
     changed = how.sentence(images.shape[1:])
     caption = f"{source}: {len(labels):,} images{', shown ' + changed if changed else ''}."
     yield Strips(f"{caption} Open a class to enlarge it.", strips)
+
+
+def _scores(run: Run) -> Iterator[Block]:
+  if run.scores is not None:
+    header, rows = scores_report.scores_table(run.scores)
+    caption = f"DD-Ranking's scores of {run.scores['images']} images, as fractions; "
+    caption += f"accuracies: {run.scores['accuracy']}"
+    yield Table(caption, header, rows)
+    yield Table("Leakage of training images", *scores_report.leakage_table(run.scores))
+    yield Text(scores_report.LEAKAGE)
 
 
 def _class_names(run: Run, labels: np.ndarray) -> dict[int, str]:

@@ -121,6 +121,26 @@ def test_the_command_and_what_it_changed_are_shown(tmp_path):
   assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["data.name"]
 
 
+def test_scores_and_neighbours_are_shown_where_they_were_made(tmp_path):
+  small_run.write(tmp_path)
+  leaks = {"distance": 1.0, "test_distance": 2.0, "membership": 0.25, "auc": 0.75}
+  leaks |= {"nearer_to_train": 0.625, "nearer_expected": 0.375}
+  score = dict.fromkeys(("hlr", "ior", "lrs", "ars"), {"mean": 0.125, "std": None})
+  rows = [{"labels": "plain", "classes": "all", "scores": score}]
+  found = {"images": "edc", "accuracy": "last step", "rows": rows, "leakage": {"edc": leaks}}
+  (tmp_path / "scores" / "report").mkdir(parents=True)
+  (tmp_path / "scores" / "report" / "scores.json").write_text(json.dumps(found))
+  near = np.zeros((16, 8, 8, 3), np.uint8)
+  np.savez(tmp_path / "report" / "neighbours-edc.npz", images=near)
+  text = page.write([tmp_path]).read_text()
+  scores = text[text.index('<section id="scores"') : text.index('<section id="confusion"')]
+  assert scores.count("<td>0.125</td>") == 4
+  assert {"<td>0.250</td>", "<td>0.750</td>", "<td>0.625</td>"} <= set(
+    re.findall("<td>.*?</td>", scores)
+  )
+  assert text.count('alt="The nearest training images of 2 distilled images of class') == 8
+
+
 def test_one_seed_has_no_deviation_and_the_page_says_so(tmp_path):
   small_run.write(tmp_path, seeds=1)
   assert "Rows of one seed have no standard deviation." in page.write([tmp_path]).read_text()
