@@ -125,7 +125,7 @@ def test_scores_and_neighbours_are_shown_where_they_were_made(tmp_path):
   small_run.write(tmp_path)
   leaks = {"distance": 1.0, "test_distance": 2.0, "membership": 0.25, "auc": 0.75}
   leaks |= {"nearer_to_train": 0.625, "nearer_expected": 0.375}
-  score = dict.fromkeys(("hlr", "ior", "lrs", "ars"), {"mean": 0.125, "std": None})
+  score = {key: {"mean": 0.125, "std": None} for key in ("hlr", "ior", "lrs", "ars")}
   rows = [{"labels": "plain", "classes": "all", "scores": score}]
   found = {"images": "edc", "accuracy": "last step", "rows": rows, "leakage": {"edc": leaks}}
   (tmp_path / "scores" / "report").mkdir(parents=True)
