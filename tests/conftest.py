@@ -35,3 +35,11 @@ flags.FLAGS.mark_as_parsed()
 @pytest.fixture
 def key():
   return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_html_reports():
+  """Runs write no HTML report, which takes seconds; tests of reports write theirs."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("ltdd_jax.pipeline.results.write_page", lambda workdir: None)
+    yield

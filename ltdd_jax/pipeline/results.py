@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from ltdd_jax import models
 from ltdd_jax.core import config as config_lib
@@ -36,10 +37,15 @@ def write_report(
   matrices.write(ctx, folder)
   files.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
   files.write_text(folder / "report.md", text)
-  if html.available():
-    page.write([ctx.workdir.path])
+  write_page(ctx.workdir.path)
   print(text)
   return results
+
+
+def write_page(workdir: epath.Path) -> None:
+  """Writes the HTML report if the packages for it are installed."""
+  if html.available():
+    page.write([workdir])
 
 
 def collect(

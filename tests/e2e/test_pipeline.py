@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from ltdd_jax.artefacts import manifest, provenance
 from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import store as label_store
-from ltdd_jax.report import published, tables
+from ltdd_jax.report import page, published, run_folder, tables
 from ltdd_jax.students import recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -86,6 +87,39 @@ def test_results_can_be_added_to_a_table(finished, tmp_path):
   used = ("data", "teacher", "distil/sre2l", "label/sre2l/teacher", "calibrate/sre2l/teacher/adsa")
   seconds = [results["stages"][s]["seconds"] for s in (*used, "student/sre2l/teacher/adsa")]
   assert row["seconds"] == f"{sum(seconds):.0f}"
+
+
+def test_the_page_of_a_run_has_all_that_it_can_show(finished):
+  workdir, results = finished
+  text = page.write([workdir]).read_text()
+  sections = re.findall(r'<section id="(\w+)"', text)
+  assert sections == [
+    "results", "repeat", "split", "classes", "labels", "images", "confusion", "training", "cost",
+    "config", "machine",
+  ]  # fmt: skip
+  trained = {name.partition("/")[0] for name in run_folder.read(workdir).curves}
+  assert "student" in trained
+  assert text.count("<figure") == 4 + 2 * len({r["images"] for r in results["rows"]}) + len(trained)
+  for row in results["rows"]:
+    assert f"<td>{tables.plus_minus(row['top1'])}</td>" in text.replace(
+      ' class="best"', ""
+    ).replace(' class="second"', "")
+
+
+def test_matrices_of_a_run_are_shares(finished):
+  workdir, results = finished
+  with np.load(workdir / "report" / "matrices.npz") as stored:
+    found = {name: stored[name] for name in stored.files}
+  rows = [(r["images"], r["labels"], r["calibrator"] or "") for r in results["rows"]]
+  assert {n for n in found if n.startswith("confusion")} == {
+    "|".join(("confusion", *r)) for r in rows
+  }
+  for matrix in found.values():
+    assert matrix.shape == (10, 10)
+    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-5)
+  for row in results["rows"]:  # classes lie from head to tail, as they are numbered in digits
+    matrix = found["|".join(("confusion", row["images"], row["labels"], row["calibrator"] or ""))]
+    np.testing.assert_allclose(100 * np.diag(matrix), row["per_class"], atol=1e-3)
 
 
 def test_report_shows_every_row_and_the_confidences(finished):

@@ -59,7 +59,8 @@ def test_command_runs(command, folder):
   )
   assert done.returncode == 0, done.stderr[-3000:]
   out = pathlib.Path(words[-1])
-  assert (folder / (out if out.suffix else out / "report" / "report.md")).exists()
+  made = [out] if out.suffix else [out / "report" / name for name in ("report.md", "index.html")]
+  assert all((folder / path).exists() for path in made)
 
 
 def test_the_extras_that_are_installed_exist():
