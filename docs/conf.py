@@ -1,6 +1,7 @@
 """Sphinx: `pip install -e '.[docs]'`, then `sphinx-build -W docs build/site`.
 
-Pages of methods, of the API and of errors are generated from the code (`generate.py`).
+Pages of methods, of the API and of errors are generated from the code, and notebooks are copied
+(`generate.py`).
 """
 
 import pathlib
@@ -32,6 +33,8 @@ napoleon_use_ivar = True
 
 def shorten_links(app, docname, source):
   """Links to files outside of `docs` become their names: the site does not hold these."""
+  if docname.startswith("_generated/notebooks/"):  # JSON; `generate.py` has mended its links
+    return
   page = HERE / f"{docname}.md"
 
   def replace(match):

@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the code: methods, API, and the errors that it raises."""
+"""Pages of the site that are made from the code: methods, API, errors; and the notebooks."""
 
 import ast
 import csv
@@ -17,13 +17,14 @@ from ltdd_jax.report import published, tables
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "ltdd_jax"
+NOTEBOOKS = ROOT / "notebooks"
 
 
 def write(folder: pathlib.Path) -> None:
   """Writes all generated pages anew."""
   shutil.rmtree(folder, ignore_errors=True)
-  for name, text in pages().items():
-    path = folder / f"{name}.md"
+  for name, text in ({f"{k}.md": v for k, v in pages().items()} | notebooks()).items():
+    path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
@@ -35,6 +36,14 @@ def pages() -> dict[str, str]:
   api = {f"api/{name}": api_page(name) for name in packages()}
   api["api/index"] = _index("API", api)
   return found | api | {"errors": errors_page()}
+
+
+def notebooks() -> dict[str, str]:
+  """Returns {file: JSON} of the notebooks, with links to docs as they are two folders below."""
+  return {
+    f"notebooks/{path.name}": path.read_text().replace("](../docs/", "](../../")
+    for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+  }
 
 
 def _index(title: str, names: dict[str, str]) -> str:

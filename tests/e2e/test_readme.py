@@ -78,13 +78,3 @@ def test_the_snippets_run(folder, monkeypatch):
   soft_labels = names["soft_labels"]
   assert soft_labels.shape == names["logits"].shape
   np.testing.assert_allclose(jax.device_get(soft_labels).sum(-1), 1, atol=1e-5)
-
-
-def test_the_tutorial_on_logits_finds_the_bias():
-  names = {}
-  for block in readme_commands.blocks("python", ROOT / "docs/tutorials/own_logits.md"):
-    exec(compile(block, "own_logits.md", "exec"), names)
-  assert names["result"].tau == pytest.approx(0.7, abs=0.1)  # the bias that was put in
-  assert not names["result"].flat
-  low, high = names["done"].report["tau_interval"]
-  assert low < 0.7 < high

@@ -17,6 +17,7 @@ DOCS = sorted(p.relative_to(ROOT) for p in (ROOT / "docs").rglob("*.md"))
 DOCS = [p for p in DOCS if p.parts[1] not in ("_generated", "index.md")]  # these are of the site
 PAGES = [*(p.relative_to(ROOT) for p in ROOT.glob("*.md")), pathlib.Path("benchmarks/README.md")]
 PAGES = sorted({*PAGES, *DOCS})
+NOTEBOOKS = sorted(p.relative_to(ROOT) for p in (ROOT / "notebooks").glob("*.ipynb"))
 KINDS = ("tutorials", "how-to", "reference", "explanation", "results")
 
 
@@ -41,7 +42,7 @@ def anchors(path):
   return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=str)
 def test_links_lead_somewhere(page):
   for link in links(page):
     if "://" in link:
@@ -144,6 +145,20 @@ def test_pages_of_the_site_are_made_from_the_code(monkeypatch):
   assert "recipe: `edc_mse_gt`" in pages["methods/edc"]
   assert "67.38" in pages["methods/edc"]
   assert "there is no such folder; expected the work directory of a run" in pages["errors"]
+
+
+def test_the_site_has_the_notebooks(monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / "docs")
+  found = importlib.import_module("generate").notebooks()
+  assert list(found) == [path.as_posix() for path in NOTEBOOKS]
+  listed = (ROOT / "docs" / "index.md").read_text()
+  for name, text in found.items():
+    assert f"\n_generated/{name.removesuffix('.ipynb')}\n" in listed
+    for link in re.findall(r"\]\(([^)\s#]+)", text):
+      assert (ROOT / "docs" / "_generated" / "notebooks" / link).resolve() in {
+        *(ROOT / page for page in DOCS),
+        *(ROOT / "docs" / "_generated" / other for other in found),
+      }
 
 
 def test_docstrings_become_restructured_text(monkeypatch):

@@ -366,3 +366,17 @@ def test_minimise_says_how_it_ended():
   assert lbfgs.minimise(valley, [3.0, -1.0], max_iterations=1).reason == "limit"
   assert lbfgs.converged("rounding")
   assert not any(map(lbfgs.converged, ("limit", "stuck", "bound")))
+
+
+def test_the_bias_that_was_put_into_logits_is_found():
+  """Evidence for the true class, plus 0.7 times the log class frequencies."""
+  rng = np.random.default_rng(0)
+  class_counts, labels = np.geomspace(500, 5, 10).astype(int), np.repeat(np.arange(10), 20)
+  evidence = rng.normal(size=(200, 10))
+  evidence[np.arange(200), labels] += 2.0
+  logits = (evidence + 0.7 * np.log(class_counts)).astype(np.float32)
+  done = interop.calibrate_logits(logits, labels, class_counts, calibrator_args={"bootstrap": 200})
+  assert done.tau == pytest.approx(0.7, abs=0.1)
+  assert not done.report["flat"]
+  low, high = done.report["tau_interval"]
+  assert low < 0.7 < high
