@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltdd_jax import adsa, calibrate
+from ltdd_jax import adsa, calibrate, interop
 from ltdd_jax.calibrate import base, bootstrap, lbfgs
 from ltdd_jax.calibrate.criteria import CRITERIA
 from ltdd_jax.core.types import LtddError
