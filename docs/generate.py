@@ -4,6 +4,7 @@ import ast
 import csv
 import importlib
 import inspect
+import itertools
 import json
 import pathlib
 import pkgutil
@@ -35,7 +36,7 @@ def pages() -> dict[str, str]:
   found["methods/index"] = _index("Methods", found)
   api = {f"api/{name}": api_page(name) for name in packages()}
   api["api/index"] = _index("API", api)
-  return found | api | {"errors": errors_page()}
+  return found | api | {"errors": errors_page(), "published": published_page()}
 
 
 def notebooks() -> dict[str, str]:
@@ -103,6 +104,73 @@ def measured(name: str) -> str:
 
 def paragraph(text: str) -> str:
   return " ".join(text.split())
+
+
+# ---- published numbers ----
+
+_CONFIGS = {
+  "CIFAR-10-LT": "cifar10",
+  "CIFAR-100-LT": "cifar100",
+  "Tiny-ImageNet-LT": "tiny_imagenet",
+}
+_NETWORK = "{'name': 'convnet', 'depth': 3, 'width': 128, 'norm': 'instance'}"  # of RLDD's tables
+
+
+def published_page() -> str:
+  """Each published number with the command for its setting, and our number if there is one."""
+  with (ROOT / published.OURS).open() as file:
+    ours = list(csv.DictReader(file))
+  with (ROOT / published.PUBLISHED).open() as file:
+    rows = list(csv.DictReader(file))
+  blocks = [
+    "# Published numbers",
+    "Every published number that is known to us, its source, and the command for its setting. The "
+    "column *ours* has runs on the published split; a dash was not run. What the papers leave "
+    "unsaid is in [beside published numbers](../results/beside_published.md).",
+  ]
+  place = lambda row: (row["dataset"], float(row["imbalance_factor"] or 0), int(row["ipc"]))
+  for (dataset, factor, ipc), cell in itertools.groupby(sorted(rows, key=place), place):
+    lines = [_published_row(row, ours) for row in cell]
+    header = ("method", "student", "published", "ours", "source", "command")
+    blocks += [f"## {dataset}, IF {factor:g}, IPC {ipc}", tables.table(header, lines)]
+  return "\n\n".join(blocks) + "\n"
+
+
+def _published_row(row: dict[str, str], ours: list[dict[str, str]]) -> list[str]:
+  images, labels, calibrator = (published.COUNTERPARTS | published.MATCHING).get(
+    row["method"], ("", "", "")
+  )
+  dataset = _CONFIGS.get(row["dataset"], "")
+  want = {"dataset": dataset, "imbalance_factor": row["imbalance_factor"], "ipc": row["ipc"]}
+  want |= {"method": images, "labels": labels, "calibrator": calibrator}
+  found = [
+    x for x in ours
+    if all(x[k] == v for k, v in want.items()) and x["student"].startswith(row["student"])
+  ]  # fmt: skip
+  values = "; ".join(f"{x['mean']} ({x['teacher'].count(' + ') + 1} teachers)" for x in found)
+  given = f"{row['mean']} ± {row['std']}" if row["std"] else row["mean"]
+  return [
+    row["method"],
+    row["student"],
+    given,
+    values or "-",
+    row["source"],
+    _command(row, dataset, images),
+  ]
+
+
+def _command(row: dict[str, str], dataset: str, images: str) -> str:
+  if not dataset or images not in settings.METHODS:
+    return "-"
+  recipe = settings.published(
+    images, dataset, int(row["ipc"]), float(row["imbalance_factor"])
+  ).recipe
+  text = f"python -m launch.main --config configs/{dataset}_lt.py:method={images},recipe={recipe},"
+  text += f"imbalance={row['imbalance_factor']},ipc={row['ipc']},calibrators=plain+adsa"
+  text += f" --workdir runs/{images}"
+  if row["student"] == "ConvNet-3":
+    text += f' "--config.student.model={_NETWORK}"'
+  return f"`{text}`"
 
 
 # ---- errors ----

@@ -46,6 +46,18 @@ COUNTERPARTS: dict[str, tuple[str, str, str]] = {  # published name: (images, la
   "RLDD": ("rldd", "teacher", "plain"),
   "RLDD+ADSA": ("rldd", "teacher", "adsa"),
 }
+MATCHING = {  # likewise, of methods that no table has yet
+  "DC": ("dc", "hard", ""),
+  "IDM": ("idm", "hard", ""),
+  "DREAM": ("dream", "hard", ""),
+  "DREAM+ADSA": ("dream", "teacher", "adsa"),
+  "MTT": ("mtt", "hard", ""),
+  "MTT+soft label": ("mtt", "teacher", "plain"),
+  "MTT+ADSA": ("mtt", "teacher", "adsa"),
+  "TESLA": ("tesla", "hard", ""),
+  "DATM": ("datm", "learned", "plain"),
+  "DAMED": ("damed", "learned", "plain"),
+}
 NETWORKS = {"alexnet": "AlexNet", "resnet18": "ResNet-18", "vgg11": "VGG-11"}  # published names
 _SHOWN = ("norm", "stem", "width")  # arguments of a network that say which one it is
 
@@ -320,7 +332,7 @@ def beside_run(results: Mapping[str, Any], root: files.Pathlike = _ROOT) -> list
     "ipc": figures[0]["ipc"],
   }
   known = _those(read_rows(path, PUBLISHED_HEADER), **cell)
-  names = {counterpart: name for name, counterpart in COUNTERPARTS.items()}
+  names = {counterpart: name for name, counterpart in (COUNTERPARTS | MATCHING).items()}
   best = _best(known, named=True)
   keys = [(row["method"], row["labels"], row["calibrator"]) for row in figures]
   same = [_those(known, method=names.get(key, "")) for key in keys]

@@ -144,6 +144,10 @@ def test_pages_of_the_site_are_made_from_the_code(monkeypatch):
   assert {"api/adsa", "api/pipeline", "errors"} <= pages.keys()
   assert "recipe: `edc_mse_gt`" in pages["methods/edc"]
   assert "67.38" in pages["methods/edc"]
+  cell = pages["published"].partition("## CIFAR-10-LT, IF 50, IPC 10")[2].partition("\n## ")[0]
+  assert "62.9 ± 0.2" in cell
+  assert "67.38 (4 teachers)" not in cell.partition("EDC+ADSA")[0]
+  assert "method=mtt,recipe=mtt_eval,imbalance=50,ipc=10" in cell
   assert "there is no such folder; expected the work directory of a run" in pages["errors"]
 
 
