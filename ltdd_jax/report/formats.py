@@ -1,9 +1,10 @@
-r"""Tables of results as CSV and LaTeX, and which cells are best and second best.
+r"""Tables of results as Markdown, CSV and LaTeX, with the best and second best cells marked.
 
   header, rows = results_table(results)
   as_csv(header, rows), as_latex(header, rows, marks(header, rows))
 
-In LaTeX the best of a column is bold and the second underlined; `booktabs` draws the lines.
+The best of a column is bold and the second underlined; CSV has numbers alone. In LaTeX `booktabs`
+draws the lines.
 """
 
 import csv
@@ -61,6 +62,21 @@ def marks(
   return found
 
 
+def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]], marked: Marks) -> str:
+  """A Markdown table."""
+  return tables.table(header, _marked(rows, marked, {BEST: "**%s**", SECOND: "<u>%s</u>"})) + "\n"
+
+
+def _marked(
+  rows: Sequence[Sequence[str]], marked: Marks, wrap: Mapping[str, str]
+) -> list[list[str]]:
+  """Cells with what a mark puts around them."""
+  return [
+    [wrap[marked[i, j]] % cell if (i, j) in marked else cell for j, cell in enumerate(row)]
+    for i, row in enumerate(rows)
+  ]
+
+
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """Comma-separated values."""
   text = io.StringIO()
@@ -70,11 +86,8 @@ def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]], marked: Marks) -> str:
   """A `tabular`; needs the package `booktabs`."""
-  wrap = {BEST: r"\textbf{%s}", SECOND: r"\underline{%s}", None: "%s"}
-  cells = [
-    [wrap[marked.get((i, j))] % escape_latex(cell) for j, cell in enumerate(row)]
-    for i, row in enumerate(rows)
-  ]
+  escaped = [[escape_latex(cell) for cell in row] for row in rows]
+  cells = _marked(escaped, marked, {BEST: r"\textbf{%s}", SECOND: r"\underline{%s}"})
   line = lambda row: "  " + " & ".join(row) + r" \\"
   body = [r"  \toprule", line([escape_latex(x) for x in header]), r"  \midrule"]
   body += [*map(line, cells), r"  \bottomrule"]

@@ -15,7 +15,7 @@ from ltdd_jax.report.run_folder import Run
 
 
 def write(workdirs: Sequence[files.Pathlike], out: files.Pathlike | None = None) -> epath.Path:
-  """Writes the report of work directories, with the table of results as .csv and .tex beside it.
+  """Writes the report of work directories, with the table of results as .md, .csv and .tex beside it.
 
   Args:
     workdirs: one or more; several are compared.
@@ -50,6 +50,7 @@ def _write(target: epath.Path, render: Callable[..., str], runs: Sequence[Run]) 
   header, rows = comparison.results_table(runs)
   if rows:
     marked = formats.marks(header, rows)
+    files.write_text(target.with_suffix(".md"), formats.as_markdown(header, rows, marked))
     files.write_text(target.with_suffix(".csv"), formats.as_csv(header, rows))
     files.write_text(target.with_suffix(".tex"), formats.as_latex(header, rows, marked))
   return target

@@ -21,6 +21,18 @@ def test_a_column_of_one_number_has_no_best():
   assert formats.marks(HEADER, ROWS[:2]) == {(1, 2): "best", (0, 2): "second"}
 
 
+def test_markdown():
+  text = formats.as_markdown(
+    ["a", "b"], [["x|y", "1"], ["z", "2"]], {(1, 1): "best", (0, 1): "second"}
+  )
+  assert text.splitlines() == [
+    "|    a |        b |",
+    "|-----:|---------:|",
+    "| x\\|y | <u>1</u> |",
+    "|    z |    **2** |",
+  ]
+
+
 def test_csv():
   assert formats.as_csv(["a", "b"], [["x,y", "1"]]) == 'a,b\n"x,y",1\n'
 

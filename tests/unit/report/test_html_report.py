@@ -65,7 +65,7 @@ def test_a_page_is_whole_and_needs_nothing_else(written):
   assert not re.search(r"url\((?!#)", text)
   assert {m["name"] for m in parsed.all("meta") if "name" in m} == {"viewport"}
   assert sorted(p.name for p in (workdir / "report").iterdir()) == [
-    "index.csv", "index.html", "index.tex", "matrices.npz", "results.json"
+    "index.csv", "index.html", "index.md", "index.tex", "matrices.npz", "results.json"
   ]  # fmt: skip
 
 
