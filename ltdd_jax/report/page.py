@@ -15,7 +15,7 @@ from ltdd_jax.report.run_folder import Run
 
 
 def write(workdirs: Sequence[files.Pathlike], out: files.Pathlike | None = None) -> epath.Path:
-  """Writes the report of work directories, with the table of results as .md, .csv and .tex beside it.
+  """Writes the report of work directories, and the table of results as .md, .csv and .tex.
 
   Args:
     workdirs: one or more; several are compared.
