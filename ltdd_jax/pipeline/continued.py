@@ -94,7 +94,7 @@ def new_slots(ctx: Context, images: str) -> Slots:
   return slots if base is None else Slots(*(x[~_kept(ctx, base, slots)] for x in slots))
 
 
-def joined(ctx: Context, images: str, new: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def joined(ctx: Context, images: str, new: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The arrays of the whole set, in the order of the run's slots."""
   slots, base = ctx.slots(images), base_set(ctx, images)
   if base is None:
