@@ -17,7 +17,8 @@ startup.stop_in_one_line()
 from absl import app, flags, logging  # noqa: E402
 
 _LOGITS = flags.DEFINE_string(
-  "logits", None, "(n, k) or (..., n, k) floats: z.npy, store.npz:logits, z.safetensors:name"
+  "logits", None, "(n, k) or (..., n, k) floats: z.npy, store.npz:logits, z.safetensors:name; or "
+  "the labels of a run, WORKDIR/label/IMAGES/LABELS, which need no --labels"
 )  # fmt: skip
 _LABELS = flags.DEFINE_string(
   "labels", None, "(n,) or (..., n) integers, the classes that images were distilled for; the "
@@ -106,5 +107,5 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["logits", "labels", "counts", "out"])
+  flags.mark_flags_as_required(["logits", "counts", "out"])
   app.run(main, flags_parser=parse_flags)

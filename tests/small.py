@@ -113,6 +113,7 @@ def resources(counts=COUNTS, teachers: int = 1) -> dict:
     "classifiers": classifiers(),
     "classifier_experts": trajectories()[:, -1],
     "key": jax.random.key(0),
+    "init_set": {"images": images(9, 2), "labels": np.tile(np.arange(K, dtype=np.int32), 3)},
     "file": {"images": images(5, 2), "labels": np.array([0, 1, 2, 0, 2], np.int32)},
   }
 

@@ -197,7 +197,8 @@ def check_resources(
   if not method.real_images:
     return ()
   have = np.bincount(np.asarray(res["labels"]), minlength=env.num_classes)
-  want = np.bincount(np.asarray(slots.labels), minlength=env.num_classes)
+  want = np.zeros(env.num_classes, int)  # a set that goes on has earlier slots too
+  np.maximum.at(want, np.asarray(slots.labels), np.asarray(slots.rank) + 1)
   empty = np.flatnonzero((want > 0) & (have == 0))
   if len(empty):
     raise LtddError(

@@ -1,8 +1,9 @@
-"""What an optimisation of pixels starts from: noise, or real images, after EDC and RLDD.
+"""What an optimisation of pixels starts from: noise, real images, after EDC and RLDD, or a set.
 
   start = make_start(env, "real")                                # raw training images
   start = make_start(env, {"name": "rded", "factor": 2})         # mosaics
   start = make_start(env, "crops")                              # those that teachers find easy
+  start = make_start(env, {"name": "imported", "path": "runs/a/distil/edc"})  # a set that exists
   images = start.draw(key, slots, res)                          # (n, h, w, c), normalised
 
 From real images each slot draws one of its class, uniformly and with replacement, and mirrors it
@@ -19,7 +20,7 @@ import numpy as np
 
 from ltdd_jax.core import registry
 from ltdd_jax.core.registry import check_at_least
-from ltdd_jax.core.types import Slots
+from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import crops
 from ltdd_jax.distil import confident_crops, features, patches, selection
 from ltdd_jax.distil.base import Env, Notes, Resources, repeats
@@ -118,11 +119,38 @@ def crops_by_confidence(env: Env, /, *, num_crops: int = 5, chunk_size: int = 50
   return Start(draw, ("teachers", "images", "labels", "key"), notes)
 
 
+def imported(env: Env, /, *, path: str, rest: str | Mapping[str, Any] | None = None) -> Start:
+  """The image of the slot's class and rank in a set that exists: see `interop.distilled_sets.read`.
+
+  Args:
+    env: static facts.
+    path: of the set, which the pipeline reads: the resource "init_set".
+    rest: the start of slots beyond those of the set; None refuses them.
+  """
+  del path
+  others = None if rest is None else make_start(env, rest)
+  if others is not None and "init_set" in others.needs:
+    raise LtddError("start 'imported': rest is 'imported' too; expected another start, or None")
+
+  def draw(key: jax.Array, slots: Slots, res: Resources) -> jax.Array:
+    labels, rank = (jnp.asarray(x, jnp.int32) for x in slots)
+    by_class = selection.by_class(res["init_set"]["labels"], env.num_classes)
+    images = features.real_images(env, res["init_set"], by_class.rows_of(labels, rank))
+    if others is None:
+      return images
+    inside = (rank < by_class.counts[labels])[:, None, None, None]
+    return jnp.where(inside, images, others.draw(key, slots, res))
+
+  needs, notes = (others.needs, others.notes) if others else ((), repeats)
+  return Start(draw, ("init_set", *needs), notes)
+
+
 STARTS: dict[str, Callable[..., Start]] = {
   "noise": noise,
   "real": real,
   "rded": rded,
   "crops": crops_by_confidence,
+  "imported": imported,
 }
 
 

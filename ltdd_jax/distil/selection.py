@@ -92,6 +92,8 @@ def k_means(
 
   Nearest in the order of the slots among those not yet taken, so that two centres never share one.
   """
+  first = jax.ops.segment_min(slots.rank, slots.labels, k)  # of a set that goes on, not 0
+  slots = slots._replace(rank=slots.rank - first[slots.labels])
   rows = plus_plus(key, features, labels, slots, k)
   counts = jnp.bincount(labels, length=k)[slots.labels]
   active = slots._replace(rank=jnp.where(slots.rank < counts, slots.rank, -1))

@@ -9,14 +9,14 @@ import numpy as np
 from ltdd_jax.adsa import Rows
 from ltdd_jax.calibrate import base
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.interop import read
+from ltdd_jax.interop import label_stores, read
 
 
 def open_logits(value: Any) -> tuple[str, Any]:
   """Opens logits (..., n, k).
 
   Args:
-    value: name of a file, an array, or a row source.
+    value: name of a file or of a run's labels, an array, or a row source.
 
   Returns:
     What messages call them, and a row source.
@@ -25,7 +25,9 @@ def open_logits(value: Any) -> tuple[str, Any]:
     LtddError: a bad file, no floats, or no rows.
   """
   text, source = "logits", value
-  if isinstance(value, str | os.PathLike):
+  if label_stores.is_folder(value):
+    text, source = f"logits {value}", label_stores.rows_of(value)
+  elif isinstance(value, str | os.PathLike):
     name = read.parse(value, "logits")
     text, source = f"logits {name.text}", read.rows_of(name)
   elif not hasattr(value, "rows"):
@@ -53,6 +55,18 @@ def open_vector(value: Any, wanted: str) -> tuple[str, np.ndarray]:
 
 
 # ---- labels ----
+
+
+def open_labels(value: Any, source: Any) -> tuple[str, np.ndarray]:
+  """Labels as of `open_vector`; for None those that came with the logits."""
+  if value is not None:
+    return open_vector(value, "labels")
+  if (own := getattr(source, "labels", None)) is None:
+    raise LtddError(
+      "labels are missing, and the logits come without; expected a file or an array with the "
+      "classes of the images. Only labels of a run, WORKDIR/label/IMAGES/LABELS, bring theirs"
+    )
+  return "labels of the run", own
 
 
 def check_labels(text: str, labels: np.ndarray, source: Any) -> tuple[np.ndarray, Rows]:

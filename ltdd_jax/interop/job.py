@@ -15,7 +15,7 @@ from ltdd_jax.calibrate import base
 from ltdd_jax.core import config
 from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.interop import inputs, read, write
+from ltdd_jax.interop import inputs, label_stores, read, write
 
 KINDS = ("probabilities", "logits")
 DTYPES = ("float16", "float32")
@@ -68,6 +68,7 @@ def prepare(
 
   Inputs are names of files ("z.npy", "store.npz:logits", "z.safetensors:name"; labels, counts and
   priors may be .txt, .csv and .json), or arrays: NumPy, JAX, torch, or row sources (`read.py`).
+  Logits may also be the labels of a run (`label_stores.py`); these bring their classes: give None.
 
   Args:
     logits: as for `calibrate_logits`; so are labels and counts.
@@ -88,7 +89,7 @@ def prepare(
   _check_options(temperature, kind, dtype)
   text, source = inputs.open_logits(logits)
   k = source.shape[-1]
-  labels_text, y = inputs.open_vector(labels, "labels")
+  labels_text, y = inputs.open_labels(labels, source)
   counts_text, n = inputs.open_vector(counts, "counts")
   given_args = calibrator_args or {}
   args = parse_args(given_args) if isinstance(given_args, str) else dict(given_args)
@@ -113,7 +114,8 @@ def prepare(
   if out is None:
     return job
   given = zip((logits, labels, counts, target_prior), _INPUTS, strict=True)
-  files = [read.parse(v, wanted).path for v, wanted in given if isinstance(v, str | os.PathLike)]
+  named = [pair for pair in given if isinstance(pair[0], str | os.PathLike)]
+  files = [read.parse(*pair).path for pair in named if not label_stores.is_folder(pair[0])]
   target = write.check_target(out, overwrite=overwrite, need=job.nbytes, inputs=files)
   return job._replace(out=target)
 

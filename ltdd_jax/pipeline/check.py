@@ -24,7 +24,7 @@ from ltdd_jax.distil.run import check_options, run_method
 from ltdd_jax.labels import encoding
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
-from ltdd_jax.pipeline import graph
+from ltdd_jax.pipeline import continued, graph
 from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.pipeline.resources import RESOURCES
 from ltdd_jax.students import recipes
@@ -102,7 +102,10 @@ SCHEMA: config_lib.Schema = {
     hidden=(*_RUN, "on_host"),
   ),
   "distil.methods.*": _Named(
-    distil.METHODS, split=Key(str | None, None), teachers=Key(_NAMES, None)
+    distil.METHODS,
+    split=Key(str | None, None),
+    teachers=Key(_NAMES, None),
+    on_top_of=Key(str | None, None),
   ),
   "distil.methods.*.augment.*": augment.AUGMENTS,
   "distil.methods.*.network": _MODELS,
@@ -368,7 +371,7 @@ def _blank(x: Any) -> Any:
 
 def _check_method(ctx: Context, images: str) -> Collection[str]:
   """Traces a method on shapes, with the first k slots alone; returns names of what it gives."""
-  method, env, slots = ctx.method(images), ctx.env(images), ctx.slots(images)
+  method, env, slots = ctx.method(images), ctx.env(images), continued.new_slots(ctx, images)
   options = ("batch_size", "jpeg_quality", "dtype")
   check_options(method, **{k: ctx.config["distil"][k] for k in options})
   res = {need: RESOURCES[need].shapes(ctx, images) for need in method.needs}
@@ -384,4 +387,6 @@ def _check_method(ctx: Context, images: str) -> Collection[str]:
   for turn in range(method.turns):
     jax.eval_shape(functools.partial(method.step, turn=turn), key, state, res, x)
   given = jax.eval_shape(method.read, state)._asdict()
-  return [k for k, v in given.items() if v is not None]
+  names = [k for k, v in given.items() if v is not None]
+  continued.check_given(ctx, images, names)
+  return names

@@ -250,7 +250,7 @@ class Context:
   def method(self, images: str) -> distil.Method:
     """The method of an image source."""
     entry = self.config["distil"]["methods"][images]
-    kwargs = {k: v for k, v in entry.items() if k not in ("split", "teachers")}
+    kwargs = {k: v for k, v in entry.items() if k not in ("split", "teachers", "on_top_of")}
     return distil.make_method(self.env(images), **kwargs)
 
   def slots(self, images: str | None = None) -> Slots:
@@ -271,8 +271,13 @@ class Context:
     """The distilled set that an image source takes from a file; None if a method makes it."""
     if "file" not in self.method(images).needs:
       return None
-    where, entry = f"config.distil.methods.{images}", self.config["distil"]["methods"][images]
-    return distilled_sets.read(where, entry["path"], self.source.spec, self.source.class_names)
+    entry = self.config["distil"]["methods"][images]
+    return self.set_at(f"config.distil.methods.{images}", entry["path"])
+
+  @functools.cache  # noqa: B019
+  def set_at(self, where: str, path: str) -> distilled_sets.Imported:
+    """A distilled set that exists; `where` the config names it is for messages."""
+    return distilled_sets.read(where, path, self.source.spec, self.source.class_names)
 
   def parts(self, images: str) -> int:
     """f, if each image holds f x f small ones, of which a view shows one."""

@@ -9,7 +9,7 @@ from ltdd_jax import calibrate, distil
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import sources as label_sources
-from ltdd_jax.pipeline import plan, stages
+from ltdd_jax.pipeline import continued, plan, stages
 from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.pipeline.resources import RESOURCES
 from ltdd_jax.pipeline.stages import KINDS, SCORING, VERSIONS, Product, student_numbers
@@ -129,6 +129,9 @@ class Builder:
     else:
       del part["teachers"]
     entry.pop("teachers", None)
+    entry |= continued.contents(self.ctx, images)
+    if entry.get("on_top_of") is None:
+      entry.pop("on_top_of", None)
     if method.batching != "batches":
       del part["batch_size"]
     if method.batching == "select":

@@ -9,6 +9,7 @@ from ltdd_jax import models
 from ltdd_jax.data import feed
 from ltdd_jax.labels import encoding
 from ltdd_jax.labels import store as label_store
+from ltdd_jax.pipeline import continued
 from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.teachers import statistics as statistics_lib
 
@@ -69,7 +70,7 @@ def trajectories(ctx: Context, *, splits: Sequence[str | None]) -> str:
 
 
 def distil(ctx: Context, *, images: str) -> str:
-  method, n = ctx.method(images), len(ctx.slots(images).labels)
+  method, n = ctx.method(images), len(continued.new_slots(ctx, images).labels)
   if file := ctx.file(images):
     return file.about
   config, shape = ctx.config["distil"], ctx.source.spec.image_shape
@@ -85,6 +86,7 @@ def distil(ctx: Context, *, images: str) -> str:
     + (f", of about {method.memory(size):,} bytes of memory" if method.memory else "")
     + (f", teachers {', '.join(names)}" if several else "")
     + (f", back from JPEG of quality {quality}" if quality else "")
+    + "".join(f"\n  {note}" for note in continued.notes(ctx, images))
   )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltdd_jax.core import rng
+from ltdd_jax.pipeline import continued
 from ltdd_jax.pipeline.context import Context
 
 
@@ -32,6 +33,11 @@ def _image_shapes(ctx: Context, images: str) -> jax.ShapeDtypeStruct:
 def _file(ctx: Context, images: str) -> dict[str, np.ndarray] | None:
   file = ctx.file(images)
   return file and file.arrays
+
+
+def _init_set(ctx: Context, images: str) -> dict[str, np.ndarray] | None:
+  found = continued.init_set(ctx, images)
+  return found and {"images": found.images, "labels": found.labels}
 
 
 def _classifier_experts(ctx: Context, images: str) -> np.ndarray:
@@ -95,4 +101,5 @@ RESOURCES: dict[str, Resource] = {
     lambda ctx, images: jax.eval_shape(lambda: jax.random.key(0)),
   ),
   "file": Resource("data", _file, _file),  # the arrays of a distilled set from elsewhere
+  "init_set": Resource("data", _init_set, _init_set),  # images and labels that a method starts from
 }

@@ -23,6 +23,7 @@ from ltdd_jax.distil.run import run_method
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.labels import store as label_store
+from ltdd_jax.pipeline import continued
 from ltdd_jax.pipeline.context import (
   HARD,
   Context,
@@ -156,7 +157,7 @@ def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product
     images,
     method,
     ctx.env(images),
-    ctx.slots(images),
+    continued.new_slots(ctx, images),
     res,
     batch_size=config["batch_size"],
     jpeg_quality=quality,
@@ -165,9 +166,10 @@ def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product
     seed=ctx.config["seed"],
     session=session,
   )
-  notes = [*found.notes, *(file.notes if file else ())]
+  notes = [*found.notes, *(file.notes if file else ()), *continued.notes(ctx, images)]
   held = {"parts": ctx.parts(images)} if ctx.parts(images) > 1 else {}
-  return Product(found.arrays, extra={"notes": notes} | held)
+  arrays = continued.joined(ctx, images, found.arrays)
+  return Product(arrays, extra={"notes": notes} | held)
 
 
 def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:

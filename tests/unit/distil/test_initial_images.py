@@ -60,7 +60,7 @@ def test_notes_are_those_of_the_start():
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ("raw", "unknown 'init' of .*'raw'. Known: crops, noise, rded, real"),
+    ("raw", "unknown 'init' of .*'raw'. Known: crops, imported, noise, rded, real"),
     ({"name": "red"}, "Did you mean 'rded'"),
     ({"name": "rded", "factor": 3}, "factor is 3"),
     ({"name": "rded", "images_per_class": 0}, "images_per_class is 0"),
