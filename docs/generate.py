@@ -132,7 +132,10 @@ def published_page() -> str:
   for (dataset, factor, ipc), cell in itertools.groupby(sorted(rows, key=place), place):
     lines = [_published_row(row, ours) for row in cell]
     header = ("method", "student", "published", "ours", "source", "command")
-    blocks += [f"## {dataset}, IF {factor:g}, IPC {ipc}", tables.table(header, lines)]
+    blocks += [
+      f"## {dataset}, {f'IF {factor:g}' if factor else 'IF not stated'}, IPC {ipc}",
+      tables.table(header, lines),
+    ]
   return "\n\n".join(blocks) + "\n"
 
 
@@ -142,7 +145,7 @@ def _published_row(row: dict[str, str], ours: list[dict[str, str]]) -> list[str]
   )
   dataset = _CONFIGS.get(row["dataset"], "")
   want = {"dataset": dataset, "imbalance_factor": row["imbalance_factor"], "ipc": row["ipc"]}
-  want |= {"method": images, "labels": labels, "calibrator": calibrator}
+  want |= {"split": "published split", "method": images, "labels": labels, "calibrator": calibrator}
   found = [
     x for x in ours
     if all(x[k] == v for k, v in want.items()) and x["student"].startswith(row["student"])
@@ -160,7 +163,7 @@ def _published_row(row: dict[str, str], ours: list[dict[str, str]]) -> list[str]
 
 
 def _command(row: dict[str, str], dataset: str, images: str) -> str:
-  if not dataset or images not in settings.METHODS:
+  if not dataset or images not in settings.METHODS or not row["imbalance_factor"]:
     return "-"
   recipe = settings.published(
     images, dataset, int(row["ipc"]), float(row["imbalance_factor"])

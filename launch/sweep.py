@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
       cache=given.cache,
       pool=_POOL.value,
       jobs=_JOBS.value,
-      pool_args=interop.parse_args(_POOL_ARGS.value),
+      pool_args=interop.parse_args(_POOL_ARGS.value, "--pool_args"),
       dry_run=given.dry_run,
     )
   except LtddError as error:

@@ -162,7 +162,7 @@ def _make(name: str, args: Mapping[str, Any], k: int) -> calibrate.Calibrator:
 # ---- arguments of a calibrator on the command line ----
 
 
-def parse_args(text: str | None) -> dict[str, Any]:
+def parse_args(text: str | None, what: str = "calibrator arguments") -> dict[str, Any]:
   """Parses arguments of a calibrator: "criterion=marginal,tau_range=(0,2),bootstrap=200".
 
   Values are Python literals; other words are strings, `true` and `false` booleans. Whether the
@@ -178,8 +178,9 @@ def parse_args(text: str | None) -> dict[str, Any]:
     pairs = [(str(k.arg), _literal(k.value)) for k in call.keywords]
   except (ValueError, SyntaxError) as error:
     raise LtddError(
-      f"calibrator arguments {text!r}: expected key=value, separated by commas, such as "
-      "'tau_range=(0,2),bootstrap=200' (in quotes, as shells read parentheses)"
+      f"{what} {text!r}: expected key=value, separated by commas, such as "
+      "'tau_range=(0,2),bootstrap=200' (in quotes, as shells read parentheses); values with colons "
+      "need quotes of their own"
     ) from error
   keys = [key for key, _ in pairs]
   for key in keys:

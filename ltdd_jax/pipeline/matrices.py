@@ -32,9 +32,10 @@ def collect(ctx: Context) -> dict[str, np.ndarray]:
 
   Returns:
     `labels|IMAGES|LABELS|CALIBRATOR`: the mean soft label of images of a class (row) at temperature
-    1, on the first label epochs. `confusion|IMAGES|LABELS|CALIBRATOR`: the share of a class's test
-    images that students, the mean over seeds, take for another. NaN without images.
-    Classes of a bin are averaged in rows and summed in columns.
+    1, on the first label epochs; not if one has more than 2^26 logits.
+    `confusion|IMAGES|LABELS|CALIBRATOR`: the share of a class's test images that students, the mean
+    over seeds, take for another. NaN without images. Classes of a bin are averaged in rows and
+    summed in columns.
   """
   members = longtail.bins(ctx.counts, MAX_SIDE)
   found = {}
@@ -43,13 +44,18 @@ def collect(ctx: Context) -> dict[str, np.ndarray]:
     student = ctx.workdir.load(row.stage("student")).arrays
     total = np.where(student["total"] > 0, student["total"], np.nan)[:, None]
     found[f"confusion|{name}"] = student["confusion"].mean(0) / total
-    if row.labels != HARD and not ctx.label_source(row.labels).online:
-      found[f"labels|{name}"] = _mean_labels(ctx, row)
+    if (means := _mean_labels(ctx, row)) is not None:
+      found[f"labels|{name}"] = means
   return {name: binned(matrix, members) for name, matrix in found.items()}
 
 
-def _mean_labels(ctx: Context, row: Row) -> np.ndarray:
+def _mean_labels(ctx: Context, row: Row) -> np.ndarray | None:
+  """The mean soft labels (k, k) of a row; None of hard ones, on line, or of a large epoch."""
+  if row.labels == HARD or ctx.label_source(row.labels).online:
+    return None
   _, n, k = stages.open_store(ctx, row).shape
+  if n * k > _MAX_LABELS:
+    return None
   chunks = stages.label_chunks(ctx, row, max(1, _MAX_LABELS // (n * k)))
   labels = ctx.workdir.load(row.stage("label")).arrays["labels"]
   return by_class.class_means(by_class.mean_soft_labels(chunks), np.asarray(labels), k)

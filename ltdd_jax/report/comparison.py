@@ -1,12 +1,15 @@
 """The sections of a report on several runs beside each other."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ltdd_jax.report import formats, html, run_plots, tables
 from ltdd_jax.report.html import Block, Section, Table, Text
 from ltdd_jax.report.run_folder import Run
 from ltdd_jax.report.sections import flat
+
+_SETTING = ("data set", "IF", "IPC")
 
 
 def of_runs(runs: Sequence[Run]) -> list[Section]:
@@ -21,36 +24,48 @@ def of_runs(runs: Sequence[Run]) -> list[Section]:
 
 
 def results_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-  """The rows of all runs that have results, with the run's name before them."""
+  """The rows of all runs that have results, with the run and its setting before them."""
   groups = list(tables.GROUPS)
-  header = [
-    "run",
-    "images",
-    "labels",
-    "calibrator",
-    "tau",
-    "top-1",
-    *groups,
-    "worst class",
-    "seeds",
-  ]
+  header = ["run", *_SETTING, "images", "labels", "calibrator", "tau", "top-1", *groups]
+  header += ["worst class", "seeds"]
   rows = []
   for run in runs:
     if run.results is not None:
       own, body = formats.results_table(run.results)
-      cells = [dict(zip(own, row, strict=True)) for row in body]
-      rows += [[run.name, *(row.get(name, "-") for name in header[1:])] for row in cells]
+      for row, cells in zip(run.results["rows"], body, strict=True):
+        known = dict(zip([*own, *_SETTING], [*cells, *_setting(run, row)], strict=True))
+        rows.append([run.name, *(known.get(name, "-") for name in header[1:])])
   return header, rows
+
+
+def marks(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[tuple[int, int], str]:
+  """Best and second of the rows of one setting."""
+  groups: dict[tuple[str, ...], list[int]] = {}
+  for i, row in enumerate(rows):
+    groups.setdefault(tuple(row[1 : 1 + len(_SETTING)]), []).append(i)
+  return {
+    (members[i], j): mark
+    for members in groups.values()
+    for (i, j), mark in formats.marks(header, [rows[i] for i in members]).items()
+  }
+
+
+def _setting(run: Run, row: Mapping[str, Any]) -> tuple[str, str, str]:
+  """Data set, imbalance factor and images per class of a row."""
+  results: Any = run.results
+  slots = row["images_per_class"]
+  factor = results["split"]["imbalance_factor"]
+  return results["dataset"], f"{factor:g}", f"{sum(slots) / len(slots):g}"
 
 
 def _results(runs: Sequence[Run]) -> Iterator[Block]:
   header, rows = results_table(runs)
-  caption = (
-    "Top-1 in percent of the balanced test set, mean ± standard deviation over seeds, after "
+  caption = "Top-1 in percent, mean ± standard deviation over seeds, after the last step. Best and "
+  caption += (
+    "second best of a data set, imbalance factor (IF) and images per class (IPC) are marked."
   )
-  caption += "the last step. Best and second best of all are marked."
   if rows:
-    yield Table(caption, header, rows, formats.marks(header, rows))
+    yield Table(caption, header, rows, marks(header, rows))
   else:
     yield Text("No run has results yet.")
 
@@ -66,12 +81,18 @@ def _costs(runs: Sequence[Run]) -> Iterator[Block]:
   found = [(run, row) for run in runs if run.results for row in run.results["rows"]]
   for name, cost in costs.items():
     points = [
-      (f"{row['images']} / {tables.short(row)}", cost(row), row["top1"]["mean"], row["top1"]["std"])
-      for _, row in found
+      (_series(run, row), cost(row), row["top1"]["mean"], row["top1"]["std"])
+      for run, row in found
       if cost(row) is not None
     ]
     if len({point[1] for point in points}) > 1:
       yield html.figure(run_plots.trade_off(points, name), f"Top-1 against {name}.")
+
+
+def _series(run: Run, row: Mapping[str, Any]) -> str:
+  """What points of one line share."""
+  dataset, factor, _ = _setting(run, row)
+  return f"{dataset} IF {factor}: {row['images']} / {tables.short(row)}"
 
 
 def _differences(runs: Sequence[Run]) -> Iterator[Block]:

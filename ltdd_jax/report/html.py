@@ -10,6 +10,7 @@ import importlib.resources
 import importlib.util
 import io
 import re
+import warnings
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -122,7 +123,9 @@ def figure(drawn: Any, caption: str) -> Figure:
   with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):
     content = io.BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    drawn.savefig(content, format="svg", transparent=True, metadata=nothing)
+    with warnings.catch_warnings():
+      warnings.filterwarnings("ignore", "Glyph")  # readers have fonts of their own
+      drawn.savefig(content, format="svg", transparent=True, metadata=nothing)
   return Figure(_for_page(content.getvalue().decode("utf-8"), caption), caption)
 
 

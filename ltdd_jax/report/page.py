@@ -49,7 +49,7 @@ def _write(target: epath.Path, render: Callable[..., str], runs: Sequence[Run]) 
   files.write_text(target, render(*runs), what="report")
   header, rows = comparison.results_table(runs)
   if rows:
-    marked = formats.marks(header, rows)
+    marked = comparison.marks(header, rows)
     files.write_text(target.with_suffix(".md"), formats.as_markdown(header, rows, marked))
     files.write_text(target.with_suffix(".csv"), formats.as_csv(header, rows))
     files.write_text(target.with_suffix(".tex"), formats.as_latex(header, rows, marked))

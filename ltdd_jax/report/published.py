@@ -325,18 +325,19 @@ def beside_run(results: Mapping[str, Any], root: files.Pathlike = _ROOT) -> list
   name = {table.dataset: table.published for table in TABLES.values()}.get(results["dataset"])
   if not path.exists() or name is None or not results["rows"]:
     return []
-  figures = [_figures(row) for row in results["rows"]]
-  cell = {
-    "dataset": name,
-    "imbalance_factor": f"{results['split']['imbalance_factor']:g}",
-    "ipc": figures[0]["ipc"],
-  }
-  known = _those(read_rows(path, PUBLISHED_HEADER), **cell)
+  listed = _those(
+    read_rows(path, PUBLISHED_HEADER),
+    dataset=name,
+    imbalance_factor=f"{results['split']['imbalance_factor']:g}",
+  )
   names = {counterpart: name for name, counterpart in (COUNTERPARTS | MATCHING).items()}
-  best = _best(known, named=True)
-  keys = [(row["method"], row["labels"], row["calibrator"]) for row in figures]
-  same = [_those(known, method=names.get(key, "")) for key in keys]
-  return [(_with_students(rows), best) for rows in same] if known else []
+  found = []
+  for row in map(_figures, results["rows"]):
+    known = _those(listed, ipc=row["ipc"])
+    key = row["method"], row["labels"], row["calibrator"]
+    same = _those(known, method=names.get(key, ""))
+    found.append((_with_students(same), _best(known, named=True)))
+  return found if any(best != "-" for _, best in found) else []
 
 
 def _with_students(rows: Sequence[Row]) -> str:

@@ -8,6 +8,7 @@ of another version: then `missing` says what a report has to leave out.
 """
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +22,15 @@ from ltdd_jax.report import tables
 
 MAX_POINTS = 200  # of a training curve
 MATRICES = "matrices.npz"
+KINDS = (  # of stages: the first folder of their names
+  "data", "teacher", "statistics", "trajectories", "distil", "label", "probe", "calibrate",
+  "student",
+)  # fmt: skip
+_ROW = ("images", "labels", "calibrator", "top1", "groups", "per_class", "images_per_class")
+DAMAGED = (  # what reading files of others may raise
+  OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
+  LtddError,
+)  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -86,10 +96,9 @@ def _attempt(
     return load(path)
   except FileNotFoundError:
     missing.append(f"{name} is not there")
-  except (OSError, ValueError, KeyError, TypeError, LtddError) as error:
-    missing.append(
-      f"{name} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
-    )
+  except DAMAGED as error:
+    said = next(iter(str(error).splitlines()), repr(error))
+    missing.append(f"{name} cannot be read: {said}")
   return None
 
 
@@ -99,8 +108,11 @@ def _text(path: epath.Path) -> str:
   return path.read_text()
 
 
-def _json(path: epath.Path) -> Any:
-  return json.loads(_text(path))
+def _json(path: epath.Path) -> dict[str, Any]:
+  found = json.loads(_text(path))
+  if not isinstance(found, dict):
+    raise ValueError("it holds no JSON object")
+  return found
 
 
 def _results(path: epath.Path) -> dict[str, Any]:
@@ -109,11 +121,25 @@ def _results(path: epath.Path) -> dict[str, Any]:
     raise ValueError(
       f"it has schema {results.get('schema')}, not {tables.SCHEMA}; run its command again"
     )
+  if not results["rows"]:
+    raise ValueError("it has no rows")
+  for row in results["rows"]:
+    if lacking := [key for key in _ROW if key not in row]:
+      raise ValueError(f"it has a row without {lacking[0]!r}")
   return results
 
 
 def _lines(path: epath.Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in _text(path).splitlines()]
+  """Lines of JSON; a last one that a kill has cut is left out."""
+  lines = _text(path).splitlines()
+  cut = bool(lines) and not lines[-1].rstrip().endswith("}")
+  return [json.loads(line) for line in (lines[:-1] if cut else lines)]
+
+
+def _points(path: epath.Path) -> list[tuple[int, float]]:
+  """Steps and losses of a loop, those that are finite."""
+  points = [(int(r["step"]), float(r["loss"])) for r in _lines(path) if "loss" in r]
+  return [p for p in points if np.isfinite(p[1])]
 
 
 def _npz(path: epath.Path) -> dict[str, np.ndarray]:
@@ -124,10 +150,10 @@ def _npz(path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def _stages(path: epath.Path, missing: list[str]) -> dict[str, dict[str, Any]]:
-  """Manifests of finished stages, in the order in which they were made, if files keep it."""
+  """Manifests of finished stages, by name."""
   found = {}
-  depths = ("*/" * depth + manifest.META for depth in range(1, 5))  # as stages are named
-  for meta in sorted(file for pattern in depths for file in path.glob(pattern)):
+  patterns = (kind + "/*" * depth + "/" + manifest.META for kind in KINDS for depth in range(4))
+  for meta in sorted(file for pattern in patterns for file in path.glob(pattern)):
     name = meta.parent.relative_to(path).as_posix()
     about = _attempt(missing, f"{name}/{manifest.META}", manifest.read_meta, meta.parent)
     if about:
@@ -152,9 +178,7 @@ def _curves(
     if file.name != "metrics.jsonl":
       continue
     name = file.parent.relative_to(folder).as_posix()
-    rows = _attempt(missing, f"metrics/{name}", _lines, file) or []
-    points = [(r["step"], float(r["loss"])) for r in rows if "loss" in r]
-    points = [p for p in points if np.isfinite(p[1])]
+    points = _attempt(missing, f"metrics/{name}", _points, file) or []
     if len(points) > 1:
       points = points[:: -(-len(points) // MAX_POINTS)]
       yield name, tuple(map(list, zip(*points, strict=True)))  # type: ignore[misc]

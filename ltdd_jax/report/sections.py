@@ -1,13 +1,15 @@
 """The sections of a report on one run: each function makes blocks of what the run has."""
 
 import json
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ltdd_jax.core import files
+from ltdd_jax.interop import distilled_sets
 from ltdd_jax.report import (
   class_plots,
   formats,
@@ -15,6 +17,7 @@ from ltdd_jax.report import (
   pictures,
   plots,
   published,
+  run_folder,
   run_plots,
   scores_report,
   tables,
@@ -22,6 +25,8 @@ from ltdd_jax.report import (
 from ltdd_jax.report.html import Block, Code, Section, Strip, Strips, Table, Text
 from ltdd_jax.report.run_folder import Run
 
+_SEEDS = re.compile(r"/?seed(\d+)(?:\+\d+)?$")
+_CURVES = 16  # of a stage
 _TALL = 30  # rows of a table that is shown open
 
 
@@ -42,7 +47,17 @@ def of_run(run: Run) -> list[Section]:
     ("machine", "Versions and hardware", _machine),
     ("missing", "What is missing", _missing),
   ]
-  return [Section(name, title, list(blocks(run))) for name, title, blocks in made]
+  return [Section(name, title, _made(run, title, blocks)) for name, title, blocks in made]
+
+
+def _made(run: Run, title: str, make: Callable[[Run], Iterator[Block]]) -> list[Block]:
+  """The blocks of a section, up to one that damaged files have nothing sensible for."""
+  found: list[Block] = []
+  try:
+    found.extend(make(run))
+  except run_folder.DAMAGED as error:
+    run.missing.append(f"the section {title!r} cannot be made: {error!r}")
+  return found
 
 
 def _results(run: Run) -> Iterator[Block]:
@@ -56,15 +71,18 @@ def _results(run: Run) -> Iterator[Block]:
     rows = [[*row, *pair] for row, pair in zip(rows, beside, strict=True)]
   sizes = [tables.size_cells(row) for row in run.results["rows"]]
   rows = [[*row, *cells] for row, cells in zip(rows, sizes, strict=True)]
-  caption = (
-    "Top-1 in percent of the balanced test set, mean ± standard deviation over seeds, after "
-  )
-  caption += "the last step. Best and second best are marked."
+  test = tables.test_sentence(run.results["test_counts"])
+  caption = f"Top-1 in percent of the test set ({test}), mean ± standard deviation over seeds, "
+  caption += "after the last step. Best and second best are marked."
   yield Table(caption, [*header, *tables.SIZES], rows, marked)
   if any(row["seeds"] == 1 for row in run.results["rows"]):
     yield Text("Rows of one seed have no standard deviation.")
   if beside:
-    yield Text("Published numbers may be of other networks; they are named in brackets.")
+    split = run.results["split"]["provenance"] or "not known to be the published one"
+    yield Text(
+      "Published numbers may be of other networks; they are named in brackets. The split of this "
+      f"run: {split}."
+    )
   if run.results.get("recipe"):
     yield Text(f"Students by recipe {run.results['recipe']}.")
   if run.results["notes"]:
@@ -188,7 +206,7 @@ def _heat_maps(run: Run, kind: str, rows: str, columns: str) -> Iterator[Block]:
 def _images(run: Run) -> Iterator[Block]:
   for source, stored in run.images.items():
     images, labels = stored["images"], np.asarray(stored["labels"])
-    names, order, near = _class_names(run, labels), _order(run, labels), run.neighbours.get(source)
+    names, order, near = _class_names(run, labels), _order(run, labels), _neighbours(run, source)
     how = pictures.plan(images.shape[1:], len(order), len(run.images) + len(run.neighbours))
     strips = []
     for c in order:
@@ -203,6 +221,13 @@ def _images(run: Run) -> Iterator[Block]:
     changed = how.sentence(images.shape[1:])
     caption = f"{source}: {len(labels):,} images{', shown ' + changed if changed else ''}."
     yield Strips(f"{caption} Open a class to enlarge it.", strips)
+
+
+def _neighbours(run: Run, source: str) -> dict[str, np.ndarray] | None:
+  """The nearest training images of a source's images; None if they are of other images."""
+  found, stored = run.neighbours.get(source), run.images[source]
+  own = distilled_sets.content_sha256(stored["images"], stored["labels"])
+  return found if found and str(found.get("of")) == own else None
 
 
 def _scores(run: Run) -> Iterator[Block]:
@@ -235,13 +260,18 @@ def _training(run: Run) -> Iterator[Block]:
     kind, _, rest = name.partition("/")
     kinds.setdefault(kind, {})[rest] = curve
   for kind, curves in kinds.items():
-    shown = {k: v for k, v in curves.items() if not k.rpartition("/")[2].startswith("seed")}
-    shown |= {k.removesuffix("/seed0"): v for k, v in curves.items() if k.endswith("/seed0")}
-    shown = dict(list(shown.items())[:16])
-    yield html.figure(
-      run_plots.training_curves(shown),
-      f"Loss of stage {kind} by step" + (", first seed." if len(shown) < len(curves) else "."),
-    )
+    shown = {_SEEDS.sub("", k) or kind: v for k, v in curves.items() if _is_first(k)}
+    names = list(shown)[:_CURVES]
+    caption = f"Loss of stage {kind} by step; of several seeds, the first"
+    caption += f"; {len(names)} of {len(shown)}." if len(names) < len(shown) else "."
+    if names:
+      yield html.figure(run_plots.training_curves({k: shown[k] for k in names}), caption)
+
+
+def _is_first(name: str) -> bool:
+  """Whether a loop is not one of later seeds; those that train at once are "seed0+2"."""
+  found = _SEEDS.search(name)
+  return found is None or found[1] == "0"
 
 
 def _cost(run: Run) -> Iterator[Block]:

@@ -92,7 +92,7 @@ def render(results: Mapping[str, Any]) -> str:
     f"# {results['dataset']}, long-tailed",
     f"Split: rule `{split['rule']}`, imbalance factor {split['imbalance_factor']:g}, "
     f"{sum(counts):,} training images ({max(counts):,} to {min(counts):,} a class), "
-    f"SHA-256 `{split['sha256'][:12]}`. Test: {_test_sentence(results['test_counts'])}. "
+    f"SHA-256 `{split['sha256'][:12]}`. Test: {test_sentence(results['test_counts'])}. "
     "Accuracies in percent, of the last step unless called best; ± is the standard deviation over "
     "seeds.",
     *([f"Students by recipe {results['recipe']}."] if results.get("recipe") else []),
@@ -110,7 +110,8 @@ def render(results: Mapping[str, Any]) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def _test_sentence(counts: Sequence[int]) -> str:
+def test_sentence(counts: Sequence[int]) -> str:
+  """What the test set is, as "10,000 images, balanced"."""
   if min(counts) == max(counts):
     return f"{sum(counts):,} images, balanced"
   return f"{sum(counts):,} images, {max(counts):,} to {min(counts):,} a class, not balanced"

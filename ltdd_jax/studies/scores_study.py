@@ -30,6 +30,7 @@ from ltdd_jax.core import files
 from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, crops, longtail
+from ltdd_jax.interop import distilled_sets
 from ltdd_jax.pipeline import check
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.report import leakage, scores, scores_report, tables
@@ -233,7 +234,7 @@ def leakage_of(ctx: Context, images: str, folders: Iterable[epath.Path] = ()) ->
   """The self-test of an image source, of the classes that have training and test images.
 
   Of images that are whole, the nearest training image of each (blank where there is none) goes to
-  `neighbours-IMAGES.npz` in the folders, for `launch.report`.
+  `neighbours-IMAGES.npz` in the folders, for `launch.report`, with the hash of the images.
   """
   train, test = ctx.train_data(ctx.split_name(images)), ctx.test_data
   distilled, parts = ctx.distilled(images), ctx.parts(images)
@@ -250,7 +251,8 @@ def leakage_of(ctx: Context, images: str, folders: Iterable[epath.Path] = ()) ->
   near[keep] = train.images[found.nearest.row]
   if parts == 1 and jax.process_index() == 0:
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, images=near)
+    sha256 = distilled_sets.content_sha256(pixels, labels)
+    np.savez_compressed(content, allow_pickle=False, images=near, of=sha256)
     for folder in folders:
       files.write_bytes(folder / f"neighbours-{images}.npz", content.getvalue())
   nearest = {"distance": found.nearest.distance, "row": found.nearest.row}

@@ -68,7 +68,7 @@ def run(
       tasks = [_task(cell, command, files.absolute(shared)) for cell in todo]
       _follow(cells, states, todo, pools.start(pool, tasks, jobs, str(folder / pool), pool_args))
     text = report.write(cells, states, folder / "report")
-    done = [c.folder for c in cells if states[c.name] == "done"]
+    done = [c.folder for c in cells if states[c.name] == "done" and "study" not in c.config]
     if done and html.available():
       page.compare(done, folder / "report" / "index.html")
   print(text)

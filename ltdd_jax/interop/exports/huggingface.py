@@ -100,6 +100,5 @@ def _numbers(column: Any) -> np.ndarray:
 
 def _missing() -> LtddError:
   return LtddError(
-    "the format huggingface needs the package datasets; install it: pip install "
-    "'ltdd-jax[huggingface]'"
+    "the format huggingface needs the package datasets; install it: pip install -e '.[huggingface]'"
   )

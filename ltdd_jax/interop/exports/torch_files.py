@@ -85,7 +85,13 @@ def read(
     arrays["labels"] = labels
   else:
     raise LtddError(f"{name}: {LABELS} is {labels.dtype} {labels.shape}; expected (n,) or (n, k)")
-  return _as_stored(folder, arrays, about) if about else arrays
+  try:
+    return _as_stored(folder, arrays, about) if about else arrays
+  except (KeyError, IndexError, TypeError) as error:
+    raise LtddError(
+      f"{name}: {record.ABOUT} is damaged ({error!r}); copy the export again, or delete the file "
+      "to read the tensors alone"
+    ) from error
 
 
 def _as_stored(
@@ -121,7 +127,7 @@ def _torch() -> Any:
   except ImportError as error:
     raise LtddError(
       "the formats torch and ddranking need the package torch; install it: pip install "
-      "'ltdd-jax[torch]'"
+      "-e '.[torch]'"
     ) from error
   return torch
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.interop import distilled_sets
 from ltdd_jax.report import html as html_lib
 from ltdd_jax.report import page, pictures, run_folder
 from tests import small_run
@@ -131,7 +132,9 @@ def test_scores_and_neighbours_are_shown_where_they_were_made(tmp_path):
   (tmp_path / "scores" / "report").mkdir(parents=True)
   (tmp_path / "scores" / "report" / "scores.json").write_text(json.dumps(found))
   near = np.zeros((16, 8, 8, 3), np.uint8)
-  np.savez(tmp_path / "report" / "neighbours-edc.npz", images=near)
+  stored = run_folder.read(tmp_path).images["edc"]
+  of = distilled_sets.content_sha256(stored["images"], stored["labels"])
+  np.savez(tmp_path / "report" / "neighbours-edc.npz", images=near, of=of)
   text = page.write([tmp_path]).read_text()
   scores = text[text.index('<section id="scores"') : text.index('<section id="confusion"')]
   assert scores.count("<td>0.125</td>") == 4
@@ -139,6 +142,8 @@ def test_scores_and_neighbours_are_shown_where_they_were_made(tmp_path):
     re.findall("<td>.*?</td>", scores)
   )
   assert text.count('alt="The nearest training images of 2 distilled images of class') == 8
+  np.savez(tmp_path / "report" / "neighbours-edc.npz", images=near, of="of other images")
+  assert "The nearest training images of" not in page.write([tmp_path]).read_text()
 
 
 def test_one_seed_has_no_deviation_and_the_page_says_so(tmp_path):
@@ -155,6 +160,11 @@ def test_published_numbers_stand_beside_ours(tmp_path):
   cells = [t for tag, t in Parsed(page.write([tmp_path]).read_text()).texts if tag == "td"]
   assert "53.2 ± 0.5 (ConvNet-3), 50.9 (not stated)" in cells
   assert cells.count("68.7 (EDC+ADSA)") == 3
+  results["rows"][0]["images_per_class"] = [50] * 10  # another cell of the table
+  small_run.write(tmp_path / "b", 10)
+  (tmp_path / "b" / "report" / "results.json").write_text(json.dumps(results))
+  cells = [t for tag, t in Parsed(page.write([tmp_path / "b"]).read_text()).texts if tag == "td"]
+  assert (cells.count("68.7 (EDC+ADSA)"), cells.count("74.8 (EDC+ADSA)")) == (2, 1)
 
 
 def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path):
@@ -171,6 +181,51 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path):
   ):
     assert what in missing
   assert "Training images of each class" in text
+
+
+@pytest.mark.parametrize(
+  ("file", "content", "said"),
+  [
+    ("config.json", "[]", "config.json cannot be read: it holds no JSON object"),
+    ("report/results.json", "[]", "report/results.json cannot be read: it holds no JSON object"),
+    ("report/results.json", '{"schema": 3, "rows": []}', "it has no rows"),
+    ("report/results.json", '{"schema": 3, "rows": [{}]}', "it has a row without &#39;images&#39;"),
+    ("report/matrices.npz", "", "report/matrices.npz cannot be read"),
+    ("scores/report/scores.json", "{}", "the section &#39;Scores&#39; cannot be made"),
+    (
+      "runs.jsonl",
+      '{"command": "python &#39;x"}\n{"command": "\'"}\n',
+      "cannot be made: ValueError",
+    ),
+    (
+      "metrics/student/edc/hard/seed0/metrics.jsonl",
+      '{"step": 1, "loss": null}\n',
+      "metrics/student",
+    ),
+  ],
+)
+def test_damaged_files_leave_the_rest_of_the_page(tmp_path, file, content, said):
+  small_run.write(tmp_path)
+  (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+  (tmp_path / file).write_text(content)
+  text = page.write([tmp_path]).read_text()
+  assert said in text[text.index('id="missing"') :]
+  assert "2 distilled images of class" in text
+
+
+def test_seeds_that_train_at_once_have_curves(tmp_path):
+  small_run.write(tmp_path)
+  folder = tmp_path / "metrics" / "student" / "edc" / "hard"
+  (folder / "seed0").rename(folder / "seed0+2")
+  text = page.write([tmp_path]).read_text()
+  assert "Loss of stage student by step; of several seeds, the first." in text
+  assert ">edc/hard</text>" in text
+
+
+def test_runs_inside_a_work_directory_are_not_its_stages(tmp_path):
+  small_run.write(tmp_path)
+  small_run.write(tmp_path / "scores" / "real")
+  assert list(run_folder.read(tmp_path).stages) == ["distil/edc"]
 
 
 def test_an_unfinished_run_has_a_page(tmp_path):
@@ -214,7 +269,17 @@ def test_several_runs_are_compared(tmp_path):
   assert "Top-1 against bytes of labels." in text
   differences = text[text.index('id="config"') :]
   assert re.findall(r'<th scope="row">(.*?)</th>', differences) == ["seed"]
-  assert (tmp_path / "c.csv").read_text().startswith("run,images,labels,calibrator,tau,top-1")
+  assert (tmp_path / "c.csv").read_text().startswith("run,data set,IF,IPC,images,labels,calibrator")
+
+
+def test_best_is_of_one_setting(tmp_path):
+  small_run.write(tmp_path / "a")
+  small_run.write(tmp_path / "b", dataset="other")
+  text = page.write([tmp_path / "a", tmp_path / "b"], tmp_path / "c.html").read_text()
+  rows = re.findall(r'<tr><th scope="row">([ab])</th>(.*?)</tr>', text, re.S)
+  best = [name for name, cells in rows if 'class="best"' in cells]
+  assert set(best) == {"a", "b"}
+  assert "other IF 100: edc / adsa" in text
 
 
 def test_many_classes_are_put_together(tmp_path):

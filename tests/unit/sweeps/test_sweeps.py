@@ -39,6 +39,7 @@ row = {"images": "random", "labels": "hard", "calibrator": None, "tau": None, "t
 row |= {"groups": {"head": score}, "images_per_class": [2, 2], "seeds": 1, "image_bytes": 64}
 results = {"dataset": "digits", "split": {"imbalance_factor": 50.0, "sha256": "0"}, "student": {}}
 row |= {"label_bytes": 0, "calibration": {}, "worst_class": score | {"class": 0}}
+row |= {"per_class": [50.0, 50.0]}
 results |= {"schema": 3, "recipe": None, "rows": [row]}
 (folder / "report").mkdir(exist_ok=True)
 (folder / "report" / "results.json").write_text(json.dumps(results))
