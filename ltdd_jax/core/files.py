@@ -20,8 +20,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
 from etils import epath
 
 from ltdd_jax.core.types import LtddError
@@ -85,6 +86,13 @@ def write_bytes(name: Pathlike, content: bytes, what: str = "file") -> None:
       file.write(content)
     if is_local(file_path):
       sync_folder(file_path.parent)
+
+
+def write_npz(name: Pathlike, **arrays: Any) -> None:
+  """Writes a compressed .npz file of small arrays; see `write_bytes`."""
+  content = io.BytesIO()
+  np.savez_compressed(content, allow_pickle=False, **arrays)
+  write_bytes(name, content.getvalue())
 
 
 @contextlib.contextmanager

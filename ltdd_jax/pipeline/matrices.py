@@ -5,8 +5,6 @@
 Classes are sorted from head to tail and, if there are many, put together in bins of neighbours.
 """
 
-import io
-
 import numpy as np
 
 from ltdd_jax.core import files
@@ -22,9 +20,7 @@ _MAX_LABELS = 1 << 26  # numbers that are read for one matrix of labels
 
 def write(ctx: Context, folder: files.Pathlike) -> None:
   """Writes `collect` as `folder/matrices.npz`."""
-  content = io.BytesIO()
-  np.savez_compressed(content, allow_pickle=False, **collect(ctx))
-  files.write_bytes(files.path(folder) / FILE, content.getvalue())
+  files.write_npz(files.path(folder) / FILE, **collect(ctx))
 
 
 def collect(ctx: Context) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ltdd_jax.core import files
+from ltdd_jax.report.pictures import to_uint8
 
 MAX_COLUMNS, MAX_ROWS, MIN_SIDE = 10, 20, 32
 
@@ -26,8 +27,7 @@ def write_grid(path: files.Pathlike, images: np.ndarray, labels: np.ndarray) -> 
   """
   if jax.process_index() != 0:
     return
-  if images.dtype != np.uint8:
-    images = (255 * np.clip(images, 0, 1)).astype(np.uint8)
+  images = to_uint8(images)
   _, h, w, c = images.shape
   classes = np.unique(labels)[:MAX_ROWS]
   columns = min(MAX_COLUMNS, max(int(np.sum(labels == k)) for k in classes))

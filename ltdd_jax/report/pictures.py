@@ -35,6 +35,12 @@ def plan(image_shape: Sequence[int], num_classes: int, num_sources: int) -> Plan
   return Plan(each, side, each * side**2 * num_classes <= LOSSLESS)
 
 
+def to_uint8(images: np.ndarray) -> np.ndarray:
+  """Pixels as uint8; float ones from 0 to 1 are clipped."""
+  pixels = np.asarray(images)
+  return pixels if pixels.dtype == np.uint8 else (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+
+
 def strip(images: np.ndarray, plan: Plan) -> str:
   """Puts images (n, h, w, c) in a row: a data URI of a PNG, or of a JPEG.
 
@@ -42,9 +48,7 @@ def strip(images: np.ndarray, plan: Plan) -> str:
     images: uint8, or float pixels from 0 to 1, which are clipped; c = 1 or 3.
     plan: how; its `each` is not looked at.
   """
-  pixels = np.asarray(images)
-  if pixels.dtype != np.uint8:
-    pixels = (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+  pixels = to_uint8(images)
   n, h, w, c = pixels.shape
   row = np.full((h, n, w + _GAP, c), 255, np.uint8)
   row[:, :, :w] = pixels.transpose(1, 0, 2, 3)

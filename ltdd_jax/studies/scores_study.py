@@ -16,7 +16,6 @@ students of hard labels too see views, and one random subset is drawn for all ru
 """
 
 import copy
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -250,10 +249,8 @@ def leakage_of(ctx: Context, images: str, folders: Iterable[epath.Path] = ()) ->
   near = np.zeros((len(labels), *train.images.shape[1:]), np.uint8)
   near[keep] = train.images[found.nearest.row]
   if parts == 1 and jax.process_index() == 0:
-    content = io.BytesIO()
     sha256 = distilled_sets.content_sha256(pixels, labels)
-    np.savez_compressed(content, allow_pickle=False, images=near, of=sha256)
     for folder in folders:
-      files.write_bytes(folder / f"neighbours-{images}.npz", content.getvalue())
+      files.write_npz(folder / f"neighbours-{images}.npz", images=near, of=sha256)
   nearest = {"distance": found.nearest.distance, "row": found.nearest.row}
   return found._asdict() | {"nearest": nearest, "images": int(keep.sum())}
