@@ -97,15 +97,6 @@ def _check_plot() -> pathlib.Path | None:
   )
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; an error is one message."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    print(f"error: {str(error).strip()}", file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
   flags.mark_flags_as_required(["logits", "counts", "out"])
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=startup.parse_flags)

@@ -55,16 +55,6 @@ def _run(workdir: str) -> None:
   )
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line, flags before or after the rest; an error is one message."""
-  flags.FLAGS.set_gnu_getopt()
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    print(f"error: {str(error).strip()}", file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
   flags.mark_flags_as_required(["to", "out"])
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=startup.parse_flags)

@@ -10,6 +10,8 @@ import sys
 
 from absl import app, flags
 
+from ltdd_jax.core import startup
+
 _OUT = flags.DEFINE_string("out", None, "HTML file to write; tables are written beside it")
 
 
@@ -26,15 +28,5 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line, flags before or after the rest; an error is one message."""
-  flags.FLAGS.set_gnu_getopt()
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    print(f"error: {str(error).strip()}", file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=startup.parse_flags)

@@ -173,3 +173,15 @@ def _set_cache(cache_dir: str | os.PathLike[str] | None) -> str | None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # else small ones are not kept
   return str(folder)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses a command line, flags before or after the rest; an error is one message, exit code 2."""
+  from absl import flags
+
+  flags.FLAGS.set_gnu_getopt()
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    print(f"error: {str(error).strip()}", file=sys.stderr)
+    sys.exit(2)
