@@ -12,7 +12,7 @@ from ltdd_jax import models
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import files
 from ltdd_jax.data import longtail
-from ltdd_jax.pipeline import graph, matrices
+from ltdd_jax.pipeline import graph, matrices, neighbours
 from ltdd_jax.pipeline import stages as stages_lib
 from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.report import html, images, page, plots, published, tables
@@ -33,6 +33,7 @@ def write_report(
   for source in graph.used_sources(ctx.config):
     distilled = ctx.distilled(source)
     images.write_grid(folder / f"images-{source}.png", distilled["images"], distilled["labels"])
+    neighbours.write(ctx, source, folder)
   plots.write_plots(results, folder)
   matrices.write(ctx, folder)
   files.write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))

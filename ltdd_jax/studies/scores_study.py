@@ -17,19 +17,16 @@ students of hard labels too see views, and one random subset is drawn for all ru
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from etils import epath
 
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import files
 from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import augment, crops, longtail
-from ltdd_jax.interop import distilled_sets
 from ltdd_jax.pipeline import check
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.report import leakage, scores, scores_report, tables
@@ -83,8 +80,7 @@ def run(
   if runner.dry_run:
     return None
   ctx = runner.context(next(name for name in configs if name.startswith("set-")), config)
-  folders = [files.path(f) / "report" for f in (runner.workdir, of) if f is not None]
-  results = collect(ctx, runner, pairs, images, preset, folders)
+  results = collect(ctx, runner, pairs, images, preset)
   runner.write_report("scores", results, scores_report.render(results))
   return results
 
@@ -131,7 +127,6 @@ def collect(
   pairs: Sequence[scores_runs.Pair],
   images: str,
   preset: str | None,
-  folders: Sequence[epath.Path] = (),
 ) -> dict[str, Any]:
   """Gathers accuracies and scores of all runs into plain values."""
   groups = longtail.groups(ctx.split(ctx.split_name(images)).counts, ctx.config["report"]["groups"])
@@ -155,9 +150,7 @@ def collect(
       "recipe": ctx.recipe,
       "runs": ctx.config["student"]["num_seeds"],
       "rows": rows,
-      "leakage": {
-        name: leakage_of(c, name, folders) for name, c in _sets(ctx, runner, images, preset)
-      },
+      "leakage": {name: leakage_of(c, name) for name, c in _sets(ctx, runner, images, preset)},
     }
   )
 
@@ -229,12 +222,8 @@ def _sets(
   yield scores_runs.RANDOM, runner.context(name, config)
 
 
-def leakage_of(ctx: Context, images: str, folders: Iterable[epath.Path] = ()) -> dict[str, Any]:
-  """The self-test of an image source, of the classes that have training and test images.
-
-  Of images that are whole, the nearest training image of each (blank where there is none) goes to
-  `neighbours-IMAGES.npz` in the folders, for `launch.report`, with the hash of the images.
-  """
+def leakage_of(ctx: Context, images: str) -> dict[str, Any]:
+  """The self-test of an image source, of the classes that have training and test images."""
   train, test = ctx.train_data(ctx.split_name(images)), ctx.test_data
   distilled, parts = ctx.distilled(images), ctx.parts(images)
   pixels, labels = distilled["images"], distilled["labels"]
@@ -246,11 +235,5 @@ def leakage_of(ctx: Context, images: str, folders: Iterable[epath.Path] = ()) ->
   found = leakage.self_test(
     pixels[keep], labels[keep], train.images, train.labels, test.images, test.labels
   )
-  near = np.zeros((len(labels), *train.images.shape[1:]), np.uint8)
-  near[keep] = train.images[found.nearest.row]
-  if parts == 1 and jax.process_index() == 0:
-    sha256 = distilled_sets.content_sha256(pixels, labels)
-    for folder in folders:
-      files.write_npz(folder / f"neighbours-{images}.npz", images=near, of=sha256)
   nearest = {"distance": found.nearest.distance, "row": found.nearest.row}
   return found._asdict() | {"nearest": nearest, "images": int(keep.sum())}

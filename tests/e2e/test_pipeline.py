@@ -97,6 +97,9 @@ def test_the_page_of_a_run_has_all_that_it_can_show(finished):
     "results", "repeat", "split", "classes", "labels", "images", "confusion", "training", "cost",
     "config", "machine",
   ]  # fmt: skip
+  assert text.count("The nearest training images of") == 10 * len(
+    {r["images"] for r in results["rows"]}
+  )
   trained = {name.partition("/")[0] for name in run_folder.read(workdir).curves}
   assert "student" in trained
   assert text.count("<figure") == 4 + 2 * len({r["images"] for r in results["rows"]}) + len(trained)
