@@ -267,7 +267,7 @@ def test_exports_that_were_changed_are_refused(tmp_path):
 def test_a_package_that_is_missing_is_named(to, package, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, package, None)
   extra = "torch" if package == "torch" else "huggingface"
-  with pytest.raises(LtddError, match=rf"needs? the package {package}; .*'ltdd-jax\[{extra}\]'"):
+  with pytest.raises(LtddError, match=rf"needs? the package {package}; .*-e '\.\[{extra}\]'"):
     exports.write(distilled(), to, tmp_path / "set")
   assert not list(tmp_path.iterdir())
 
