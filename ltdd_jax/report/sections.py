@@ -129,31 +129,12 @@ def _classes(run: Run) -> Iterator[Block]:
     plots.accuracies(run.results),
     "Accuracy of each class by kind of label, from head to tail, mean over seeds.",
   )
-  header, rows = _per_class(run.results)
+  order = np.argsort(-np.asarray(run.results["split"]["counts"]), kind="stable")
+  header, rows = tables.per_class_cells(run.results, order)
   yield Table("Accuracy of each class in percent", header, rows, folded=len(rows) > _TALL)
   if run.results["teachers"]:
-    groups = tables.present_groups(run.results["teachers"])
-    teachers = [
-      [r["name"], tables.plus_minus(r["top1"]), *tables.group_cells(r, groups)]
-      for r in run.results["teachers"]
-    ]
-    yield Table(
-      "Teachers on the test set; nothing is selected by it", ["teacher", "top-1", *groups], teachers
-    )
-
-
-def _per_class(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-  header = ["class", "images", *(f"{r['images']} {tables.short(r)}" for r in results["rows"])]
-  counts = results["split"]["counts"]
-  rows = [
-    [
-      tables.printable(results["class_names"][c]),
-      f"{counts[c]:,}",
-      *(tables.or_dash(r["per_class"][c], ".1f") for r in results["rows"]),
-    ]
-    for c in np.argsort(-np.asarray(counts), kind="stable")
-  ]
-  return header, rows
+    caption = "Teachers on the test set; nothing is selected by it"
+    yield Table(caption, *tables.teachers_cells(run.results))
 
 
 def _labels(run: Run) -> Iterator[Block]:

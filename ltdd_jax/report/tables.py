@@ -5,7 +5,7 @@ the evaluations is shown beside it and called so. Standard deviations are over s
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,9 +174,14 @@ def size_cells(row: Mapping[str, Any]) -> list[str]:
 
 def teachers_table(results: Mapping[str, Any]) -> str:
   """One line for each teacher."""
+  return table(*teachers_cells(results))
+
+
+def teachers_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+  """The header and the rows of `teachers_table`."""
   groups = present_groups(results["teachers"])
   rows = [[r["name"], plus_minus(r["top1"]), *group_cells(r, groups)] for r in results["teachers"]]
-  return table(["teacher", _top1(results["teachers"]), *groups], rows)
+  return ["teacher", _top1(results["teachers"]), *groups], rows
 
 
 def short(row: Mapping[str, Any]) -> str:
@@ -188,13 +193,24 @@ def short(row: Mapping[str, Any]) -> str:
 
 def per_class_table(results: Mapping[str, Any]) -> str:
   """Accuracy of each class, with its number of training images."""
+  return table(*per_class_cells(results, range(len(results["class_names"]))))
+
+
+def per_class_cells(
+  results: Mapping[str, Any], classes: Iterable[int]
+) -> tuple[list[str], list[list[str]]]:
+  """The header and the rows of `per_class_table`, for these classes in their order."""
   header = ["class", "images", *(f"{r['images']} {short(r)}" for r in results["rows"])]
-  pairs = zip(results["class_names"], results["split"]["counts"], strict=True)
+  names, counts = results["class_names"], results["split"]["counts"]
   rows = [
-    [name, f"{count:,}", *(or_dash(r["per_class"][c], ".1f") for r in results["rows"])]
-    for c, (name, count) in enumerate(pairs)
+    [
+      printable(names[c]),
+      f"{counts[c]:,}",
+      *(or_dash(r["per_class"][c], ".1f") for r in results["rows"]),
+    ]
+    for c in classes
   ]
-  return table(header, rows)
+  return header, rows
 
 
 def stages_table(results: Mapping[str, Any]) -> str:
