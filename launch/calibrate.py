@@ -7,7 +7,6 @@
 
 import logging as std_logging
 import pathlib
-import sys
 
 from ltdd_jax.core import startup
 
@@ -15,6 +14,8 @@ startup.tune_host()  # before jax is imported, and so above the other imports
 startup.stop_in_one_line()
 
 from absl import app, flags, logging  # noqa: E402
+
+from launch import errors  # noqa: E402
 
 _LOGITS = flags.DEFINE_string(
   "logits", None, "(n, k) or (..., n, k) floats: z.npy, store.npz:logits, z.safetensors:name; or "
@@ -44,21 +45,17 @@ _DRY_RUN = flags.DEFINE_bool(  # launch.main has one too, of the same meaning
 )
 
 
-def main(argv: list[str]) -> int:
-  """Calls `interop`; errors for the user are one message."""
+@errors.in_one_message
+def main(argv: list[str]) -> None:
+  """Calls `interop`."""
   from ltdd_jax.core.types import LtddError
 
   logging.set_verbosity(logging.INFO)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
-  try:
-    if len(argv) > 1:
-      raise LtddError(f"unexpected arguments {argv[1:]}; every value needs its --flag.")
-    startup.setup_jax()
-    _run()
-  except LtddError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  if len(argv) > 1:
+    raise LtddError(f"unexpected arguments {argv[1:]}; every value needs its --flag.")
+  startup.setup_jax()
+  _run()
 
 
 def _run() -> None:

@@ -5,7 +5,6 @@ they are, after ADSA. docs/how-to/import_and_export_images.md says what each for
 """
 
 import logging as std_logging
-import sys
 
 from ltdd_jax.core import startup
 
@@ -13,6 +12,8 @@ startup.tune_host()  # before jax is imported, and so above the other imports
 startup.stop_in_one_line()
 
 from absl import app, flags  # noqa: E402
+
+from launch import errors  # noqa: E402
 
 _TO = flags.DEFINE_string("to", None, "folder, npz, huggingface, torch, ddranking or fkd")
 _OUT = flags.DEFINE_string("out", None, "folder to write, or for npz the file")
@@ -22,28 +23,19 @@ _CALIBRATOR = flags.DEFINE_string("calibrator", None, "calibrator of these label
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace an export that is there")
 
 
-def main(argv: list[str]) -> int:
-  """Calls `pipeline.export`; errors for the user are one message."""
-  from ltdd_jax.core.types import LtddError
-
-  std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
-  try:
-    if len(argv) != 2:
-      raise LtddError(f"the arguments are {argv[1:]}; expected the work directory of one run")
-    startup.setup_jax()
-    _run(argv[1])
-  except LtddError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
-
-
-def _run(workdir: str) -> None:
+@errors.in_one_message
+def main(argv: list[str]) -> None:
+  """Calls `pipeline.export`."""
   from ltdd_jax.core import files
+  from ltdd_jax.core.types import LtddError
   from ltdd_jax.pipeline import export
 
+  std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
+  if len(argv) != 2:
+    raise LtddError(f"the arguments are {argv[1:]}; expected the work directory of one run")
+  startup.setup_jax()
   found, path = export.write(
-    workdir, str(_TO.value), str(_OUT.value), images=_IMAGES.value, labels=_LABELS.value,
+    argv[1], str(_TO.value), str(_OUT.value), images=_IMAGES.value, labels=_LABELS.value,
     calibrator=_CALIBRATOR.value, overwrite=_OVERWRITE.value,
   )  # fmt: skip
   size = "x".join(map(str, found.images.shape[1:]))

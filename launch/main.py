@@ -7,7 +7,6 @@ The same command, given again, goes on where it stopped and skips what is done.
 import logging as std_logging
 import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from ltdd_jax.core import startup
@@ -16,6 +15,8 @@ startup.tune_host()  # before jax is imported, and so above the other imports
 startup.stop_in_one_line()
 
 from absl import app, flags, logging  # noqa: E402
+
+from launch import errors  # noqa: E402
 
 CONFIG = flags.DEFINE_string(
   "config", None, "config file, with arguments after a colon: configs/cifar10_lt.py:ipc=50"
@@ -33,44 +34,40 @@ _COMPILE_CACHE = flags.DEFINE_string(
 OVERRIDE = re.compile(r"--?config\.")  # how values of the config begin
 
 
-def main(argv: list[str]) -> int:
+@errors.in_one_message
+def main(argv: list[str]) -> None:
   """Runs the config of the command line."""
   from ltdd_jax.core import command_line
 
-  read = lambda: command_line.override(command_line.read_config(str(CONFIG.value)), argv[1:])
-  return start(read, str(WORKDIR.value))
+  set_up()
+  name = str(CONFIG.value)
+  config = command_line.override(command_line.read_config(name), argv[1:])
+  run(config, str(WORKDIR.value), command_line.read_defaults(name))
 
 
-def start(make_config: Callable[[], dict[str, Any]], workdir: str) -> int:
-  """Sets up devices and runs the pipeline or a study; errors for the user are one message."""
+def run(config: dict[str, Any], workdir: str, defaults: dict[str, Any] | None = None) -> None:
+  """Runs the pipeline or a study, as the other flags say."""
+  options: dict[str, Any] = {
+    "cache": _CACHE.value,
+    "stage": _STAGE.value,
+    "dry_run": _DRY_RUN.value,
+    "checkpoint_seconds": _CHECKPOINT_SECONDS.value,
+  }
+  if "study" in config:
+    from ltdd_jax import studies
+
+    studies.run(config, workdir, **options)
+  else:
+    from ltdd_jax import pipeline
+
+    pipeline.run(config, workdir, defaults=defaults, **options)
+
+
+def set_up() -> None:
+  """Sets up logs and devices."""
   set_up_logs()
-  from ltdd_jax.artefacts import checkpoint
-  from ltdd_jax.core.types import LtddError
-
-  try:
-    cache = _COMPILE_CACHE.value or None
-    logging.info("%s", startup.setup_jax(_CPU_DEVICES.value, cache, _DISTRIBUTED.value))
-    config = make_config()
-    run: Callable[..., Any]
-    if "study" in config:
-      from ltdd_jax.studies import run
-    else:
-      from ltdd_jax.pipeline import run
-    run(
-      config,
-      workdir,
-      cache=_CACHE.value,
-      stage=_STAGE.value,
-      dry_run=_DRY_RUN.value,
-      checkpoint_seconds=_CHECKPOINT_SECONDS.value,
-    )
-  except LtddError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except checkpoint.Interrupted as stop:
-    print(f"{stop}. Saved; give the same command again to go on.", file=sys.stderr)
-    return 130
-  return 0
+  cache = _COMPILE_CACHE.value or None
+  logging.info("%s", startup.setup_jax(_CPU_DEVICES.value, cache, _DISTRIBUTED.value))
 
 
 def set_up_logs() -> None:

@@ -6,26 +6,20 @@
 Only files of the work directories are read. Runs that are unfinished have a report too.
 """
 
-import sys
-
 from absl import app, flags
 
+from launch import errors
 from ltdd_jax.core import startup
 
 _OUT = flags.DEFINE_string("out", None, "HTML file to write; tables are written beside it")
 
 
-def main(argv: list[str]) -> int:
-  """Calls `report.page`; errors for the user are one message."""
-  from ltdd_jax.core.types import LtddError
+@errors.in_one_message
+def main(argv: list[str]) -> None:
+  """Calls `report.page`."""
   from ltdd_jax.report import page
 
-  try:
-    print(f"wrote {page.write(argv[1:], _OUT.value)}")
-  except LtddError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  print(f"wrote {page.write(argv[1:], _OUT.value)}")
 
 
 if __name__ == "__main__":

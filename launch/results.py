@@ -6,34 +6,29 @@
 Run both at the root of the repository.
 """
 
-import sys
-
 from absl import app, flags
 
+from launch import errors
 from ltdd_jax.core import startup
 
 _TO = flags.DEFINE_string("to", "docs/results/ours.csv", "CSV file that `add` writes")
 
 
-def main(argv: list[str]) -> int:
-  """Calls `report.published`; errors for the user are one message."""
+@errors.in_one_message
+def main(argv: list[str]) -> None:
+  """Calls `report.published`."""
   from ltdd_jax.core.types import LtddError
   from ltdd_jax.report import published
 
-  try:
-    match argv[1:]:
-      case ["add", *workdirs] if workdirs:
-        print(published.add(workdirs, _TO.value))
-      case ["tables"]:
-        print("renewed:", ", ".join(published.write_tables()) or "nothing, all is up to date")
-      case other:
-        raise LtddError(
-          f"the arguments are {' '.join(other)!r}; expected 'add RUNDIR...' or 'tables'."
-        )
-  except LtddError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  match argv[1:]:
+    case ["add", *workdirs] if workdirs:
+      print(published.add(workdirs, _TO.value))
+    case ["tables"]:
+      print("renewed:", ", ".join(published.write_tables()) or "nothing, all is up to date")
+    case other:
+      raise LtddError(
+        f"the arguments are {' '.join(other)!r}; expected 'add RUNDIR...' or 'tables'."
+      )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ as with `launch.main`: `--config.student.num_seeds=5 --config.study.real={'num_e
 """
 
 import sys
-from typing import Any
 
+from launch import errors
 from launch import main as launch_main
 
 from absl import app, flags  # isort: skip  # after launch.main, which tunes the host
@@ -20,24 +20,22 @@ _LABELS = flags.DEFINE_list("labels", None, "hard, plain, adsa, learned/plain; a
 _PRESET = flags.DEFINE_string("preset", None, "ddr: DD-Ranking's search and best on test")
 
 
-def main(argv: list[str]) -> int:
-  """Runs the study; errors for the user are one message."""
+@errors.in_one_message
+def main(argv: list[str]) -> None:
+  """Runs the study."""
+  launch_main.set_up()
   from ltdd_jax.core import command_line
+  from ltdd_jax.studies import scores_study
 
   overrides = [arg for arg in argv[1:] if launch_main.OVERRIDE.match(arg)]
   workdir = next((arg for arg in argv[1:] if arg not in overrides), None)
-
-  def make_config() -> dict[str, Any]:
-    from ltdd_jax.studies import scores_study
-
-    config = None if workdir else command_line.read_config(str(launch_main.CONFIG.value))
-    study = scores_study.study_config(
-      config, workdir, images=_IMAGES.value, file=_SET.value, labels=_LABELS.value,
-      preset=_PRESET.value,
-    )  # fmt: skip
-    return command_line.override(study, overrides)
-
-  return launch_main.start(make_config, launch_main.WORKDIR.value or f"{workdir}/scores")
+  config = None if workdir else command_line.read_config(str(launch_main.CONFIG.value))
+  study = scores_study.study_config(
+    config, workdir, images=_IMAGES.value, file=_SET.value, labels=_LABELS.value,
+    preset=_PRESET.value,
+  )  # fmt: skip
+  study = command_line.override(study, overrides)
+  launch_main.run(study, launch_main.WORKDIR.value or f"{workdir}/scores")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

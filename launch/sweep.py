@@ -6,7 +6,8 @@ it stopped, and runs failed cells again. `--config.KEY=VALUE` changes a value of
 
 import sys
 
-from launch import main as launch_main  # first: it tunes the host; some flags are of cells
+from launch import errors
+from launch import main as launch_main  # before JAX: it tunes the host; some flags are of cells
 
 from absl import app, flags  # isort: skip
 
@@ -18,39 +19,32 @@ _POOL_ARGS = flags.DEFINE_string(
 _PASSED = ("cpu_devices", "checkpoint_seconds", "compile_cache")  # on to the cells
 
 
+@errors.in_one_message
 def main(argv: list[str]) -> int:
-  """Calls `sweeps`; 1 if a cell failed; errors for the user are one message."""
+  """Calls `sweeps`; returns 1 if a cell failed."""
   import jax
 
   from ltdd_jax import interop, sweeps
-  from ltdd_jax.artefacts import checkpoint
   from ltdd_jax.core.types import LtddError
 
   launch_main.set_up_logs()
   jax.config.update("jax_platforms", "cpu")  # accelerators are for the cells
   given = flags.FLAGS
-  try:
-    for name in ("stage", "distributed"):
-      if given[name].present:
-        raise LtddError(f"--{name} is for a single run; leave it out")
-    passed = [given[name].serialize() for name in _PASSED if given[name].present]
-    done = sweeps.run(
-      given.config,
-      given.workdir,
-      (sys.executable, "-X", "faulthandler", "-m", "launch.main", *passed),
-      overrides=argv[1:],
-      cache=given.cache,
-      pool=_POOL.value,
-      jobs=_JOBS.value,
-      pool_args=interop.parse_args(_POOL_ARGS.value, "--pool_args"),
-      dry_run=given.dry_run,
-    )
-  except LtddError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except checkpoint.Interrupted as stop:
-    print(f"{stop}. Saved; give the same command again to go on.", file=sys.stderr)
-    return 130
+  for name in ("stage", "distributed"):
+    if given[name].present:
+      raise LtddError(f"--{name} is for a single run; leave it out")
+  passed = [given[name].serialize() for name in _PASSED if given[name].present]
+  done = sweeps.run(
+    given.config,
+    given.workdir,
+    (sys.executable, "-X", "faulthandler", "-m", "launch.main", *passed),
+    overrides=argv[1:],
+    cache=given.cache,
+    pool=_POOL.value,
+    jobs=_JOBS.value,
+    pool_args=interop.parse_args(_POOL_ARGS.value, "--pool_args"),
+    dry_run=given.dry_run,
+  )
   return 0 if done else 1
 
 

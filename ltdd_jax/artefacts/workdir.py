@@ -369,17 +369,19 @@ class Workdir:
 
   # ---- facts about the run ----
 
-  def write_run_info(self, config: Any) -> None:
+  def write_run_info(self, config: Any, changed: Mapping[str, Any] | None = None) -> None:
     """Writes `config.json`, and a line of `runs.jsonl` for this start.
 
-    A line has the command, versions of packages, revision of the code, devices, process and time.
+    A line has the command, versions of packages, revision of the code, devices, process, time, and
+    if given, the values that differ from defaults, {key: (default, value)}.
     """
     if jax.process_index() == 0:
       text = json.dumps(config_lib.canonical(config), indent=1, allow_nan=False) + "\n"
       files.write_text(self.path / "config.json", text)
       runs = self.path / "runs.jsonl"
       before = runs.read_text() if runs.exists() else ""
-      files.write_text(runs, before + json.dumps(provenance.run_info(), allow_nan=False) + "\n")
+      line = provenance.run_info() | ({} if changed is None else {"changed": changed})
+      files.write_text(runs, before + json.dumps(line, allow_nan=False) + "\n")
 
 
 def _describe_holder(path: epath.Path) -> str:

@@ -39,6 +39,14 @@ def read_config(name: str) -> dict[str, Any]:
   return dict(config)
 
 
+def read_defaults(name: str) -> dict[str, Any] | None:
+  """Reads the config of a file without its argument; None for a file that needs one."""
+  try:
+    return read_config(name.partition(":")[0])
+  except TypeError:
+    return None
+
+
 def call(name: str, function: str) -> Any:
   """Calls a function of a `.py` file, with the argument that follows a colon.
 

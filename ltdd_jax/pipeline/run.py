@@ -37,6 +37,7 @@ def run(
   dry_run: bool = False,
   checkpoint_seconds: float = 30.0,
   show_progress: bool = True,
+  defaults: Any = None,
 ) -> dict[str, Any] | None:
   """Runs a config in a work directory, from where an earlier run with it stopped.
 
@@ -48,6 +49,7 @@ def run(
     dry_run: print the plan and do nothing.
     checkpoint_seconds: least time between two checkpoints of work in progress.
     show_progress: whether to show bars.
+    defaults: a config, or None; the HTML report lists the values that differ from it.
 
   Returns:
     The results as written to `report/results.json`, or None if the report was not reached.
@@ -57,6 +59,7 @@ def run(
     checkpoint.Interrupted: a signal asked to stop; the work is saved.
   """
   check_at_least("", 0, checkpoint_seconds=checkpoint_seconds)
+  changed = None if defaults is None else config_lib.diff(defaults, config)
   config, kinds = check.check(config), selected(stage)
   ctx, work = Context(config), workdir_lib.Workdir(workdir, cache=cache)
   stages = graph.make_stages(ctx)
@@ -73,7 +76,7 @@ def run(
     ctx.workdir = work
     for s in read:  # brings from the cache also what `only:` reads and does not run
       work.status(s.name, s.config, s.inputs)
-    work.write_run_info(config)
+    work.write_run_info(config, changed)
     skipped = {}
     for s in todo:
       skipped[s.name] = run_stage(

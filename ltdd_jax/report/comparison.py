@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ltdd_jax.core.config import flatten
 from ltdd_jax.report import formats, html, run_plots, tables
 from ltdd_jax.report.html import Block, Section, Table, Text
 from ltdd_jax.report.run_folder import Run
-from ltdd_jax.report.sections import flat
 
 _SETTING = ("data set", "IF", "IPC")
 
@@ -97,7 +97,7 @@ def _series(run: Run, row: Mapping[str, Any]) -> str:
 
 def _differences(runs: Sequence[Run]) -> Iterator[Block]:
   known = [run for run in runs if run.config is not None]
-  configs = [flat(run.config) for run in known if run.config is not None]
+  configs = [flatten(run.config) for run in known if run.config is not None]
   keys = dict.fromkeys(key for config in configs for key in config)
   shown = [
     [json.dumps(config[key]) if key in config else "-" for config in configs] for key in keys

@@ -2,13 +2,13 @@
 
 import json
 import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from ltdd_jax.core import files
+from ltdd_jax.core.config import ABSENT, flatten
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.report import (
   class_plots,
@@ -98,7 +98,7 @@ def _repeat(run: Run) -> Iterator[Block]:
     changed = ", with changes that were not committed" if code["dirty"] else ""
     yield Text(f"Code: revision {code['revision']}{changed}.")
   if run.config:
-    seed = flat(run.config).get("seed", "unknown")
+    seed = flatten(run.config).get("seed", "unknown")
     yield Text(f"Seed {seed}. All values are in the config below.")
 
 
@@ -271,28 +271,16 @@ def _cost(run: Run) -> Iterator[Block]:
 def _config(run: Run) -> Iterator[Block]:
   if run.config is None:
     return
-  rows = [[key, json.dumps(value)] for key, value in flat(run.config).items()]
-  words = [word.lstrip("-") for s in run.starts for word in shlex.split(s.get("command", ""))]
-  changed = {word.partition("=")[0] for word in words if word.startswith("config.")}
-  if changed:
-    values = [row for row in rows if any(_below(f"config.{row[0]}", key) for key in changed)]
-    yield Table("Set on the command line, other than in the config file", ["key", "value"], values)
+  rows = [[key, json.dumps(value)] for key, value in flatten(run.config).items()]
+  if changed := run.starts[-1].get("changed") if run.starts else None:
+    values = [[key, *map(_value, pair)] for key, pair in changed.items()]
+    header = ["key", "default", "value"]
+    yield Table("Values other than those of the config file without arguments", header, values)
   yield Table(f"All {len(rows)} values", ["key", "value"], rows, folded=True)
 
 
-def _below(key: str, group: str) -> bool:
-  return key == group or key.startswith(group + ".")
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """A nested config as {"a.b": value}."""
-  found: dict[str, Any] = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping) and value:
-      found |= flat(value, f"{prefix}{key}.")
-    else:
-      found[f"{prefix}{key}"] = value
-  return found
+def _value(value: Any) -> str:
+  return "-" if value == ABSENT else json.dumps(value)
 
 
 def _machine(run: Run) -> Iterator[Block]:

@@ -13,6 +13,7 @@ from configs import digits_lt
 from ltdd_jax import pipeline
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core import command_line
+from ltdd_jax.core.config import diff
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.pipeline import check, graph
 from ltdd_jax.pipeline.context import Context
@@ -176,6 +177,16 @@ def test_what_another_config_made_is_named_at_once(tmp_path):
   for folder in str(error.value).partition("made so: ")[2].split():
     shutil.rmtree(folder)
   pipeline.run(config, tmp_path, dry_run=True)
+
+
+def test_the_defaults_of_a_config_file(tmp_path):
+  defaults = command_line.read_defaults(CONFIG)
+  changed = diff(defaults, command_line.read_config("configs/digits_lt.py:ipc=7"))
+  assert changed["distil.images_per_class"] == (defaults["distil"]["images_per_class"], 7)
+  file = tmp_path / "config.py"
+  file.write_text("def get_config(arg):\n  return {'data': arg}\n")
+  assert command_line.read_config(f"{file}:a") == {"data": "a"}
+  assert command_line.read_defaults(f"{file}:a") is None
 
 
 def test_a_home_folder_is_not_a_folder_of_that_name(monkeypatch, tmp_path):

@@ -593,6 +593,9 @@ def test_run_info(work):
   assert info["versions"] == provenance.versions()
   assert len(info["devices"]) == jax.device_count()
   assert info["code"] is None or set(info["code"]) == {"revision", "dirty"}
+  assert "changed" not in info
+  work.write_run_info({"seed": 3}, {"seed": (0, 3)})
+  assert starts(work)[1]["changed"] == {"seed": [0, 3]}
 
 
 def starts(work):

@@ -113,13 +113,16 @@ def test_the_command_and_what_it_changed_are_shown(tmp_path):
   start = {
     "command": "python -m launch.main --config configs/x.py:ipc=2 --config.data.name='a b'",
     "code": {"revision": "f" * 40, "dirty": True},
+    "changed": {"data.name": ["digits", "a b"], "data.counts": ["(absent)", [9, 1]]},
   }
   (tmp_path / "runs.jsonl").write_text(json.dumps(start) + "\n")
   text = page.write([tmp_path]).read_text()
   assert "--config configs/x.py:ipc=2" in text
   assert "with changes that were not committed" in text
-  table = text[text.index("Set on the command line") : text.index("All 2 values")]
-  assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["data.name"]
+  table = text[text.index("Values other than those") : text.index("All 2 values")]
+  assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["data.name", "data.counts"]
+  cells = ["&#34;digits&#34;", "&#34;a b&#34;", "-", "[9, 1]"]
+  assert re.findall(r"<td[^>]*>(.*?)</td>", table) == cells
 
 
 def test_scores_and_neighbours_are_shown_where_they_were_made(tmp_path):
@@ -192,11 +195,7 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path):
     ("report/results.json", '{"schema": 3, "rows": [{}]}', "it has a row without &#39;images&#39;"),
     ("report/matrices.npz", "", "report/matrices.npz cannot be read"),
     ("scores/report/scores.json", "{}", "the section &#39;Scores&#39; cannot be made"),
-    (
-      "runs.jsonl",
-      '{"command": "python &#39;x"}\n{"command": "\'"}\n',
-      "cannot be made: ValueError",
-    ),
+    ("runs.jsonl", '{"changed": [1]}\n', "cannot be made: AttributeError"),
     (
       "metrics/student/edc/hard/seed0/metrics.jsonl",
       '{"step": 1, "loss": null}\n',
