@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from ltdd_jax.core.registry import check_at_least
@@ -135,6 +136,20 @@ def rrc_box(
     jnp.where(fits, a, b) for a, b in zip((top, left, height, width), fallback, strict=True)
   )
   return first, second, third, fourth
+
+
+def draw_box(
+  draws: np.random.Generator, h: int, w: int, scale: tuple[float, float] = (0.08, 1.0)
+) -> tuple[int, int, int, int]:
+  """Draws the box of a random resized crop on the host: `rrc_box`, from a generator of NumPy."""
+  low, high = math.log(3 / 4), math.log(4 / 3)
+  for _ in range(_TRIES):
+    area, aspect = h * w * draws.uniform(*scale), math.exp(draws.uniform(low, high))
+    width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if 0 < width <= w and 0 < height <= h:
+      top, left = (int(draws.integers(n + 1)) for n in (h - height, w - width))
+      return top, left, height, width
+  return central_box(h, w, (3 / 4, 4 / 3))
 
 
 def first_fit(

@@ -28,13 +28,16 @@ class BatchSampler:
       )
     self.num_items = num_items
     self.batch_size = min(batch_size, num_items)
+    self._seed, self._name = seed, name
+    self._known: dict[int, np.ndarray] = {}
 
-    @functools.lru_cache(maxsize=2)  # as many epochs as meet in a batch
-    def permutation(epoch: int) -> np.ndarray:
-      draws = rng.np_rng(seed, name, "epoch", epoch)
-      return draws.permutation(num_items).astype(np.int32)
-
-    self._permutation = permutation
+  def _permutation(self, epoch: int) -> np.ndarray:
+    if epoch not in self._known:
+      if len(self._known) == 2:  # as many epochs as meet in a batch
+        del self._known[next(iter(self._known))]
+      draws = rng.np_rng(self._seed, self._name, "epoch", epoch)
+      self._known[epoch] = draws.permutation(self.num_items).astype(np.int32)
+    return self._known[epoch]
 
   def __call__(self, step: int) -> np.ndarray:
     """Returns the indices of the batch of that step, (b,) int32."""

@@ -68,7 +68,11 @@ def open_folder(
     chosen = [images[split][i] for i in indices]
     return np.stack(map_threads(lambda file: _decode(file, size), chosen))
 
-  return make_source(name, classes, labels, read, notes)
+  def stored(split, index):
+    file = images[split][index]
+    return str(file), file.read_bytes()
+
+  return make_source(name, classes, labels, read, notes, stored=stored)
 
 
 def _test_folder(root: epath.Path) -> tuple[epath.Path, list[str]]:

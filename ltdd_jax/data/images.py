@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import class_folders
+from ltdd_jax.data import class_folders, crops
 from ltdd_jax.data.specs import DatasetSpec, DataSource
 
 # What Pillow raises for files that it cannot turn into pixels.
@@ -51,11 +51,66 @@ def decode(data: bytes, channels: int, size: tuple[int, int] | None = None) -> n
   Raises:
     One of `UNREADABLE`.
   """
+  return _fit(_open(data, channels), size)
+
+
+def _open(data: bytes, channels: int) -> Image.Image:
   with Image.open(io.BytesIO(data)) as opened:
     opened.load()
     ImageOps.exif_transpose(opened, in_place=True)
-    image = _eight_bits(opened).convert(_MODES[channels])
-  return _fit(image, size)
+    return _eight_bits(opened).convert(_MODES[channels])
+
+
+def read_crops(
+  source: DataSource,
+  split: str,
+  indices: np.ndarray,
+  draws: np.random.Generator,
+  scale: tuple[float, float],
+) -> np.ndarray:
+  """Reads random resized crops, torchvision's, of images as they are stored.
+
+  Unlike a crop on the device, it is of the whole image, before that is scaled to the size of the
+  data set, and anti-aliased.
+
+  Args:
+    source: whose `spec` has the size (h, w) of crops.
+    split: "train" or "test".
+    indices: (b,) of the split.
+    draws: gives each image a generator of its own.
+    scale: range of the box's share of the area.
+
+  Returns:
+    (b, h, w, c) uint8.
+
+  Raises:
+    LtddError: an image that cannot be read.
+  """
+  h, w, channels = source.spec.image_shape
+
+  def one(item: tuple[int, np.random.Generator]) -> np.ndarray:
+    number, own = item
+    if source.stored is None:
+      image = _to_pillow(source.read(split, np.array([number]))[0])
+    else:
+      name, data = source.stored(split, number)
+      try:
+        image = _open(data, channels)
+      except UNREADABLE as error:
+        raise LtddError(unreadable(name, error)) from error
+    top, left, height, width = crops.draw_box(own, image.height, image.width, scale)
+    image = image.crop((left, top, left + width, top + height))
+    return _pixels(image.resize((w, h), Image.Resampling.BILINEAR))
+
+  return np.stack(map_threads(one, zip(indices.tolist(), draws.spawn(len(indices)), strict=True)))
+
+
+def unreadable(name: str, error: Exception) -> str:
+  """What to say of an image that was found bad in the midst of a run."""
+  return (
+    f"{name}: cannot be read as an image ({type(error).__name__}: {error}). Repair or delete it, "
+    "or leave it out of the list of files, and give the same command again"
+  )
 
 
 def decode_all(encoded: Sequence[bytes], channels: int, size=None) -> list[np.ndarray]:
@@ -89,6 +144,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _fit(image: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
   if size is not None and image.size != (size[1], size[0]):
     image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
+  return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
   pixels = np.asarray(image)
   return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -128,6 +187,7 @@ def make_source(
   read: Callable[[str, np.ndarray], np.ndarray],
   notes: Sequence[str] = (),
   known: DatasetSpec | None = None,
+  stored: Callable[[str, int], tuple[str, bytes]] | None = None,
 ) -> DataSource:
   """Makes a data source of what is in a `DataSource`, with `labels` of "train" and "test".
 
@@ -154,7 +214,7 @@ def make_source(
   spec = DatasetSpec(
     name, len(class_names), shape, mean, std, len(train), len(test), class_names=class_names
   )
-  return DataSource(spec, train, test, read, class_names, tuple(notes))
+  return DataSource(spec, train, test, read, class_names, stored, tuple(notes))
 
 
 def measure(

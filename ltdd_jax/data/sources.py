@@ -130,6 +130,11 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
       out[start : start + _CHUNK] = decode_all(encoded, channels, tuple(size))
     return out
 
+  @_damage_named(builder)
+  def stored(split, index):
+    row = records[split].__getitems__([int(orders[split][index])])[0]
+    return f"{builder.data_path}: {split} image {index}", row[image_key]
+
   for split, values in labels.items():
     labels[split] = check_labels(f"{name}: {split} labels", values, len(classes), len(values))
   if known and known.class_names and classes == tuple(str(c) for c in range(len(classes))):
@@ -139,7 +144,7 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
     notes.append(f"test: the {test_split} split of {name}")
   if "id" not in builder.info.features:
     notes.append(f"{name} has no ids: its images are in TFDS's order, not in the archive's")
-  return make_source(name, classes, labels, read, tuple(notes), known)
+  return make_source(name, classes, labels, read, tuple(notes), known, stored)
 
 
 def _labelled_splits(

@@ -34,6 +34,7 @@ class DataSource(NamedTuple):
   test_labels: np.ndarray  # (M,) int32
   read: Callable[[str, np.ndarray], np.ndarray]  # ("train" | "test", indices) -> uint8 (n, h, w, c)
   class_names: tuple[str, ...]  # (k,)
+  stored: Callable[[str, int], tuple[str, bytes]] | None = None  # name and content of a file
   notes: tuple[str, ...] = ()  # what the user should be told, e.g. images that were skipped
 
 

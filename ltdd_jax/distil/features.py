@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ltdd_jax.data import augment
+from ltdd_jax.data import augment, stream
 from ltdd_jax.distil.base import Env, Resources
 from ltdd_jax.models import taps
 
@@ -30,7 +30,7 @@ def in_chunks(fn: Callable[[Int[Array, " b"]], Any], count: int, size: int) -> A
 
 def real_images(env: Env, res: Resources, rows: Int[Array, "*b"]) -> Float[Array, "*b h w c"]:
   """Returns the training images of these rows, normalised."""
-  return augment.normalize(jnp.asarray(res["images"])[rows], env.mean, env.std)
+  return augment.normalize(stream.take(res["images"], rows), env.mean, env.std)
 
 
 def mean_logits(

@@ -70,6 +70,7 @@ SCHEMA: config_lib.Schema = {
       "num_test": Key(int | None, None),
       "splits": Key(Mapping, {}),
       "whiten": Key(float | None, None),
+      "stream_workers": Key(int | None, None),
     },
     hidden=("arrays", "seed"),
   ),
@@ -166,6 +167,7 @@ def check(config: Any) -> dict[str, Any]:
     if "." not in group and isinstance(target, Group):
       plain[group] = config_lib.with_defaults(target, plain[group])
   check_at_least("config.", 0, seed=plain["seed"])
+  check_at_least("config.data.", 0, stream_workers=plain["data"]["stream_workers"] or 0)
   for group, keys in _POSITIVE.items():
     numbers = {key: plain[group][key] for key in keys if plain[group][key] is not None}
     check_at_least(f"config.{group}.", 1, **numbers)

@@ -14,7 +14,7 @@ from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import registry
 from ltdd_jax.core.types import ArrayData, LtddError, Slots, Teacher
-from ltdd_jax.data import longtail, sources, whitening
+from ltdd_jax.data import longtail, sources, stream, whitening
 from ltdd_jax.interop import distilled_sets
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.models.flat import Flat
@@ -115,13 +115,19 @@ class Context:
   def train_data(self, split: str | None = None) -> ArrayData:
     """The training images of a split."""
     found = self.split(split)
-    return ArrayData(self.source.read("train", found.indices), found.labels)
+    return ArrayData(self._images("train", found.indices), found.labels)
 
   @functools.cached_property
   def test_data(self) -> ArrayData:
     """The test set."""
     indices = sources.test_indices(self.source, self.config["data"]["num_test"])
-    return ArrayData(self.source.read("test", indices), self.source.test_labels[indices])
+    return ArrayData(self._images("test", indices), self.source.test_labels[indices])
+
+  def _images(self, split: str, indices: np.ndarray) -> Any:
+    """Images of the data source, or what reads them row by row."""
+    if (workers := self.config["data"]["stream_workers"]) is None:
+      return self.source.read(split, indices)
+    return stream.HostImages(self.source, split, indices, workers)
 
   # ---- teachers ----
 

@@ -98,6 +98,8 @@ class Builder:
     data = {k: v for k, v in self.config["data"].items() if k != "data_dir"}
     if data["whiten"] is None:  # as before there was the option
       del data["whiten"]
+    workers = data.pop("stream_workers")  # of which the number has no part in results
+    data |= {} if workers is None else {"stream": True}
     return self.add("data", {"data": data, "identity": self.ctx.identity}, ())
 
   def teacher(self) -> str:

@@ -8,8 +8,9 @@ crop reaches over the edge, then normalised. Each counts once. Sums are merged b
 the activations of one batch are all that is held.
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import ArrayData, LtddError, Teacher
 from ltdd_jax.data import augment as augment_lib
+from ltdd_jax.data import stream
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.teachers import statistics
 from ltdd_jax.training import forward, loop, supervised
@@ -58,12 +60,26 @@ def collect(
     LtddError: a teacher without batch norms and convolutions, or activations that are not finite.
   """
   session = session or loop.Session()
+  if isinstance(data.images, stream.HostImages):
+    session = dataclasses.replace(session, scan=False)
   everywhere = mesh_lib.replicated(session.mesh)
   data = mesh_lib.put(data, everywhere)
   n, size = len(data.labels), min(batch_size, len(data.labels))
+  scale, rest = stream.split_augment(data.images, augment)
   batch_fn = functools.partial(
-    supervised.image_batch, spec=spec, augment_fn=augment_lib.compose(augment, spec.mean)
+    supervised.image_batch, spec=spec, augment_fn=augment_lib.compose(rest, spec.mean)
   )
+  num_steps, batch_of = forward.num_batches(n, size), functools.partial(forward.batch_of, n, size)
+
+  def inputs() -> Callable[[int], Any]:
+    if not isinstance(data.images, stream.HostImages):
+      return lambda t: (batch_of(t), np.int32(t))
+    read = stream.batches(
+      data.images, lambda t: (batch_of(t)[0], None), num_steps, seed=seed, path="statistics",
+      scale=scale,
+    )  # fmt: skip
+    return lambda t: ((read(t), batch_of(t)[1]), np.int32(t))
+
   compiled: dict[Any, loop.Compiled] = {}  # teachers of one architecture share their program
 
   def one(teacher: Teacher) -> statistics.Statistics:
@@ -77,10 +93,10 @@ def collect(
       functools.partial(_step, model=teacher.model, batch_fn=batch_fn, mesh=session.mesh),
       mesh_lib.put(empty, everywhere),
       consts,
-      num_steps=forward.num_batches(n, size),
+      num_steps=num_steps,
       session=session,
       name=f"statistics/{teacher.name}",
-      inputs=lambda t: (forward.batch_of(n, size, t), np.int32(t)),
+      inputs=inputs(),
       compiled=compiled.setdefault(teacher.model, {}),
       advice="the teacher's activations are too large; train it with a lower learning rate",
     )

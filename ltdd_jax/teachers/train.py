@@ -1,7 +1,8 @@
 """Teachers: networks trained on the long-tailed set. Methods distil from them, and they label."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from ltdd_jax.core import rng
 from ltdd_jax.core.registry import check_at_least, check_choice
 from ltdd_jax.core.types import ArrayData, LtddError, Teacher
 from ltdd_jax.data import augment as augment_lib
-from ltdd_jax.data import feed
+from ltdd_jax.data import feed, stream
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.models import computing_in
 from ltdd_jax.teachers import objectives, recalibrate
@@ -57,7 +58,9 @@ def train_teachers(
   """Trains one teacher for each entry of `models` on the long-tailed set; the last step counts.
 
   Args:
-    data: the long-tailed set, images (n,h,w,c) uint8 and labels (n,), on the device or host.
+    data: the long-tailed set, images (n,h,w,c) uint8 and labels (n,), on the device or host. Of
+      images that are streamed (`data.stream`), a random resized crop that comes first in `augment`
+      is cut on the host, of the image as it is stored, unless there are several views.
     spec: facts of the data set (classes, shape, mean, std).
     class_counts: (k,) training images of each class, for the objectives that need them.
     models: {key: {name, **kwargs}} for `models.make_model`.
@@ -99,10 +102,11 @@ def train_teachers(
     )
   tx = optimizers.make_optimizer(optimizer, schedule, num_steps, batch_size=size * views)
   aim = objectives.make_objective(class_counts, views=views, **objective)
+  scale, rest = (None, augment) if views > 1 else stream.split_augment(data.images, augment)
   batch_fn = functools.partial(
     supervised.image_batch,
     spec=spec,
-    augment_fn=augment_lib.compose(augment, spec.mean),
+    augment_fn=augment_lib.compose(rest, spec.mean),
     views=views,
     partners=aim.partners,
   )
@@ -114,6 +118,12 @@ def train_teachers(
     num_steps=num_steps,
     lookahead=lookahead,
   )
+  read = None
+  if isinstance(data.images, stream.HostImages):
+    session = dataclasses.replace(session, scan=False)
+    read = functools.partial(
+      stream.batches, data.images, num_steps=num_steps, seed=seed, scale=scale
+    )
   data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
   networks, found = build_models(spec, models), {}
   for keys in alike(networks):
@@ -129,7 +139,7 @@ def train_teachers(
       lookahead=lookahead,
     )
     trained = many.train(
-      [_network(key, n, batch_size, seed) for key in keys],
+      [_network(key, n, batch_size, seed, read) for key in keys],
       init,
       functools.partial(step, apply_fn=computing_in(whole, compute_dtype).apply),
       {"data": data},
@@ -195,13 +205,20 @@ def _is_finite(model: nn.Module, spec: DatasetSpec, variables: Any, images: jax.
   return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
 
 
-def _network(teacher: str, num_images: int, batch_size: int, seed: int) -> many.Network:
+def _network(
+  teacher: str,
+  num_images: int,
+  batch_size: int,
+  seed: int,
+  read: Callable[..., Callable[[int], Any]] | None = None,
+) -> many.Network:
+  """A teacher's keys and batches; `read` makes `stream.batches` of the rows of a step."""
   path = f"teacher/{teacher}"
   key = functools.partial(rng.key_for, seed, path)
   sampler = feed.BatchSampler(seed, path, num_images, batch_size)
-  return many.Network(
-    path, key("init"), key("step"), lambda step: (sampler(step), sampler.epoch(step))
-  )
+  rows_of = lambda step: (sampler(step), sampler.epoch(step))
+  inputs = rows_of if read is None else read(rows_of=rows_of, path=path)
+  return many.Network(path, key("init"), key("step"), inputs)
 
 
 def evaluate(

@@ -45,12 +45,16 @@ class Session:
   scratch: epath.Path | None = None  # folder for work in progress: checkpoints, finished parts
   metrics: epath.Path | None = None  # folder for JSON lines and TensorBoard events
   checkpoint_seconds: float = 30.0  # least time between two checkpoints of one loop
+  scan: bool = (
+    True  # whether many steps may go in one dispatch, which holds all inputs
+  )
   log_every: int = 50  # steps between two readings of the metrics
   show_progress: bool = True  # a bar on a terminal, else a line a minute
 
   def steps_per_call(self) -> int:
-    """Steps in one dispatch: 1 on CPU, `log_every` elsewhere."""
-    return 1 if self.mesh.devices.flat[0].platform == "cpu" else self.log_every
+    """Steps in one dispatch: 1 on CPU or without `scan`, `log_every` elsewhere."""
+    on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+    return 1 if on_cpu or not self.scan else self.log_every
 
   def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
     """Stores the result of a finished part of a stage, whole or not at all.

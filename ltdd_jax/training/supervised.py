@@ -21,7 +21,7 @@ import optax
 from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core.types import TrainState
-from ltdd_jax.data import augment
+from ltdd_jax.data import augment, stream
 from ltdd_jax.data.specs import DatasetSpec
 
 BatchFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
@@ -98,7 +98,7 @@ def of_logits(loss_fn: Callable[[jax.Array, Any], jax.Array]) -> Objective:
 
 def image_batch(
   consts: dict[str, Any],
-  x: jax.Array | tuple[jax.Array, jax.Array],
+  x: jax.Array | tuple[jax.Array, jax.Array] | stream.Streamed,
   key: jax.Array,
   *,
   spec: DatasetSpec,
@@ -109,15 +109,20 @@ def image_batch(
   """Takes rows of `consts["data"]`, augments pixels in [0, 1] as PIL pipelines do, and normalises.
 
   `x` is rows (b,), or a pair of rows and the passes (b,) that they belong to, from 0. With passes,
-  "alternating_flip" alternates: from pass to pass, or from view to view if there are several.
+  "alternating_flip" alternates: from pass to pass, or from view to view if there are several. Or it
+  is a batch that was read for this step, with its pixels.
 
   Returns:
     Images (b,h,w,c), or (v,b,h,w,c) of several views, each with its own draws; and labels (b,).
     With `partners`, weights (k,) of images of each class, each image has a partner, drawn with
     replacement: images (2v,b,h,w,c), the last v of partners, and (labels (b,), their labels (b,)).
   """
-  data = consts["data"]
-  indices, epochs = x if isinstance(x, tuple) else (x, None)
+  data, pixels_of = consts["data"], lambda rows: consts["data"].images[rows]
+  if isinstance(x, stream.Streamed):
+    indices, epochs = x.rows, x.epochs
+    pixels_of = lambda rows: x.pixels if rows is x.rows else data.images[rows]
+  else:
+    indices, epochs = x if isinstance(x, tuple) else (x, None)
   rows, keys = [indices] * views, [key]
   flips: list[jax.Array | None] = [None] * views
   if epochs is not None:
@@ -129,7 +134,7 @@ def image_batch(
     others = _draw(keys.pop(), jnp.asarray(partners, jnp.float32)[data.labels], len(indices))
     rows += [others] * views
     flips += [None] * views
-  view = lambda k, r, flip: augment_fn(k, data.images[r].astype("float32") / 255.0, flip)
+  view = lambda k, r, flip: augment_fn(k, pixels_of(r).astype("float32") / 255.0, flip)
   pixels = [view(*each) for each in zip(keys, rows, flips, strict=True)]
   images = pixels[0] if len(pixels) == 1 else jnp.stack(pixels)
   images = augment.normalize_pixels(images, spec.mean, spec.std)

@@ -1,0 +1,177 @@
+"""Data sets that are larger than memory: images stay where they are and are read by their rows.
+
+  data = ArrayData(HostImages(source, "train", indices, workers=2), labels)
+  data.images[rows]                          # uint8 (b, h, w, c), read now; in `jit` by a callback
+  inputs = Prefetched(batch_of, num_steps, workers=2)
+  inputs(t)                                  # what batch_of(t) gives, made ahead of time by Grain
+
+A batch is a pure function of its step, so that a run that was killed sees the same batches again
+and no state of a reader is kept.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltdd_jax.core import rng
+from ltdd_jax.core.types import Leaf, LtddError
+from ltdd_jax.data import images
+from ltdd_jax.data.specs import DataSource
+
+_AHEAD = 8  # batches that are read before they are asked for
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class HostImages:
+  """The images of a split, in the place of an array (n, h, w, c) uint8.
+
+  As a pytree it has no leaves: it goes into `jit` as it is. A function that needs all images at
+  once is refused.
+  """
+
+  source: DataSource
+  split: str  # "train" or "test"
+  indices: np.ndarray  # (n,) of the split
+  workers: int = 0  # processes that read ahead; 0 for threads of this one
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """(n, h, w, c)."""
+    return (len(self.indices), *self.source.spec.image_shape)
+
+  dtype = np.dtype(np.uint8)
+  ndim = 4
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, rows: Any) -> Any:
+    """Images (*b, h, w, c) of rows (*b,) or of a slice; of a mask (n,), what reads those."""
+    if isinstance(rows, jax.core.Tracer):
+      out = jax.ShapeDtypeStruct((*rows.shape, *self.shape[1:]), self.dtype)
+      return jax.pure_callback(self._read, out, rows, vmap_method="broadcast_all")
+    if isinstance(rows, slice):
+      rows = np.arange(len(self))[rows]
+    if np.asarray(rows).dtype == bool:
+      return dataclasses.replace(self, indices=self.indices[rows])
+    return self._read(rows)
+
+  def _read(self, rows: Any) -> np.ndarray:
+    rows = np.asarray(rows)
+    found = self.source.read(self.split, self.indices[rows.ravel()])
+    return found.reshape(*rows.shape, *self.shape[1:])
+
+  def crops(self, rows: np.ndarray, draws: np.random.Generator, scale: tuple[float, float]) -> Any:
+    """Random resized crops (b, h, w, c) uint8 of the images as they are stored."""
+    return images.read_crops(self.source, self.split, self.indices[rows], draws, scale)
+
+  def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+    raise LtddError(
+      f"{self.source.spec.name}: {len(self):,} images stay on disk "
+      f"(config.data.stream_workers={self.workers}), and this part of the run needs them all at "
+      "once. Expected config.data.stream_workers=None, which holds them in memory, or a method "
+      "that reads them row by row, such as 'edc', 'sre2l' or 'rded'"
+    )
+
+
+def take(images: Any, rows: Any) -> Any:
+  """Images (*b, h, w, c) of rows (*b,), on the device or on the host, in `jit` or outside."""
+  return images[rows] if isinstance(images, HostImages) else jnp.asarray(images)[rows]
+
+
+class Streamed(NamedTuple):
+  """The images of a batch, read for one step."""
+
+  pixels: Leaf  # (b, h, w, c) uint8
+  rows: Leaf  # (b,) int32
+  epochs: Leaf  # (b,) int32, passes that they belong to, or None
+
+
+def batches(
+  images: HostImages,
+  rows_of: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
+  num_steps: int,
+  *,
+  seed: int,
+  path: str,
+  scale: tuple[float, float] | None = None,
+) -> "Prefetched":
+  """The batches of a training, read ahead.
+
+  Args:
+    images: of the training set.
+    rows_of: step -> rows (b,) and the passes (b,) that they belong to, or None.
+    num_steps: steps in all.
+    seed: of the run.
+    path: of the keys, with the seed, that crops are drawn from.
+    scale: of random resized crops of the images as they are stored; None for whole images.
+  """
+
+  def batch(t: int) -> Streamed:
+    rows, epochs = rows_of(t)
+    if scale is None:
+      return Streamed(images[rows], rows, epochs)
+    return Streamed(images.crops(rows, rng.np_rng(seed, path, "crop", t), scale), rows, epochs)
+
+  return Prefetched(batch, num_steps, images.workers)
+
+
+def split_augment(
+  images: Any, augment: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[float, float] | None, Sequence[Mapping[str, Any]]]:
+  """The random resized crop that reading takes over, if it comes first, and what is left."""
+  first = dict(augment[0]) if augment else {}
+  if not isinstance(images, HostImages) or first.pop("name", None) != "random_resized_crop":
+    return None, augment
+  return tuple(first.get("scale", (0.08, 1.0))), augment[1:]
+
+
+class Prefetched:
+  """A function of the step whose values are made ahead of time, in the order of the steps.
+
+  Args:
+    fn: step -> host arrays; pure, and picklable if there are workers.
+    num_steps: steps in all.
+    workers: processes that call it; 0 for threads of this process.
+  """
+
+  def __init__(self, fn: Callable[[int], Any], num_steps: int, workers: int):
+    self._fn, self._num_steps, self._workers = fn, num_steps, workers
+    self._next: int | None = None
+    self._values: Any = None
+
+  def __call__(self, t: int) -> Any:
+    if t != self._next:  # the first step, or one after a restart
+      self.close()
+      self._values = self._from(t)
+    value = jax.tree.map(np.array, next(self._values))  # workers give memory that is shared
+    self._next = t + 1
+    if self._next == self._num_steps:
+      self.close()
+    return value
+
+  def close(self) -> None:
+    """Stops the workers."""
+    if self._values is not None:
+      self._values.close()
+    self._values = self._next = None
+
+  def _from(self, first: int) -> Any:
+    import grain  # 0.7 s, and for streamed data alone
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # in a notebook: Grain reads flags of its own
+      flags.FLAGS.mark_as_parsed()
+    steps = grain.MapDataset.range(first, self._num_steps).map(self._fn)
+    threads = 0 if self._workers else 1
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * _AHEAD)
+    values = steps.to_iter_dataset(options)
+    if self._workers:
+      ahead = max(1, _AHEAD // self._workers)
+      values = values.mp_prefetch(grain.MultiprocessingOptions(self._workers, ahead))
+    return iter(values)
