@@ -1,21 +1,36 @@
 """Folders of images, one folder a class: `path/train/<class>/*` and `path/test/<class>/*`."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from ltdd_jax.core import files
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import class_folders
-from ltdd_jax.data.images import UNREADABLE, decode, image_shape, make_source, map_threads
+from ltdd_jax.data import class_folders, list_files
+from ltdd_jax.data.images import (
+  UNREADABLE,
+  Constants,
+  decode,
+  image_shape,
+  make_source,
+  map_threads,
+  unreadable,
+)
 from ltdd_jax.data.specs import DataSource
 
 _TEST_FOLDERS = ("test", "val", "validation")
 
 
 def open_folder(
-  path: str, *, image_size: int | Sequence[int] | None, on_unreadable: str = "error"
+  path: str,
+  *,
+  image_size: int | Sequence[int] | None,
+  on_unreadable: str = "error",
+  lists: tuple[str, str] | None = None,
+  constants: Constants = None,
 ) -> DataSource:
   """Opens class folders; class names are the sorted folder names, counts are what is found.
 
@@ -25,19 +40,68 @@ def open_folder(
   Args:
     path: the folder with `train` and `test` (or `val`, `validation`) in it.
     image_size: side or (h, w); required.
-    on_unreadable: "error", or "skip" to leave unreadable images out, counted in `notes`.
+    on_unreadable: "error", "skip" to leave unreadable images out, counted in `notes`, or "later":
+      no file is decoded before it is read, and then an unreadable one stops the run.
+    lists: list files of the training and of the test images in `path` (see `list_files`); None for
+      all that is in the folders.
+    constants: mean and std of the channels; None measures them.
 
   Raises:
     LtddError: a missing or empty folder, classes that differ, an unreadable image, or what
-      `class_folders` refuses.
+      `class_folders` or `list_files` refuse.
   """
   name = f"folder:{path}"
   size = image_shape(image_size)
   if size is None:
     raise LtddError(f"{name}: image_size is missing; set data.image_size, e.g. 64.")
-  if on_unreadable not in ("error", "skip"):
-    raise LtddError(f"on_unreadable={on_unreadable!r}: expected 'error' or 'skip'.")
+  check_choice("config.data.on_unreadable", on_unreadable, ("error", "skip", "later"))
   root = files.path(path)
+  where, classes, found, notes = _in_folders(root) if lists is None else _listed(root, lists)
+  images, labels, skipped = {}, {}, []
+  for split, pairs in found.items():
+    pairs, bad = (pairs, []) if on_unreadable == "later" else _readable(pairs, size, on_unreadable)
+    if bad:
+      skipped.append(f"{split}: skipped {len(bad)} unreadable images: {class_folders.some(bad)}")
+    images[split], labels[split] = [file for file, _ in pairs], list_files.labels_of(pairs)
+    _check_counts(where[split], classes, labels[split], all_needed=split == "train")
+
+  def read(split, indices):
+    if len(indices) == 0:
+      return np.zeros((0, *size, 3), np.uint8)
+    chosen = [images[split][i] for i in indices]
+    return np.stack(map_threads(lambda file: _decode(file, size), chosen))
+
+  def stored(split, index):
+    file = images[split][index]
+    return str(file), file.read_bytes()
+
+  return make_source(
+    name, classes, labels, read, [*skipped, *notes], constants=constants, stored=stored
+  )
+
+
+class _Found(NamedTuple):
+  where: dict[str, epath.Path]  # folder or list of a split
+  classes: tuple[str, ...]
+  images: dict[str, list_files.Images]
+  notes: list[str]
+
+
+def _listed(root: epath.Path, lists: tuple[str, str]) -> _Found:
+  """What two list files name."""
+  where = dict(zip(("train", "test"), map(files.path, lists), strict=True))
+  found = {split: list_files.read(path, root) for split, path in where.items()}
+  classes = list_files.class_names(found["train"])
+  if (highest := max(label for _, label in found["test"])) >= len(classes):
+    raise LtddError(
+      f"{lists[1]}: has a class {highest}, and {lists[0]} has classes up to {len(classes) - 1}; "
+      "expected the same classes in both"
+    )
+  return _Found(where, classes, found, [f"images of {lists[0]} and {lists[1]}"])
+
+
+def _in_folders(root: epath.Path) -> _Found:
+  """What lies in class folders."""
   test, notes = _test_folder(root)
   folders = {"train": root / "train", "test": test}
   classes, train_notes = class_folders.list_classes(folders["train"])
@@ -51,28 +115,11 @@ def open_folder(
       f"{len(classes) - 1} is {classes[-1]!r}"
     )
   about = {"train": train_notes, "test": _check_test_classes(test, classes)}
-  images, labels = {}, {}
+  found = {}
   for split, folder in folders.items():
-    found, ignored = class_folders.list_images(folder, classes)
-    found, bad = _readable(found, size, on_unreadable)
-    if bad:
-      about[split].append(f"skipped {len(bad)} unreadable images: {class_folders.some(bad)}")
+    found[split], ignored = class_folders.list_images(folder, classes)
     notes += [f"{split}: {note}" for note in about[split] + ignored]
-    images[split] = [file for file, _ in found]
-    labels[split] = np.array([label for _, label in found], np.int32)
-    _check_counts(folder, classes, labels[split], all_needed=split == "train")
-
-  def read(split, indices):
-    if len(indices) == 0:
-      return np.zeros((0, *size, 3), np.uint8)
-    chosen = [images[split][i] for i in indices]
-    return np.stack(map_threads(lambda file: _decode(file, size), chosen))
-
-  def stored(split, index):
-    file = images[split][index]
-    return str(file), file.read_bytes()
-
-  return make_source(name, classes, labels, read, notes, stored=stored)
+  return _Found(folders, classes, found, notes)
 
 
 def _test_folder(root: epath.Path) -> tuple[epath.Path, list[str]]:
@@ -130,7 +177,7 @@ def _decode(file: epath.Path, size: tuple[int, int]) -> np.ndarray:
   try:
     return decode(file.read_bytes(), 3, size)
   except UNREADABLE as error:
-    raise LtddError(f"{file}: was readable when the source was opened: {error}.") from error
+    raise LtddError(unreadable(str(file), error)) from error
 
 
 def _check_counts(folder, classes, labels, *, all_needed: bool) -> None:

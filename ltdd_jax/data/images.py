@@ -20,6 +20,7 @@ _MODES = {1: "L", 3: "RGB"}
 _MEASURED = 10_000
 _WORTH_A_THREAD = 10_000  # bytes; at 32 x 32 pixels threads take three times as long as none
 _SIXTEEN_BITS = 65535
+Constants = tuple[Sequence[float], Sequence[float]] | None  # mean and std of the channels
 
 
 def image_shape(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
@@ -188,11 +189,12 @@ def make_source(
   notes: Sequence[str] = (),
   known: DatasetSpec | None = None,
   stored: Callable[[str, int], tuple[str, bytes]] | None = None,
+  constants: Constants = None,
 ) -> DataSource:
   """Makes a data source of what is in a `DataSource`, with `labels` of "train" and "test".
 
-  Sizes are those found; mean and std are those of `known`, or else measured. Classes without an
-  image are noted.
+  Sizes are those found; mean and std are `constants`, or those of `known`, or else measured.
+  Classes without an image are noted.
 
   Raises:
     LtddError: fewer than two classes.
@@ -206,7 +208,9 @@ def make_source(
     which = f"{len(empty)} of {len(class_names)} classes: {class_folders.some(empty)}"
     notes += [f"{split}: no image of {which}"] if empty else []
   train, test = labels["train"], labels["test"]
-  if known is None:
+  if constants is not None:
+    mean, std = map(tuple, constants)
+  elif known is None:
     mean, std = measure(functools.partial(read, "train"), len(train))
   else:
     mean, std = known.mean, known.std

@@ -32,6 +32,7 @@ def open_source(
   data_dir: str | None = None,
   image_size: int | Sequence[int] | None = None,
   on_unreadable: str = "error",
+  lists: tuple[str, str] | None = None,
   arrays: Mapping[str, Any] | None = None,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
@@ -43,7 +44,8 @@ def open_source(
       "arrays"; else the name of a TFDS image-classification set, such as "cifar10".
     data_dir: where prepared TFDS sets lie; None is TFDS's own default.
     image_size: side or (h, w) to resize to; required for images of different sizes.
-    on_unreadable: for folders, "error" or "skip".
+    on_unreadable: for folders, "error", "skip" or "later".
+    lists: for folders, files that list the training and the test images.
     arrays: for "arrays", see `arrays.open_arrays`.
     mean: with `std`, channel constants instead of the table's or measured ones.
     std: see mean.
@@ -58,6 +60,8 @@ def open_source(
   kind, _, path = name.partition(":")
   if kind in ("folder", "npz") and not path:
     raise LtddError(f"data source {name!r}: the path is missing, as in '{kind}:/path'.")
+  if lists is not None and kind != "folder":
+    raise LtddError(f"data source {name!r}: config.data.lists is {lists}; expected 'folder:/path'")
   if name == "digits":
     source = open_digits(image_size=image_size)
   elif name == "arrays":
@@ -66,7 +70,10 @@ def open_source(
     arrays = read_npz(name, path, NAMES, ("classes",))
     source = open_arrays(name, arrays, image_size=image_size)
   elif kind == "folder":
-    source = open_folder(path, image_size=image_size, on_unreadable=on_unreadable)
+    constants = None if mean is None or std is None else (mean, std)  # checked below
+    source = open_folder(
+      path, image_size=image_size, on_unreadable=on_unreadable, lists=lists, constants=constants
+    )
   else:
     _check_name(name)
     source = _open_tfds(name, data_dir and str(files.path(data_dir)), image_size)

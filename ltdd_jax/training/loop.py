@@ -45,9 +45,7 @@ class Session:
   scratch: epath.Path | None = None  # folder for work in progress: checkpoints, finished parts
   metrics: epath.Path | None = None  # folder for JSON lines and TensorBoard events
   checkpoint_seconds: float = 30.0  # least time between two checkpoints of one loop
-  scan: bool = (
-    True  # whether many steps may go in one dispatch, which holds all inputs
-  )
+  scan: bool = True  # whether many steps may go in one dispatch, which holds all inputs
   log_every: int = 50  # steps between two readings of the metrics
   show_progress: bool = True  # a bar on a terminal, else a line a minute
 

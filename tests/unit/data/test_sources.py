@@ -255,6 +255,22 @@ def test_unreadable_image_is_named(folder):
     open_source(f"folder:{folder}", image_size=6)
 
 
+def test_unreadable_images_may_be_found_later(folder):
+  (folder / "train" / "cat" / "3.png").write_bytes(b"not a picture")
+  half = (0.5,) * 3
+  source = open_source(f"folder:{folder}", image_size=6, on_unreadable="later", mean=half, std=half)
+  assert source.train_labels.tolist() == [0, 0, 1, 1, 1, 1]
+  draws = np.random.default_rng(0)
+  for read in (
+    lambda: source.read("train", np.array([5])),
+    lambda: image_files.read_crops(
+      source, "train", np.array([5]), np.random.default_rng(0), (0.5, 1)
+    ),
+  ):
+    with pytest.raises(LtddError, match=r"3\.png: cannot be read as an image .*give the same comm"):
+      read()
+
+
 def test_unreadable_images_are_counted_when_skipping_is_allowed(folder):
   (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not a picture")
   (folder / "train" / "cat" / "notes.txt").write_text("hello")
@@ -371,7 +387,7 @@ def test_classes_named_by_numbers_are_sorted_by_number(tmp_path):
 def test_an_image_that_goes_bad_later_is_named(folder):
   source = open_source(f"folder:{folder}", image_size=6)
   (folder / "test" / "cat" / "0.png").write_bytes(b"")
-  with pytest.raises(LtddError, match=r"0\.png: was readable when the source was opened"):
+  with pytest.raises(LtddError, match=r"0\.png: cannot be read as an image"):
     source.read("test", np.array([1]))
 
 
@@ -433,7 +449,7 @@ def test_folder_needs_a_size_and_a_known_policy(folder):
   for size in (0, True, 6.0, "6"):
     with pytest.raises(LtddError, match=f"image_size={size!r}: expected a side or"):
       open_source(f"folder:{folder}", image_size=size)
-  with pytest.raises(LtddError, match="on_unreadable='ignore': expected 'error' or 'skip'"):
+  with pytest.raises(LtddError, match="on_unreadable is 'ignore'; expected one of"):
     open_source(f"folder:{folder}", image_size=6, on_unreadable="ignore")
 
 

@@ -1,0 +1,70 @@
+"""List files: one image a line, `train/n01440764/n01440764_190.JPEG 0`, its path and its class.
+
+ImageNet-LT (Liu et al., CVPR 2019) is given by such files, `ImageNet_LT_train.txt` and
+`ImageNet_LT_test.txt`, whose paths are those of ImageNet's folders `train` and `val`.
+"""
+
+import numpy as np
+from etils import epath
+
+from ltdd_jax.core import files
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import class_folders
+
+Images = list[tuple[epath.Path, int]]
+
+
+def read(list_file: files.Pathlike, root: epath.Path) -> Images:
+  """Reads the images of a list, in its order, as (file, class) pairs.
+
+  Raises:
+    LtddError: a list that is not there, a line that is no path and class, or images that are not.
+  """
+  path = files.path(list_file)
+  try:
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+  except (OSError, UnicodeDecodeError) as error:
+    raise LtddError(f"{path}: cannot be read as a list of images ({error})") from error
+  if not lines:
+    raise LtddError(f"{path}: is empty; expected a line for each image, its path and its class")
+  found = [_pair(path, number, line, root) for number, line in enumerate(lines, 1)]
+  known: dict[epath.Path, set[str]] = {}
+  missing = [file for file, _ in found if file.name not in _names(file.parent, known)]
+  if missing:
+    raise LtddError(
+      f"{path}: {len(missing):,} of {len(found):,} images are not there: "
+      f"{class_folders.some(missing)}. Paths are within {root}: is that the folder of the list?"
+    )
+  return found
+
+
+def class_names(found: Images) -> tuple[str, ...]:
+  """The folder that all images of a class lie in, or where there is no such folder its number."""
+  folders: dict[int, set[str]] = {}
+  for file, label in found:
+    folders.setdefault(label, set()).add(file.parent.name)
+  names = [next(iter(folders[c])) if c in folders else str(c) for c in range(max(folders) + 1)]
+  alone = all(len(names) == 1 for names in folders.values()) and len(set(names)) == len(names)
+  return tuple(names) if alone else tuple(map(str, range(len(names))))
+
+
+def _pair(path: epath.Path, number: int, line: str, root: epath.Path) -> tuple[epath.Path, int]:
+  name, _, label = line.rpartition(" ")
+  if not name.strip() or not label.isdecimal():
+    raise LtddError(
+      f"{path}, line {number}: {line!r} is no path and class; expected such as "
+      "'train/n01440764/n01440764_190.JPEG 0'"
+    )
+  return root / name.strip(), int(label)
+
+
+def _names(folder: epath.Path, known: dict[epath.Path, set[str]]) -> set[str]:
+  """What is in a folder, listed once."""
+  if folder not in known:
+    known[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+  return known[folder]
+
+
+def labels_of(found: Images) -> np.ndarray:
+  """The classes (n,) int32."""
+  return np.array([label for _, label in found], np.int32)
