@@ -263,9 +263,7 @@ def test_unreadable_images_may_be_found_later(folder):
   draws = np.random.default_rng(0)
   for read in (
     lambda: source.read("train", np.array([5])),
-    lambda: image_files.read_crops(
-      source, "train", np.array([5]), np.random.default_rng(0), (0.5, 1)
-    ),
+    lambda: image_files.read_crops(source, "train", np.array([5]), draws, (0.5, 1)),
   ):
     with pytest.raises(LtddError, match=r"3\.png: cannot be read as an image .*give the same comm"):
       read()
