@@ -66,7 +66,7 @@ def read_crops(
   source: DataSource,
   split: str,
   indices: np.ndarray,
-  draws: np.random.Generator,
+  draws: Sequence[np.random.Generator],
   scale: tuple[float, float],
 ) -> np.ndarray:
   """Reads random resized crops, torchvision's, of images as they are stored.
@@ -78,7 +78,7 @@ def read_crops(
     source: whose `spec` has the size (h, w) of crops.
     split: "train" or "test".
     indices: (b,) of the split.
-    draws: gives each image a generator of its own.
+    draws: (b,) of each image.
     scale: range of the box's share of the area.
 
   Returns:
@@ -103,7 +103,7 @@ def read_crops(
     image = image.crop((left, top, left + width, top + height))
     return _pixels(image.resize((w, h), Image.Resampling.BILINEAR))
 
-  return np.stack(map_threads(one, zip(indices.tolist(), draws.spawn(len(indices)), strict=True)))
+  return np.stack(map_threads(one, zip(indices.tolist(), draws, strict=True)))
 
 
 def unreadable(name: str, error: Exception) -> str:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import Leaf, LtddError
 from ltdd_jax.data import images
@@ -66,7 +67,9 @@ class HostImages:
     found = self.source.read(self.split, self.indices[rows.ravel()])
     return found.reshape(*rows.shape, *self.shape[1:])
 
-  def crops(self, rows: np.ndarray, draws: np.random.Generator, scale: tuple[float, float]) -> Any:
+  def crops(
+    self, rows: np.ndarray, draws: Sequence[np.random.Generator], scale: tuple[float, float]
+  ) -> np.ndarray:
     """Random resized crops (b, h, w, c) uint8 of the images as they are stored."""
     return images.read_crops(self.source, self.split, self.indices[rows], draws, scale)
 
@@ -99,9 +102,10 @@ def batches(
   *,
   seed: int,
   path: str,
+  mesh: jax.sharding.Mesh,
   scale: tuple[float, float] | None = None,
 ) -> "Prefetched":
-  """The batches of a training, read ahead.
+  """The batches of a training, read ahead. Of several processes each reads what its devices get.
 
   Args:
     images: of the training set.
@@ -109,16 +113,32 @@ def batches(
     num_steps: steps in all.
     seed: of the run.
     path: of the keys, with the seed, that crops are drawn from.
+    mesh: devices that a batch is split over, if it divides; else every process reads all of it.
     scale: of random resized crops of the images as they are stored; None for whole images.
   """
 
+  number, processes = jax.process_index(), jax.process_count()
+  everywhere = processes == 1 or len(rows_of(0)[0]) % mesh.size
+
   def batch(t: int) -> Streamed:
     rows, epochs = rows_of(t)
+    own = slice(None) if everywhere else _block(len(rows), number, processes)
     if scale is None:
-      return Streamed(images[rows], rows, epochs)
-    return Streamed(images.crops(rows, rng.np_rng(seed, path, "crop", t), scale), rows, epochs)
+      return Streamed(images[rows[own]], rows, epochs)
+    draws = rng.np_rng(seed, path, "crop", t).spawn(len(rows))
+    return Streamed(images.crops(rows[own], draws[own], scale), rows, epochs)
 
-  return Prefetched(batch, num_steps, images.workers)
+  def joined(found: Streamed) -> Streamed:
+    shape, split = (len(found.rows), *images.shape[1:]), mesh_lib.split(mesh)
+    return found._replace(pixels=jax.make_array_from_process_local_data(split, found.pixels, shape))
+
+  return Prefetched(batch, num_steps, images.workers, None if everywhere else joined)
+
+
+def _block(size: int, number: int, count: int) -> slice:
+  """Block `number` of so many, of equal sizes."""
+  each = size // count
+  return slice(number * each, (number + 1) * each)
 
 
 def split_augment(
@@ -138,10 +158,17 @@ class Prefetched:
     fn: step -> host arrays; pure, and picklable if there are workers.
     num_steps: steps in all.
     workers: processes that call it; 0 for threads of this process.
+    then: what is done to a value when it is asked for, or None.
   """
 
-  def __init__(self, fn: Callable[[int], Any], num_steps: int, workers: int):
-    self._fn, self._num_steps, self._workers = fn, num_steps, workers
+  def __init__(
+    self,
+    fn: Callable[[int], Any],
+    num_steps: int,
+    workers: int,
+    then: Callable[[Any], Any] | None = None,
+  ):
+    self._fn, self._num_steps, self._workers, self._then = fn, num_steps, workers, then
     self._next: int | None = None
     self._values: Any = None
 
@@ -153,7 +180,7 @@ class Prefetched:
     self._next = t + 1
     if self._next == self._num_steps:
       self.close()
-    return value
+    return self._then(value) if self._then else value
 
   def close(self) -> None:
     """Stops the workers."""

@@ -76,7 +76,7 @@ def collect(
       return lambda t: (batch_of(t), np.int32(t))
     read = stream.batches(
       data.images, lambda t: (batch_of(t)[0], None), num_steps, seed=seed, path="statistics",
-      scale=scale,
+      mesh=session.mesh, scale=scale,
     )  # fmt: skip
     return lambda t: ((read(t), batch_of(t)[1]), np.int32(t))
 

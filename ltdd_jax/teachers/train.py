@@ -122,7 +122,7 @@ def train_teachers(
   if isinstance(data.images, stream.HostImages):
     session = dataclasses.replace(session, scan=False)
     read = functools.partial(
-      stream.batches, data.images, num_steps=num_steps, seed=seed, scale=scale
+      stream.batches, data.images, num_steps=num_steps, seed=seed, mesh=session.mesh, scale=scale
     )
   data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
   networks, found = build_models(spec, models), {}

@@ -302,5 +302,6 @@ def _all_finite(arrays: list[jax.Array]) -> jax.Array:
 
 
 def stack(items: Sequence[Any]) -> Any:
-  """Stacks trees of host arrays."""
-  return jax.tree.map(lambda *x: np.stack(x), *items)
+  """Stacks trees of host arrays, or of arrays that several processes hold together."""
+  on_devices = lambda x: jnp.stack if isinstance(x, jax.Array) else np.stack
+  return jax.tree.map(lambda *x: on_devices(x[0])(x), *items)

@@ -1,6 +1,6 @@
 """One of two processes that run a pipeline together; or, without numbers, the only one.
 
-python -m tests.multidevice.pair WORKDIR [stop]
+python -m tests.multidevice.pair WORKDIR [stop] [stream]
 """
 
 import os
@@ -22,6 +22,8 @@ del config.distil.methods.random
 config.student.update(num_seeds=1, hard_labels=False)
 for model in (config.teacher.models.teacher, config.student.model):
   model.update(depth=1, width=4)
+if "stream" in sys.argv:  # images stay on disk, and each process reads its part of a batch
+  config.data.stream_workers = 0
 
 
 class ToldToStop(checkpoint.Progress):

@@ -260,7 +260,7 @@ def test_unreadable_images_may_be_found_later(folder):
   half = (0.5,) * 3
   source = open_source(f"folder:{folder}", image_size=6, on_unreadable="later", mean=half, std=half)
   assert source.train_labels.tolist() == [0, 0, 1, 1, 1, 1]
-  draws = np.random.default_rng(0)
+  draws = np.random.default_rng(0).spawn(1)
   for read in (
     lambda: source.read("train", np.array([5])),
     lambda: image_files.read_crops(source, "train", np.array([5]), draws, (0.5, 1)),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import crops, feed, images, sources, stream
@@ -38,7 +39,9 @@ def of(source, workers=0):
 def batches(source, workers, scale):
   sampler = feed.BatchSampler(0, "a", len(INDICES), 16)
   rows_of = lambda t: (sampler(t), sampler.epoch(t))
-  return stream.batches(of(source, workers), rows_of, 6, seed=0, path="x", scale=scale)
+  return stream.batches(
+    of(source, workers), rows_of, 6, seed=0, path="x", mesh=mesh_lib.make_mesh(), scale=scale
+  )
 
 
 def test_rows_are_read_as_from_an_array(source):
@@ -77,7 +80,7 @@ def test_batches_are_functions_of_the_step_alone(source, scale):
   if scale is None:
     np.testing.assert_array_equal(straight[3].pixels, of(source)[sampler(3)])
   else:
-    draws = rng.np_rng(0, "x", "crop", 3)
+    draws = rng.np_rng(0, "x", "crop", 3).spawn(16)
     np.testing.assert_array_equal(straight[3].pixels, of(source).crops(sampler(3), draws, scale))
     assert (straight[3].pixels != of(source)[sampler(3)]).any()
 
@@ -103,7 +106,9 @@ def test_crops_are_of_the_image_as_it_is_stored(source):
   file = io.BytesIO()
   Image.fromarray(tall).save(file, "PNG")
   stored = source._replace(stored=lambda split, number: (f"{split}{number}", file.getvalue()))
-  found = images.read_crops(stored, "train", np.array([5]), np.random.default_rng(2), (0.5, 0.6))
+  found = images.read_crops(
+    stored, "train", np.array([5]), np.random.default_rng(2).spawn(1), (0.5, 0.6)
+  )
   box = crops.draw_box(np.random.default_rng(2).spawn(1)[0], 30, 12, (0.5, 0.6))
   top, left, height, width = box
   assert 0.4 < height * width / (30 * 12) < 0.7
@@ -111,7 +116,7 @@ def test_crops_are_of_the_image_as_it_is_stored(source):
   np.testing.assert_array_equal(found[0], cut.resize((8, 8), Image.Resampling.BILINEAR))
   broken = source._replace(stored=lambda split, number: ("a.jpg", b"no image"))
   with pytest.raises(LtddError, match=r"a\.jpg: cannot be read as an image .*Repair or delete it"):
-    images.read_crops(broken, "train", np.array([5]), np.random.default_rng(2), (0.5, 0.6))
+    images.read_crops(broken, "train", np.array([5]), one(), (0.5, 0.6))
 
 
 def test_boxes_are_distributed_as_those_of_the_device():
