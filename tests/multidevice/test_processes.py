@@ -36,7 +36,7 @@ def run(workdir, processes, *flags):
 
 
 def test_two_processes_stop_together_go_on_and_give_what_one_gives(tmp_path):
-  """The two read their images from disk, each its part of a batch, and the one has them in memory."""
+  """The two read images from disk, each its part of a batch; the one has them in memory."""
   for text in run(tmp_path / "two", 2, "stop", "stream"):
     assert "interrupted: teacher/teacher: stopped after step" in text
   first, second = (text.split("top1 ")[1] for text in run(tmp_path / "two", 2, "stream"))
