@@ -11,7 +11,9 @@ This module imports neither JAX nor NumPy, so that `tune_host` can come first.
 import ctypes
 import os
 import signal
+import socket
 import sys
+import time
 from typing import Any, NamedTuple
 
 DEFAULT_CACHE = "~/.cache/ltdd_jax/xla"
@@ -125,6 +127,7 @@ def setup_jax(
   if num_cpu_devices is not None:
     check_at_least("", 1, cpu_devices=num_cpu_devices)
   if distributed:
+    _check_coordinator()
     names = ("num_processes", "process_id")
     values = {k: os.environ.get(f"JAX_{k.upper()}") for k in names}
     try:
@@ -137,6 +140,29 @@ def setup_jax(
         "process leave it out."
       ) from error
   return Facts(_set_cpu_devices(num_cpu_devices), _set_cache(cache_dir), distributed)
+
+
+def _check_coordinator() -> None:
+  """Waits for the coordinator that the environment names: JAX itself aborts if none answers."""
+  from ltdd_jax.core.types import LtddError
+
+  address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+  if not address or os.environ.get("JAX_PROCESS_ID") == "0":
+    return
+  host, _, port = address.rpartition(":")
+  seconds = float(os.environ.get("LTDD_COORDINATOR_SECONDS", 300))
+  end, said = time.monotonic() + seconds, ""
+  while time.monotonic() < end:
+    try:
+      socket.create_connection((host, int(port)), timeout=5).close()
+      return
+    except (OSError, ValueError) as error:
+      said = str(error)
+      time.sleep(0.5)
+  raise LtddError(
+    f"distributed: no coordinator answers at {address} ({said}), in {seconds:g} s; expected "
+    "host:port of process 0 in JAX_COORDINATOR_ADDRESS. Start process 0, or mend the address"
+  )
 
 
 def _set_cpu_devices(count: int | None) -> int | None:

@@ -12,10 +12,10 @@ import numpy as np
 from ltdd_jax import calibrate, distil, models
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import config as config_lib
-from ltdd_jax.core import registry
+from ltdd_jax.core import files, registry
 from ltdd_jax.core.types import ArrayData, LtddError, Slots, Teacher
 from ltdd_jax.data import longtail, sources, stream, whitening
-from ltdd_jax.interop import distilled_sets
+from ltdd_jax.interop import distilled_sets, view_labels
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.models.flat import Flat
 from ltdd_jax.students import recipes
@@ -317,6 +317,15 @@ class Context:
     """The logits (n, k) that a label source takes from a file."""
     path = self.config["label"]["sources"][labels]["path"]
     return distilled_sets.read_logits(f"config.label.sources.{labels}", path)
+
+  @functools.cache  # noqa: B019
+  def folder_logits(self, labels: str) -> view_labels.ViewLabels | None:
+    """The logits of views that a label source takes from a folder; None for one without."""
+    entry, spec = self.config["label"]["sources"][labels], self.source.spec
+    if (path := entry.get("path")) is None or not files.path(path).is_dir():
+      return None
+    where = f"config.label.sources.{labels}"
+    return view_labels.open_folder(where, path, spec, self.source.class_names)
 
   def label_split(self, row: Row) -> str | None:
     """The split that the labels of a row are biased by: that of their teachers, or of their images.
