@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 DEFAULT_CACHE = "~/.cache/ltdd_jax/xla"
 THREADS_PER_DEVICE = 16  # of an old jaxlib
+_COORDINATOR_SECONDS = 300.0  # as long as JAX waits for other processes
 _SOUND = (0, 12)  # the least jaxlib on which virtual CPU devices were never seen to hang
 
 # Numbers of glibc's malloc.h with the values to set.
@@ -150,19 +151,19 @@ def _check_coordinator() -> None:
   if not address or os.environ.get("JAX_PROCESS_ID") == "0":
     return
   host, _, port = address.rpartition(":")
-  seconds = float(os.environ.get("LTDD_COORDINATOR_SECONDS", 300))
-  end, said = time.monotonic() + seconds, ""
-  while time.monotonic() < end:
+  end = time.monotonic() + _COORDINATOR_SECONDS
+  while True:
     try:
       socket.create_connection((host, int(port)), timeout=5).close()
       return
     except (OSError, ValueError) as error:
-      said = str(error)
+      if time.monotonic() > end or isinstance(error, ValueError):
+        raise LtddError(
+          f"distributed: no coordinator answers at {address} ({error}), for "
+          f"{_COORDINATOR_SECONDS:g} s; expected host:port of process 0 in "
+          "JAX_COORDINATOR_ADDRESS. Start process 0, or mend the address"
+        ) from error
       time.sleep(0.5)
-  raise LtddError(
-    f"distributed: no coordinator answers at {address} ({said}), in {seconds:g} s; expected "
-    "host:port of process 0 in JAX_COORDINATOR_ADDRESS. Start process 0, or mend the address"
-  )
 
 
 def _set_cpu_devices(count: int | None) -> int | None:
