@@ -40,10 +40,10 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def read_defaults(name: str) -> dict[str, Any] | None:
-  """Reads the config of a file without its argument; None for a file that needs one."""
+  """Reads the config of a file without its argument; None if the file does not do without."""
   try:
     return read_config(name.partition(":")[0])
-  except TypeError:
+  except Exception:  # whatever a file makes of no argument; it is for the report alone
     return None
 
 

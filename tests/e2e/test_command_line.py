@@ -187,6 +187,7 @@ def test_the_defaults_of_a_config_file(tmp_path):
   file.write_text("def get_config(arg):\n  return {'data': arg}\n")
   assert command_line.read_config(f"{file}:a") == {"data": "a"}
   assert command_line.read_defaults(f"{file}:a") is None
+  assert command_line.read_defaults("configs/folder_lt.py:path=images") is None
 
 
 def test_a_home_folder_is_not_a_folder_of_that_name(monkeypatch, tmp_path):

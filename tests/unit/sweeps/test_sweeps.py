@@ -345,10 +345,14 @@ def test_a_cell_that_ray_cancels_saves(tmp_path):
     wait_for(tmp_path / "ready")
     _thread.interrupt_main()  # as Ray does
 
-  with concurrent.futures.ThreadPoolExecutor(1) as executor:
-    executor.submit(cancel)
-    with pytest.raises(KeyboardInterrupt):
-      pools.run_task(task)
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in jobs
+  try:
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+      executor.submit(cancel)
+      with pytest.raises(KeyboardInterrupt):
+        pools.run_task(task)
+  finally:
+    signal.signal(signal.SIGINT, before)
   assert (tmp_path / "saved").exists()
 
 
