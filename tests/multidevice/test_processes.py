@@ -10,13 +10,17 @@ from ltdd_jax.artefacts import workdir as workdir_lib
 from tests.multidevice.test_multidevice import environment
 
 
+def free_port():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
 def run(workdir, processes, *flags):
   """Runs `pair.py` in so many processes; returns what each printed."""
   env = environment()
   env.pop("NPROC", None)
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    env["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free.getsockname()[1]}"
+  env["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
   several = env | {"JAX_NUM_PROCESSES": str(processes)}
   started = [
     subprocess.Popen(
