@@ -82,6 +82,13 @@ class HostImages:
     )
 
 
+def images_of(source: DataSource, split: str, indices: np.ndarray, workers: int | None) -> Any:
+  """Images of a split: an array (n, h, w, c) for None, else `HostImages` with so many workers."""
+  if workers is None:
+    return source.read(split, indices)
+  return HostImages(source, split, indices, workers)
+
+
 def take(images: Any, rows: Any) -> Any:
   """Images (*b, h, w, c) of rows (*b,), on the device or on the host, in `jit` or outside."""
   return images[rows] if isinstance(images, HostImages) else jnp.asarray(images)[rows]

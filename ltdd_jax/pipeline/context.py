@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core import files, registry
 from ltdd_jax.core.types import ArrayData, LtddError, Slots, Teacher
+from ltdd_jax.data import identity as identity_lib
 from ltdd_jax.data import longtail, sources, stream, whitening
 from ltdd_jax.interop import distilled_sets, view_labels
 from ltdd_jax.labels import sources as label_sources
@@ -86,25 +86,9 @@ class Context:
   @functools.cached_property
   def identity(self) -> dict[str, Any]:
     """What the data set is: every stage depends on it, so other data make other fingerprints."""
-    spec = self.source.spec
-    std = spec.std.channels if isinstance(spec.std, whitening.Whitening) else spec.std
-    test = sources.test_indices(self.source, self.config["data"]["num_test"])
-    return {
-      "split": self.split().sha256,
-      "splits": {name: self.split(name).sha256 for name in self.config["data"]["splits"]},
-      "classes": list(self.source.class_names),
-      "mean": list(spec.mean),
-      "std": list(std),
-      "train_pixels": self._sample("train", self.split().indices),
-      "test_pixels": self._sample("test", test),
-      "test_labels": hashlib.sha256(self.source.test_labels[test].tobytes()).hexdigest(),
-    }
-
-  def _sample(self, split: str, indices: np.ndarray, size: int = 256) -> str:
-    """Hash of up to `size` images, evenly spaced: of all it would take seconds at each start."""
-    rows = indices[np.linspace(0, len(indices) - 1, min(size, len(indices))).astype(int)]
-    images = np.ascontiguousarray(self.source.read(split, rows))
-    return hashlib.sha256(images.tobytes()).hexdigest()
+    data = self.config["data"]
+    splits = {name: self.split(name) for name in data["splits"]}
+    return identity_lib.of(self.source, self.split(), splits, data["num_test"])
 
   @property
   def counts(self) -> np.ndarray:
@@ -115,19 +99,17 @@ class Context:
   def train_data(self, split: str | None = None) -> ArrayData:
     """The training images of a split."""
     found = self.split(split)
-    return ArrayData(self._images("train", found.indices), found.labels)
+    return self._data("train", found.indices, found.labels)
 
   @functools.cached_property
   def test_data(self) -> ArrayData:
     """The test set."""
     indices = sources.test_indices(self.source, self.config["data"]["num_test"])
-    return ArrayData(self._images("test", indices), self.source.test_labels[indices])
+    return self._data("test", indices, self.source.test_labels[indices])
 
-  def _images(self, split: str, indices: np.ndarray) -> Any:
-    """Images of the data source, or what reads them row by row."""
-    if (workers := self.config["data"]["stream_workers"]) is None:
-      return self.source.read(split, indices)
-    return stream.HostImages(self.source, split, indices, workers)
+  def _data(self, split: str, indices: np.ndarray, labels: np.ndarray) -> ArrayData:
+    workers = self.config["data"]["stream_workers"]
+    return ArrayData(stream.images_of(self.source, split, indices, workers), labels)
 
   # ---- teachers ----
 
