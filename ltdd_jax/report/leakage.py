@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data.stream import HostImages
 
-Images = Num[np.ndarray, "n ..."]
+Images = Num[np.ndarray, "n ..."] | HostImages
 Labels = Int[np.ndarray, " n"]
 
 
@@ -48,7 +49,7 @@ def unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 def nearest(
   images: Images,
   labels: Labels,
-  train: Num[np.ndarray, "N ..."],
+  train: Num[np.ndarray, "N ..."] | HostImages,
   train_labels: Int[np.ndarray, " N"],
   *,
   block: int = 1024,
@@ -72,14 +73,14 @@ def nearest(
   return Nearest(distance, row)
 
 
-def _vectors(images: np.ndarray, rows: np.ndarray) -> Float[np.ndarray, "b d"]:
+def _vectors(images: np.ndarray | HostImages, rows: np.ndarray) -> Float[np.ndarray, "b d"]:
   """Some of the images as float32 vectors; whole levels become pixels from 0 to 1."""
   levels = 255 if np.issubdtype(images.dtype, np.integer) else 1
   return images[rows].reshape(len(rows), -1).astype(np.float32) / np.float32(levels)
 
 
 def _nearest_rows(
-  x: np.ndarray, train: np.ndarray, known: np.ndarray, middle: np.ndarray, block: int
+  x: np.ndarray, train: np.ndarray | HostImages, known: np.ndarray, middle: np.ndarray, block: int
 ) -> np.ndarray:
   """The place in `known` of the nearest row; the first of equals."""
   best, place = np.full(len(x), np.inf, np.float32), np.zeros(len(x), np.int64)
@@ -96,9 +97,9 @@ def _nearest_rows(
 def self_test(
   images: Images,
   labels: Labels,
-  train: Num[np.ndarray, "N ..."],
+  train: Num[np.ndarray, "N ..."] | HostImages,
   train_labels: Int[np.ndarray, " N"],
-  test: Num[np.ndarray, "m ..."],
+  test: Num[np.ndarray, "m ..."] | HostImages,
   test_labels: Int[np.ndarray, " m"],
   *,
   percentile: float | int = 5,
