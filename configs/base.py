@@ -144,6 +144,8 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
     "data_dir": placeholder(str),
     "image_size": placeholder(int),
     "on_unreadable": "error",
+    "lists": placeholder(tuple),  # files that list the images of a folder
+    "stream_workers": placeholder(int),  # images stay on disk, and so many processes read ahead
     "mean": placeholder(tuple),
     "std": placeholder(tuple),
     "whiten": placeholder(float),  # 0.1 whitens images as MTT, TESLA and DATM do (data.whitening)
@@ -294,6 +296,14 @@ def recipe(config: ConfigDict, name: str) -> None:
   """Sets the students' training to a recipe; sets without published values borrow CIFAR-10's."""
   ours = recipes.parse(name).dataset or config.data.name in recipes.KNOWN
   recipes.apply(config, name, dataset=None if ours else "cifar10")
+
+
+def with_values_of(name: str, dataset: str) -> str:
+  """A recipe with a data set's values, where it has any and no other set's are asked for."""
+  ref = recipes.parse(name)
+  if ref.dataset is None and dataset in (recipes.RECIPES[ref.name].datasets or ()):
+    ref = ref._replace(dataset=dataset)
+  return str(ref)
 
 
 def cpu(config: ConfigDict, args: SimpleNamespace) -> None:

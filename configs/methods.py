@@ -514,5 +514,9 @@ METHODS: dict[str, Callable[..., Published]] = {
 
 def published(name: str, dataset: str, ipc: int, imbalance: float) -> Published:
   """The settings of a method; `imbalance` is for those whose published ones depend on it."""
+  if dataset == "imagenet2012":
+    from configs import imagenet  # which imports this module
+
+    return imagenet.METHODS[name](ipc)
   known = inspect.signature(METHODS[name]).parameters
   return METHODS[name](dataset, ipc, **({"imbalance": imbalance} if "imbalance" in known else {}))

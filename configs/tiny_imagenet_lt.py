@@ -21,7 +21,6 @@ configs/teachers.py), calibrators (few, all, or names: plain+adsa).
 from configs import base, methods
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
-from ltdd_jax.students import recipes
 
 LARGEST, CLASSES = 500, 200
 
@@ -42,18 +41,10 @@ def get_config(arg: str | None = None):
   config.report.groups = "counts(100,20)"
   if args.preset == "full" and not args.recipe:
     args.recipe = methods.METHODS[args.method]("tiny_imagenet", args.ipc).recipe
-  args.recipe = args.recipe and _for_tiny(args.recipe)
+  args.recipe = args.recipe and base.with_values_of(args.recipe, "tiny")
   base.finish(config, args)
   base.deepen(config)
   if args.preset == "cpu":
     # Twenty times the images of CIFAR-10 at the same number for each class: fewer passes.
     base.shrink(config, student__num_epochs=20, label__num_epochs=20)
   return config
-
-
-def _for_tiny(name: str) -> str:
-  """The recipe with Tiny-ImageNet's values, where it has any and no other set's are asked for."""
-  ref = recipes.parse(name)
-  if ref.dataset is None and "tiny" in (recipes.RECIPES[ref.name].datasets or ()):
-    ref = ref._replace(dataset="tiny")
-  return str(ref)

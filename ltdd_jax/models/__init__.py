@@ -22,7 +22,7 @@ from ltdd_jax.models.airbench import airbench
 from ltdd_jax.models.alexnet_vgg import alexnet, vgg11
 from ltdd_jax.models.convnet import convnet
 from ltdd_jax.models.inverted_residual import efficientnet_b0, mobilenet_v2
-from ltdd_jax.models.resnet import resnet18, resnet32, resnet34, resnet50
+from ltdd_jax.models.resnet import resnet18, resnet32, resnet34, resnet50, resnet101
 from ltdd_jax.models.shufflenet import shufflenet_v2
 from ltdd_jax.models.wrn import wide_resnet
 
@@ -36,6 +36,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
   "resnet32": resnet32,
   "resnet34": resnet34,
   "resnet50": resnet50,
+  "resnet101": resnet101,
   "shufflenet_v2": shufflenet_v2,
   "vgg11": vgg11,
   "wide_resnet": wide_resnet,

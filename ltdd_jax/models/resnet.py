@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50 as torchvision defines them, and the narrow ResNet-32 of CIFAR.
+"""ResNet-18, -34, -50 and -101 as torchvision defines them, and the narrow ResNet-32 of CIFAR.
 
 The CIFAR stem (a 3x3 convolution, no max-pool) is the network that SRe2L, CDA and RDED use at 32
 and 64 pixels, the ImageNet stem torchvision's own. Bottlenecks stride in their 3x3 convolution.
@@ -155,3 +155,4 @@ resnet18 = _factory("resnet18", BasicBlock, (2, 2, 2, 2))
 resnet32 = _factory("resnet32", PaddedBlock, (5, 5, 5), 16, "kaiming")
 resnet34 = _factory("resnet34", BasicBlock, (3, 4, 6, 3))
 resnet50 = _factory("resnet50", Bottleneck, (3, 4, 6, 3))
+resnet101 = _factory("resnet101", Bottleneck, (3, 4, 23, 3))

@@ -23,6 +23,7 @@ def abstract(name, image_shape, num_classes=10, **kwargs):
     ("resnet32", 10, "cifar", 464_154),
     ("resnet34", 1000, "imagenet", 21_797_672),
     ("resnet50", 1000, "imagenet", 25_557_032),
+    ("resnet101", 1000, "imagenet", 44_549_160),
   ],
 )
 def test_parameter_counts(name, num_classes, stem, number):
