@@ -16,7 +16,9 @@ from ltdd_jax.core import registry
 from ltdd_jax.core.types import ArrayData, LtddError, Slots, Teacher
 from ltdd_jax.data import longtail, sources, stream, whitening
 from ltdd_jax.interop import distilled_sets
+from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
+from ltdd_jax.labels import store as label_store
 from ltdd_jax.models.flat import Flat
 from ltdd_jax.students import recipes
 from ltdd_jax.students.recipes import changes
@@ -53,12 +55,16 @@ class Context:
   @functools.cached_property
   def source(self) -> sources.DataSource:
     """The data source; with `config.data.whiten` its images are whitened, not normalised."""
-    data = self.config["data"]
-    found = sources.open_source(data["name"], **arguments_of(sources.open_source, data))
-    if data["whiten"] is None:
+    found = self.open()
+    if self.config["data"]["whiten"] is None:
       return found
     std = whitening.Whitening(found.spec.std, self._whitening)
     return found._replace(spec=found.spec._replace(std=std))
+
+  def open(self) -> sources.DataSource:
+    """Opens the data set as it is."""
+    data = self.config["data"]
+    return sources.open_source(data["name"], **arguments_of(sources.open_source, data))
 
   def _whitening(self) -> whitening.Arrays:
     """What the data stage has found; zeros before it has run, for shapes."""
@@ -317,6 +323,11 @@ class Context:
     """The logits (n, k) that a label source takes from a file."""
     path = self.config["label"]["sources"][labels]["path"]
     return distilled_sets.read_logits(f"config.label.sources.{labels}", path)
+
+  def store(self, row: Row) -> label_store.LabelStore:
+    """The label store of a row; refuses one of another class map."""
+    folder = self.workdir.load(row.stage("label")).folder(label_lib.STORE)
+    return label_store.open_store(folder, class_names=self.source.class_names)
 
   def label_split(self, row: Row) -> str | None:
     """The split that the labels of a row are biased by: that of their teachers, or of their images.

@@ -1,0 +1,128 @@
+"""What a program is planned for: slices of TPUs that need not be there, or the devices that are.
+
+target = of_topology("v5e:4x4")      # needs libtpu (extra `tpu`), and no TPU
+target = local()
+"""
+
+import importlib.util
+import itertools
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core.config import suggest
+from ltdd_jax.core.types import LtddError
+
+_GIB = 2**30
+SHARE = 0.4  # of the peak that a step is taken to reach where no compiler says more
+
+
+class Chip(NamedTuple):
+  """A chip, by its vendor's page."""
+
+  memory: int  # bytes
+  flops: float  # a second, bfloat16 without sparsity
+
+
+# cloud.google.com/tpu/docs/v5e, v5p, v6e; nvidia.com/en-us/data-center: a100, h100, h200.
+CHIPS = {
+  "v5e": Chip(16 * _GIB, 197e12),
+  "v5p": Chip(95 * _GIB, 459e12),
+  "v6e": Chip(32 * _GIB, 918e12),
+}
+GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # by a part of `device_kind`
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+TOPOLOGIES = [
+  f"{chip}:{size}"
+  for chip, sizes in (("v5e", _FLAT), ("v6e", _FLAT), ("v5p", _CUBES))
+  for size in sizes
+]
+
+
+class Target(NamedTuple):
+  """Devices, and what each of them has."""
+
+  name: str
+  mesh: jax.sharding.Mesh
+  memory: int  # bytes
+  flops: float  # a second, at most
+
+  def __str__(self) -> str:
+    kind = self.mesh.devices.flat[0].device_kind
+    each = f"{self.memory / _GIB:.1f} GiB and {self.flops / 1e12:.3g} TFLOP/s"
+    return f"{self.name}: {self.mesh.size} x {kind}, each of {each}"
+
+
+def of_topology(name: str) -> Target:
+  """A slice of TPUs, of which the compiler alone is needed.
+
+  Raises:
+    LtddError: a topology that does not exist, or libtpu is missing.
+  """
+  if name not in TOPOLOGIES:
+    raise LtddError(
+      f"topology {name!r} does not exist; expected one of {', '.join(TOPOLOGIES)}. "
+      f"{suggest(name, TOPOLOGIES)}".rstrip(". ")
+    )
+  if importlib.util.find_spec("libtpu") is None:
+    raise LtddError(
+      f"topology {name}: the compiler for TPUs is missing; expected the package libtpu. "
+      "pip install 'ltdd-jax[tpu]', or leave --topology out for the devices that are here"
+    )
+  from jax.experimental import topologies
+
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask the cloud which slice this is
+  kind, size = name.split(":")
+  one: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if size == "1x1" else {}
+  found = topologies.get_topology_desc(topology_name=name, platform="tpu", **one)
+  return Target(name, mesh_lib.make_mesh(found.devices), *CHIPS[kind])
+
+
+def slices(kind: str, counts: Sequence[int]) -> list[str]:
+  """Topologies of so many chips of a kind.
+
+  Raises:
+    LtddError: there is none of a number of chips.
+  """
+  sizes = [name.partition(":")[2] for name in TOPOLOGIES if name.startswith(f"{kind}:")]
+  known = {math.prod(map(int, size.split("x"))): f"{kind}:{size}" for size in sizes}
+  for count in counts:
+    if count not in known:
+      numbers = ", ".join(map(str, known))
+      raise LtddError(f"--sweep has {count} chips; expected numbers out of {numbers} ({kind})")
+  return [known[count] for count in counts]
+
+
+def local() -> Target:
+  """The devices of this process."""
+  devices = jax.devices()
+  first, name = devices[0], f"{devices[0].platform} (local)"
+  if first.platform == "cpu":
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = host // len(devices)
+    flops = _measured_flops() / len(devices)  # they share its cores
+  else:
+    memory = first.memory_stats()["bytes_limit"]
+    known = [value for part, value in GPU_FLOPS.items() if part in first.device_kind]
+    flops = known[0] if known else _measured_flops()
+  return Target(name, mesh_lib.make_mesh(devices), memory, flops)
+
+
+def _measured_flops(size: int = 2048, repeats: int = 3) -> float:
+  """FLOP/s of a product of float32 matrices, the best of some."""
+  product = jax.jit(jnp.matmul)
+  x = jnp.ones((size, size))
+  product(x, x).block_until_ready()
+  times = [time.perf_counter()]
+  for _ in range(repeats):
+    product(x, x).block_until_ready()
+    times.append(time.perf_counter())
+  return 2 * size**3 / min(b - a for a, b in itertools.pairwise(times))
