@@ -78,6 +78,14 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
   return jax.tree.map(place, tree)
 
 
+def stacked_shape(x: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
+  """The shape of so many such arrays, stacked."""
+  sharding = x.sharding
+  if sharding is not None:
+    sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+  return jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=sharding)
+
+
 def get(tree: Any) -> Any:
   """Copies arrays to the host, whole, on every process; all of them have to call it."""
   if jax.process_count() == 1:

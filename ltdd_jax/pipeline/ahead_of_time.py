@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from ltdd_jax.core import hardware
 from ltdd_jax.core import mesh as mesh_lib
@@ -266,10 +267,11 @@ def compiled(programs: Sequence[Program], target: hardware.Target) -> Iterator[R
       turns, total = len(found.step_fns), program.total(found)
       for turn, step_fn in enumerate(found.step_fns):
         step = ahead.compile_step(step_fn, found.arguments, known)
-        seconds = step.seconds
-        if seconds is None:
-          seconds = step.flops / (hardware.SHARE * target.flops)
+        seconds = max(step.seconds or 0, step.flops / target.flops)
+        if step.seconds is None:
+          seconds /= hardware.SHARE
         name = program.name + (f", turn {turn}" if turns > 1 else "")
+        logging.info("%s, %s: compiled in %.1f s", target.name, name, step.compile_seconds)
         yield Record(name, (total + turns - 1 - turn) // turns, step, seconds)
 
 
@@ -284,7 +286,10 @@ def table(records: Sequence[Record], target: hardware.Target) -> str:
   )  # fmt: skip
   rows = [_row(record, target) for record in records]
   known = [r for r in records if r.step.fits]
-  seconds, compiling = sum(r.total for r in known), sum(step.compile_seconds for step in {id(r.step): r.step for r in records}.values())
+  seconds, compiling = (
+    sum(r.total for r in known),
+    sum(step.compile_seconds for step in {id(r.step): r.step for r in records}.values()),
+  )
   by = (
     "the compiler's model"
     if any(r.step.seconds for r in known)

@@ -309,5 +309,10 @@ def _all_finite(arrays: list[jax.Array]) -> jax.Array:
 
 def stack(items: Sequence[Any]) -> Any:
   """Stacks trees of host arrays, or of arrays that several processes hold together."""
-  on_devices = lambda x: jnp.stack if isinstance(x, jax.Array) else np.stack
-  return jax.tree.map(lambda *x: on_devices(x[0])(x), *items)
+
+  def joined(*x: Any) -> Any:
+    if isinstance(x[0], jax.ShapeDtypeStruct):
+      return mesh_lib.stacked_shape(x[0], len(x))
+    return (jnp.stack if isinstance(x[0], jax.Array) else np.stack)(x)
+
+  return jax.tree.map(joined, *items)
