@@ -8,12 +8,15 @@ devices is split too: inside `jit` XLA pads it to the next multiple and masks th
 
 import contextlib
 import contextvars
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ltdd_jax.core.types import LtddError
 
 AXIS = "data"
 _SHAPES_ALONE = contextvars.ContextVar("shapes_alone", default=False)
@@ -106,6 +109,21 @@ def any_process(*wishes: bool) -> tuple[bool, ...]:
   from jax.experimental import multihost_utils
 
   return tuple(map(bool, multihost_utils.process_allgather(np.array(wishes)).any(0)))
+
+
+def check_same(what: str, text: str) -> None:
+  """Raises LtddError on every process unless all of them have the same text; all have to ask."""
+  if jax.process_count() == 1:
+    return
+  from jax.experimental import multihost_utils
+
+  digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+  found = multihost_utils.process_allgather(digest)
+  if other := np.flatnonzero((found != found[0]).any(1)).tolist():
+    raise LtddError(
+      f"processes {other} of {len(found)} have {what} other than those of process 0; expected the "
+      "same command, code and data on every host"
+    )
 
 
 def barrier(name: str) -> None:

@@ -11,11 +11,14 @@ This module imports neither JAX nor NumPy, so that `tune_host` can come first.
 import ctypes
 import os
 import signal
+import socket
 import sys
+import time
 from typing import Any, NamedTuple
 
 DEFAULT_CACHE = "~/.cache/ltdd_jax/xla"
 THREADS_PER_DEVICE = 16  # of an old jaxlib
+_COORDINATOR_SECONDS = 300.0  # as long as JAX waits for other processes
 _SOUND = (0, 12)  # the least jaxlib on which virtual CPU devices were never seen to hang
 
 # Numbers of glibc's malloc.h with the values to set.
@@ -125,6 +128,7 @@ def setup_jax(
   if num_cpu_devices is not None:
     check_at_least("", 1, cpu_devices=num_cpu_devices)
   if distributed:
+    _check_coordinator()
     names = ("num_processes", "process_id")
     values = {k: os.environ.get(f"JAX_{k.upper()}") for k in names}
     try:
@@ -137,6 +141,29 @@ def setup_jax(
         "process leave it out."
       ) from error
   return Facts(_set_cpu_devices(num_cpu_devices), _set_cache(cache_dir), distributed)
+
+
+def _check_coordinator() -> None:
+  """Waits for the coordinator that the environment names: JAX itself aborts if none answers."""
+  from ltdd_jax.core.types import LtddError
+
+  address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+  if not address or os.environ.get("JAX_PROCESS_ID") == "0":
+    return
+  host, _, port = address.rpartition(":")
+  end = time.monotonic() + _COORDINATOR_SECONDS
+  while True:
+    try:
+      socket.create_connection((host, int(port)), timeout=5).close()
+      return
+    except (OSError, ValueError) as error:
+      if time.monotonic() > end or isinstance(error, ValueError):
+        raise LtddError(
+          f"distributed: no coordinator answers at {address} ({error}), for "
+          f"{_COORDINATOR_SECONDS:g} s; expected host:port of process 0 in "
+          "JAX_COORDINATOR_ADDRESS. Start process 0, or mend the address"
+        ) from error
+      time.sleep(0.5)
 
 
 def _set_cpu_devices(count: int | None) -> int | None:

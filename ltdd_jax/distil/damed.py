@@ -5,6 +5,7 @@ The experts' backbones come from the long-tailed set, and their classifiers from
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ def damed(
   student_lr: float = 0.01,
   lr_lr: float = 1e-5,
   augment: str | None = dsa.STRATEGY,
-  init: str = "predicted",
+  init: str | Mapping[str, Any] = "predicted",
 ) -> Method:
   """DAMED, "Distilling Long-tailed Datasets" (Zhao et al., CVPR 2025): DATM in two phases.
 
@@ -97,8 +98,7 @@ def damed(
     student_lr: the rate of the inner loop at the start.
     lr_lr: the rate at which it is learned.
     augment: strategy of `dsa.dsa`, or None.
-    init: "predicted" by the classifier experts, or "real": any training images, with the first
-      classifier expert's logits.
+    init: "predicted" by the classifier experts, "real", or a set, as in `datm`.
 
   Raises:
     LtddError: as `mtt`; from `inputs`, too few epochs of classifier experts.

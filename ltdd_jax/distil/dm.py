@@ -17,11 +17,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 from ltdd_jax import models
-from ltdd_jax.core.registry import check_at_least, check_choice, check_share
+from ltdd_jax.core.registry import check_at_least, check_share
 from ltdd_jax.core.types import Slots
 from ltdd_jax.data import dsa
-from ltdd_jax.distil import coreset, initial_images, pixels
 from ltdd_jax.distil import features as features_lib
+from ltdd_jax.distil import initial_images, pixels
 from ltdd_jax.distil.base import Env, Inputs, Method, Resources
 from ltdd_jax.distil.network_training import make_network
 from ltdd_jax.models import taps
@@ -46,7 +46,7 @@ def dm(
   batch_real: int = 256,
   network: Mapping[str, Any] = CONVNET,
   augment: str | None = dsa.STRATEGY,
-  init: str = "real",
+  init: str | Mapping[str, Any] = "real",
 ) -> Method:
   """DM (Zhao and Bilen, WACV 2023): images whose mean feature is that of real ones, class by class.
 
@@ -70,20 +70,20 @@ def dm(
     batch_real: real images of each class in a step.
     network: {name, **kwargs} of `models.make_model`.
     augment: strategy of `dsa.dsa`, without "flip" for digits; None for no views.
-    init: "real" (training images, drawn without replacement) or "noise", N(0, 1).
+    init: "real" (training images, drawn without replacement), "noise", N(0, 1), or
+      {"name": "imported", "path": SET, ...}, see `initial_images`.
   """
   check_at_least("method 'dm': ", 1, num_steps=num_steps, batch_real=batch_real)
   check_at_least("method 'dm': ", 0, lr=lr)
   check_share("method 'dm': ", below_one=True, momentum=momentum)
-  check_choice("method 'dm': init", init, ("real", "noise"))
   if augment is not None:
     dsa.check_strategy(augment)
   model = make_network(env, network)
   tx = optax.sgd(lr, momentum)
-  first = first_images(env, init)
+  first = initial_images.make_start(env, init, "dm", initial_images.MATCHING)
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> pixels.PixelState:
-    images = first(key, slots, res)
+    images = first.draw(key, slots, res)
     labels = jnp.asarray(slots.labels, jnp.int32)
     return pixels.PixelState(jnp.zeros((), jnp.int32), images, labels, tx.init(images))
 
@@ -107,23 +107,14 @@ def dm(
     start,
     step,
     pixels.read,
-    needs=("images", "labels"),
+    needs=first.needs_with("images", "labels"),
     num_steps=num_steps,
     batching="joint",
     inputs=class_batches(env.num_classes, batch_real),
     real_images=True,
+    notes=first.notes,
     dtype="float32",
   )
-
-
-def first_images(env: Env, init: str) -> Callable[[jax.Array, Slots, Resources], jax.Array]:
-  """Makes the function that draws the images (n, h, w, c) to start from: "noise" or "real".
-
-  Noise is N(0, 1); real images are drawn without replacement in each class.
-  """
-  if init == "noise":
-    return initial_images.noise(env).draw
-  return lambda *args: coreset.random(env).init(*args).images
 
 
 def class_batches(num_classes: int, size: int) -> Inputs:

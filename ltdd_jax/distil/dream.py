@@ -25,7 +25,7 @@ from ltdd_jax.data import crops
 from ltdd_jax.data import dsa as dsa_lib
 from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil import gradient_matching as gm
-from ltdd_jax.distil import multi_formation, selection
+from ltdd_jax.distil import initial_images, multi_formation, selection
 from ltdd_jax.distil.base import Env, Method, Notes, Resources
 from ltdd_jax.distil.dm import CONVNET
 from ltdd_jax.distil.network_training import (
@@ -85,6 +85,7 @@ def dream(
   augment: str | None = "color_crop_cutout",
   network_augment: str | None = "color_crop",
   chunk_size: int = 500,
+  init: str | Mapping[str, Any] = "real",
 ) -> Method:
   """DREAM (Liu et al., ICCV 2023): the gradients of images near the centres of a class's clusters.
 
@@ -125,6 +126,8 @@ def dream(
     augment: strategy of `dsa.apply_combined` for matching, the same for real and distilled images.
     network_augment: strategy for its training, each image by itself.
     chunk_size: images in one forward pass for features.
+    init: "real" as above, or {"name": "imported", "path": SET, ...}, see `initial_images`: a set of
+      the same `factor`.
 
   Raises:
     LtddError: an argument out of range, and from `notes`: more slots of a class than clusters.
@@ -144,14 +147,21 @@ def dream(
   rate = lambda _: network_lr
   network_tx = optimizers.sgd(rate, momentum=0.9, weight_decay=5e-4)
   draw = functools.partial(draw_network, matching.model, network_tx, env)
+
+  def real(_: Env, /) -> initial_images.Start:
+    draw = functools.partial(first_parts, matching.model, env, options)
+    return initial_images.Start(draw, ("images", "labels"), multi_formation.make_notes(factor))
+
+  units = env._replace(mean=(0.0,) * len(env.mean), std=(1.0,) * len(env.mean))  # pixels in [0, 1]
+  first = initial_images.make_start(units, init, "dream", {"real": real})
   look = functools.partial(choose, matching.model, env, options)
 
-  def init(key: jax.Array, slots: Slots, res: Resources) -> gm.MatchState:
+  def start(key: jax.Array, slots: Slots, res: Resources) -> gm.MatchState:
     network_key, image_key = jax.random.split(key)
     network = draw(network_key)
     labels = jnp.asarray(slots.labels, jnp.int32)
     slots = Slots(labels, jnp.asarray(slots.rank, jnp.int32))
-    images = first_parts(matching.model, env, options, network[0], image_key, slots, res)
+    images = first.draw(image_key, slots, {**res, "params": network[0]})
     none = jnp.zeros((env.num_classes, num_clusters))
     real = none.astype(jnp.int32), none
     step = jnp.zeros((), jnp.int32)
@@ -184,15 +194,15 @@ def dream(
     return Distilled(_normalised(env, state.images), state.labels)
 
   return Method(
-    init,
+    start,
     step,
     read,
-    needs=("images", "labels"),
+    needs=first.needs_with("images", "labels"),
     num_steps=num_steps,
     batching="joint",
     inputs=inputs,
     real_images=True,
-    notes=_notes(options),
+    notes=_notes(options, first.notes),
     dtype="float32",
     parts=factor,
   )
@@ -224,20 +234,20 @@ def first_parts(
   model: nn.Module,
   env: Env,
   options: Options,
-  params: Params,
   key: Key[Array, ""],
   slots: Slots,
   res: Resources,
 ) -> Float[Array, "n h w c"]:
   """Puts the real images nearest the centres of factor^2 clusters for each slot into its parts.
 
-  The parts of a class share its images evenly where it has fewer of them.
+  The parts of a class share its images evenly where it has fewer of them. Features are of a network
+  with the parameters `res["params"]`.
   """
   count = options.factor**2
   rank = slots.rank[None] * count + jnp.arange(count, dtype=jnp.int32)[:, None]
   parts = Slots(jnp.tile(slots.labels, count), rank.ravel())  # in the order of `encode`
   labels = jnp.asarray(res["labels"], jnp.int32)
-  found = _features(model, env, options, params, res)
+  found = _features(model, env, options, res["params"], res)
   rows = selection.k_means(key, found, labels, parts, env.num_classes, options.num_iterations)
   pixels = augment_lib.to_pixels(jnp.asarray(res["images"])[rows])
   return multi_formation.encode(pixels, options.factor, multi_formation.nearest)
@@ -365,7 +375,7 @@ def _check(env: Env, options: Options) -> None:
       dsa_lib.check_strategy(strategy)
 
 
-def _notes(options: Options) -> Notes:
+def _notes(options: Options, of_start: Notes) -> Notes:
   """Notes on classes with few images; refuses more slots of a class than it may have clusters."""
 
   def notes(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:
@@ -383,6 +393,6 @@ def _notes(options: Options) -> Notes:
         f"classes {', '.join(f'{c} ({have[c]})' for c in few)} have fewer training images than the "
         f"{options.num_clusters} clusters; all of their images are matched"
       )
-    return (*said, *multi_formation.make_notes(options.factor)(have, want))
+    return (*said, *of_start(have, want))
 
   return notes

@@ -20,8 +20,8 @@ from ltdd_jax import models
 from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import Distilled, Leaf, Slots
 from ltdd_jax.distil import features as features_lib
+from ltdd_jax.distil import initial_images
 from ltdd_jax.distil.base import Env, Method, Resources
-from ltdd_jax.distil.dm import first_images
 from ltdd_jax.distil.network_training import make_network, member, with_member
 from ltdd_jax.models import taps
 
@@ -76,6 +76,7 @@ def frepo(
   network_lr: float = 3e-4,
   network_batch: int = 1000,
   network: Mapping[str, Any] = NETWORK,
+  init: str | Mapping[str, Any] = "real",
 ) -> Method:
   """FRePo (Zhou et al., NeurIPS 2022): kernel ridge regression on features of a pool of networks.
 
@@ -90,7 +91,7 @@ def frepo(
   Each step draws a network of the pool. LAMB moves images and labels, with its rate on a cosine to
   a tenth. Then the network takes one step of Adam on the new images, in train mode, down
   mean_j 1/2 |f(s_j) - Y_j|^2; or if it has had more than `max_updates`, a new one takes its place.
-  Images start from real ones, and labels from (onehot - 1/k) / sqrt(k / 10). They are not clamped.
+  Images start from `init`, and labels from (onehot - 1/k) / sqrt(k / 10). They are not clamped.
 
   Labels are targets of a regression, of size 1 or less. Stored as logits they are what the loss
   `mse_ce` with `ce_weight=0` compares with (recipe `frepo_eval`); KL at a high temperature comes to
@@ -113,6 +114,7 @@ def frepo(
     network_lr: of Adam.
     network_batch: distilled images in an update of a network, at most all.
     network: {name, **kwargs} of `models.make_model`.
+    init: of images, as in `dm`.
   """
   check_at_least(
     "method 'frepo': ",
@@ -128,12 +130,13 @@ def frepo(
   tx = optax.lamb(optax.cosine_decay_schedule(lr, num_steps, alpha=0.1))
   network_tx = optax.adam(network_lr)
   draw = functools.partial(new_network, model, network_tx, env)
-  first = first_images(env, "real")
+  first = initial_images.make_start(env, init, "frepo", initial_images.MATCHING)
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> State:
     image_key, pool_key = jax.random.split(key)
     labels = jnp.asarray(slots.labels, jnp.int32)
-    learned = Learned(first(image_key, slots, res), centred(labels, k) / (k / 10) ** 0.5)
+    images = first.draw(image_key, slots, res)
+    learned = Learned(images, centred(labels, k) / (k / 10) ** 0.5)
     pool = first_pool(draw, jax.random.split(pool_key, num_networks), max_updates)
     return State(learned, labels, tx.init(learned), pool)
 
@@ -170,10 +173,11 @@ def frepo(
     start,
     step,
     read,
-    needs=("images", "labels"),
+    needs=first.needs_with("images", "labels"),
     num_steps=num_steps,
     batching="joint",
     real_images=True,
+    notes=first.notes,
     dtype="float32",
   )
 

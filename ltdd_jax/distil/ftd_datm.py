@@ -3,20 +3,22 @@
 The experts are trained with GSAM: `config.trajectories.gsam_rho`. See `trajectory_matching`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import Slots
 from ltdd_jax.data import dsa
-from ltdd_jax.distil import features, inner_loop, selection
-from ltdd_jax.distil.base import Env, Method, Resources
-from ltdd_jax.distil.dm import first_images
+from ltdd_jax.distil import features, initial_images, inner_loop, selection
+from ltdd_jax.distil.base import Env, Method, Resources, repeats
+from ltdd_jax.distil.initial_images import Start
 from ltdd_jax.distil.trajectory_matching import (
   CHUNK,
   First,
-  FirstFn,
+  Firsts,
   LogitsOf,
   Options,
   all_logits,
@@ -42,7 +44,7 @@ def ftd(
   student_lr: float = 1e-3,
   lr_lr: float = 1e-5,
   augment: str | None = dsa.STRATEGY,
-  init: str = "real",
+  init: str | Mapping[str, Any] = "real",
   ema_decay: float = 0.9995,
 ) -> Method:
   """FTD (Du et al., CVPR 2023): `mtt` on flat experts, whose result is a running mean of images.
@@ -66,7 +68,7 @@ def ftd(
     student_lr: the rate of the inner loop at the start.
     lr_lr: the rate at which it is learned.
     augment: strategy of `dsa.dsa`, or None.
-    init: "real" or "noise".
+    init: as in `mtt`.
     ema_decay: in [0, 1). With fewer steps the first images weigh more: ema_decay^num_steps.
 
   Raises:
@@ -99,7 +101,7 @@ def datm(
   lr_lr: float = 1e-5,
   threshold: float = 1.0,
   augment: str | None = dsa.STRATEGY,
-  init: str = "predicted",
+  init: str | Mapping[str, Any] = "predicted",
 ) -> Method:
   """DATM (Guo et al., ICLR 2024): `mtt` with a range of difficulty, and with learned soft labels.
 
@@ -138,7 +140,8 @@ def datm(
     lr_lr: the rate at which it is learned.
     threshold: of L.
     augment: strategy of `dsa.dsa`, or None.
-    init: "predicted" as above, or "real": any training images, with the first expert's logits.
+    init: "predicted" as above, or with the first expert's logits "real", any training images, or
+      {"name": "imported", "path": SET, ...}, see `initial_images`.
 
   Raises:
     LtddError: as `mtt`.
@@ -152,19 +155,27 @@ def datm(
   return matching("datm", env, options, inner_loop.exact, first=first)
 
 
-def labelled_images(name: str, env: Env, init: str, experts: str) -> FirstFn:
+def labelled_images(name: str, env: Env, init: str | Mapping[str, Any], experts: str) -> Firsts:
   """Makes what draws first images and labels: `init` of `datm`, by a resource of vectors (e, p)."""
-  check_choice(f"method {name!r}: init", init, ("predicted", "real"))
   logits_of, size = expert_network(name, env)
+
+  def by_experts(key: jax.Array, slots: Slots, res: Resources) -> First:
+    return predicted_images(logits_of, env, key, slots, {**res, "experts": res[experts]})
+
+  def predicted(_: Env, /) -> Start:
+    return Start(lambda *args: by_experts(*args).images, ("images", "labels"), repeats)
+
+  starts = {"predicted": predicted, "real": initial_images.distinct}
+  start = initial_images.make_start(env, init, name, starts)
 
   def first(key: jax.Array, slots: Slots, res: Resources) -> First:
     check_size(name, res[experts].shape[1], size)
-    if init == "predicted":
-      return predicted_images(logits_of, env, key, slots, {**res, "experts": res[experts]})
-    images = first_images(env, init)(key, slots, res)
+    if init in ("predicted", {"name": "predicted"}):
+      return by_experts(key, slots, res)
+    images = start.draw(key, slots, res)
     return First(images, all_logits(logits_of, res[experts][0], images))
 
-  return first
+  return first, start
 
 
 def predicted_images(

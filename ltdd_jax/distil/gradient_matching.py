@@ -20,13 +20,13 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from ltdd_jax import models
-from ltdd_jax.core.registry import check_at_least, check_choice, check_share
+from ltdd_jax.core.registry import check_at_least, check_share
 from ltdd_jax.core.types import Leaf, LtddError, Slots
 from ltdd_jax.data import dsa as dsa_lib
 from ltdd_jax.distil import features as features_lib
-from ltdd_jax.distil import pixels, selection
+from ltdd_jax.distil import initial_images, pixels, selection
 from ltdd_jax.distil.base import Env, Method, Resources
-from ltdd_jax.distil.dm import CONVNET, RealBatch, class_batches, first_images
+from ltdd_jax.distil.dm import CONVNET, RealBatch, class_batches
 from ltdd_jax.distil.network_training import (
   NetworkState,
   Params,
@@ -68,7 +68,7 @@ class Options(NamedTuple):
   network_lr: float
   network_batch: int
   augment: str | None
-  init: str
+  init: str | Mapping[str, Any]
 
 
 class Matching(NamedTuple):
@@ -93,7 +93,7 @@ def dc(
   network_lr: float = 0.01,
   network_batch: int = 256,
   augment: str | None = None,
-  init: str = "noise",
+  init: str | Mapping[str, Any] = "noise",
 ) -> Method:
   """DC (Zhao, Mopuri and Bilen, ICLR 2021): images that train a network as real ones do.
 
@@ -122,7 +122,8 @@ def dc(
     network_lr: of its plain SGD.
     network_batch: distilled images in a batch of these epochs; the last one may be smaller.
     augment: strategy of `dsa.dsa`, without "flip" for digits; None for no views.
-    init: "noise", N(0, 1), or "real" (training images, drawn without replacement).
+    init: "noise", N(0, 1), "real" (training images, drawn without replacement), or
+      {"name": "imported", "path": SET, ...}, see `initial_images`.
   """
   options = Options(
     num_steps, lr, momentum, batch_real, network, steps_per_network, epochs, network_lr,
@@ -145,7 +146,7 @@ def dsa(
   network_lr: float = 0.01,
   network_batch: int = 256,
   augment: str | None = dsa_lib.STRATEGY,
-  init: str = "real",
+  init: str | Mapping[str, Any] = "real",
 ) -> Method:
   """DSA (Zhao and Bilen, ICML 2021): `dc` with the same view A_c of real and distilled images.
 
@@ -172,16 +173,15 @@ def _method(name: str, env: Env, options: Options) -> Method:
   )
   check_at_least(where, 0, lr=o.lr, epochs=o.epochs, network_lr=o.network_lr)
   check_share(where, below_one=True, momentum=o.momentum)
-  check_choice(f"{where}init", o.init, ("real", "noise"))
   if o.augment is not None:
     dsa_lib.check_strategy(o.augment)
   matching = Matching(make_matched(name, env, o.network), cosine_distance)
   tx, network_tx = optax.sgd(o.lr, o.momentum), optax.sgd(o.network_lr)
-  first = first_images(env, o.init)
+  first = initial_images.make_start(env, o.init, name, initial_images.MATCHING)
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> MatchState:
     image_key, network_key = jax.random.split(key)
-    images = first(image_key, slots, res)
+    images = first.draw(image_key, slots, res)
     labels = jnp.asarray(slots.labels, jnp.int32)
     network = draw_network(matching.model, network_tx, env, network_key)
     return MatchState(jnp.zeros((), jnp.int32), images, labels, tx.init(images), network)
@@ -211,11 +211,12 @@ def _method(name: str, env: Env, options: Options) -> Method:
     start,
     step,
     pixels.read,
-    needs=("images", "labels"),
+    needs=first.needs_with("images", "labels"),
     num_steps=o.num_steps,
     batching="joint",
     inputs=class_batches(env.num_classes, o.batch_real),
     real_images=True,
+    notes=first.notes,
     dtype="float32",
   )
 

@@ -90,6 +90,7 @@ def idm(
   optimizer: Mapping[str, Any] = SGD,
   network: Mapping[str, Any] = CONVNET,
   augment: str | None = dsa.STRATEGY,
+  init: str | Mapping[str, Any] = "real",
 ) -> Method:
   """IDM (Zhao et al., CVPR 2023): DM with smaller images, trained networks and a cross-entropy.
 
@@ -132,6 +133,8 @@ def idm(
     optimizer: {name, lr, **kwargs} of `optimizers.make_optimizer`, of the networks.
     network: {name, **kwargs} of `models.make_model`.
     augment: strategy of `dsa.dsa`, without "flip" for digits; None for no views.
+    init: "real" as above, or {"name": "imported", "path": SET, ...}, see `initial_images`: a set of
+      the same `factor`.
   """
   check_at_least(
     "method 'idm': ",
@@ -151,12 +154,11 @@ def idm(
   with within("method 'idm': optimizer"):
     network_tx = optimizers.make_optimizer(optimizer, {"name": "constant"}, num_steps)
   tx = optax.sgd(lr)
+  first = multi_formation.make_start(env, init, "idm", factor, multi_formation.block_mean)
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> State:
     image_key, queue_key = jax.random.split(key)
-    images = multi_formation.real_parts(
-      image_key, env, slots, res, factor, multi_formation.block_mean
-    )
+    images = first.draw(image_key, slots, res)
     labels = jnp.asarray(slots.labels, jnp.int32)
     queue = first_queue(model, network_tx, env, jax.random.split(queue_key, num_networks))
     return State(jnp.zeros((), jnp.int32), images, labels, tx.init(images), queue)
@@ -203,12 +205,12 @@ def idm(
     start,
     step,
     lambda state: Distilled(state.images, state.labels),
-    needs=("images", "labels"),
+    needs=first.needs_with("images", "labels"),
     num_steps=num_steps,
     batching="joint",
     inputs=inputs,
     real_images=True,
-    notes=multi_formation.make_notes(factor),
+    notes=first.notes,
     dtype="float32",
     parts=factor,
   )

@@ -7,7 +7,8 @@
   images = start.draw(key, slots, res)                          # (n, h, w, c), normalised
 
 From real images each slot draws one of its class, uniformly and with replacement, and mirrors it
-with probability one half; several slots may start from one image.
+with probability one half; several slots may start from one image. The matching methods have starts
+of their own, such as `MATCHING`, beside a set.
 """
 
 import functools
@@ -22,7 +23,7 @@ from ltdd_jax.core import registry
 from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import crops
-from ltdd_jax.distil import confident_crops, features, patches, selection
+from ltdd_jax.distil import confident_crops, coreset, features, patches, selection
 from ltdd_jax.distil.base import Env, Notes, Resources, repeats
 
 
@@ -31,7 +32,14 @@ class Start(NamedTuple):
 
   draw: Callable[[jax.Array, Slots, Resources], jax.Array]  # -> (n, h, w, c), normalised
   needs: tuple[str, ...] = ()  # fields of `Resources`; with "images" classes with slots need one
-  notes: Notes = repeats  # for `Method.notes`
+  notes: Notes = lambda have, want: ()  # for `Method.notes`
+
+  def needs_with(self, *needs: str) -> tuple[str, ...]:
+    """Returns these resources and those of the start, each once."""
+    return tuple(dict.fromkeys((*needs, *self.needs)))
+
+
+Starts = Mapping[str, Callable[..., Start]]  # by the names that configs use
 
 
 def noise(env: Env, /) -> Start:
@@ -59,6 +67,12 @@ def real(env: Env, /, *, flip: bool = True) -> Start:
     return crops.random_flip(flip_key, images) if flip else images
 
   return Start(draw, ("images", "labels"), _with_replacement)
+
+
+def distinct(env: Env, /) -> Start:
+  """Training images, drawn without replacement in each class: see `coreset.random`."""
+  draw = coreset.random(env).init
+  return Start(lambda *args: draw(*args).images, ("images", "labels"), repeats)
 
 
 def rded(
@@ -119,16 +133,19 @@ def crops_by_confidence(env: Env, /, *, num_crops: int = 5, chunk_size: int = 50
   return Start(draw, ("teachers", "images", "labels", "key"), notes)
 
 
-def imported(env: Env, /, *, path: str, rest: str | Mapping[str, Any] | None = None) -> Start:
+def imported(
+  env: Env, starts: Starts, /, *, path: str, rest: str | Mapping[str, Any] | None = None
+) -> Start:
   """The image of the slot's class and rank in a set that exists: see `interop.distilled_sets.read`.
 
   Args:
     env: static facts.
+    starts: what `rest` may be.
     path: of the set, which the pipeline reads: the resource "init_set".
     rest: the start of slots beyond those of the set; None refuses them.
   """
   del path
-  others = None if rest is None else make_start(env, rest)
+  others = None if rest is None else make_start(env, rest, starts=starts)
   if others is not None and "init_set" in others.needs:
     raise LtddError("start 'imported': rest is 'imported' too; expected another start, or None")
 
@@ -141,24 +158,27 @@ def imported(env: Env, /, *, path: str, rest: str | Mapping[str, Any] | None = N
     inside = (rank < by_class.counts[labels])[:, None, None, None]
     return jnp.where(inside, images, others.draw(key, slots, res))
 
-  needs, notes = (others.needs, others.notes) if others else ((), repeats)
-  return Start(draw, ("init_set", *needs), notes)
+  if others is None:
+    return Start(draw, ("init_set",))
+  return Start(draw, ("init_set", *others.needs), others.notes)
 
 
-STARTS: dict[str, Callable[..., Start]] = {
-  "noise": noise,
-  "real": real,
-  "rded": rded,
-  "crops": crops_by_confidence,
-  "imported": imported,
-}
+STARTS: Starts = {"noise": noise, "real": real, "rded": rded, "crops": crops_by_confidence}
+MATCHING: Starts = {"noise": noise, "real": distinct}
 
 
-def make_start(env: Env, spec: str | Mapping[str, Any], method: str = "start") -> Start:
-  """Makes a start of a name or of a mapping with `name` and arguments, a method's `init`."""
+def make_start(
+  env: Env, spec: str | Mapping[str, Any], method: str = "start", starts: Starts = STARTS
+) -> Start:
+  """Makes a start of a name or of a mapping with `name` and arguments, a method's `init`.
+
+  It is one of `starts`, or `imported`.
+  """
   kwargs = {"name": spec} if isinstance(spec, str) else dict(spec)
   name = kwargs.pop("name", "")
-  return registry.make(f"'init' of method {method!r}:", STARTS, name, kwargs, env)
+  known = {**starts, "imported": imported}
+  args = (env, starts) if name == "imported" else (env,)
+  return registry.make(f"'init' of method {method!r}:", known, name, kwargs, *args)
 
 
 def _with_replacement(have: np.ndarray, want: np.ndarray) -> tuple[str, ...]:

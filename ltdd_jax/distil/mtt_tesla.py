@@ -9,6 +9,8 @@ source. The learning rate of the inner loop is learned with the images, and is t
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 from ltdd_jax.data import dsa
 from ltdd_jax.distil import inner_loop
@@ -32,7 +34,7 @@ def mtt(
   student_lr: float = 1e-3,
   lr_lr: float = 1e-5,
   augment: str | None = dsa.STRATEGY,
-  init: str = "real",
+  init: str | Mapping[str, Any] = "real",
 ) -> Method:
   """MTT (Cazenave et al., CVPR 2022): trajectory matching, with the exact gradient.
 
@@ -63,7 +65,8 @@ def mtt(
     student_lr: the rate of the inner loop at the start.
     lr_lr: the rate at which it is learned.
     augment: strategy of `dsa.dsa`, without "flip" for digits; None for no views.
-    init: "real" (training images, drawn without replacement) or "noise", N(0, 1).
+    init: "real" (training images, drawn without replacement), "noise", N(0, 1), or
+      {"name": "imported", "path": SET, ...}, see `initial_images`.
 
   Raises:
     LtddError: an argument out of range, or a network that `flat_params` refuses; from `inputs`,
@@ -90,7 +93,7 @@ def tesla(
   student_lr: float = 1e-3,
   lr_lr: float = 1e-5,
   augment: str | None = dsa.STRATEGY,
-  init: str = "real",
+  init: str | Mapping[str, Any] = "real",
   expert_labels: bool = False,
 ) -> Method:
   """TESLA (Cui et al., ICML 2023): MTT in memory that does not grow with the inner steps.
@@ -127,7 +130,7 @@ def tesla_released(
   student_lr: float = 1e-3,
   lr_lr: float = 1e-5,
   augment: str | None = dsa.STRATEGY,
-  init: str = "real",
+  init: str | Mapping[str, Any] = "real",
   expert_labels: bool = False,
 ) -> Method:
   """TESLA as its released code computes it; the arguments are those of `tesla`.

@@ -9,7 +9,8 @@ many images fit into the same pixels. Parts are numbered row by row (IDM's code:
 Of stored images students see one part in each label epoch: `Method.parts`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 
 from ltdd_jax.core.types import Slots
 from ltdd_jax.data import crops
-from ltdd_jax.distil import features, selection
+from ltdd_jax.distil import features, initial_images, selection
 from ltdd_jax.distil.base import Env, Notes, Resources, check_not_whitened
 
 Shrink = Callable[[jax.Array, int], jax.Array]  # (m, h, w, c), factor -> (m, u, v, c)
@@ -73,14 +74,26 @@ def real_parts(
   Part j of slot number r of class c gets image number j m_c + r of a random order of the class's,
   m_c being its slots. A class with fewer images than parts repeats them, evenly.
   """
-  if factor > 1:
-    check_not_whitened("multi-formation", env)
   by_class = selection.by_class(res["labels"], env.num_classes, key)
   labels, rank = (jnp.asarray(x, jnp.int32) for x in slots)
   totals = jnp.bincount(labels, length=env.num_classes)[labels]
   number = jnp.arange(factor**2, dtype=jnp.int32)[:, None] * totals[None] + rank[None]
   rows = by_class.rows_of(jnp.broadcast_to(labels[None], number.shape), number)
   return encode(features.real_images(env, res, rows.ravel()), factor, shrink)
+
+
+def make_start(
+  env: Env, init: str | Mapping[str, Any], method: str, factor: int, shrink: Shrink
+) -> initial_images.Start:
+  """Makes the start of a method: "real", which is `real_parts`, or a set of the same formation."""
+  if factor > 1:
+    check_not_whitened("multi-formation", env)
+
+  def real(env: Env, /) -> initial_images.Start:
+    draw = lambda key, slots, res: real_parts(key, env, slots, res, factor, shrink)
+    return initial_images.Start(draw, ("images", "labels"), make_notes(factor))
+
+  return initial_images.make_start(env, init, method, {"real": real})
 
 
 def make_notes(factor: int) -> Notes:

@@ -67,6 +67,7 @@ class Options(NamedTuple):
   factor: int
   patience: int
   augment: str | None
+  init: str | Mapping[str, Any]
   sampler_lr: float | None = None
 
 
@@ -97,6 +98,7 @@ def ncfm(
   patience: int = 500,
   sampler_lr: float = 1e-3,
   augment: str | None = STRATEGY,
+  init: str | Mapping[str, Any] = "real",
 ) -> Method:
   """NCFM (Wang et al., CVPR 2025): a min-max match of characteristic functions of features.
 
@@ -141,10 +143,12 @@ def ncfm(
     patience: steps.
     sampler_lr: of psi, by SGD with momentum 0.5.
     augment: strategy of `dsa.apply_combined`; None for no views.
+    init: "real" as above, or {"name": "imported", "path": SET, ...}, see `initial_images`: a set of
+      the same `factor`.
   """
   options = Options(
     num_steps, optimizer, batch_real, num_frequencies, amplitude, phase, calibration, factor,
-    patience, augment, sampler_lr,
+    patience, augment, init, sampler_lr,
   )  # fmt: skip
   return _make("ncfm", env, options)
 
@@ -163,6 +167,7 @@ def ncfm_released(
   factor: int = 2,
   patience: int = 500,
   augment: str | None = STRATEGY,
+  init: str | Mapping[str, Any] = "real",
 ) -> Method:
   """NCFM as its code runs: t ~ N(0, I), and more of them.
 
@@ -171,7 +176,7 @@ def ncfm_released(
   """
   options = Options(
     num_steps, optimizer, batch_real, num_frequencies, amplitude, phase, calibration, factor,
-    patience, augment,
+    patience, augment, init,
   )  # fmt: skip
   return _make("ncfm_released", env, options)
 
@@ -183,13 +188,12 @@ def _make(name: str, env: Env, o: Options) -> Method:
     tx = optimizers.make_optimizer(o.optimizer, {"name": "constant"}, o.num_steps)
   plateau = optax.contrib.reduce_on_plateau(0.5, o.patience + 1, rtol=1e-4)
   sampler_tx = optax.sgd(o.sampler_lr or 0, SAMPLER_MOMENTUM)
+  first = multi_formation.make_start(env, o.init, name, o.factor, multi_formation.nearest)
   k, groups = env.num_classes, o.num_frequencies // GROUP
 
   def start(key: jax.Array, slots: Slots, res: Resources) -> State:
     image_key, sampler_key = jax.random.split(key)
-    images = multi_formation.real_parts(
-      image_key, env, slots, res, o.factor, multi_formation.nearest
-    )
+    images = first.draw(image_key, slots, res)
     images = augment_lib.denormalize_pixels(images, env.mean, env.std)
     labels = jnp.asarray(slots.labels, jnp.int32)
     state = State(images, labels, tx.init(images), plateau.init(images))
@@ -253,12 +257,12 @@ def _make(name: str, env: Env, o: Options) -> Method:
     start,
     step,
     read,
-    needs=("teachers", "initial_teachers", "images", "labels"),
+    needs=first.needs_with("teachers", "initial_teachers", "images", "labels"),
     num_steps=o.num_steps,
     batching="joint",
     inputs=class_batches(k, o.batch_real),
     real_images=True,
-    notes=multi_formation.make_notes(o.factor),
+    notes=first.notes,
     dtype="float32",
     parts=o.factor,
   )

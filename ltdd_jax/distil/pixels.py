@@ -106,7 +106,7 @@ def pixel_method(
     init,
     step,
     read,
-    needs=tuple(dict.fromkeys((*needs, *start.needs))),
+    needs=start.needs_with(*needs),
     num_steps=num_steps,
     real_images="images" in start.needs,
     turns=turns,

@@ -11,7 +11,7 @@ source. The learning rate of the inner loop is learned with the images, and is t
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -21,12 +21,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ltdd_jax.core.registry import check_at_least, check_choice, check_share
+from ltdd_jax.core.registry import check_at_least, check_share
 from ltdd_jax.core.types import Distilled, Leaf, LtddError, Slots
 from ltdd_jax.data import dsa
-from ltdd_jax.distil import features, inner_loop
+from ltdd_jax.distil import features, initial_images, inner_loop
 from ltdd_jax.distil.base import Env, Inputs, Method, Resources
-from ltdd_jax.distil.dm import first_images
 from ltdd_jax.distil.network_training import batch_rows
 from ltdd_jax.models import convolution
 from ltdd_jax.models.flat import flat_params
@@ -64,7 +63,7 @@ class Options(NamedTuple):
   student_lr: float
   lr_lr: float
   augment: str | None
-  init: str
+  init: str | Mapping[str, Any]
   min_start_epoch: int = 0
   first_max_start_epoch: int | None = None
   growth_steps: int = 1
@@ -82,7 +81,9 @@ class First(NamedTuple):
   predicted: jax.Array | None = None
 
 
-FirstFn = Callable[[jax.Array, Slots, Resources], First]
+Firsts = tuple[  # what draws, and the start that it draws from
+  Callable[[jax.Array, Slots, Resources], First], initial_images.Start
+]
 
 
 class Phases(NamedTuple):
@@ -99,7 +100,7 @@ def matching(
   options: Options,
   gradient: Callable[..., inner_loop.Matched],
   *,
-  first: FirstFn | None = None,
+  first: Firsts | None = None,
   expert_labels: bool = False,
   phases: Phases | None = None,
 ) -> Method:
@@ -110,8 +111,7 @@ def matching(
     env: static facts; `env.expert` makes the network of the trajectories.
     options: its numbers.
     gradient: computes loss and gradients, see `inner_loop`.
-    first: makes what to start from, of the resource "experts" too; None for images of
-      `options.init`, "real" or "noise".
+    first: what to start from, by the resource "experts" too; None for images of `options.init`.
     expert_labels: whether the expert's probabilities are the labels of each step.
     phases: of a step, or None for one pair of vectors in each.
 
@@ -121,10 +121,8 @@ def matching(
   """
   _check(name, options)
   logits_of, size = expert_network(name, env)
-  if first is None:
-    check_choice(f"method {name!r}: init", options.init, ("real", "noise"))
   exact = gradient is inner_loop.exact
-  draw = first or _first_images(env, options.init)
+  draw, initial = first or _first_images(name, env, options.init)
   txs = {
     "images": optax.sgd(options.lr, options.momentum),
     "student_lr": optax.sgd(options.lr_lr, options.momentum),
@@ -197,11 +195,12 @@ def matching(
     start,
     step,
     _read,
-    needs=("images", "labels", "trajectories", *needs),
+    needs=initial.needs_with("images", "labels", "trajectories", *needs),
     num_steps=options.num_steps,
     batching="joint",
     inputs=phases.inputs if phases else functools.partial(draw_pair, name, options, size),
-    real_images=options.init != "noise",
+    real_images="images" in initial.needs,
+    notes=initial.notes,
     dtype="float32",
     remarks=_unpredicted if first else None,
     memory=lambda n: planned(n)[1],
@@ -251,9 +250,9 @@ def all_logits(
   return features.in_chunks(lambda rows: logits_of(theta, images[rows]), len(images), CHUNK)
 
 
-def _first_images(env: Env, init: str) -> FirstFn:
-  draw = first_images(env, init)
-  return lambda key, slots, res: First(draw(key, slots, res))
+def _first_images(name: str, env: Env, init: str | Mapping[str, Any]) -> Firsts:
+  start = initial_images.make_start(env, init, name, initial_images.MATCHING)
+  return lambda *args: First(start.draw(*args)), start
 
 
 def _learned(names: Any, state: TrajectoryState) -> dict[str, jax.Array]:

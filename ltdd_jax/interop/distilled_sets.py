@@ -92,14 +92,14 @@ def read(where: str, path: str, spec: DatasetSpec, class_names: Sequence[str]) -
       "(WORKDIR/distil/IMAGES), an .npz file with images and labels, a folder of class folders or "
       "of images.pt and labels.pt, or what launch.export wrote"
     )
-  _check_classes(name, names, class_names)
+  check_classes(name, names, class_names)
   pixels = np.ascontiguousarray(stored["images"])
   folders.check_shape(name, pixels.shape[1:], spec)
   labels = stored["labels"]
   labels = arrays_lib.check_labels(f"{name}: labels", labels, spec.num_classes, len(pixels))
   _check_range(name, pixels)
   shapes = {"soft_labels": (len(pixels), spec.num_classes), "student_lr": ()}
-  learned = {k: _learned(name, k, stored[k], shapes[k]) for k in LEARNED if k in stored}
+  learned = {k: check_learned(name, k, stored[k], shapes[k]) for k in LEARNED if k in stored}
   parts = _parts(f"{name}: parts", stored.get("parts", np.array(1)), spec)
   digest = content_sha256(pixels, labels, *learned.values(), *([parts] if parts > 1 else []))
   size = "x".join(map(str, spec.image_shape))
@@ -182,7 +182,8 @@ def _normalisation(about: Mapping[str, Any], spec: DatasetSpec) -> list[str]:
   return [f"distilled for images of {say(there)}; here they are of {say(here)}"]
 
 
-def _check_classes(name: str, names: Sequence[str] | None, class_names: Sequence[str]) -> None:
+def check_classes(name: str, names: Sequence[str] | None, class_names: Sequence[str]) -> None:
+  """Raises LtddError for another class map than that of this run; None is no map."""
   if names is None or list(names) == list(class_names):
     return
   there, here = folders.some_names(names), folders.some_names(class_names)
@@ -209,8 +210,8 @@ def _outside(pixels: np.ndarray) -> float:
   return float(np.abs(pixels - np.clip(pixels, 0, 1)).mean(dtype=np.float64))
 
 
-def _learned(name: str, key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Soft labels (n, k) or the rate [], as float32."""
+def check_learned(name: str, key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Soft labels (n, k) or the rate [], as float32; LtddError for others."""
   what = "expected a finite number above 0" if key == "student_lr" else "expected finite logits"
   if values.shape != shape or values.dtype.kind not in "fiu":
     raise LtddError(f"{name}: {key} is {values.dtype} {values.shape}; {what} of shape {shape}")

@@ -1,9 +1,9 @@
 """The logits that teachers give the views of distilled images.
 
-Views (`data/views.py`) are recomputed and never stored. The label store (`store.py`) holds only the
-teachers' logits of the views, `logits[e, i]`; a calibration, a temperature or a target prior can be
-changed after the fact. (Released pipelines store crop, flip, permutation and box beside the logits,
-FKD.)
+Views (`data/views.py`) are recomputed and never stored; of imported ones, what made them is stored
+(`data/view_records.py`). The label store (`store.py`) holds only the logits of the views,
+`logits[e, i]`; a calibration, a temperature or a target prior can be changed after the fact.
+(Released pipelines store crop, flip, permutation and box beside the logits, FKD.)
 """
 
 import functools
@@ -26,6 +26,7 @@ from ltdd_jax.core.types import LtddError, Teacher
 from ltdd_jax.data import augment, crops
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
+from ltdd_jax.data.view_records import Records
 from ltdd_jax.labels import encoding as encoding_lib
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.teachers import aggregate as aggregate_lib
@@ -204,6 +205,46 @@ def store_logits(
     store.write({0: encoding.encode(jnp.asarray(logits))})
   mesh_lib.barrier("label epochs written")
   return Labelled(store, logits)
+
+
+def store_views(
+  name: str,
+  images: np.ndarray,
+  read: Callable[[int], tuple[Records, np.ndarray]],
+  shape: tuple[int, int, int],
+  dtype: str,
+  *,
+  sha256: str,
+  class_names: Sequence[str],
+  session: loop.Session,
+) -> tuple[label_store.LabelStore, Records]:
+  """Makes a label store of logits of views that come with the records of these views.
+
+  Args:
+    name: of the image source.
+    images: (n, h, w, c), the distilled images.
+    read: label epoch -> its records (n, ...) and logits (n, k).
+    shape: (e, n, k).
+    dtype: of the store.
+    sha256: of what `read` reads.
+    class_names: (k,) the class map.
+    session: where the store goes.
+
+  Returns:
+    The store, and the records (e, n, ...) of all views.
+  """
+  encoding = label_store.Encoding(dtype)
+  facts = {"source": name, "images": _digest(images), "labels": sha256}
+  store = _make_store(session, shape, encoding, class_names, facts)
+  present, found = store.present(), []
+  mesh_lib.barrier("label epochs listed")
+  for epoch in range(shape[0]):
+    records, logits = read(epoch)
+    found.append(records)
+    if jax.process_index() == 0 and epoch not in present:
+      store.write({epoch: encoding.encode(jnp.asarray(logits, jnp.float32))})
+  mesh_lib.barrier("label epochs written")
+  return store, jax.tree.map(lambda *x: np.stack(x), *found)
 
 
 def check_logits(where: str, logits: np.ndarray, shape: tuple[int, int]) -> None:

@@ -1,7 +1,7 @@
 """Where the labels of students come from, and how a batch of views gets them.
 
 A label source gives logits for (image, view): `teacher` asks networks of the teacher stage,
-`learned` has what the method learned with the images, `imported` reads a file. No label source at
+`learned` has what the method learned with the images, `imported` reads files. No label source at
 all is hard labels. A calibrator adjusts the logits, whatever their source, when they are read.
 """
 
@@ -64,11 +64,14 @@ def learned() -> LabelSource:
 
 
 def imported(*, path: str) -> LabelSource:
-  """Logits of each image from a file.
+  """Logits of each image from a file, or of each view from a folder.
 
   Args:
     path: an `.npy` file of logits (n, k), or an `.npz` file with an array `logits`, in the order of
-      the images of one image source. If a run has several, the config names it under `images`.
+      the images of one image source; or a folder that `launch.export --to fkd` wrote. Students of
+      such labels see the views that the folder describes, whatever `config.label.views` says, and
+      go round through its label epochs; hard labels of the same images have views of the run's own.
+      If a run has several image sources, the config names one under `images`.
   """
   return LabelSource("imported", path=path)
 

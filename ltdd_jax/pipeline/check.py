@@ -21,6 +21,7 @@ from ltdd_jax.core.types import LtddError, Slots
 from ltdd_jax.data import augment, longtail, sources, whitening
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.distil.run import check_options, run_method
+from ltdd_jax.interop import view_labels
 from ltdd_jax.labels import encoding
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
@@ -352,7 +353,10 @@ def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
   if row.labels == HARD:
     return
   made = ctx.label_source(row.labels)
-  if made.path is not None:
+  if found := ctx.folder_logits(row.labels):
+    classes, fit_on = ctx.slots(row.images).labels, ctx.config["calibrate"]["fit_on"]
+    view_labels.check_fits(found, row.images, classes, ctx.parts(row.images), fit_on)
+  elif made.path is not None:
     shape = (len(ctx.slots(row.images).labels), ctx.source.spec.num_classes)
     logits = ctx.file_logits(row.labels)
     label_lib.check_logits(f"label source {row.labels!r}: logits for {where}", logits, shape)

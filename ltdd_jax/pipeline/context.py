@@ -12,10 +12,10 @@ import numpy as np
 from ltdd_jax import calibrate, distil, models
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import config as config_lib
-from ltdd_jax.core import registry
+from ltdd_jax.core import files, registry
 from ltdd_jax.core.types import ArrayData, LtddError, Slots, Teacher
 from ltdd_jax.data import longtail, sources, stream, whitening
-from ltdd_jax.interop import distilled_sets
+from ltdd_jax.interop import distilled_sets, view_labels
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.labels import store as label_store
@@ -328,6 +328,15 @@ class Context:
     """The label store of a row; refuses one of another class map."""
     folder = self.workdir.load(row.stage("label")).folder(label_lib.STORE)
     return label_store.open_store(folder, class_names=self.source.class_names)
+
+  @functools.cache  # noqa: B019
+  def folder_logits(self, labels: str) -> view_labels.ViewLabels | None:
+    """The logits of views that a label source takes from a folder; None for one without."""
+    entry, spec = self.config["label"]["sources"][labels], self.source.spec
+    if (path := entry.get("path")) is None or not files.path(path).is_dir():
+      return None
+    where = f"config.label.sources.{labels}"
+    return view_labels.open_folder(where, path, spec, self.source.class_names)
 
   def label_split(self, row: Row) -> str | None:
     """The split that the labels of a row are biased by: that of their teachers, or of their images.

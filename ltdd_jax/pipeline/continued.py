@@ -84,7 +84,7 @@ def check_given(ctx: Context, images: str, given: Collection[str], what: str | N
     raise LtddError(
       f"config.distil.methods.{images}.on_top_of: {what} has {' and '.join(learned)}, learned for "
       "its own images together; expected images alone. Distil the whole budget, or start from the "
-      "set where the method has init={'name': 'imported', ...}"
+      "set by init={'name': 'imported', ...}"
     )
 
 

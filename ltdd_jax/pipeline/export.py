@@ -55,6 +55,11 @@ def write(
   """
   check_choice("--to", to, exports.FORMATS)
   found = distilled_set(workdir, images=images, labels=labels, calibrator=calibrator)
+  if labels is not None and found.soft_labels is None and to != "fkd":
+    raise LtddError(
+      f"--labels is {labels!r}, whose logits of views were imported without those of the images as "
+      "they are; expected --to fkd, or no --labels"
+    )
   return found, exports.write(found, to, out, overwrite=overwrite)
 
 
@@ -105,9 +110,9 @@ def _labelled(work: Workdir, found: record.DistilledSet, row: Row) -> record.Dis
   if artefact.meta["extra"]["per_view"]:
     views = _views(artefact, row, found, aligned)
   meta = {**found.meta, "labels": row.labels, "calibrator": row.calibrator, **facts}
-  return found._replace(
-    soft_labels=aligned(artefact.arrays["clean_logits"]), views=views, meta=meta
-  )
+  clean = artefact.arrays.get("clean_logits")  # imported views may have come without
+  soft_labels = None if clean is None else aligned(clean)
+  return found._replace(soft_labels=soft_labels, views=views, meta=meta)
 
 
 class _Aligned(NamedTuple):
@@ -151,14 +156,20 @@ def _views(
   """Logits of the views and what made them, for the format fkd."""
   config, shape = artefact.meta["config"], found.images.shape
   store = label_store.open_store(artefact.folder(label_lib.STORE), class_names=found.class_names)
-  kwargs = config["label"]["views"] | ({"parts": found.parts} if found.parts > 1 else {})
-  key = label_lib.view_key(config["seed"], row.images)
   exact = aligned.calibrator is None and store.encoding.dtype == "float16"
-  numbers = jnp.arange(shape[0])
+  numbers, kwargs = jnp.arange(shape[0]), artefact.meta["extra"].get("replay")
+  if not (replayed := kwargs is not None):  # not imported: views come from the key
+    kwargs = config["label"]["views"] | ({"parts": found.parts} if found.parts > 1 else {})
+
+  def records_of(epoch: int) -> view_records.Records:
+    if replayed:
+      return jax.tree.map(lambda x: x[epoch], view_records.from_arrays(artefact.arrays))
+    drawn = view_records.record_fn(shape[1:], shape[0], **kwargs)
+    key = label_lib.view_key(config["seed"], row.images)
+    return jax.jit(drawn)(key, numbers, jnp.full(shape[0], epoch))
 
   def read(epoch: int) -> Mapping[str, np.ndarray]:
-    records = view_records.record_fn(shape[1:], shape[0], **kwargs)
-    records = jax.jit(records)(key, numbers, jnp.full(shape[0], epoch))
+    records = records_of(epoch)
     logits = aligned(store.logits(epoch, epoch + 1)[0])
     return fkd.arrays_of(records, logits.astype(np.float16) if exact else logits, shape[1:])
 

@@ -153,7 +153,9 @@ class Builder:
     if made.kind == "teacher":
       reads.append(self.teacher())
       group |= self.seed | {"label": part}
-    if made.path is not None:
+    if views := self.ctx.folder_logits(row.labels):
+      group["source"] |= {"path": views.sha256}
+    elif made.path is not None:
       logits = self.ctx.file_logits(row.labels)
       group["source"] |= {"path": distilled_sets.content_sha256(logits, np.zeros(0))}
     code = {"source": label_sources.VERSION}
@@ -182,12 +184,16 @@ class Builder:
 
   def _trained(self, row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
     """What students of a row depend on, beside what their stage reads."""
-    group = self.seed | {"student": numbers, "views": self.config["label"]["views"]}
+    group = self.seed | {"student": numbers}
+    replayed = row.labels != HARD and self.ctx.folder_logits(row.labels) is not None
+    if not replayed:
+      group["views"] = self.config["label"]["views"]
     if row.labels != HARD:
       group["online"] = self.ctx.label_source(row.labels).online
     if self.ctx.own_lr:
       group["recipe_lr"] = self.ctx.recipe_lr
-    if (epochs := self.config["label"]["num_epochs"]) < numbers["num_epochs"]:
+    epochs = self.config["label"]["num_epochs"]
+    if not replayed and epochs < numbers["num_epochs"]:
       group["label"] = {"num_epochs": epochs}
     return group
 

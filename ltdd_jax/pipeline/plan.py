@@ -95,6 +95,10 @@ def label(ctx: Context, *, row: Row) -> str:
   n = len(ctx.slots(row.images).labels)
   epochs = config["num_epochs"] if made.kind == "teacher" else 1
   shape = (epochs, n, ctx.source.spec.num_classes)
+  if views := ctx.folder_logits(row.labels):
+    return (
+      f"{made.kind} logits {views.shape} of views as {views.dtype}, SHA-256 {views.sha256[:12]}"
+    )
   if made.kind != "teacher":
     return f"{made.kind} logits {shape[1:]}, one for each image"
   stored = encoding.from_config(config)

@@ -8,6 +8,7 @@ artefact is there, made with the same config from the same inputs, is skipped.
 """
 
 import datetime
+import json
 import time
 from typing import Any
 
@@ -62,7 +63,10 @@ def run(
   changed = None if defaults is None else config_lib.diff(defaults, config)
   config, kinds = check.check(config), selected(stage)
   ctx, work = Context(config), workdir_lib.Workdir(workdir, cache=cache)
+  no_place = config | {"data": config["data"] | {"data_dir": None}}
+  mesh_lib.check_same("a config", json.dumps(config_lib.canonical(no_place)))
   stages = graph.make_stages(ctx)
+  mesh_lib.check_same("data", repr([s.fingerprint for s in stages]))
   read = [s for s in stages if KINDS.index(s.kind) <= KINDS.index(kinds[-1])]
   work.check((s.name, s.config, s.inputs) for s in read)
   status = {s.name: work.status(s.name, s.config, s.inputs) for s in read}

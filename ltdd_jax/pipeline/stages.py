@@ -18,8 +18,9 @@ from absl import logging
 
 from ltdd_jax import calibrate, models
 from ltdd_jax.core.types import Teacher
-from ltdd_jax.data import longtail, whitening
+from ltdd_jax.data import longtail, view_records, whitening
 from ltdd_jax.distil.run import run_method
+from ltdd_jax.interop.view_labels import ViewLabels
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.pipeline import continued
@@ -173,6 +174,8 @@ def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product
 
 def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
   distilled, made = ctx.distilled(row.images), ctx.label_source(row.labels)
+  if views := ctx.folder_logits(row.labels):
+    return _imported_views(ctx, session, row, views)
   images, targets, names = distilled["images"], distilled["labels"], ctx.source.class_names
   if made.kind == "teacher":
     config = {k: v for k, v in ctx.config["label"].items() if k not in ("sources", "views")}
@@ -199,6 +202,27 @@ def label_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
   arrays = {"clean_logits": labelled.clean_logits, "labels": targets}
   extra = {"per_view": made.kind == "teacher"}
   return Product(arrays, extra=extra, folders={label_lib.STORE: labelled.store.path})
+
+
+def _imported_views(ctx: Context, session: loop.Session, row: Row, found: ViewLabels) -> Product:
+  """Logits of views from a folder, with the records that students replay the views from."""
+  distilled, names = ctx.distilled(row.images), ctx.source.class_names
+  store, records = label_lib.store_views(
+    row.images,
+    distilled["images"],
+    found.read,
+    found.shape,
+    found.dtype,
+    sha256=found.sha256,
+    class_names=names,
+    session=session,
+  )
+  arrays = {"labels": distilled["labels"], **view_records.to_arrays(records)}
+  if found.clean_logits is not None:
+    arrays["clean_logits"] = found.clean_logits
+  replay = view_records.facts_of(records, found.mix, ctx.source.spec.image_shape)
+  extra = {"per_view": True, "replay": replay}
+  return Product(arrays, extra=extra, folders={label_lib.STORE: store.path})
 
 
 def _fitted(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
@@ -278,12 +302,15 @@ def _student_arguments(ctx: Context, row: Row, learned_lr: np.ndarray | None) ->
   if ctx.own_lr:
     lr = ctx.recipe_lr if learned_lr is None else float(learned_lr)
     numbers["optimizer"] = {**numbers["optimizer"], "lr": lr}
-  return numbers | {
-    "views": ctx.views(row.images),
-    "view_key": label_lib.view_key(seed, row.images),
-    "label_epochs": ctx.config["label"]["num_epochs"],
-    "seed": seed,
-  }
+  if row.labels != HARD and ctx.folder_logits(row.labels):  # else views come from the key
+    found = ctx.workdir.load(row.stage("label"))
+    records, views = view_records.from_arrays(found.arrays), found.meta["extra"]["replay"]
+    numbers |= {"views": views, "view_key": records, "label_epochs": len(records.flip)}
+  else:
+    numbers["views"] = ctx.views(row.images)
+    numbers["view_key"] = label_lib.view_key(seed, row.images)
+    numbers["label_epochs"] = ctx.config["label"]["num_epochs"]
+  return numbers | {"seed": seed}
 
 
 def student_numbers(ctx: Context) -> dict[str, Any]:
@@ -340,7 +367,8 @@ def calibrated(
     dtype, teachers = ctx.config["label"]["compute_dtype"], ctx.teachers(made.teachers)
     teachers = tuple(t._replace(model=models.computing_in(t.model, dtype)) for t in teachers)
     return label_sources.Supervision("online", teachers=teachers, **common)
-  return label_sources.stored(ctx.store(row), per_view=made.kind == "teacher", **common)
+  per_view = made.kind == "teacher" or ctx.folder_logits(row.labels) is not None
+  return label_sources.stored(ctx.store(row), per_view=per_view, **common)
 
 
 def label_bytes(ctx: Context, row: Row) -> int | None:

@@ -16,7 +16,7 @@ from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import ArrayData, Leaf
-from ltdd_jax.data import feed
+from ltdd_jax.data import feed, view_records
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels.sources import Supervision
@@ -68,7 +68,7 @@ def make_views(
 ) -> dict[str, Any]:
   """Adds the views of a batch, `x` of indices (b,) and epochs (b,).
 
-  `consts` has images, labels and "view_key", the key of the label store.
+  `consts` has images, labels and "view_key", the key of the label store, or records of its views.
   """
   data = consts["view_key"], consts["images"], consts["labels"]
   return x | {"views": views_of(*data, x["indices"], x["epochs"])}
@@ -99,7 +99,7 @@ def train_students(
   schedule: Mapping[str, Any],
   loss: Mapping[str, Any],
   views: Mapping[str, Any],
-  view_key: jax.Array,
+  view_key: jax.Array | view_records.Records,
   label_epochs: int | None = None,
   hard_weight: float = 0.0,
   ema: float | None = None,
@@ -132,8 +132,8 @@ def train_students(
     schedule: likewise; with `per_epoch` True it moves once an epoch.
     loss: {name, **kwargs} for `losses.make_soft_loss`; hard labels always use cross-entropy.
     hard_weight: share, in [0, 1), of the hard loss in the loss of soft labels, see `soft_loss`.
-    views: keyword arguments of `data.views.view_fn`.
-    view_key: from `labels.label.view_key`.
+    views: keyword arguments of `data.views.view_fn`; with records, of `view_records.replay_fn`.
+    view_key: from `labels.label.view_key`, or the records of imported views.
     label_epochs: epochs that have views; students of more go round again. None: all of them.
     ema: decay in [0, 1) of an average of the parameters that is scored in their place, or None.
     num_seeds: students.
@@ -188,7 +188,7 @@ def train_students(
     session=session,
     parallel=parallel,
     scoring=scoring,
-    prepare=functools.partial(make_views, views_of=views_lib.view_fn(spec, **views)),
+    prepare=functools.partial(make_views, views_of=view_records.view_fn(spec, view_key, views)),
   )
   total = np.bincount(np.asarray(test.labels), minlength=spec.num_classes).astype(np.int32)
   steps = np.asarray(scoring.steps, np.int32)
@@ -243,8 +243,13 @@ def _consts(
   images: np.ndarray,
   labels: np.ndarray,
   supervision: Supervision,
-  view_key: jax.Array,
+  view_key: jax.Array | view_records.Records,
   session: loop.Session,
 ) -> dict[str, Any]:
-  arrays = {"images": images, "labels": labels} | supervision.arrays()
-  return mesh_lib.put(arrays, mesh_lib.replicated(session.mesh)) | {"view_key": view_key}
+  arrays, views = (
+    {"images": images, "labels": labels} | supervision.arrays(),
+    {"view_key": view_key},
+  )
+  if isinstance(view_key, view_records.Records):
+    arrays, views = arrays | views, {}
+  return mesh_lib.put(arrays, mesh_lib.replicated(session.mesh)) | views

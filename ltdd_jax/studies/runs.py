@@ -14,6 +14,7 @@ from ltdd_jax import calibrate, pipeline
 from ltdd_jax.artefacts import workdir as workdir_lib
 from ltdd_jax.core import files
 from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.pipeline import check, graph, stages
@@ -88,6 +89,11 @@ def write_plots(
 def teacher_logits(ctx: Context, labels: str) -> Callable[[np.ndarray], np.ndarray]:
   """A label source, of teachers, as a function of normalised images (n, h, w, c), giving (n, k)."""
   made = ctx.label_source(labels)
+  if made.kind != "teacher":
+    raise LtddError(
+      f"config.label.sources.{labels} is {made.kind!r}; this study shows images to the source and "
+      "expects a label source 'teacher'"
+    )
   teachers = ctx.teachers(made.teachers)
   networks, variables = zip(*((t.model, t.variables) for t in teachers), strict=True)
   return in_batches(lambda x: label_lib.teacher_logits(networks, variables, x, made.aggregate))

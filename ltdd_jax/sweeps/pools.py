@@ -5,6 +5,7 @@ A pool starts commands and returns a future of each, with `done()` and `result()
 
 import concurrent.futures
 import contextlib
+import os
 import pathlib
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import filelock
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.sweeps import slurm as slurm_lib
 
 _LEFT_SECONDS = 60.0  # how long the cell of a stopped sweep may take to save
 
@@ -59,11 +61,23 @@ def run_task(task: Task, running: set[subprocess.Popen[bytes]] | None = None) ->
       start_new_session=True,
     )
     if running is None:
-      return process.wait()
+      return _wait(process)
     running.add(process)
     code = process.wait()
     running.remove(process)
     return code
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+  """The exit code of a process; if Ray cancels the task, the process saves first."""
+  try:
+    while process.poll() is None:
+      time.sleep(0.1)  # Ray's KeyboardInterrupt does not end `process.wait`
+    return process.returncode
+  except KeyboardInterrupt:
+    process.terminate()
+    process.wait()
+    raise
 
 
 def local(tasks: Sequence[Task], jobs: int | None, folder: str, args: Mapping[str, Any]) -> Pool:
@@ -90,23 +104,48 @@ def local(tasks: Sequence[Task], jobs: int | None, folder: str, args: Mapping[st
   return Pool(list(futures), stop)
 
 
+class Requeued:
+  """`run_task`; a cell whose time is up, or that is preempted, saves and is queued again.
+
+  submitit calls `checkpoint` when Slurm warns it by SIGUSR2, and limits how often.
+  """
+
+  def __init__(self) -> None:
+    self.running: set[subprocess.Popen[bytes]] = set()
+
+  def __call__(self, task: Task) -> int:
+    shield = ["sh", "-c", 'trap "" USR2; exec "$@"', "sh"]  # the warning would kill the cell
+    return run_task(task._replace(command=[*shield, *task.command]), self.running)
+
+  def checkpoint(self, task: Task) -> Any:
+    """Lets the cell save; returns what is to run next time."""
+    from submitit.helpers import DelayedSubmission
+
+    for process in self.running:
+      process.terminate()
+      os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # `run_task` holds Popen's lock
+    return DelayedSubmission(Requeued(), task)
+
+
 def slurm(tasks: Sequence[Task], jobs: int | None, folder: str, args: Mapping[str, Any]) -> Pool:
   """A Slurm array, of at most `jobs` at a time; `args` are submitit's (`slurm_partition`, ...)."""
   import submitit
 
   options = {"slurm_array_parallelism": jobs or len(tasks)} | dict(args)
   try:
-    executor = submitit.AutoExecutor(folder, cluster=options.pop("cluster", "slurm"))
+    executor = submitit.AutoExecutor(folder, cluster="slurm")
     executor.update_parameters(**options)
+    started = executor.map_array(Requeued(), tasks)
   except (RuntimeError, NameError, TypeError, ValueError) as error:
     raise LtddError(f"--pool=slurm: submitit refuses it: {error}") from error
-  futures = executor.map_array(run_task, tasks)
+  array = slurm_lib.Array(started[0].job_id.split("_")[0])
+  futures = [slurm_lib.Future(job, array) for job in started]
 
   def stop() -> None:
     for future in futures:
       future.cancel()
 
-  return Pool(futures, stop)
+  return Pool(list(futures), stop)
 
 
 def ray(tasks: Sequence[Task], jobs: int | None, folder: str, args: Mapping[str, Any]) -> Pool:
@@ -116,9 +155,22 @@ def ray(tasks: Sequence[Task], jobs: int | None, folder: str, args: Mapping[str,
   del folder
   if jobs is not None:
     raise LtddError(f"--jobs={jobs} is not for Ray; say what a cell needs: --pool_args=num_cpus=2")
-  ray_lib.init(ignore_reinit_error=True, log_to_driver=False)
+  try:
+    ray_lib.init(ignore_reinit_error=True, log_to_driver=False)
+  except ConnectionError as error:
+    raise LtddError(
+      f"--pool=ray: {error}; expected a cluster of Ray that RAY_ADDRESS names"
+    ) from error
   remote = ray_lib.remote(**{"num_cpus": 1, "max_retries": 0} | dict(args))(run_task)
-  return Pool([remote.remote(task).future() for task in tasks], ray_lib.shutdown)
+  refs = [remote.remote(task) for task in tasks]
+
+  def stop() -> None:
+    for ref in refs:
+      ray_lib.cancel(ref)
+    ray_lib.wait(refs, num_returns=len(refs), timeout=_LEFT_SECONDS)  # workers kill their cells
+    ray_lib.shutdown()
+
+  return Pool([ref.future() for ref in refs], stop)
 
 
 POOLS: dict[str, Callable[..., Pool]] = {"local": local, "slurm": slurm, "ray": ray}

@@ -163,7 +163,7 @@ def test_missing_feed_is_refused_helpfully(method, name):
 def test_classes_with_one_and_three_images_and_more_slots(method, name):
   for slots in (small.slots(1, 4, 0), small.slots(0, 1, 4)):  # shapes that are compiled already
     notes = distil.check_resources(name, method, slots, small.resources(), small.env())
-    assert bool(notes) == method.real_images
+    assert bool(notes) == (method.real_images and name != "dc")  # which starts from noise
     assert np.isfinite(run(method, jax.random.key(0), slots).images).all()
 
 

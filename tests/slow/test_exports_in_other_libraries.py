@@ -6,6 +6,7 @@
 Each export is opened by the library that it is for, and imported again.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -19,7 +20,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import view_records
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import SPECS
-from ltdd_jax.interop import distilled_sets, exports
+from ltdd_jax.interop import distilled_sets, exports, view_labels
 from ltdd_jax.interop.exports import fkd, record
 
 pytestmark = pytest.mark.slow
@@ -193,3 +194,49 @@ def test_views_are_replayed_by_torchvision(torch, mix, tmp_path):
   want = views_lib.view_fn(SPEC, mix=mix)(key, IMAGES, LABELS, numbers, epochs)
   pixels = np.asarray(want.images) * np.float32(SPEC.std) + np.float32(SPEC.mean)
   np.testing.assert_allclose(views, pixels, atol=2e-5)  # rounding of two resizers
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
+def test_batches_of_sre2l_are_converted(torch, mix, tmp_path):
+  """By the code of the docstring: views are those of the images that were in the batches."""
+  resize = functools.partial(torch.nn.functional.interpolate, size=[SIDE] * 2, mode="bilinear")
+  random, images = np.random.RandomState(3), torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255
+  sampler = torch.utils.data.RandomSampler(range(N), generator=torch.Generator().manual_seed(5))
+  loader = torch.utils.data.DataLoader(torch.arange(N), batch_size=8, sampler=sampler)
+  shown = np.zeros((2, *IMAGES.shape), np.float32)
+  for e in range(2):
+    (tmp_path / f"epoch_{e}").mkdir()
+    for b, numbers in enumerate(loader):
+      crops = [(*random.randint(0, 9, 2).tolist(), 20, 23) for _ in numbers]
+      flips = torch.from_numpy(random.rand(len(numbers)) < 0.5)
+      both = zip(numbers, crops, strict=True)
+      own = [resize(images[i : i + 1, :, y : y + h, x : x + w])[0] for i, (y, x, h, w) in both]
+      own = torch.stack([x.flip(-1) if f else x for x, f in zip(own, flips, strict=True)])
+      index, lam, box = torch.randperm(len(own)), 0.7, [np.int64(x) for x in (3, 20, 13, 32)]
+      views = own.clone()
+      if mix == "cutmix":
+        views[:, :, 3:13, 20:32] = own[index, :, 3:13, 20:32]
+      elif mix == "mixup":
+        views, box = lam * own + (1 - lam) * own[index], None
+      else:
+        index = lam = box = None
+      shown[e, numbers] = views.permute(0, 2, 3, 1)
+      logits = numbers[:, None] + torch.arange(K, dtype=torch.float16)
+      batch = [torch.tensor(crops) / SIDE, flips, index, lam, box, logits]
+      torch.save(batch, tmp_path / f"epoch_{e}" / f"batch_{b}.tar")
+  scope = {}
+  exec(textwrap.dedent(view_labels.__doc__[view_labels.__doc__.index("    import json") :]), scope)
+  scope["convert"](tmp_path, tmp_path / "out", NAMES, N, SIDE, 2, mix, seed=5)
+  found = view_labels.open_folder("mine", str(tmp_path / "out"), SPEC, NAMES)
+  assert (found.shape, found.dtype, found.labels) == ((2, N, K), "float16", None)
+  records, logits = zip(*map(found.read, range(2)), strict=True)
+  np.testing.assert_array_equal(logits[1][:, 0], np.arange(N))
+  records = jax.tree.map(lambda *x: np.stack(x), *records)
+  kwargs = view_records.facts_of(records, mix, SPEC.image_shape)
+  numbers = np.arange(N, dtype=np.int32)
+  views_of = view_records.replay_fn(SPEC, **kwargs)
+  for e in range(2):
+    got = np.asarray(views_of(records, IMAGES, LABELS, numbers, np.full(N, e, np.int32)).images)
+    np.testing.assert_allclose(
+      got * np.float32(SPEC.std) + np.float32(SPEC.mean), shown[e], atol=2e-5
+    )

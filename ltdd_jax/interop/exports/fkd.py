@@ -1,5 +1,7 @@
 """Labels of views, as FKD stores them, for programs that replay the views: NumPy files alone.
 
+`interop.view_labels` reads them again, for the label source `imported`.
+
     set.npz                         the images, as `--to npz` writes them
     labels/epoch_00000.npz  ...     a label epoch each, a row for each image:
       coords     (n, 4) float32     the crop: top / h, left / w, height / h, width / w
@@ -36,11 +38,13 @@ import numpy as np
 from etils import epath
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import arrays as arrays_lib
 from ltdd_jax.data.view_records import Records
 from ltdd_jax.interop.exports import npz, record
 from ltdd_jax.interop.exports.record import DistilledSet
 
 SET = "set.npz"
+ARRAYS = ("coords", "flip", "mix_index", "mix_lam", "mix_bbox", "logits")
 
 
 def write(found: DistilledSet, folder: epath.Path) -> None:
@@ -53,7 +57,7 @@ def write(found: DistilledSet, folder: epath.Path) -> None:
   npz.write(found._replace(views=None), folder / SET)
   (folder / "labels").mkdir()
   for epoch in range(found.views.num_epochs):
-    with _file(folder, epoch).open("wb") as file:
+    with label_file(folder, epoch).open("wb") as file:
       np.savez(file, allow_pickle=False, **found.views.read(epoch))
   facts = {"num_epochs": found.views.num_epochs, "mix": found.views.mix}
   (folder / record.ABOUT).write_text(record.describe(found, "fkd", **facts))
@@ -76,10 +80,11 @@ def arrays_of(
 
 
 def read_epoch(folder: epath.Path, epoch: int) -> Mapping[str, np.ndarray]:
-  """Reads the arrays of a label epoch."""
-  with np.load(_file(epath.Path(folder), epoch), allow_pickle=False) as stored:
-    return dict(stored)
+  """Reads the arrays of a label epoch; LtddError for a file that is missing or damaged."""
+  file = label_file(epath.Path(folder), epoch)
+  return arrays_lib.read_npz(str(file), file, [ARRAYS])
 
 
-def _file(folder: epath.Path, epoch: int) -> epath.Path:
+def label_file(folder: epath.Path, epoch: int) -> epath.Path:
+  """The file of a label epoch."""
   return folder / "labels" / f"epoch_{epoch:05d}.npz"

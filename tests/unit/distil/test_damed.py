@@ -80,7 +80,7 @@ def test_images_and_labels_start_from_classifier_experts():
   [
     ({"classifier_steps": 0}, "method 'damed': classifier_steps is 0; expected 1 or more"),
     ({"backbone_weight": -1.0}, "method 'damed': backbone_weight is -1.0; expected 0 or more"),
-    ({"init": "noise"}, "method 'damed': init is 'noise'"),
+    ({"init": "noise"}, "'init' of method 'damed': 'noise'. Known"),
     ({"min_start_epoch": 2}, "method 'damed': max_start_epoch is 2; expected a number above"),
   ],
 )

@@ -144,7 +144,7 @@ def test_published_settings():
     ({"num_steps": -5}, "'dm': num_steps is -5; expected 1 or more"),
     ({"lr": -1.0}, r"'dm': lr is -1.0; expected 0 or more"),
     ({"momentum": 1.0}, r"momentum is 1.0; expected a number in \[0, 1\)"),
-    ({"init": "rded"}, "init is 'rded'; expected one of 'real', 'noise'"),
+    ({"init": "rded"}, "unknown 'init' of method 'dm': 'rded'. .*: imported, noise, real"),
     ({"augment": "color_cutmix"}, "operation 'cutmix' is not known"),
     ({"network": {"name": "convnett"}}, "unknown model 'convnett'"),
     ({"network": {"depth": 3}}, "unknown model ''"),

@@ -183,8 +183,8 @@ def test_presets_keep_start_epochs_within_the_experts(preset):
   ("name", "kwargs", "message"),
   [
     ("ftd", {"ema_decay": 1.0}, r"'ftd': ema_decay is 1.0; expected a number in \[0, 1\)"),
-    ("ftd", {"init": "predicted"}, "'ftd': init is 'predicted'; expected one of 'real', 'noise'"),
-    ("datm", {"init": "noise"}, "'datm': init is 'noise'; expected one of 'predicted', 'real'"),
+    ("ftd", {"init": "predicted"}, "'ftd': 'predicted'. Known: imported, noise, real"),
+    ("datm", {"init": "noise"}, "'datm': 'noise'. Known: imported, predicted, real"),
     ("datm", {"lr_labels": -1.0}, "lr_labels is -1.0; expected 0 or more"),
     ("datm", {"momentum_labels": 1.0}, "momentum_labels is 1.0; expected a number in"),
     ("datm", {"threshold": 0.0}, "threshold is 0.0; expected a positive number"),

@@ -186,7 +186,7 @@ def test_published_settings():
     (dc, {"num_steps": 0}, "'dc': num_steps is 0; expected 1 or more"),
     (dsa, {"epochs": -1}, "'dsa': epochs is -1; expected 0 or more"),
     (dsa, {"augment": "color_cutmix"}, "operation 'cutmix' is not known"),
-    (dc, {"init": "rded"}, "init is 'rded'; expected one of 'real', 'noise'"),
+    (dc, {"init": "rded"}, "'init' of method 'dc': 'rded'. .*: imported, noise, real"),
     (dc, {"momentum": 1.0}, r"momentum is 1.0; expected a number in \[0, 1\)"),
     (dsa, {"network": NET | {"norm": "batch"}}, "'dsa': network .* has batch norm"),
     (dream, {"factor": 9}, "'dream': factor is 9"),

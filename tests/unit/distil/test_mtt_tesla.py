@@ -96,7 +96,7 @@ def test_published_settings():
     ({"lr_lr": -1.0}, "lr_lr is -1.0; expected 0 or more"),
     ({"student_lr": 0.0}, "student_lr is 0.0; expected a positive number"),
     ({"momentum": 1.0}, r"momentum is 1.0; expected a number in \[0, 1\)"),
-    ({"init": "rded"}, "init is 'rded'; expected one of 'real', 'noise'"),
+    ({"init": "rded"}, "'init' of method .*: 'rded'. .*: imported, noise, real"),
     ({"augment": "color_cutmix"}, "operation 'cutmix' is not known"),
   ],
 )

@@ -14,6 +14,7 @@ from ltdd_jax.distil import initial_images
 from ltdd_jax.pipeline import check, graph, plan
 from ltdd_jax.pipeline.context import Context
 from tests import small
+from tests.contract.test_methods import KWARGS
 
 SRE2L = {"name": "sre2l", "num_steps": 2}
 
@@ -100,6 +101,33 @@ def test_a_start_is_known_by_content_and_checked(tmp_path):
   formed, _ = old_set(tmp_path, (3, 2, 2), "formed.npz", parts=2)
   refused("2 x 2 small ones in each, and .* one in each", config_of(tmp_path, start_from(formed)))
   refused("there is no such file or folder", config_of(tmp_path, start_from("nowhere.npz")))
+
+
+@pytest.mark.parametrize("whiten", [None, 0.1])
+def test_trajectories_start_from_a_set(tmp_path, whiten):
+  """Images that do not move are those of the set; it had a rate, which is not taken."""
+  path, images = old_set(tmp_path, (3, 2, 2), student_lr=np.float32(0.5))
+  still = KWARGS["mtt"] | {"name": "mtt", "lr": 0.0, "lr_lr": 0.0, "student_lr": 0.01}
+  init = {"name": "imported", "path": path}
+  config = config_of(tmp_path, still | {"init": init}, order="class_major")
+  config["data"]["whiten"] = whiten
+  config["trajectories"] = {"network": small.NET, "num_experts": 1, "num_epochs": 2}
+  pipeline.run(config, tmp_path / "run", stage="distil", show_progress=False)
+  made = Workdir(tmp_path / "run").load("distil/more")
+  np.testing.assert_allclose(255 * made.arrays["images"], images, atol=0.1)
+  np.testing.assert_allclose(made.arrays["student_lr"], 0.01)
+  notes = "\n".join(made.meta["extra"]["notes"])
+  assert f"starts from 7 images 8x8x1 uint8 from {path}, SHA-256" in notes
+  assert "student_lr of the set that images start from: not used" in notes
+
+
+@pytest.mark.parametrize("name", ["dream", "idm", "ncfm"])
+def test_small_images_start_from_sets_of_as_many(tmp_path, name):
+  entry = lambda path: KWARGS[name] | {"name": name, "init": {"name": "imported", "path": path}}
+  formed, _ = old_set(tmp_path, (3, 2, 2), "formed.npz", parts=2)
+  check.check_with_data(Context(check.check(config_of(tmp_path, entry(formed)))))
+  whole, _ = old_set(tmp_path, (3, 2, 2))
+  refused("one in each, and .* 2 x 2 small ones in each", config_of(tmp_path, entry(whole)))
 
 
 # ---- on_top_of ----

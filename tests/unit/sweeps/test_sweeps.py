@@ -1,7 +1,9 @@
 """Sweeps of a stub in place of runs: cells that end well, crash, are killed, or are interrupted."""
 
+import _thread
 import concurrent.futures
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -17,7 +19,7 @@ from ltdd_jax import sweeps
 from ltdd_jax.artefacts import checkpoint
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.sweeps import cells, pools, report
+from ltdd_jax.sweeps import cells, pools, report, slurm
 
 # What a cell does is its seed: 1 crashes, 9 is killed; others wait for the file `go`.
 STUB = """
@@ -43,6 +45,17 @@ row |= {"per_class": [50.0, 50.0]}
 results |= {"schema": 3, "recipe": None, "rows": [row]}
 (folder / "report").mkdir(exist_ok=True)
 (folder / "report" / "results.json").write_text(json.dumps(results))
+"""
+
+# Saves when it is asked to stop.
+SAVES = """
+import pathlib, signal, sys, time
+def stop(*unused):
+  pathlib.Path(sys.argv[1], "saved").touch()
+  sys.exit()
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
 """
 
 
@@ -198,8 +211,55 @@ def test_ray(sweep, tmp_path, fake_ray):
   assert (fake_ray["num_gpus"], fake_ray["num_cpus"], fake_ray["max_retries"]) == (1, 1, 0)
 
 
-def test_slurm(sweep, tmp_path, monkeypatch):
+class Job:
+  """submitit's, of an array 7: `outcome` is its exit code, an error, or None for no result."""
+
+  def __init__(self, folder, number, outcome):
+    self.job_id, self.outcome, self.cancelled = f"7_{number}", outcome, False
+    self.paths = types.SimpleNamespace(
+      result_pickle=folder / f"{number}.pkl", stderr=folder / f"{number}.err"
+    )
+    if outcome is not None:
+      self.paths.result_pickle.touch()
+
+  def result(self):
+    if isinstance(self.outcome, Exception):
+      raise self.outcome
+    return self.outcome
+
+  def cancel(self, check):
+    self.cancelled = True
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+  """Writes a program `squeue` that prints some text; Slurm is asked anew each time."""
+  monkeypatch.setattr(slurm, "_ASK_SECONDS", -1.0)
+  monkeypatch.setattr(slurm, "_LOST_SECONDS", 0.0)
+  (tmp_path / "bin").mkdir()
+  monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+
+  def write(text, code=0):
+    program = tmp_path / "bin" / "squeue"
+    program.write_text(f"#!/bin/sh\necho '{text}' {'>&2' if code else ''}\nexit {code}\n")
+    program.chmod(0o755)
+
+  return write
+
+
+TRACE = """Job (task=0) failed during processing with trace:
+----------------------
+Traceback (most recent call last):
+submitit.core.utils.UncompletedJobError: Job not requeued because: timed-out too many times.
+
+----------------------
+You can check full logs with 'job.stderr(0)' and 'job.stdout(0)'or at paths:
+  - 7_1_0_log.out"""
+
+
+def test_slurm(sweep, tmp_path, monkeypatch, squeue):
   calls = {}
+  squeue("7_0")
 
   class AutoExecutor:
     def __init__(self, folder, cluster):
@@ -211,13 +271,12 @@ def test_slurm(sweep, tmp_path, monkeypatch):
       calls.update(options)
 
     def map_array(self, fn, tasks):
-      jobs = [concurrent.futures.Future() for _ in tasks]
-      jobs[0].set_result(fn(tasks[0]))
-      jobs[1].set_exception(RuntimeError("Job not requeued because:\n timed-out"))
-      return jobs
+      (tmp_path / "2.err").write_text("first\nslurmstepd: error: CANCELLED\n")
+      outcomes = [fn(tasks[0]), RuntimeError(TRACE), None]
+      return [Job(tmp_path, i, outcome) for i, outcome in enumerate(outcomes)]
 
   monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=AutoExecutor))
-  pairs, args = [("a", 0), ("b", 2)], {"slurm_partition": "gpu"}
+  pairs, args = [("a", 0), ("b", 2), ("c", 3)], {"slurm_partition": "gpu"}
   assert not sweep(pairs, pool="slurm", jobs=7, pool_args=args)
   assert calls == {
     "folder": str(tmp_path / "run" / "slurm"),
@@ -226,9 +285,80 @@ def test_slurm(sweep, tmp_path, monkeypatch):
     "slurm_partition": "gpu",
   }
   text = (tmp_path / "run" / "report" / "sweep.md").read_text()
-  assert "## b: failed: RuntimeError:  timed-out\n" in text
+  assert "1 of 3 cells are done." in text
+  assert "UncompletedJobError: Job not requeued because: timed-out too many times.\n" in text
+  assert f"Slurm ended job 7_2; the end of {tmp_path}/2.err: slurmstepd: error: CANCELLED\n" in text
   with pytest.raises(LtddError, match=r"--pool=slurm: submitit refuses it: Unknown argument"):
     sweep(pairs, pool="slurm", pool_args={"partition": "gpu"})
+
+
+@pytest.mark.parametrize(
+  ("text", "code", "done"),
+  [
+    ("7_0\n7_1", 0, False),
+    ("7_1", 0, True),
+    ("slurm_load_jobs error: Invalid job id specified", 1, True),  # forgotten
+    ("slurm_load_jobs error: Unable to contact slurm controller", 1, False),
+  ],
+)
+def test_a_job_has_ended_when_slurm_lists_it_no_more(tmp_path, squeue, text, code, done):
+  squeue(text, code)
+  job = Job(tmp_path, 0, None)
+  future = slurm.Future(job, slurm.Array("7"))
+  time.sleep(0.01)
+  assert future.done() == done
+  future.cancel()
+  assert job.cancelled
+
+
+def test_a_cell_that_slurm_warns_saves_and_is_queued_again(tmp_path, monkeypatch):
+  helpers = types.SimpleNamespace(DelayedSubmission=lambda fn, *args: (fn, args))
+  monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(helpers=helpers))
+  monkeypatch.setitem(sys.modules, "submitit.helpers", helpers)
+  task = pools.Task([sys.executable, "-c", SAVES, str(tmp_path)], str(tmp_path / "log.txt"))
+  requeued, kept = pools.Requeued(), []
+
+  def warn():
+    wait_for(tmp_path / "ready")
+    (process,) = requeued.running
+    process.send_signal(signal.SIGUSR2)  # Slurm's warning reaches the cell, too
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+  before = signal.signal(signal.SIGUSR2, lambda *unused: kept.append(requeued.checkpoint(task)))
+  try:
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+      warned = executor.submit(warn)
+      assert requeued(task) == 0
+      warned.result()
+  finally:
+    signal.signal(signal.SIGUSR2, before)
+  assert (tmp_path / "saved").exists()
+  ((again, args),) = kept
+  assert isinstance(again, pools.Requeued)
+  assert args == (task,)
+
+
+def test_a_cell_that_ray_cancels_saves(tmp_path):
+  task = pools.Task([sys.executable, "-c", SAVES, str(tmp_path)], str(tmp_path / "log.txt"))
+
+  def cancel():
+    wait_for(tmp_path / "ready")
+    _thread.interrupt_main()  # as Ray does
+
+  with concurrent.futures.ThreadPoolExecutor(1) as executor:
+    executor.submit(cancel)
+    with pytest.raises(KeyboardInterrupt):
+      pools.run_task(task)
+  assert (tmp_path / "saved").exists()
+
+
+def test_a_cluster_of_ray_that_is_not_there(sweep, monkeypatch):
+  def init(**unused):
+    raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6380")
+
+  monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(init=init))
+  with pytest.raises(LtddError, match=r"--pool=ray: Failed to connect .*:6380; expected a cluster"):
+    sweep([("a", 0)], pool="ray")
 
 
 def test_the_end_of_a_log(tmp_path):
@@ -267,16 +397,7 @@ def test_the_table_on_a_terminal_is_printed_over(tmp_path):
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="of util-linux")
 def test_cells_of_a_killed_sweep_are_asked_to_stop(tmp_path):
-  cell = """
-import pathlib, signal, sys, time
-def stop(*unused):
-  pathlib.Path(sys.argv[1], "saved").touch()
-  sys.exit()
-signal.signal(signal.SIGTERM, stop)
-pathlib.Path(sys.argv[1], "ready").touch()
-time.sleep(60)
-"""
-  task = ([sys.executable, "-c", cell, str(tmp_path)], str(tmp_path / "log.txt"))
+  task = ([sys.executable, "-c", SAVES, str(tmp_path)], str(tmp_path / "log.txt"))
   code = f"from ltdd_jax.sweeps import pools; pools.run_task(pools.Task(*{task!r}))"
   sweep = subprocess.Popen([sys.executable, "-c", code])
   wait_for(tmp_path / "ready")
