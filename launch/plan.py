@@ -29,24 +29,24 @@ def main(argv: list[str]) -> None:
   from ltdd_jax.core import command_line, hardware
   from ltdd_jax.core.registry import check_choice
   from ltdd_jax.interop.inputs import open_vector
-  from ltdd_jax.pipeline import ahead_of_time
+  from ltdd_jax.pipeline import ahead_of_time, programs
+  from ltdd_jax.pipeline.blank import blank_context
 
   config = command_line.read_config(str(launch_main.CONFIG.value))
   config = command_line.override(config, argv[1:])
   counts = None if _COUNTS.value is None else open_vector(_COUNTS.value, "counts")[1]
-  kinds = _STAGES.value or ahead_of_time.KINDS
+  kinds = _STAGES.value or programs.KINDS
   for kind in kinds:
-    check_choice("an entry of --stages", kind, ahead_of_time.KINDS)
-  ctx = ahead_of_time.blank_context(config, counts)
-  programs = ahead_of_time.programs(ctx, kinds)
+    check_choice("an entry of --stages", kind, programs.KINDS)
+  found = programs.of_run(blank_context(config, counts), kinds)
   if _SWEEP.value:
     chip = (_TOPOLOGY.value or "v5e").partition(":")[0]
     targets = [*map(hardware.of_topology, hardware.slices(chip, _SWEEP.value))]
-    print(ahead_of_time.scaling_table(programs, targets))
+    print(ahead_of_time.scaling_table(found, targets))
     return
   target = hardware.of_topology(_TOPOLOGY.value) if _TOPOLOGY.value else hardware.local()
   print(target)
-  print(ahead_of_time.table([*ahead_of_time.compiled(programs, target)], target))
+  print(ahead_of_time.table([*ahead_of_time.compiled(found, target)], target))
 
 
 def _set_up() -> None:

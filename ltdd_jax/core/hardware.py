@@ -86,18 +86,18 @@ def of_topology(name: str) -> Target:
   return Target(name, mesh_lib.make_mesh(found.devices), *CHIPS[kind])
 
 
-def slices(kind: str, counts: Sequence[int]) -> list[str]:
+def slices(kind: str, counts: Sequence[str]) -> list[str]:
   """Topologies of so many chips of a kind.
 
   Raises:
     LtddError: there is none of a number of chips.
   """
   sizes = [name.partition(":")[2] for name in TOPOLOGIES if name.startswith(f"{kind}:")]
-  known = {math.prod(map(int, size.split("x"))): f"{kind}:{size}" for size in sizes}
+  known = {str(math.prod(map(int, size.split("x")))): f"{kind}:{size}" for size in sizes}
   for count in counts:
     if count not in known:
-      numbers = ", ".join(map(str, known))
-      raise LtddError(f"--sweep has {count} chips; expected numbers out of {numbers} ({kind})")
+      numbers = ", ".join(known) or f"those of {', '.join(CHIPS)}"
+      raise LtddError(f"--sweep has {count!r} chips of {kind}; expected numbers out of {numbers}")
   return [known[count] for count in counts]
 
 
