@@ -5,11 +5,10 @@ target = local()
 """
 
 import importlib.util
-import itertools
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,13 +29,12 @@ class Chip(NamedTuple):
   flops: float  # a second, bfloat16 without sparsity
 
 
-# cloud.google.com/tpu/docs/v5e, v5p, v6e; nvidia.com/en-us/data-center: a100, h100, h200.
+# cloud.google.com/tpu/docs/v5e, v5p, v6e
 CHIPS = {
   "v5e": Chip(16 * _GIB, 197e12),
   "v5p": Chip(95 * _GIB, 459e12),
   "v6e": Chip(32 * _GIB, 918e12),
 }
-GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # by a part of `device_kind`
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
@@ -54,6 +52,7 @@ class Target(NamedTuple):
   mesh: jax.sharding.Mesh
   memory: int  # bytes
   flops: float  # a second, at most
+  bandwidth: float | None = None  # bytes a second; None where a compiler models the step
 
   def __str__(self) -> str:
     kind = self.mesh.devices.flat[0].device_kind
@@ -102,27 +101,26 @@ def slices(kind: str, counts: Sequence[str]) -> list[str]:
 
 
 def local() -> Target:
-  """The devices of this process."""
+  """The devices of this process; what they do in a second is measured."""
   devices = jax.devices()
   first, name = devices[0], f"{devices[0].platform} (local)"
+  shared = len(devices) if first.platform == "cpu" else 1  # virtual devices share the cores
   if first.platform == "cpu":
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    memory = host // len(devices)
-    flops = _measured_flops() / len(devices)  # they share its cores
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   else:
     memory = first.memory_stats()["bytes_limit"]
-    known = [value for part, value in GPU_FLOPS.items() if part in first.device_kind]
-    flops = known[0] if known else _measured_flops()
-  return Target(name, mesh_lib.make_mesh(devices), memory, flops)
+  x, y = jnp.ones((2048, 2048)), jnp.ones(2**26)
+  flops = 2 * len(x) ** 3 / _seconds(jnp.matmul, x, x)
+  bandwidth = 2 * y.nbytes / _seconds(jnp.add, y, 1)  # read and written
+  mesh = mesh_lib.make_mesh(devices)
+  return Target(name, mesh, memory // shared, flops / shared, bandwidth / shared)
 
 
-def _measured_flops(size: int = 2048, repeats: int = 3) -> float:
-  """FLOP/s of a product of float32 matrices, the best of some."""
-  product = jax.jit(jnp.matmul)
-  x = jnp.ones((size, size))
-  product(x, x).block_until_ready()
-  times = [time.perf_counter()]
-  for _ in range(repeats):
-    product(x, x).block_until_ready()
-    times.append(time.perf_counter())
-  return 2 * size**3 / min(b - a for a, b in itertools.pairwise(times))
+def _seconds(fn: Callable[..., Any], *args: Any, repeats: int = 5) -> float:
+  """The shortest time of a few calls, after one."""
+  times = []
+  for _ in range(repeats + 1):
+    start = time.perf_counter()
+    jax.block_until_ready(fn(*args))
+    times.append(time.perf_counter() - start)
+  return min(times[1:])

@@ -26,7 +26,7 @@ class Record(NamedTuple):
   name: str
   steps: int  # in the whole run
   step: ahead.Compiled
-  seconds: float  # of a step: the compiler's, or by FLOPs
+  seconds: float  # of a step, see `_seconds`
 
   @property
   def total(self) -> float:
@@ -55,11 +55,18 @@ def compiled(programs: Sequence[Program], target: hardware.Target) -> Iterator[R
       turns, total = len(found.step_fns), program.total(found)
       for turn, step_fn in enumerate(found.step_fns):
         step = ahead.compile_step(step_fn, found.arguments, known)
-        least = step.flops / target.flops
-        seconds = max(step.seconds, least) if step.seconds else least / hardware.SHARE
+        seconds = _seconds(step, target)
         name = program.name + (f", turn {turn}" if turns > 1 else "")
         logging.info("%s, %s: compiled in %.1f s", target.name, name, step.compile_seconds)
         yield Record(name, (total + turns - 1 - turn) // turns, step, seconds)
+
+
+def _seconds(step: ahead.Compiled, target: hardware.Target) -> float:
+  """The time of a step by its compiler, or else by its FLOPs and bytes."""
+  least = step.flops / target.flops
+  if step.seconds:
+    return max(step.seconds, least)
+  return max(least / hardware.SHARE, step.moved / target.bandwidth if target.bandwidth else 0.0)
 
 
 def table(records: Sequence[Record], target: hardware.Target) -> str:
@@ -71,7 +78,7 @@ def table(records: Sequence[Record], target: hardware.Target) -> str:
   rows = [_row(record, target) for record in records]
   fit = [r for r in records if r.step.fits]
   modelled = any(r.step.seconds for r in fit)
-  by = "the compiler's model" if modelled else f"FLOPs at {hardware.SHARE:g} of the peak"
+  by = "the compiler's model" if modelled else f"bytes, and FLOPs at {hardware.SHARE:g} of the peak"
   lost = f", without {len(records) - len(fit)} that do not fit" * (len(fit) < len(records))
   compiling = sum({id(r.step): r.step.compile_seconds for r in records}.values())
   return tables.table(header, rows) + (
