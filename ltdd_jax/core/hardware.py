@@ -79,6 +79,7 @@ def of_topology(name: str) -> Target:
   from jax.experimental import topologies
 
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask the cloud which slice this is
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is opened, so none is shared
   kind, size = name.split(":")
   one: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if size == "1x1" else {}
   found = topologies.get_topology_desc(topology_name=name, platform="tpu", **one)
