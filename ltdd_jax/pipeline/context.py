@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,27 +20,13 @@ from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.models.flat import Flat
+from ltdd_jax.pipeline.rows import HARD, Row  # noqa: F401 (also from here)
 from ltdd_jax.students import recipes
 from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.teachers import statistics as statistics_lib
 from ltdd_jax.teachers import train as teacher_training
 from ltdd_jax.teachers import trajectories as trajectories_lib
-
-HARD = "hard"  # the label source that is none
-
-
-class Row(NamedTuple):
-  """Images, the source of their labels, and what is done to these: a row of the report."""
-
-  images: str
-  labels: str = HARD
-  calibrator: str | None = None
-
-  def stage(self, kind: str) -> str:
-    """The name of the stage of this kind that makes something of the row."""
-    length = {"distil": 1, "label": 2}.get(kind, 3)
-    return "/".join([kind, *(x for x in self[:length] if x is not None)])
 
 
 @dataclasses.dataclass(eq=False)
@@ -393,10 +379,7 @@ class Context:
 
   @property
   def own_lr(self) -> bool:
-    """Whether `config.student.optimizer.lr` is None: image sources give their students a rate.
-
-    It is the learned one, or where the method learns none, as a random control, `recipe_lr`.
-    """
+    """Whether the config has no rate: students take the learned one, or else `recipe_lr`."""
     return self.config["student"]["optimizer"]["lr"] is None
 
 
