@@ -78,15 +78,16 @@ def set_up_logs() -> None:
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], *, workdir: bool = True) -> list[str]:
   """Parses the command line but for values of the config, which are left for `main`."""
   overrides = [arg for arg in argv[1:] if OVERRIDE.match(arg)]
   try:
     program, *rest = flags.FLAGS([arg for arg in argv if arg not in overrides])
     if rest:
       raise flags.Error(f"unexpected {' '.join(rest)!r}; values are given as --config.KEY=VALUE")
-    if not CONFIG.value or not WORKDIR.value:
-      raise flags.Error("--config and --workdir are needed; --help lists all flags")
+    if not CONFIG.value or (workdir and not WORKDIR.value):
+      needed = "--config and --workdir are" if workdir else "--config is"
+      raise flags.Error(f"{needed} needed; --help lists all flags")
   except flags.Error as error:
     print(f"error: {str(error).strip()}", file=sys.stderr)
     sys.exit(2)

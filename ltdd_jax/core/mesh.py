@@ -6,8 +6,10 @@ those of the whole batch, whatever the number of devices. A batch that does not 
 devices is split too: inside `jit` XLA pads it to the next multiple and masks the padding in sums.
 """
 
+import contextlib
+import contextvars
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +19,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ltdd_jax.core.types import LtddError
 
 AXIS = "data"
+_SHAPES_ALONE = contextvars.ContextVar("shapes_alone", default=False)
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+  """Within, `put` and `call` give shapes: no array is on a device, which need not be there."""
+  token = _SHAPES_ALONE.set(True)
+  try:
+    yield
+  finally:
+    _SHAPES_ALONE.reset(token)
+
+
+def has_shapes_alone() -> bool:
+  """Whether this is within `shapes_alone`."""
+  return _SHAPES_ALONE.get()
+
+
+def call(fn: Callable[..., Any], *args: Any) -> Any:
+  """Calls a function of arrays; within `shapes_alone` it gives their shapes."""
+  return jax.eval_shape(fn, *args) if has_shapes_alone() else fn(*args)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -45,6 +68,9 @@ def at_rest(mesh: Mesh, size: int) -> NamedSharding:
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
   """Places host arrays that every process holds whole; works on one process and on many."""
+  if has_shapes_alone():
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(lambda x: shape(x if hasattr(x, "dtype") else np.asarray(x)), tree)
   if jax.process_count() == 1:
     return jax.device_put(tree, sharding)
 
@@ -53,6 +79,14 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
   return jax.tree.map(place, tree)
+
+
+def stacked_shape(x: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
+  """The shape of so many such arrays, stacked."""
+  sharding = x.sharding
+  if sharding is not None:
+    sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+  return jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=sharding)
 
 
 def get(tree: Any) -> Any:

@@ -10,6 +10,7 @@ and no state of a reader is kept.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ def batches(
   path: str,
   mesh: jax.sharding.Mesh,
   scale: tuple[float, float] | None = None,
-) -> "Prefetched":
+) -> Callable[[int], Streamed]:
   """The batches of a training, read ahead. Of several processes each reads what its devices get.
 
   Args:
@@ -124,6 +125,8 @@ def batches(
     scale: of random resized crops of the images as they are stored; None for whole images.
   """
 
+  if mesh_lib.has_shapes_alone():
+    return functools.partial(_shapes, images, rows_of, mesh)
   number, processes = jax.process_index(), jax.process_count()
   everywhere = processes == 1 or len(rows_of(0)[0]) % mesh.size
 
@@ -140,6 +143,15 @@ def batches(
     return found._replace(pixels=jax.make_array_from_process_local_data(split, found.pixels, shape))
 
   return Prefetched(batch, num_steps, images.workers, None if everywhere else joined)
+
+
+def _shapes(images: HostImages, rows_of: Callable[[int], Any], mesh: Any, t: int) -> Streamed:
+  """A batch without pixels, which lies where `batches` puts it: split if there are processes."""
+  rows, epochs = rows_of(t)
+  pixels = jax.ShapeDtypeStruct((len(rows), *images.shape[1:]), images.dtype)
+  if len({device.process_index for device in mesh.devices.flat}) > 1:
+    pixels = mesh_lib.put(pixels, mesh_lib.at_rest(mesh, len(rows)))
+  return Streamed(pixels, rows, epochs)
 
 
 def _block(size: int, number: int, count: int) -> slice:

@@ -90,7 +90,7 @@ def run_method(
     path = f"distil/{name}/{number}"
     chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
     keys = functools.partial(rng.key_for, seed, path)
-    state = jax.jit(method.init)(keys("init"), chunk, device)
+    state = mesh_lib.call(jax.jit(method.init), keys("init"), chunk, device)
     if method.carry and last is not None:
       state = method.carry(state, last)
     last = _optimise(

@@ -257,7 +257,9 @@ def check_logits(where: str, logits: np.ndarray, shape: tuple[int, int]) -> None
 
 
 def _digest(tree: Any) -> str:
-  """SHA-256 of all arrays of a tree."""
+  """SHA-256 of all arrays of a tree; none of shapes."""
+  if mesh_lib.has_shapes_alone():
+    return ""
   total = hashlib.sha256()
   for leaf in jax.tree.leaves(jax.device_get(tree)):
     array = np.ascontiguousarray(leaf)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,29 +16,17 @@ from ltdd_jax.core.types import ArrayData, LtddError, Slots, Teacher
 from ltdd_jax.data import identity as identity_lib
 from ltdd_jax.data import longtail, sources, stream, whitening
 from ltdd_jax.interop import distilled_sets, view_labels
+from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
+from ltdd_jax.labels import store as label_store
 from ltdd_jax.models.flat import Flat
+from ltdd_jax.pipeline.rows import HARD, Row  # noqa: F401 (also from here)
 from ltdd_jax.students import recipes
 from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import aggregate as aggregate_lib
 from ltdd_jax.teachers import statistics as statistics_lib
 from ltdd_jax.teachers import train as teacher_training
 from ltdd_jax.teachers import trajectories as trajectories_lib
-
-HARD = "hard"  # the label source that is none
-
-
-class Row(NamedTuple):
-  """Images, the source of their labels, and what is done to these: a row of the report."""
-
-  images: str
-  labels: str = HARD
-  calibrator: str | None = None
-
-  def stage(self, kind: str) -> str:
-    """The name of the stage of this kind that makes something of the row."""
-    length = {"distil": 1, "label": 2}.get(kind, 3)
-    return "/".join([kind, *(x for x in self[:length] if x is not None)])
 
 
 @dataclasses.dataclass(eq=False)
@@ -53,12 +41,16 @@ class Context:
   @functools.cached_property
   def source(self) -> sources.DataSource:
     """The data source; with `config.data.whiten` its images are whitened, not normalised."""
-    data = self.config["data"]
-    found = sources.open_source(data["name"], **arguments_of(sources.open_source, data))
-    if data["whiten"] is None:
+    found = self.open()
+    if self.config["data"]["whiten"] is None:
       return found
     std = whitening.Whitening(found.spec.std, self._whitening)
     return found._replace(spec=found.spec._replace(std=std))
+
+  def open(self) -> sources.DataSource:
+    """Opens the data set as it is."""
+    data = self.config["data"]
+    return sources.open_source(data["name"], **arguments_of(sources.open_source, data))
 
   def _whitening(self) -> whitening.Arrays:
     """What the data stage has found; zeros before it has run, for shapes."""
@@ -300,6 +292,11 @@ class Context:
     path = self.config["label"]["sources"][labels]["path"]
     return distilled_sets.read_logits(f"config.label.sources.{labels}", path)
 
+  def store(self, row: Row) -> label_store.LabelStore:
+    """The label store of a row; refuses one of another class map."""
+    folder = self.workdir.load(row.stage("label")).folder(label_lib.STORE)
+    return label_store.open_store(folder, class_names=self.source.class_names)
+
   @functools.cache  # noqa: B019
   def folder_logits(self, labels: str) -> view_labels.ViewLabels | None:
     """The logits of views that a label source takes from a folder; None for one without."""
@@ -364,10 +361,7 @@ class Context:
 
   @property
   def own_lr(self) -> bool:
-    """Whether `config.student.optimizer.lr` is None: image sources give their students a rate.
-
-    It is the learned one, or where the method learns none, as a random control, `recipe_lr`.
-    """
+    """Whether the config has no rate: students take the learned one, or else `recipe_lr`."""
     return self.config["student"]["optimizer"]["lr"] is None
 
 

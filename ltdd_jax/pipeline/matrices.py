@@ -49,7 +49,7 @@ def _mean_labels(ctx: Context, row: Row) -> np.ndarray | None:
   """The mean soft labels (k, k) of a row; None of hard ones, on line, or of a large epoch."""
   if row.labels == HARD or ctx.label_source(row.labels).online:
     return None
-  _, n, k = stages.open_store(ctx, row).shape
+  _, n, k = ctx.store(row).shape
   if n * k > _MAX_LABELS:
     return None
   chunks = stages.label_chunks(ctx, row, max(1, _MAX_LABELS // (n * k)))

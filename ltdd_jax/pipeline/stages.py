@@ -23,7 +23,6 @@ from ltdd_jax.distil.run import run_method
 from ltdd_jax.interop.view_labels import ViewLabels
 from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
-from ltdd_jax.labels import store as label_store
 from ltdd_jax.pipeline import continued
 from ltdd_jax.pipeline.context import (
   HARD,
@@ -231,7 +230,7 @@ def _fitted(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
   config, calibrator = ctx.config["calibrate"], ctx.calibrator(row)
   artefact = ctx.workdir.load(row.stage("label"))
   if config["fit_on"] == "views":  # streamed from the store
-    logits: Any = open_store(ctx, row).first(config["max_epochs"])
+    logits: Any = ctx.store(row).first(config["max_epochs"])
   else:
     logits = artefact.arrays["clean_logits"]
   return calibrator, calibrator.fit(logits, artefact.arrays["labels"], ctx.log_prior(row))
@@ -264,21 +263,28 @@ def calibrate_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product
 
 
 def student_stage(ctx: Context, session: loop.Session, *, row: Row) -> Product:
-  distilled = ctx.distilled(row.images)
-  learned_lr = distilled.get("student_lr")
-  result = student_training.train_students(
-    row.stage("student"),
-    distilled["images"],
-    distilled["labels"],
-    supervision_of(ctx, row),
-    ctx.test_data,
-    ctx.source.spec,
-    session=session,
-    **_student_arguments(ctx, row, learned_lr),
-  )
+  result = train_row(ctx, session, row, supervision_of(ctx, row))
+  learned_lr = ctx.distilled(row.images).get("student_lr")
   arrays = {k: v for k, v in result._asdict().items() if k != "variables"}
   extra = {"notes": _rate_notes(ctx, learned_lr)}
   return Product(arrays, trees={"students": result.variables}, extra=extra)
+
+
+def train_row(
+  ctx: Context, session: loop.Session, row: Row, supervision: label_sources.Supervision
+) -> student_training.StudentResult:
+  """Trains the students of a row."""
+  distilled = ctx.distilled(row.images)
+  return student_training.train_students(
+    row.stage("student"),
+    distilled["images"],
+    distilled["labels"],
+    supervision,
+    ctx.test_data,
+    ctx.source.spec,
+    session=session,
+    **_student_arguments(ctx, row, distilled.get("student_lr")),
+  )
 
 
 def _rate_notes(ctx: Context, learned_lr: np.ndarray | None) -> list[str]:
@@ -315,12 +321,6 @@ def student_numbers(ctx: Context) -> dict[str, Any]:
 # ---- reading what stages left ----
 
 
-def open_store(ctx: Context, row: Row) -> label_store.LabelStore:
-  """The label store of a row; refuses one of another class map."""
-  folder = ctx.workdir.load(row.stage("label")).folder(label_lib.STORE)
-  return label_store.open_store(folder, class_names=ctx.source.class_names)
-
-
 def load_params(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
   """A calibrator and its fitted parameters, from the artefact of the calibrate stage."""
   calibrator, artefact = ctx.calibrator(row), ctx.workdir.load(row.stage("calibrate"))
@@ -340,7 +340,7 @@ def label_chunks(ctx: Context, row: Row, num_epochs: int | None = None) -> Itera
   """Calibrated logits (e, n, k) float32 of a row's labels, some label epochs at a time."""
   calibrator, params = load_params(ctx, row)
   log_prior, apply = ctx.log_prior(row), jax.jit(calibrator.apply)
-  store = open_store(ctx, row)
+  store = ctx.store(row)
   epochs, n, k = store.shape
   epochs = min(epochs, num_epochs or epochs)
   step = max(1, _CHUNK // (n * k))
@@ -367,12 +367,12 @@ def calibrated(
     dtype, teachers = ctx.config["label"]["compute_dtype"], ctx.teachers(made.teachers)
     teachers = tuple(t._replace(model=models.computing_in(t.model, dtype)) for t in teachers)
     return label_sources.Supervision("online", teachers=teachers, **common)
-  per_view = ctx.workdir.load(row.stage("label")).meta["extra"]["per_view"]
-  return label_sources.stored(open_store(ctx, row), per_view=per_view, **common)
+  per_view = made.kind == "teacher" or ctx.folder_logits(row.labels) is not None
+  return label_sources.stored(ctx.store(row), per_view=per_view, **common)
 
 
 def label_bytes(ctx: Context, row: Row) -> int | None:
   """Bytes on disk of the labels of a row; None for labels on line, which take teachers."""
   if row.labels == HARD:
     return 0
-  return None if ctx.label_source(row.labels).online else open_store(ctx, row).nbytes
+  return None if ctx.label_source(row.labels).online else ctx.store(row).nbytes

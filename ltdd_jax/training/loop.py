@@ -54,6 +54,11 @@ class Session:
     on_cpu = self.mesh.devices.flat[0].platform == "cpu"
     return 1 if on_cpu or not self.scan else self.log_every
 
+  def plan(
+    self, step_fns: Sequence[StepFn], state: Any, consts: Any, inputs: Any, num_steps: int
+  ) -> None:
+    """Is shown the arguments of each loop before it runs, and does nothing with them."""
+
   def keep(self, name: str, arrays: Mapping[str, Any]) -> None:
     """Stores the result of a finished part of a stage, whole or not at all.
 
@@ -235,6 +240,7 @@ def run(
     checkpoint.Interrupted: a signal asked to stop; the state is saved.
   """
   step_fns = (step_fn,) if callable(step_fn) else tuple(step_fn)
+  session.plan(step_fns, state, consts, inputs, num_steps)
   steps = _Steps(step_fns, inputs, first_turn, {} if compiled is None else compiled)
   progress, first = None, 0
   if session.scratch is not None:
@@ -303,5 +309,10 @@ def _all_finite(arrays: list[jax.Array]) -> jax.Array:
 
 def stack(items: Sequence[Any]) -> Any:
   """Stacks trees of host arrays, or of arrays that several processes hold together."""
-  on_devices = lambda x: jnp.stack if isinstance(x, jax.Array) else np.stack
-  return jax.tree.map(lambda *x: on_devices(x[0])(x), *items)
+
+  def joined(*x: Any) -> Any:
+    if isinstance(x[0], jax.ShapeDtypeStruct):
+      return mesh_lib.stacked_shape(x[0], len(x))
+    return (jnp.stack if isinstance(x[0], jax.Array) else np.stack)(x)
+
+  return jax.tree.map(joined, *items)

@@ -152,7 +152,7 @@ def train(
   parts = []
   for group in groups:
     state = {
-      "train": first(jnp.stack([n.init_key for n in group]), dict(consts)),
+      "train": mesh_lib.call(first, jnp.stack([n.init_key for n in group]), dict(consts)),
       **_blank_scores(scoring, len(group)),
     }
     if 0 in watch:

@@ -73,7 +73,7 @@ def test_soft_labels_are_logits_of_plain_images_after_the_calibrator(run):
 
 def test_labels_of_views_come_with_what_made_the_views(run):
   views = export.distilled_set(run.workdir.path, labels="teacher").views
-  store = stages.open_store(run, ROW)
+  store = run.store(ROW)
   assert (views.num_epochs, views.mix) == (2, "cutmix")
   got, numbers = views.read(1), np.arange(6, dtype=np.int32)
   assert got["logits"].dtype == np.float16  # as stored

@@ -1,0 +1,121 @@
+"""The steps of a run, compiled ahead of time: memory, FLOPs, collectives and an estimate.
+
+  found = programs.of_run(blank.blank_context(config))
+  print(table([*compiled(found, target)], target))     # target = hardware.of_topology("v5e:4x4")
+
+Stages are called as in a run, with zeros for images and artefacts, up to their first loop. The
+plan of `--dry_run`, in `plan.py`, compiles nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from absl import logging
+
+from ltdd_jax.core import hardware
+from ltdd_jax.core import mesh as mesh_lib
+from ltdd_jax.core.types import LtddError
+from ltdd_jax.pipeline.programs import KINDS, Program
+from ltdd_jax.report import tables
+from ltdd_jax.training import ahead
+
+
+class Record(NamedTuple):
+  """One step of a program."""
+
+  name: str
+  steps: int  # in the whole run
+  step: ahead.Compiled
+  seconds: float  # of a step, see `_seconds`
+
+  @property
+  def total(self) -> float:
+    """Seconds of all steps."""
+    return self.steps * self.seconds
+
+
+def compiled(programs: Sequence[Program], target: hardware.Target) -> Iterator[Record]:
+  """Compiles a step of each turn of each program; equal ones once.
+
+  Raises:
+    LtddError: a batch smaller than the number of devices.
+  """
+  devices = target.mesh.size
+  for program in programs:
+    if program.batch < devices:
+      raise LtddError(
+        f"{program.name}: a batch of {program.batch} images ({program.where}) on the {devices} "
+        f"devices of {target.name}, of which some would have none; expected {devices} or more. "
+        "Raise it, take fewer devices, or leave the stage out with --stages"
+      )
+  known: dict[str, ahead.Compiled] = {}
+  for program in programs:
+    with mesh_lib.shapes_alone():
+      found = ahead.loop_of(program.call, target.mesh)
+      turns, total = len(found.step_fns), program.total(found)
+      for turn, step_fn in enumerate(found.step_fns):
+        step = ahead.compile_step(step_fn, found.arguments, known)
+        seconds = _seconds(step, target)
+        name = program.name + (f", turn {turn}" if turns > 1 else "")
+        logging.info("%s, %s: compiled in %.1f s", target.name, name, step.compile_seconds)
+        yield Record(name, (total + turns - 1 - turn) // turns, step, seconds)
+
+
+def _seconds(step: ahead.Compiled, target: hardware.Target) -> float:
+  """The time of a step by its compiler, or else by its FLOPs and bytes."""
+  least = step.flops / target.flops
+  if step.seconds:
+    return max(step.seconds, least)
+  return max(least / hardware.SHARE, step.moved / target.bandwidth if target.bandwidth else 0.0)
+
+
+def table(records: Sequence[Record], target: hardware.Target) -> str:
+  """A line for each step, and what the whole run takes at least."""
+  header = (
+    "step", "times", "GiB per device", "of its memory", "GFLOP per device", "ms", "collectives",
+    "compiled in",
+  )  # fmt: skip
+  rows = [_row(record, target) for record in records]
+  fit = [r for r in records if r.step.fits]
+  modelled = any(r.step.seconds for r in fit)
+  by = "the compiler's model" if modelled else f"bytes, and FLOPs at {hardware.SHARE:g} of the peak"
+  lost = f", without {len(records) - len(fit)} that do not fit" * (len(fit) < len(records))
+  compiling = sum({id(r.step): r.step.compile_seconds for r in records}.values())
+  return tables.table(header, rows) + (
+    f"\nThe whole run{lost}: {_time(sum(r.total for r in fit))} or more by {by}. Not in it: input, "
+    f"evaluations, the start of each stage, and all stages but {', '.join(KINDS)}. Compiling took "
+    f"{compiling:.0f} s."
+  )
+
+
+def scaling_table(programs: Sequence[Program], targets: Sequence[hardware.Target]) -> str:
+  """Memory per device, collectives of a step and time of all steps, by the size of the slice."""
+  found = [[*compiled(programs, target)] for target in targets]
+  cells: dict[str, Callable[[Record], str]] = {
+    "GiB per device": lambda r: _gib(r.step.memory) + (" > memory" * (not r.step.fits)),
+    "collectives in a step": lambda r: str(sum(n for n, _ in r.step.collectives.values())),
+    "time of all steps": lambda r: _time(r.total) if r.step.fits else "-",
+  }
+  out = []
+  for title, cell in cells.items():
+    rows = [[records[0].name, *map(cell, records)] for records in zip(*found, strict=True)]
+    out.append(tables.table([title, *(target.name for target in targets)], rows))
+  return "\n\n".join(out)
+
+
+def _row(record: Record, target: hardware.Target) -> list[str]:
+  step = record.step
+  share = f"{step.memory / target.memory:.0%}" if step.fits else "does not fit"
+  several = [f"{n} {kind} {size / 1e6:.3g} MB" for kind, (n, size) in step.collectives.items()]
+  return [
+    record.name, f"{record.steps:,}", _gib(step.memory), share, f"{step.flops / 1e9:.3g}",
+    f"{record.seconds * 1e3:.3g}", ", ".join(several) or "none", f"{step.compile_seconds:.1f} s",
+  ]  # fmt: skip
+
+
+def _gib(size: float) -> str:
+  return f"{size / 2**30:.3f}"
+
+
+def _time(seconds: float) -> str:
+  return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:,.1f} min"
