@@ -106,10 +106,9 @@ def test_crops_are_of_the_image_as_it_is_stored(source):
   file = io.BytesIO()
   Image.fromarray(tall).save(file, "PNG")
   stored = source._replace(stored=lambda split, number: (f"{split}{number}", file.getvalue()))
-  found = images.read_crops(
-    stored, "train", np.array([5]), np.random.default_rng(2).spawn(1), (0.5, 0.6)
-  )
-  box = crops.draw_box(np.random.default_rng(2).spawn(1)[0], 30, 12, (0.5, 0.6))
+  one = lambda: np.random.default_rng(2).spawn(1)
+  found = images.read_crops(stored, "train", np.array([5]), one(), (0.5, 0.6))
+  box = crops.draw_box(one()[0], 30, 12, (0.5, 0.6))
   top, left, height, width = box
   assert 0.4 < height * width / (30 * 12) < 0.7
   cut = Image.fromarray(tall[top : top + height, left : left + width])

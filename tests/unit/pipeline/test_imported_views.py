@@ -54,7 +54,7 @@ def both(tmp_path_factory):
 def test_students_of_imported_labels_are_those_of_the_run(both):
   first, second, _ = both
   assert not second.workdir.exists("teacher")
-  stores = [stages.open_store(ctx, ROW) for ctx in (first, second)]
+  stores = [ctx.store(ROW) for ctx in (first, second)]
   assert stores[1].encoding.dtype == "float16"
   np.testing.assert_array_equal(*(store.logits() for store in stores))
   calibrated = [ctx.workdir.load(ROW.stage("calibrate")) for ctx in (first, second)]
