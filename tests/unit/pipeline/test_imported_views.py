@@ -10,7 +10,7 @@ from ltdd_jax import pipeline
 from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.interop.exports import fkd
-from ltdd_jax.pipeline import check, export, graph, stages
+from ltdd_jax.pipeline import check, export, graph
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.studies import runs
 from tests import small
