@@ -1,11 +1,9 @@
-"""A run whose images stay on disk gives what one with all of them in memory gives."""
+"""Runs whose images stay on disk; `tests/multidevice/test_processes.py` compares their numbers."""
 
-import numpy as np
 import pytest
 
 from configs import digits_lt
 from ltdd_jax import pipeline
-from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.pipeline import graph
 from ltdd_jax.pipeline.context import Context
@@ -19,21 +17,6 @@ def config_of(workers, method="edc"):
     model.update(depth=1, width=4)
   config.data.stream_workers = workers
   return config
-
-
-def test_images_on_disk_give_the_same_numbers(tmp_path):
-  results = {
-    name: pipeline.run(config_of(workers), tmp_path / name, show_progress=False)
-    for name, workers in (("memory", None), ("disk", 0))
-  }
-  tops = [found["rows"][0]["top1"] for found in results.values()]
-  assert tops[0] == tops[1]
-  here, there = (Workdir(tmp_path / name) for name in results)
-  for stage, key in (("distil/edc", "images"), ("probe/edc/teacher/probe", "labels")):
-    arrays = [work.load(stage).arrays[key].astype(int) for work in (here, there)]
-    assert np.abs(arrays[0] - arrays[1]).max() <= 1
-  counts = [work.load("teacher").arrays["test_correct"] for work in (here, there)]
-  np.testing.assert_array_equal(*counts)
 
 
 def test_the_number_of_workers_has_no_part_in_fingerprints():
