@@ -5,7 +5,8 @@
 
 `split=oltr` is ImageNet-LT (Liu et al., CVPR 2019): 115,846 images of its list files, from 1,280 to
 5 a class. `ImageNet_LT_train.txt` and `ImageNet_LT_test.txt` have to be in the folder; the latter
-lists `val`. `split=ltdd` is LTDD's rule with `imbalance`, on all of `train`: 500,399 images for 10.
+lists `val`. `split=ltdd` is LTDD's rule with `imbalance`, on all of `train`: 500,399 images for 10;
+it is refused where a class has fewer images than the rule wants, as some of ImageNet's may.
 
 Images stay on disk (`config.data.stream_workers`). Test images are covered and cut at 224 pixels,
 where published code scales the short side to 256 and cuts the same centre: ours shows more of it.
