@@ -2,6 +2,7 @@
 
 import functools
 import io
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -176,7 +177,12 @@ def through_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
 
 
 def map_threads(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-  """Maps in threads: Pillow lets go of the interpreter lock while it decodes."""
+  """Maps in threads: Pillow lets go of the interpreter lock while it decodes.
+
+  Not in a process that was started to read: there is one for each core.
+  """
+  if multiprocessing.parent_process() is not None:
+    return [fn(item) for item in items]
   with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
     return list(pool.map(fn, items))
 

@@ -104,7 +104,7 @@ class Streamed(NamedTuple):
 
 
 def batches(
-  images: HostImages,
+  images: Any,
   rows_of: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
   num_steps: int,
   *,
@@ -112,11 +112,13 @@ def batches(
   path: str,
   mesh: jax.sharding.Mesh,
   scale: tuple[float, float] | None = None,
-) -> Callable[[int], Streamed]:
-  """The batches of a training, read ahead. Of several processes each reads what its devices get.
+) -> Callable[[int], Any]:
+  """The inputs of a training's steps: `rows_of` itself, or `Streamed` of `HostImages`, read ahead.
+
+  Of several processes each reads what its devices get.
 
   Args:
-    images: of the training set.
+    images: of the training set, an array or `HostImages`.
     rows_of: step -> rows (b,) and the passes (b,) that they belong to, or None.
     num_steps: steps in all.
     seed: of the run.
@@ -124,7 +126,8 @@ def batches(
     mesh: devices that a batch is split over, if it divides; else every process reads all of it.
     scale: of random resized crops of the images as they are stored; None for whole images.
   """
-
+  if not isinstance(images, HostImages):
+    return rows_of
   if mesh_lib.has_shapes_alone():
     return functools.partial(_shapes, images, rows_of, mesh)
   number, processes = jax.process_index(), jax.process_count()
@@ -195,7 +198,9 @@ class Prefetched:
     if t != self._next:  # the first step, or one after a restart
       self.close()
       self._values = self._from(t)
-    value = jax.tree.map(np.array, next(self._values))  # workers give memory that is shared
+    value = next(self._values)
+    if self._workers:
+      value = jax.tree.map(np.array, value)  # theirs is shared memory
     self._next = t + 1
     if self._next == self._num_steps:
       self.close()

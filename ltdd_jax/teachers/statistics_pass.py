@@ -8,7 +8,6 @@ crop reaches over the edge, then normalised. Each counts once. Sums are merged b
 the activations of one batch are all that is held.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,9 +58,7 @@ def collect(
   Raises:
     LtddError: a teacher without batch norms and convolutions, or activations that are not finite.
   """
-  session = session or loop.Session()
-  if isinstance(data.images, stream.HostImages):
-    session = dataclasses.replace(session, scan=False)
+  session = (session or loop.Session()).reading(data.images)
   everywhere = mesh_lib.replicated(session.mesh)
   data = mesh_lib.put(data, everywhere)
   n, size = len(data.labels), min(batch_size, len(data.labels))
@@ -72,8 +69,6 @@ def collect(
   num_steps, batch_of = forward.num_batches(n, size), functools.partial(forward.batch_of, n, size)
 
   def inputs() -> Callable[[int], Any]:
-    if not isinstance(data.images, stream.HostImages):
-      return lambda t: (batch_of(t), np.int32(t))
     read = stream.batches(
       data.images, lambda t: (batch_of(t)[0], None), num_steps, seed=seed, path="statistics",
       mesh=session.mesh, scale=scale,

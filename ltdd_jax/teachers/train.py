@@ -1,6 +1,5 @@
 """Teachers: networks trained on the long-tailed set. Methods distil from them, and they label."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -86,7 +85,7 @@ def train_teachers(
   Raises:
     LtddError: a bad argument, or training that diverged.
   """
-  session = session or loop.Session()
+  session = (session or loop.Session()).reading(data.images)
   check_at_least("config.teacher.", 1, num_epochs=num_epochs, batch_size=batch_size, views=views)
   check_choice("config.teacher.parallel", parallel, many.PARALLEL)
   steps = [recalibrate.make_step(**step) for step in derive]
@@ -118,12 +117,9 @@ def train_teachers(
     num_steps=num_steps,
     lookahead=lookahead,
   )
-  read = None
-  if isinstance(data.images, stream.HostImages):
-    session = dataclasses.replace(session, scan=False)
-    read = functools.partial(
-      stream.batches, data.images, num_steps=num_steps, seed=seed, mesh=session.mesh, scale=scale
-    )
+  inputs_of = functools.partial(
+    stream.batches, data.images, num_steps=num_steps, seed=seed, mesh=session.mesh, scale=scale
+  )
   data = mesh_lib.put(data, mesh_lib.replicated(session.mesh))
   networks, found = build_models(spec, models), {}
   for keys in alike(networks):
@@ -139,7 +135,7 @@ def train_teachers(
       lookahead=lookahead,
     )
     trained = many.train(
-      [_network(key, n, batch_size, seed, read) for key in keys],
+      [_network(key, n, batch_size, seed, inputs_of) for key in keys],
       init,
       functools.partial(step, apply_fn=computing_in(whole, compute_dtype).apply),
       {"data": data},
@@ -177,7 +173,7 @@ def initial_variables(
   found = {}
   for name, model in networks.items():
     state = supervised.init_on_images(
-      _network(name, len(data.labels), 1, seed).init_key,
+      rng.key_for(seed, f"teacher/{name}", "init"),
       data,
       images_of=lambda data: data.images,
       model=aim.network(model),
@@ -210,15 +206,14 @@ def _network(
   num_images: int,
   batch_size: int,
   seed: int,
-  read: Callable[..., Callable[[int], Any]] | None = None,
+  inputs_of: Callable[..., Callable[[int], Any]],
 ) -> many.Network:
-  """A teacher's keys and batches; `read` makes `stream.batches` of the rows of a step."""
+  """A teacher's keys and inputs; `inputs_of` makes `stream.batches` of the rows of a step."""
   path = f"teacher/{teacher}"
   key = functools.partial(rng.key_for, seed, path)
   sampler = feed.BatchSampler(seed, path, num_images, batch_size)
   rows_of = lambda step: (sampler(step), sampler.epoch(step))
-  inputs = rows_of if read is None else read(rows_of=rows_of, path=path)
-  return many.Network(path, key("init"), key("step"), inputs)
+  return many.Network(path, key("init"), key("step"), inputs_of(rows_of=rows_of, path=path))
 
 
 def evaluate(

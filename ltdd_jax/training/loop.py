@@ -32,6 +32,7 @@ from ltdd_jax.core import files
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import progress as progress_lib
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import stream
 
 StepFn = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
 Compiled = dict[tuple[int, int], StepFn]  # by steps in one dispatch, and turn if that is one step
@@ -53,6 +54,11 @@ class Session:
     """Steps in one dispatch: 1 on CPU or without `scan`, `log_every` elsewhere."""
     on_cpu = self.mesh.devices.flat[0].platform == "cpu"
     return 1 if on_cpu or not self.scan else self.log_every
+
+  def reading(self, images: Any) -> "Session":
+    """This session; without `scan`, if a step's images are read for it (`data.stream`)."""
+    streamed = isinstance(images, stream.HostImages)
+    return dataclasses.replace(self, scan=False) if streamed else self
 
   def plan(
     self, step_fns: Sequence[StepFn], state: Any, consts: Any, inputs: Any, num_steps: int
