@@ -11,6 +11,9 @@ import argparse
 
 from benchmarks import timing
 
+BATCH = 64
+DRAINED = 20  # batches that a side may have read while the other had its turn
+
 
 def arguments() -> argparse.Namespace:
   p = timing.parser(__doc__)
@@ -25,8 +28,8 @@ def main() -> None:
   args, rows, record, line = arguments(), [], {}, ""
   for workers in (0, 1, 2):
     _, times, line = timing.against_torch(
-      "input_pipeline", args, ready={"folder": args.folder, "workers": workers},
-      ask={"batches": args.batches},
+      "input_pipeline", args, ask={"batches": args.batches},
+      ready={"folder": args.folder, "workers": workers, "size": BATCH, "drained": DRAINED},
     )  # fmt: skip
     seconds = {n: [a["seconds"] / a["images"] for a in answers] for n, answers in times.items()}
     rows += [

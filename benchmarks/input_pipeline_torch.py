@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torchvision import datasets, transforms
 
-BATCH = 64
-DRAINED = 20
-
 
 class Side:
   """Reads as many batches as it is asked to."""
@@ -19,18 +16,19 @@ class Side:
   def handle(self, message: dict[str, Any]) -> dict[str, Any]:
     if "batches" in message:
       return self.run(message["batches"])
+    size, self.drained = message["size"], message["drained"]
     crop = transforms.Compose([transforms.RandomResizedCrop(224), transforms.PILToTensor()])
     found = datasets.ImageFolder(f"{message['folder']}/train", crop)
-    sampler = torch.utils.data.RandomSampler(found, replacement=True, num_samples=BATCH * 100_000)
+    sampler = torch.utils.data.RandomSampler(found, replacement=True, num_samples=size * 100_000)
     loader = torch.utils.data.DataLoader(
-      found, BATCH, sampler=sampler, num_workers=message["workers"], drop_last=True
+      found, size, sampler=sampler, num_workers=message["workers"], drop_last=True
     )
     self.batches = iter(loader)
     self.run(1)
     return {"params": [len(found)], "torch": torch.__version__}
 
   def run(self, count: int) -> dict[str, Any]:
-    for _ in range(DRAINED):  # read while the other side had its turn
+    for _ in range(self.drained):
       next(self.batches)
     start = time.perf_counter()
     images = sum(len(next(self.batches)[0]) for _ in range(count))

@@ -42,11 +42,11 @@ def main(argv: list[str]) -> None:
   set_up()
   name = str(CONFIG.value)
   config = command_line.override(command_line.read_config(name), argv[1:])
-  run(config, str(WORKDIR.value), command_line.read_defaults(name))
+  run(config, str(WORKDIR.value), name)
 
 
-def run(config: dict[str, Any], workdir: str, defaults: dict[str, Any] | None = None) -> None:
-  """Runs the pipeline or a study, as the other flags say."""
+def run(config: dict[str, Any], workdir: str, file: str | None = None) -> None:
+  """Runs the pipeline or a study, as the other flags say; `file` is where the config is from."""
   options: dict[str, Any] = {
     "cache": _CACHE.value,
     "stage": _STAGE.value,
@@ -59,7 +59,9 @@ def run(config: dict[str, Any], workdir: str, defaults: dict[str, Any] | None = 
     studies.run(config, workdir, **options)
   else:
     from ltdd_jax import pipeline
+    from ltdd_jax.core import command_line
 
+    defaults = None if file is None else command_line.read_defaults(file)
     pipeline.run(config, workdir, defaults=defaults, **options)
 
 

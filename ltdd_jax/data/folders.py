@@ -17,7 +17,7 @@ from ltdd_jax.data.images import (
   image_shape,
   make_source,
   map_threads,
-  unreadable,
+  unreadable_named,
 )
 from ltdd_jax.data.specs import DataSource
 
@@ -174,10 +174,8 @@ def _readable(found, size, on_unreadable):
 
 
 def _decode(file: epath.Path, size: tuple[int, int]) -> np.ndarray:
-  try:
+  with unreadable_named(str(file)):
     return decode(file.read_bytes(), 3, size)
-  except UNREADABLE as error:
-    raise LtddError(unreadable(str(file), error)) from error
 
 
 def _check_counts(folder, classes, labels, *, all_needed: bool) -> None:

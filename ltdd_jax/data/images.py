@@ -1,10 +1,11 @@
 """From image files to uint8 arrays of one size, and the mean and std of a set of images."""
 
+import contextlib
 import functools
 import io
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -96,10 +97,8 @@ def read_crops(
       image = _to_pillow(source.read(split, np.array([number]))[0])
     else:
       name, data = source.stored(split, number)
-      try:
+      with unreadable_named(name):
         image = _open(data, channels)
-      except UNREADABLE as error:
-        raise LtddError(unreadable(name, error)) from error
     top, left, height, width = crops.draw_box(own, image.height, image.width, scale)
     image = image.crop((left, top, left + width, top + height))
     return _pixels(image.resize((w, h), Image.Resampling.BILINEAR))
@@ -107,12 +106,16 @@ def read_crops(
   return np.stack(map_threads(one, zip(indices.tolist(), draws, strict=True)))
 
 
-def unreadable(name: str, error: Exception) -> str:
-  """What to say of an image that was found bad in the midst of a run."""
-  return (
-    f"{name}: cannot be read as an image ({type(error).__name__}: {error}). Repair or delete it, "
-    "or leave it out of the list of files, and give the same command again"
-  )
+@contextlib.contextmanager
+def unreadable_named(name: str) -> Iterator[None]:
+  """Raises LtddError for an image that is found bad in the midst of a run."""
+  try:
+    yield
+  except UNREADABLE as error:
+    raise LtddError(
+      f"{name}: cannot be read as an image ({type(error).__name__}: {error}). Repair or delete it, "
+      "or leave it out of the list of files, and give the same command again"
+    ) from error
 
 
 def decode_all(encoded: Sequence[bytes], channels: int, size=None) -> list[np.ndarray]:

@@ -4,6 +4,8 @@ ImageNet-LT (Liu et al., CVPR 2019) is given by such files, `ImageNet_LT_train.t
 `ImageNet_LT_test.txt`, whose paths are those of ImageNet's folders `train` and `val`.
 """
 
+import functools
+
 import numpy as np
 from etils import epath
 
@@ -28,8 +30,8 @@ def read(list_file: files.Pathlike, root: epath.Path) -> Images:
   if not lines:
     raise LtddError(f"{path}: is empty; expected a line for each image, its path and its class")
   found = [_pair(path, number, line, root) for number, line in enumerate(lines, 1)]
-  known: dict[epath.Path, set[str]] = {}
-  missing = [file for file, _ in found if file.name not in _names(file.parent, known)]
+  listed = functools.cache(_names)  # many images are in one folder
+  missing = [file for file, _ in found if file.name not in listed(file.parent)]
   if missing:
     raise LtddError(
       f"{path}: {len(missing):,} of {len(found):,} images are not there: "
@@ -58,11 +60,9 @@ def _pair(path: epath.Path, number: int, line: str, root: epath.Path) -> tuple[e
   return root / name.strip(), int(label)
 
 
-def _names(folder: epath.Path, known: dict[epath.Path, set[str]]) -> set[str]:
-  """What is in a folder, listed once."""
-  if folder not in known:
-    known[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-  return known[folder]
+def _names(folder: epath.Path) -> set[str]:
+  """What is in a folder."""
+  return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
 
 
 def labels_of(found: Images) -> np.ndarray:

@@ -13,6 +13,7 @@ from ltdd_jax.data import images as images_lib
 from ltdd_jax.data.specs import SPECS, DatasetSpec, DataSource
 from ltdd_jax.labels import encoding
 from ltdd_jax.pipeline import check
+from ltdd_jax.pipeline.check import blank
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.teachers import statistics as statistics_lib
 
@@ -64,10 +65,6 @@ class BlankContext(Context):
     layout = stored.layout(k).items()
     read = lambda: blank({x: jax.ShapeDtypeStruct((epochs, n, m), d) for x, (m, d) in layout})
     return types.SimpleNamespace(encoding=stored, shape=(epochs, n, k), read=read)
-
-
-def blank(tree: Any) -> Any:
-  return jax.tree.map(check.blank, tree)
 
 
 def blank_context(config: Any, counts: np.ndarray | None = None) -> BlankContext:

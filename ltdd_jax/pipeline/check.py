@@ -368,11 +368,11 @@ def _check_learned(ctx: Context, row: Row, learned: Collection[str]) -> None:
     )
 
 
-def blank(x: Any) -> Any:
-  """Zeros in place of an array that is not there yet, without memory of their own."""
-  return (
-    np.broadcast_to(np.zeros((), x.dtype), x.shape) if isinstance(x, jax.ShapeDtypeStruct) else x
-  )
+def blank(tree: Any) -> Any:
+  """Zeros in place of arrays that are not there yet, without memory of their own."""
+  is_shape = lambda x: isinstance(x, jax.ShapeDtypeStruct)
+  zeros = lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape) if is_shape(x) else x
+  return jax.tree.map(zeros, tree)
 
 
 def _check_method(ctx: Context, images: str) -> Collection[str]:
@@ -388,7 +388,7 @@ def _check_method(ctx: Context, images: str) -> Collection[str]:
   few = Slots(*(x[: env.num_classes] for x in slots))
   key, x = jax.random.key(0), None
   if method.inputs is not None:
-    x = method.inputs(np.random.default_rng(0), 0, jax.tree.map(blank, res))
+    x = method.inputs(np.random.default_rng(0), 0, blank(res))
   state = jax.eval_shape(method.init, key, few, res)
   for turn in range(method.turns):
     jax.eval_shape(functools.partial(method.step, turn=turn), key, state, res, x)

@@ -20,7 +20,7 @@ from ltdd_jax.labels import label as label_lib
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.models.flat import Flat
-from ltdd_jax.pipeline.rows import HARD, Row  # noqa: F401 (also from here)
+from ltdd_jax.pipeline.rows import HARD, Row
 from ltdd_jax.students import recipes
 from ltdd_jax.students.recipes import changes
 from ltdd_jax.teachers import aggregate as aggregate_lib
@@ -300,6 +300,8 @@ class Context:
   @functools.cache  # noqa: B019
   def folder_logits(self, labels: str) -> view_labels.ViewLabels | None:
     """The logits of views that a label source takes from a folder; None for one without."""
+    if labels == HARD:
+      return None
     entry, spec = self.config["label"]["sources"][labels], self.source.spec
     if (path := entry.get("path")) is None or not files.path(path).is_dir():
       return None

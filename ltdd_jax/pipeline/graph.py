@@ -185,7 +185,7 @@ class Builder:
   def _trained(self, row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
     """What students of a row depend on, beside what their stage reads."""
     group = self.seed | {"student": numbers}
-    replayed = row.labels != HARD and self.ctx.folder_logits(row.labels) is not None
+    replayed = self.ctx.folder_logits(row.labels) is not None
     if not replayed:
       group["views"] = self.config["label"]["views"]
     if row.labels != HARD:

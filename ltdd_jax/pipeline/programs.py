@@ -10,7 +10,7 @@ import jax
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.pipeline import continued, graph, stages
-from ltdd_jax.pipeline.blank import blank
+from ltdd_jax.pipeline.check import blank
 from ltdd_jax.pipeline.context import HARD, Context, Row
 from ltdd_jax.teachers import train as teacher_training
 from ltdd_jax.training import ahead, loop
@@ -95,7 +95,7 @@ def _probe(ctx: Context, stage: graph.Stage) -> Iterator[Program]:
 def _trained(ctx: Context, name: str, row: Row, count: int) -> Program:
   config = ctx.config["student"]
   size = min(config["batch_size"], len(ctx.slots(row.images).labels))
-  if row.labels != HARD and ctx.folder_logits(row.labels):
+  if ctx.folder_logits(row.labels):
     raise LtddError(
       f"{name}: its labels are logits of views from a folder, whose records are not there before "
       "the run; expected labels by teachers. Leave the stage out with --stages, or plan with the "

@@ -302,7 +302,7 @@ def _student_arguments(ctx: Context, row: Row, learned_lr: np.ndarray | None) ->
   if ctx.own_lr:
     lr = ctx.recipe_lr if learned_lr is None else float(learned_lr)
     numbers["optimizer"] = {**numbers["optimizer"], "lr": lr}
-  if row.labels != HARD and ctx.folder_logits(row.labels):  # else views come from the key
+  if ctx.folder_logits(row.labels):  # else views come from the key
     found = ctx.workdir.load(row.stage("label"))
     records, views = view_records.from_arrays(found.arrays), found.meta["extra"]["replay"]
     numbers |= {"views": views, "view_key": records, "label_epochs": len(records.flip)}

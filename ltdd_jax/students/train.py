@@ -246,10 +246,7 @@ def _consts(
   view_key: jax.Array | view_records.Records,
   session: loop.Session,
 ) -> dict[str, Any]:
-  arrays, views = (
-    {"images": images, "labels": labels} | supervision.arrays(),
-    {"view_key": view_key},
-  )
-  if isinstance(view_key, view_records.Records):
-    arrays, views = arrays | views, {}
-  return mesh_lib.put(arrays, mesh_lib.replicated(session.mesh)) | views
+  arrays = {"images": images, "labels": labels} | supervision.arrays()
+  if isinstance(view_key, view_records.Records):  # arrays too, where a key is none
+    arrays["view_key"] = view_key
+  return {"view_key": view_key} | mesh_lib.put(arrays, mesh_lib.replicated(session.mesh))
