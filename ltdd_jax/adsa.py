@@ -34,6 +34,7 @@ CHUNK = 2**19  # logits in one step: 2 MB of float32 stay in a core's cache
 UNIFORM = 1e-5  # the range of a log prior that counts as none
 _STEP = 0.01  # of the grid of taus
 _NOISE = 1e-8  # rounding of what is minimised
+_ZERO = 1e-12  # what is minimised, where nothing is left of it: `polynomial` errs by 8e-7
 _SAFE = 120.0  # range of tau * log pi that one pass can span; float32 exponents end at 87
 MESSAGES = {  # by status
   "fitted": "tau = {tau:.3f}: {change}.",
@@ -167,7 +168,7 @@ def lowest(taus: ndarray, values: ndarray, allowed: Any = True) -> tuple[float, 
   middle = min(max(best, 1), last - 1)
   a, b, c = values[middle - 1 : middle + 2]
   bend, tau = a - 2 * b + c, taus[best]
-  if bend > 0:
+  if bend > 0 and abs(values[best]) > _ZERO:
     vertex = taus[middle] + (a - c) / bend * (taus[1] - taus[0]) / 2
     tau = min(max(vertex, taus[left]), taus[right])
   if taus[0] < tau < taus[-1]:

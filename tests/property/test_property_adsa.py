@@ -70,6 +70,15 @@ def test_fit_is_no_worse_than_its_curve(logits, labels, counts, negative):
   assert len(searched(result)) >= 31
 
 
+@pytest.mark.parametrize("tau_range", [(0, 3), (-3, 3)])
+def test_fit_stays_where_no_spread_is_left(tau_range):
+  """Both classes have confidence 1/4 at tau = 0, where a parabola through three points errs."""
+  logits, labels = np.zeros((5, K), np.float32), np.array([2, 3, 3, 3, 3])
+  logits[np.arange(1, 5), [0, 0, 1, 3]] = 7
+  result = adsa.fit(logits, labels, [1, 1, 107, 1], tau_range=tau_range)
+  assert result.objective_after <= result.objective_before + 1e-9
+
+
 # Rounding may decide whether a range is widened, so these draw the same examples each time.
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(logits_of, counts_of, st.integers(0, 2**32 - 1))
