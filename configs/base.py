@@ -143,6 +143,7 @@ def base(args: SimpleNamespace, dataset: str, like: str | None = None) -> Config
     "name": dataset,
     "data_dir": placeholder(str),
     "image_size": placeholder(int),
+    "crop_pct": 1.0,  # of test images; 0.875 is 224 pixels out of 256
     "on_unreadable": "error",
     "lists": placeholder(tuple),  # files that list the images of a folder
     "stream_workers": placeholder(int),  # images stay on disk, and so many processes read ahead

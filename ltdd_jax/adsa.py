@@ -208,7 +208,7 @@ def class_means(
     cells = y[:, None] * width + np.arange(width)
     sums += np.bincount(cells.reshape(-1), p.reshape(-1), len(sums))
   with np.errstate(invalid="ignore"):
-    return (sums.reshape(rows.k, -1) / rows.counts[:, None]).T
+    return (rows.total(sums).reshape(rows.k, -1) / rows.counts[:, None]).T
 
 
 def polynomial(means: Callable[[ndarray], ndarray], log_prior: ndarray, taus: Any) -> Callable:
@@ -224,10 +224,19 @@ def polynomial(means: Callable[[ndarray], ndarray], log_prior: ndarray, taus: An
   return lambda tau: chebyshev.chebvander((np.asarray(tau) - middle) / half, n - 1) @ terms
 
 
+class Share(NamedTuple):
+  """Which blocks of rows are read here, and what adds sums up with those of others."""
+
+  process: int = 0
+  processes: int = 1
+  total: Callable[[ndarray], ndarray] = lambda x: x  # of float64 arrays of any shape
+
+
 class Rows:
   """Checked logits (..., n, k) as rows with their classes, read a block at a time.
 
-  They may be a *row source*: `shape`, `dtype` and `rows(start, stop)`, NumPy (stop - start, k).
+  They may be a *row source*: `shape`, `dtype` and `rows(start, stop)`, NumPy (stop - start, k). If
+  it has a `share`, a `Share`, then every process reads some of the blocks, and sums are added up.
   """
 
   def __init__(self, logits: Any, labels: Any) -> None:
@@ -250,10 +259,12 @@ class Rows:
     self.size = max(1, CHUNK // max(self.k, 256))  # rows of a block; a grid has hundreds of taus
     flat = z if lazy else z.reshape(-1, self.k)
     self._read = z.rows if lazy else lambda start, stop: flat[start:stop]
+    self._share = getattr(z, "share", Share())
 
   def blocks(self) -> Iterator[tuple[int, ndarray, ndarray]]:
-    """Yields (first row, logits (r, k) of at most 4 bytes each, classes (r,))."""
-    for start in range(0, self.n, self.size):
+    """Yields (first row, logits (r, k) of at most 4 bytes each, classes (r,)) of this share."""
+    process, processes, _ = self._share
+    for start in range(process * self.size, self.n, processes * self.size):
       stop = min(start + self.size, self.n)
       z = self._read(start, stop)
       if z.dtype.itemsize > 4:  # float32 has less room than float64
@@ -261,12 +272,16 @@ class Rows:
           z = (z - z.max(1, keepdims=True)).astype(np.float32)
       yield start, z, self.labels[np.arange(start, stop) % len(self.labels)]
 
+  def total(self, sums: ndarray | float) -> ndarray:
+    """The sums over all blocks, from those over `blocks()`: float64 of the same shape."""
+    return self._share.total(np.asarray(sums, np.float64))
+
   def alive(self) -> "Rows":
     """Refuses probabilities and rows that say nothing; mostly reads no more than a block."""
     first = self._read(0, min(self.size, self.n))
     if first.min() >= 0 and np.all(np.abs(first.sum(1, dtype=np.float64) - 1) < 1e-2):
       raise ValueError("rows are probabilities. Expected logits; if lost, give log(probabilities).")
-    if not any((z.max(1) != z.min(1)).any() for _, z, _ in self.blocks()):
+    if not self.total(any((z.max(1) != z.min(1)).any() for _, z, _ in self.blocks())):
       raise ValueError("logits are the same for all classes in every row: the teacher is dead.")
     return self
 

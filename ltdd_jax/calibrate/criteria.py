@@ -109,8 +109,7 @@ def image_scores(rows: Rows, log_prior: np.ndarray, taus: np.ndarray, criterion:
 
   for start, y, _, p in streaming.each(rows, np.ones(rows.k), step):
     np.add.at(sums, np.arange(start, start + len(y)) % n, np.asarray(p))
-  sums *= n / rows.n
-  return sums
+  return rows.total(sums) * (n / rows.n)
 
 
 def predicted_masses(
@@ -131,7 +130,7 @@ def predicted_masses(
   out = np.zeros((len(weights), len(taus), rows.k))
   for *_, part in streaming.each(rows, streaming.row_weights(rows), step):
     out += np.asarray(part, np.float64)
-  return out
+  return rows.total(out)
 
 
 @jax.jit

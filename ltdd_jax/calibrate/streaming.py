@@ -17,12 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltdd_jax.adsa import Rows
+from ltdd_jax.adsa import Rows, Share
+from ltdd_jax.core import mesh as mesh_lib
 
 # (first row, logits (r, k), classes (r,), weights (r,)) -> value, whether rows are finite (r,)
 Step = Callable[[int, np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any]]
 # (scale (k,) or None, bias (k,)) -> value, its gradients by scale (0 for None) and by bias
 Objective = Callable[[Any, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
+
+
+class Shared:
+  """A row source of which every process reads some rows; all of them have to fit the same."""
+
+  def __init__(self, source: Any) -> None:
+    self.shape, self.dtype, self.rows = source.shape, source.dtype, source.rows
+    self.share = Share(jax.process_index(), jax.process_count(), mesh_lib.total)
 
 
 class Summary(NamedTuple):
@@ -119,7 +128,8 @@ def describe(rows: Rows, scale: Any, bias: Any, keep: np.ndarray | None = None) 
     mass += np.asarray(part, np.float64)
     log_loss -= float(w.astype(np.float64) @ true)
   with np.errstate(invalid="ignore"):
-    return Summary(confidence / rows.counts, mass, log_loss)
+    confidence = rows.total(confidence) / rows.counts
+  return Summary(confidence, rows.total(mass), float(rows.total(log_loss)))
 
 
 def spread_of(summary: Summary, criterion: str) -> float:
@@ -161,7 +171,7 @@ def _pass(
     value += float(w.astype(np.float64) @ np.asarray(terms, np.float64))
     by_scale += 0.0 if ds is None else np.asarray(ds, np.float64)
     by_bias += np.asarray(db, np.float64)
-  return value, by_scale, by_bias
+  return float(rows.total(value)), rows.total(by_scale), rows.total(by_bias)
 
 
 def log_loss(rows: Rows) -> Objective:

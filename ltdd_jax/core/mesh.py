@@ -102,6 +102,17 @@ def get(tree: Any) -> Any:
   return jax.tree.map(fetch, tree)
 
 
+def total(sums: np.ndarray) -> np.ndarray:
+  """Adds up float64 arrays of any shape over the processes; all of them have to call it."""
+  if jax.process_count() == 1:
+    return sums
+  from jax.experimental import multihost_utils
+
+  bits = np.frombuffer(sums.tobytes(), np.uint32)  # since JAX has no float64
+  found = np.ascontiguousarray(multihost_utils.process_allgather(bits))
+  return found.view(np.float64).reshape(-1, *sums.shape).sum(0)
+
+
 def any_process(*wishes: bool) -> tuple[bool, ...]:
   """Which of the wishes one process or more has; all of them have to ask."""
   if jax.process_count() == 1:

@@ -31,6 +31,7 @@ def open_folder(
   on_unreadable: str = "error",
   lists: tuple[str, str] | None = None,
   constants: Constants = None,
+  crop_pct: float = 1.0,
 ) -> DataSource:
   """Opens class folders; class names are the sorted folder names, counts are what is found.
 
@@ -45,6 +46,7 @@ def open_folder(
     lists: list files of the training and of the test images in `path` (see `list_files`); None for
       all that is in the folders.
     constants: mean and std of the channels; None measures them.
+    crop_pct: share of a test image's short side that is seen.
 
   Raises:
     LtddError: a missing or empty folder, classes that differ, an unreadable image, or what
@@ -69,7 +71,8 @@ def open_folder(
     if len(indices) == 0:
       return np.zeros((0, *size, 3), np.uint8)
     chosen = [images[split][i] for i in indices]
-    return np.stack(map_threads(lambda file: _decode(file, size), chosen))
+    seen = crop_pct if split == "test" else 1.0
+    return np.stack(map_threads(lambda file: _decode(file, size, seen), chosen))
 
   def stored(split, index):
     file = images[split][index]
@@ -173,9 +176,9 @@ def _readable(found, size, on_unreadable):
   return good, list(bad)
 
 
-def _decode(file: epath.Path, size: tuple[int, int]) -> np.ndarray:
+def _decode(file: epath.Path, size: tuple[int, int], crop_pct: float) -> np.ndarray:
   with unreadable_named(str(file)):
-    return decode(file.read_bytes(), 3, size)
+    return decode(file.read_bytes(), 3, size, crop_pct)
 
 
 def _check_counts(folder, classes, labels, *, all_needed: bool) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.data import class_folders, crops
+from ltdd_jax.data import checks, class_folders, crops
 from ltdd_jax.data.specs import DatasetSpec, DataSource
 
 # What Pillow raises for files that it cannot turn into pixels.
@@ -35,11 +35,22 @@ def image_shape(image_size: int | Sequence[int] | None) -> tuple[int, int] | Non
   return pair
 
 
-def decode(data: bytes, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+def check_crop_pct(value: float) -> None:
+  """Raises LtddError unless it is a share of an image's side."""
+  if not (checks.is_number(value) and 0 < value <= 1):
+    raise LtddError(
+      f"config.data.crop_pct is {value!r}; expected a number above 0 and at most 1, such as 0.875 "
+      "for 224 pixels out of 256"
+    )
+
+
+def decode(
+  data: bytes, channels: int, size: tuple[int, int] | None = None, crop_pct: float = 1.0
+) -> np.ndarray:
   """Decodes an image file to uint8 (h, w, c), upright, in grey or RGB.
 
-  An image of another shape than `size` is scaled (bilinear, anti-aliased) until it covers it, and
-  its centre is cut out. What becomes of each kind of image:
+  An image of another shape than `size` is scaled (bilinear, anti-aliased) until it covers it, or
+  1 / crop_pct times as much, and its centre is cut out. What becomes of each kind of image:
 
     16-bit grey        divided by 257 and rounded; 32-bit whole numbers from 0 to 65535 likewise.
                        Others and floats are refused, and TIFFs of 32 bits with no number above 255,
@@ -54,7 +65,7 @@ def decode(data: bytes, channels: int, size: tuple[int, int] | None = None) -> n
   Raises:
     One of `UNREADABLE`.
   """
-  return _fit(_open(data, channels), size)
+  return _fit(_open(data, channels), size, crop_pct)
 
 
 def _open(data: bytes, channels: int) -> Image.Image:
@@ -118,9 +129,11 @@ def unreadable_named(name: str) -> Iterator[None]:
     ) from error
 
 
-def decode_all(encoded: Sequence[bytes], channels: int, size=None) -> list[np.ndarray]:
+def decode_all(
+  encoded: Sequence[bytes], channels: int, size=None, crop_pct: float = 1.0
+) -> list[np.ndarray]:
   """Decodes many images; in threads where an image is large enough to be worth one."""
-  one = lambda data: decode(data, channels, size)
+  one = lambda data: decode(data, channels, size, crop_pct)
   if len(encoded[0]) > _WORTH_A_THREAD:
     return map_threads(one, encoded)
   return [one(data) for data in encoded]
@@ -146,9 +159,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
   return image.convert("RGBA") if image.mode in ("P", "PA") else image
 
 
-def _fit(image: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
-  if size is not None and image.size != (size[1], size[0]):
-    image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
+def _fit(image: Image.Image, size: tuple[int, int] | None, crop_pct: float = 1.0) -> np.ndarray:
+  if size is not None and (image.size != (size[1], size[0]) or crop_pct < 1):
+    border = (1 - crop_pct) / 2
+    image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR, border)
   return _pixels(image)
 
 

@@ -48,6 +48,7 @@ class Split(NamedTuple):
   indices: np.ndarray  # (n,) int64
   labels: np.ndarray  # (n,) int32
   sha256: str
+  num_short: int = 0  # classes that keep all their images, fewer than the rule wants
 
 
 def class_counts(n_max: int, num_classes: int, imbalance_factor: float | int) -> np.ndarray:
@@ -86,7 +87,8 @@ def make_split(
     train_labels: (N,) integers.
     num_classes: k.
     rule: `ltdd` has counts by `class_counts`, and class by class `RandomState(42).choice(available,
-      n_c)`: all classes use the same positions, and a smaller subset is a prefix of a larger one;
+      n_c)`: all classes use the same positions, and a smaller subset is a prefix of a larger one; a
+      class of fewer images than its n_c, but half the average at least, keeps all of them;
       `ldam` has the same counts, and one `RandomState(0)` shuffles each class in turn and keeps its
       first n_c; `counts` has the given vector, images chosen as by `ltdd`; `as_is` has every image
       in the source's order (the data are long-tailed already).
@@ -106,7 +108,8 @@ def make_split(
       f"train_labels reach {len(available) - 1} but num_classes={num_classes}: "
       f"expected labels in [0, {num_classes})."
     )
-  wanted = _wanted_counts(rule, available, imbalance_factor, counts)
+  asked = _wanted_counts(rule, available, imbalance_factor, counts)
+  wanted = np.minimum(asked, available)
   if rule == "as_is":
     indices = np.arange(len(train_labels), dtype=np.int64)
   else:
@@ -122,6 +125,7 @@ def make_split(
     indices=indices,
     labels=chosen,
     sha256=_digest(wanted, indices, chosen),
+    num_short=int((asked > available).sum()),
   )
 
 
@@ -160,6 +164,8 @@ def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
   if wanted.sum() == 0:
     raise LtddError("the split has no image at all: every class count is 0.")
   short = np.flatnonzero(wanted > available)
+  if rule == "ltdd":  # as LTDD's loader of ImageNet, whose smallest class has 732 of 1,281
+    short = short[available[short] * _LONG_TAILED < mean]
   if len(short):
     c = short[0]
     raise LtddError(

@@ -19,7 +19,13 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks
 from ltdd_jax.data.arrays import NAMES, check_labels, open_arrays, open_digits, read_npz
 from ltdd_jax.data.folders import open_folder
-from ltdd_jax.data.images import UNREADABLE, decode_all, image_shape, make_source
+from ltdd_jax.data.images import (
+  UNREADABLE,
+  check_crop_pct,
+  decode_all,
+  image_shape,
+  make_source,
+)
 from ltdd_jax.data.specs import SPECS, DatasetSpec, DataSource
 
 _TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.+=,-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
@@ -33,6 +39,7 @@ def open_source(
   image_size: int | Sequence[int] | None = None,
   on_unreadable: str = "error",
   lists: tuple[str, str] | None = None,
+  crop_pct: float = 1.0,
   arrays: Mapping[str, Any] | None = None,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
@@ -46,6 +53,8 @@ def open_source(
     image_size: side or (h, w) to resize to; required for images of different sizes.
     on_unreadable: for folders, "error", "skip" or "later".
     lists: for folders, files that list the training and the test images.
+    crop_pct: for folders and TFDS, the share of a test image's short side that is scaled to
+      `image_size`; 0.875 is torchvision's 224 pixels out of 256.
     arrays: for "arrays", see `arrays.open_arrays`.
     mean: with `std`, channel constants instead of the table's or measured ones.
     std: see mean.
@@ -62,6 +71,12 @@ def open_source(
     raise LtddError(f"data source {name!r}: the path is missing, as in '{kind}:/path'.")
   if lists is not None and kind != "folder":
     raise LtddError(f"data source {name!r}: config.data.lists is {lists}; expected 'folder:/path'")
+  check_crop_pct(crop_pct)
+  if crop_pct < 1 and kind in ("digits", "arrays", "npz"):
+    raise LtddError(
+      f"data source {name!r}: config.data.crop_pct is {crop_pct}; expected 1, since its images are "
+      "arrays"
+    )
   if name == "digits":
     source = open_digits(image_size=image_size)
   elif name == "arrays":
@@ -72,11 +87,16 @@ def open_source(
   elif kind == "folder":
     constants = None if mean is None or std is None else (mean, std)  # checked below
     source = open_folder(
-      path, image_size=image_size, on_unreadable=on_unreadable, lists=lists, constants=constants
+      path,
+      image_size=image_size,
+      on_unreadable=on_unreadable,
+      lists=lists,
+      constants=constants,
+      crop_pct=crop_pct,
     )
   else:
     _check_name(name)
-    source = _open_tfds(name, data_dir and str(files.path(data_dir)), image_size)
+    source = _open_tfds(name, data_dir and str(files.path(data_dir)), image_size, crop_pct)
   return _with_constants(source, mean, std)
 
 
@@ -113,7 +133,7 @@ def _with_constants(source: DataSource, mean, std) -> DataSource:
   return source._replace(spec=spec)
 
 
-def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
+def _open_tfds(name: str, data_dir: str | None, image_size, crop_pct: float) -> DataSource:
   known = SPECS.get(_base_name(name))
   builder = _prepared_builder(name, data_dir)
   info = builder.info
@@ -130,11 +150,12 @@ def _open_tfds(name: str, data_dir: str | None, image_size) -> DataSource:
   @_damage_named(builder)
   def read(split, indices):
     out = np.empty((len(indices), *size, channels), np.uint8)
+    seen = crop_pct if split == "test" else 1.0
     for start in range(0, len(out), _CHUNK):
       places = orders[split][indices[start : start + _CHUNK]]
       rows = records[split].__getitems__(places.tolist())
       encoded = [row[image_key] for row in rows]
-      out[start : start + _CHUNK] = decode_all(encoded, channels, tuple(size))
+      out[start : start + _CHUNK] = decode_all(encoded, channels, tuple(size), seen)
     return out
 
   @_damage_named(builder)

@@ -346,11 +346,16 @@ def _label_epochs(
       compiled=compiled,
       advice=f"logits may not fit into {encoding.dtype}: set config.label.dtype='float32'",
     )  # fmt: skip
+    rows = {key: x.reshape(group, n, -1) for key, x in jax.device_get(state).items()}
+    store.write({i: {key: x[i - first] for key, x in rows.items()} for i in _own(missing)})
+    mesh_lib.barrier("label epochs written")
     if jax.process_index() == 0:
-      rows = {key: x.reshape(group, n, -1) for key, x in jax.device_get(state).items()}
-      store.write({i: {key: x[i - first] for key, x in rows.items()} for i in missing})
       session.discard(part)
-  mesh_lib.barrier("label epochs written")
+
+
+def _own(epochs: list[int]) -> list[int]:
+  """Those label epochs that this process writes."""
+  return epochs[jax.process_index() :: jax.process_count()]
 
 
 def clean_logits(

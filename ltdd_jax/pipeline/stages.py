@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from ltdd_jax import calibrate, models
+from ltdd_jax.calibrate import streaming
 from ltdd_jax.core.types import Teacher
 from ltdd_jax.data import longtail, view_records, whitening
 from ltdd_jax.distil.run import run_method
@@ -68,6 +69,8 @@ def data_stage(ctx: Context, session: loop.Session) -> Product:
   split = ctx.split()
   provenance = longtail.provenance(ctx.source.spec.name, split)
   notes = [*ctx.source.notes, *([provenance] if provenance else [])]
+  if split.num_short:
+    notes.append(f"{split.num_short} classes have fewer images than the rule wants, and keep all")
   for note in notes:
     logging.info("data: %s", note)
   arrays = {"indices": split.indices, "labels": split.labels, "counts": ctx.counts}
@@ -230,7 +233,7 @@ def _fitted(ctx: Context, row: Row) -> tuple[calibrate.Calibrator, Any]:
   config, calibrator = ctx.config["calibrate"], ctx.calibrator(row)
   artefact = ctx.workdir.load(row.stage("label"))
   if config["fit_on"] == "views":  # streamed from the store
-    logits: Any = ctx.store(row).first(config["max_epochs"])
+    logits: Any = streaming.Shared(ctx.store(row).first(config["max_epochs"]))
   else:
     logits = artefact.arrays["clean_logits"]
   return calibrator, calibrator.fit(logits, artefact.arrays["labels"], ctx.log_prior(row))

@@ -140,6 +140,16 @@ def test_an_unbalanced_source_is_too_short_for_a_profile():
     longtail.make_split(labels, 2, imbalance_factor=2)
 
 
+def test_short_classes_of_an_almost_even_source_keep_all():
+  labels = np.repeat(np.arange(3), [6, 9, 3])  # the rule wants 6, 6, 6
+  split = longtail.make_split(labels, 3)
+  assert split.counts == (6, 6, 3)
+  assert split.num_short == 1
+  assert longtail.make_split(labels, 3, imbalance_factor=2).num_short == 0
+  with pytest.raises(LtddError, match="class 2 has 3 training images but the split asks for 6"):
+    longtail.make_split(labels, 3, rule="ldam")
+
+
 def test_log_prior():
   prior = longtail.log_prior((3, 1, 0))
   np.testing.assert_allclose(prior, [np.log(0.75), np.log(0.25), -np.inf], rtol=1e-6)

@@ -539,6 +539,29 @@ def test_wide_images_lose_their_sides_not_their_proportions(tmp_path):
   assert (_decode(Image.fromarray(wide), tmp_path, size=(4, 4)) == 200).all()
 
 
+def test_test_images_show_their_centre(tmp_path, folder):
+  pixels = np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / "x.png")
+  centre = image_files.decode((tmp_path / "x.png").read_bytes(), 3, (8, 8), crop_pct=0.5)
+  np.testing.assert_array_equal(centre, pixels[4:12, 6:14])  # as of 16 x 20 pixels' centre of 8
+  whole, cut = (open_source(f"folder:{folder}", image_size=4, crop_pct=p) for p in (1.0, 0.5))
+  np.testing.assert_array_equal(whole.read("train", [0]), cut.read("train", [0]))
+  assert whole.read("test", [0]).shape == cut.read("test", [0]).shape
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("digits", 0.9, "expected 1, since its images are arrays"),
+    ("folder:/x", 0, "expected a number above 0 and at most 1"),
+    ("folder:/x", 1.5, "expected a number above 0 and at most 1"),
+  ],
+)
+def test_what_cannot_be_cut_is_refused(name, value, message):
+  with pytest.raises(LtddError, match=message):
+    open_source(name, crop_pct=value, image_size=4)
+
+
 def test_large_images_are_decoded_in_threads_to_the_same_pixels(tmp_path):
   Image.fromarray(blobs(1, 80, 80)[0]).save(tmp_path / "x.png")
   data = (tmp_path / "x.png").read_bytes()
