@@ -66,6 +66,12 @@ def at_rest(mesh: Mesh, size: int) -> NamedSharding:
   return replicated(mesh) if size % mesh.size else split(mesh)
 
 
+def lies_split(tree: Any) -> bool:
+  """Whether an array of a tree lies split over devices."""
+  found = (getattr(x, "sharding", None) for x in jax.tree.leaves(tree))
+  return any(x is not None and not x.is_fully_replicated for x in found)
+
+
 def put(tree: Any, sharding: NamedSharding) -> Any:
   """Places host arrays that every process holds whole; works on one process and on many."""
   if has_shapes_alone():

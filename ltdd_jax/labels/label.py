@@ -23,7 +23,7 @@ from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import LtddError, Teacher
-from ltdd_jax.data import augment, crops
+from ltdd_jax.data import augment, crops, resident
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.data.view_records import Records
@@ -142,8 +142,9 @@ def label_images(
   shape = (num_epochs, len(labels), spec.num_classes)
   store = _make_store(session, shape, encoding, names, facts)
   consts = mesh_lib.put(
-    {"images": images, "labels": labels, "variables": variables}, mesh_lib.replicated(session.mesh)
+    {"labels": labels, "variables": variables}, mesh_lib.replicated(session.mesh)
   )
+  consts["images"] = resident.images(images, session.mesh)
   consts["key"] = view_key(seed, name)
   networks = tuple(models.computing_in(t.model, compute_dtype) for t in teachers)
   label_fn = functools.partial(teacher_logits, networks, aggregate=aggregate)
@@ -381,4 +382,4 @@ def clean_logits(
     images = augment.normalize(consts["images"][rows], spec.mean, spec.std)
     return label_fn(consts["variables"], mesh_lib.split_batch(mesh, images))
 
-  return forward.outputs(label, consts, len(consts["images"]), size)
+  return forward.outputs(label, consts, len(consts["labels"]), size)

@@ -16,7 +16,7 @@ from ltdd_jax import models
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import rng
 from ltdd_jax.core.types import ArrayData, Leaf
-from ltdd_jax.data import feed, view_records
+from ltdd_jax.data import feed, resident, view_records
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.labels.sources import Supervision
@@ -170,7 +170,7 @@ def train_students(
   )
   init = functools.partial(
     supervised.init_on_images,
-    images_of=lambda consts: consts["images"],
+    images_of=lambda consts: consts["images"][:],
     model=network,
     tx=tx,
     spec=spec,
@@ -246,7 +246,10 @@ def _consts(
   view_key: jax.Array | view_records.Records,
   session: loop.Session,
 ) -> dict[str, Any]:
-  arrays = {"images": images, "labels": labels} | supervision.arrays()
+  arrays, mesh = {"labels": labels} | supervision.arrays(), session.mesh
+  large = {"images": resident.images(images, mesh)}
+  if "logits" in arrays:
+    large["logits"] = resident.rows(arrays.pop("logits"), mesh, axis=1)
   if isinstance(view_key, view_records.Records):  # arrays too, where a key is none
     arrays["view_key"] = view_key
-  return {"view_key": view_key} | mesh_lib.put(arrays, mesh_lib.replicated(session.mesh))
+  return {"view_key": view_key} | large | mesh_lib.put(arrays, mesh_lib.replicated(mesh))

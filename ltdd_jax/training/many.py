@@ -50,7 +50,9 @@ class Trained(NamedTuple):
   confusion: np.ndarray | None  # (s, k, k) int32 at the last: class, predicted class
 
 
-def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.Mesh) -> MeshFn:
+def over_networks(
+  fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.Mesh, spread: bool = True
+) -> MeshFn:
   """Maps a function over a leading axis of networks, of any length.
 
   On one device this is `vmap`. On several, XLA does not split the grouped convolutions that `vmap`
@@ -61,6 +63,7 @@ def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.
     fn: its keyword `mesh` is None where no batch may be split.
     in_axes: 0 for arguments with that axis, None for shared ones; the first has it.
     mesh: the devices.
+    spread: whether networks may be split over devices, each of which then holds all that is shared.
   """
 
   def alone(*args: Any) -> Any:
@@ -81,7 +84,7 @@ def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.
   at_once = jax.vmap(lambda *args: fn(*args, mesh=None), in_axes=in_axes)
   own, shared = PartitionSpec(mesh_lib.AXIS), PartitionSpec()
   specs = tuple(shared if axis is None else own for axis in in_axes)
-  spread = jax.shard_map(at_once, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
+  apart = jax.shard_map(at_once, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)
 
   def mapped(*args: Any) -> Any:
     count = len(jax.tree.leaves(args[0])[0])
@@ -89,7 +92,7 @@ def over_networks(fn: MeshFn, in_axes: Sequence[int | None], mesh: jax.sharding.
       return alone(*args)
     if mesh.size == 1:
       return at_once(*args)
-    return in_turn(*args) if count % mesh.size else spread(*args)
+    return apart(*args) if spread and count % mesh.size == 0 else in_turn(*args)
 
   return mapped
 
@@ -145,10 +148,9 @@ def train(
   prepared = None
   if prepare and session.steps_per_call() == 1 and session.mesh.size == 1:
     prepared, prepare = jax.jit(_over_inputs(prepare)), None
-  step_fn = _step_fn(step, session.mesh, prepare)
-  first = jax.jit(
-    over_networks(lambda key, shared, mesh: init(key, shared), (0, None), session.mesh)
-  )
+  over = functools.partial(over_networks, mesh=session.mesh, spread=not mesh_lib.lies_split(consts))
+  step_fn = _step_fn(step, over, prepare)
+  first = jax.jit(over(lambda key, shared, mesh: init(key, shared), (0, None)))
   parts = []
   for group in groups:
     state = {
@@ -213,14 +215,16 @@ def _over_inputs(prepare: Prepare) -> Prepare:
   return mapped
 
 
-def _step_fn(step: MeshFn, mesh: jax.sharding.Mesh, prepare: Prepare | None = None) -> loop.StepFn:
+def _step_fn(
+  step: MeshFn, over: Callable[..., MeshFn], prepare: Prepare | None = None
+) -> loop.StepFn:
   """The step of a group; metrics are means over it, and the record of scores stays."""
 
   def one(state: Any, key: Any, x: Any, shared: Any, *, mesh: Any) -> Any:
     x = prepare(x, shared) if prepare else x
     return step(state, shared | {"key": key}, x, mesh=mesh)
 
-  mapped = over_networks(one, (0, 0, 0, None), mesh)
+  mapped = over(one, (0, 0, 0, None))
 
   def step_fn(state: Any, consts: Any, x: Any) -> tuple[Any, dict[str, jax.Array]]:
     new, metrics = mapped(state["train"], consts["key"], x, consts["shared"])

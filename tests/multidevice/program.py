@@ -18,7 +18,7 @@ from ltdd_jax import distil  # noqa: E402
 from ltdd_jax.artefacts import checkpoint  # noqa: E402
 from ltdd_jax.core import mesh as mesh_lib  # noqa: E402
 from ltdd_jax.core.types import ArrayData  # noqa: E402
-from ltdd_jax.data import feed  # noqa: E402
+from ltdd_jax.data import feed, resident  # noqa: E402
 from ltdd_jax.distil.run import run_method  # noqa: E402
 from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.labels import sources as label_sources  # noqa: E402
@@ -171,6 +171,21 @@ def students(parallel, num_seeds, supervision=HARD):
   return train
 
 
+def large(fn):
+  """The same with images and labels that are large enough to be split over the devices."""
+
+  def run(session):
+    with mock.patch.object(resident, "LARGE", 0):
+      return fn(session)
+
+  return run
+
+
+def stored(session):
+  labelled = np.random.default_rng(0).normal(size=(2, 16, 3)).astype(np.float32)
+  return students("loop", 1, label_sources.Supervision("stored", logits=labelled))(session)
+
+
 def forward_passes_are_split():
   """No device runs the network on more than its share, rounded up, of 10 images."""
   net, (_, many) = small.teacher(), sessions()
@@ -216,6 +231,22 @@ def large_convolutions_stay_split():
   print("large convolutions ok")
 
 
+def large_arrays_lie_split():
+  """Rows that do not divide are filled up; what is picked is the same."""
+  _, many = sessions()
+  pixels, logits = small.images(21), np.arange(2 * 21 * 3, dtype=np.float32).reshape(2, 21, 3)
+  with mock.patch.object(resident, "LARGE", 0):
+    images, rows = resident.images(pixels, many.mesh), resident.rows(logits, many.mesh, axis=1)
+  assert {x.data.shape[0] for x in images.pixels.addressable_shards} == {3}
+  assert {x.data.shape for x in rows.addressable_shards} == {(2, 3, 3)}
+  picked = np.array([20, 0, 7, 7])
+  found = jax.jit(lambda images, rows: (images[picked], images[:], rows[1, picked]))(images, rows)
+  for a, b in zip(found, (pixels[picked], pixels, logits[1, picked]), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert (len(images), images.shape) == (21, pixels.shape)
+  print("large arrays ok")
+
+
 def save_on_eight_restore_on_one():
   one, many = sessions()
   value = np.arange(16, dtype=np.float32)
@@ -252,6 +283,10 @@ def main():
   compare("students of labels made on line", students("loop", 1, online), 1)
   compare("three students at once", students("vmap", 3), 1)
   compare("eight students at once", students("vmap", 8), 5)
+  compare("label, large", large(store), 1)
+  compare("student of stored labels, large", large(stored), 1)
+  compare("eight students in turn, large", large(students("vmap", 8)), 1)
+  large_arrays_lie_split()
   save_on_eight_restore_on_one()
   sampler_is_the_same_everywhere()
 
