@@ -79,13 +79,14 @@ def stored_labels(epochs: int, n: int) -> Any:
 
 def student_batch(case: dict[str, Any], spec: Any, supervision: Any) -> Any:
   """The views and labels of a student's step, `batch_fn` of `supervised.train_step`."""
+  from ltdd_jax.core.mesh import make_mesh
   from ltdd_jax.data import views
   from ltdd_jax.students import train
 
-  views_of = views.view_fn(spec, **case["views"])
+  views_of, mesh = views.view_fn(spec, **case["views"]), make_mesh()
 
   def batch_fn(consts, x, key):
-    x = train.make_views(x, consts, views_of=views_of)
+    x = train.make_views(x, consts, views_of=views_of, mesh=mesh)
     return train.make_batch(consts, x, key, supervision=supervision)
 
   return batch_fn

@@ -63,7 +63,7 @@ def get_config(arg: str | None = None):
                                     "imagenet")  # fmt: skip
   base.finish(config, args)
   config.student.model = {"name": args.student, "stem": "imagenet"}
-  config.label.top_k = 50
+  config.label.update(top_k=50, batch_size=512)  # divides by slices of TPUs
   for group in ("teacher", "distil", "label", "student"):
     config[group].compute_dtype = "bfloat16"
   if args.method == "gvbsm":  # G-VBSM's labels on ImageNet

@@ -151,6 +151,24 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(f"ltdd_jax: {name}")
 
 
+def evenly(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """Makes a function of arrays of rows (b, ...) that works on rows that divide by the devices.
+
+  Rows that are missing are those of the beginning again, and what comes of them is dropped. XLA
+  would exchange parts of small arrays otherwise.
+  """
+
+  def even(*args: Any) -> Any:
+    b = len(jax.tree.leaves(args)[0])
+    if not b % mesh.size:
+      return fn(*args)
+    more = np.arange(-(-b // mesh.size) * mesh.size) % b
+    found = fn(*jax.tree.map(lambda x: x[more], args))
+    return jax.tree.map(lambda x: x[:b], found)
+
+  return even
+
+
 def split_batch(mesh: Mesh | None, tree: Any, axis: int = 0) -> Any:
   """Inside `jit`: splits arrays along an axis over the mesh, whatever their length.
 

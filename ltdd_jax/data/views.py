@@ -144,12 +144,12 @@ def view_fn(
       keys = numbered(mix_key, first + indices)
       draw = lambda k: jax.random.randint(k, (), 0, images.shape[0])
       partner = jax.vmap(draw)(each(keys, PARTNER))
-      both = jnp.concatenate([indices, partner])
-      numbers = jnp.concatenate([first, first]) + both
-      turns = jnp.concatenate([epochs, epochs]) + both
-      ops = None if ops is None else jnp.concatenate([ops, ops])
-      shown = jax.vmap(view_of_one)(numbered(image_key, numbers), images[both], turns, ops)
-      own, other = jnp.split(shown, 2)
+      both = jnp.stack([indices, partner], 1)  # (b, 2): a device makes both of its own views
+      keys_of_both = jax.vmap(numbered, (None, 0))(image_key, first[:, None] + both)
+      shown = jax.vmap(jax.vmap(view_of_one, (0, 0, 0, None)))(
+        keys_of_both, images[both], epochs[:, None] + both, ops
+      )
+      own, other = shown[:, 0], shown[:, 1]
       mix_pair = functools.partial(MIXES[mix], alpha=mix_alpha)
       mixed, weight = jax.vmap(mix_pair)(each(keys, BOX), own, other)
       if mix_prob < 1:

@@ -382,4 +382,4 @@ def clean_logits(
     images = augment.normalize(consts["images"][rows], spec.mean, spec.std)
     return label_fn(consts["variables"], mesh_lib.split_batch(mesh, images))
 
-  return forward.outputs(label, consts, len(consts["labels"]), size)
+  return forward.outputs(label, consts, len(consts["images"]), size)

@@ -72,8 +72,10 @@ class Table(NamedTuple):
   students: tuple[str, ...]  # published names; the first is that of our students
   cells: tuple[tuple[str, str], ...]  # (imbalance factor, images per class)
   methods: tuple[str, ...] = tuple(COUNTERPARTS)
+  teacher: str | None = None  # of a table with a line for each cell: of our rows
 
 
+_SMALL = "ConvNet-3 (norm={}, width=64)"
 TABLES = {
   "cifar10_convnet3": Table(
     "cifar10",
@@ -87,6 +89,15 @@ TABLES = {
     ("ResNet-18", "not stated"),
     (("50", "50"), ("100", "10"), ("100", "50")),
     ("SRe2L", "SRe2L+ADSA", "G-VBSM", "G-VBSM+ADSA", "EDC", "EDC+ADSA"),
+  ),
+  "cifar10_edc": Table(
+    "cifar10",
+    "CIFAR-10-LT",
+    ("ConvNet-3",),
+    tuple(itertools.product(("10", "50", "100"), ("10", "20", "50"))),
+    ("EDC", "EDC+ADSA"),
+    " + ".join(map(_SMALL.format, ("batch", "batch", "instance", "instance")))
+    + ", cross_entropy, 30 epochs",
   ),
 }
 
@@ -278,7 +289,8 @@ def fill(text: str, ours: Sequence[Row], published: Sequence[Row], where: Any = 
   def table(match: re.Match[str]) -> str:
     if (name := match[1]) not in TABLES:
       raise LtddError(f"{where}: table {name!r} is not known. Tables: {', '.join(TABLES)}.")
-    return f"<!-- results: {name} -->\n{beside(TABLES[name], ours, published)}\n<!-- end -->"
+    make = beside if TABLES[name].teacher is None else by_cell
+    return f"<!-- results: {name} -->\n{make(TABLES[name], ours, published)}\n<!-- end -->"
 
   out, count = re.subn(
     r"<!-- results: *(\S*) *-->(?:(?!<!-- results:).)*?<!-- end -->", table, text, flags=re.S
@@ -311,6 +323,25 @@ def beside(table: Table, ours: Sequence[Row], published: Sequence[Row]) -> str:
         mine = [["-"] * 6]
       lines += [[imbalance, ipc, name, *row, same, best] for row in mine]
   return tables.table(header, lines)
+
+
+def by_cell(table: Table, ours: Sequence[Row], published: Sequence[Row]) -> str:
+  """A line for each cell: the best published result, and ours of each method by one teacher."""
+  header = ["IF", "IPC", "best published"]
+  header += [f"{name}, {whose}" for name in table.methods for whose in ("published", "ours")]
+  lines = []
+  for imbalance, ipc in table.cells:
+    cell = {"imbalance_factor": imbalance, "ipc": ipc}
+    known = _those(published, dataset=table.published, student=table.students[0], **cell)
+    line = [imbalance, ipc, _best(known, named=True)]
+    for name in table.methods:
+      want = dict(zip(("method", "labels", "calibrator"), COUNTERPARTS[name], strict=True))
+      mine = _those(ours, dataset=table.dataset, teacher=table.teacher or "", **cell, **want)
+      line += [_best(_those(known, method=name)), _best(mine)]
+    lines.append(line)
+  empty = {i for i in range(len(header)) if all(line[i] == "-" for line in lines)}
+  keep = lambda line: [x for i, x in enumerate(line) if i not in empty]
+  return tables.table(keep(header), [*map(keep, lines)])
 
 
 def beside_run(results: Mapping[str, Any], root: files.Pathlike = _ROOT) -> list[tuple[str, str]]:

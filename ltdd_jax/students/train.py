@@ -64,14 +64,15 @@ def soft_loss(
 
 
 def make_views(
-  x: dict[str, Any], consts: dict[str, Any], *, views_of: views_lib.ViewFn
+  x: dict[str, Any], consts: dict[str, Any], *, views_of: views_lib.ViewFn, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
   """Adds the views of a batch, `x` of indices (b,) and epochs (b,).
 
   `consts` has images, labels and "view_key", the key of the label store, or records of its views.
   """
   data = consts["view_key"], consts["images"], consts["labels"]
-  return x | {"views": views_of(*data, x["indices"], x["epochs"])}
+  made = mesh_lib.evenly(functools.partial(views_of, *data), mesh)
+  return x | {"views": made(x["indices"], x["epochs"])}
 
 
 def make_batch(
@@ -188,7 +189,9 @@ def train_students(
     session=session,
     parallel=parallel,
     scoring=scoring,
-    prepare=functools.partial(make_views, views_of=view_records.view_fn(spec, view_key, views)),
+    prepare=functools.partial(
+      make_views, views_of=view_records.view_fn(spec, view_key, views), mesh=session.mesh
+    ),
   )
   total = np.bincount(np.asarray(test.labels), minlength=spec.num_classes).astype(np.int32)
   steps = np.asarray(scoring.steps, np.int32)

@@ -19,7 +19,7 @@ def test_memory_falls_with_the_slice_and_collectives_do_not_grow():
   pytest.importorskip("libtpu", reason="libtpu is not installed (extra tpu)")
   config = imagenet_lt.get_config("path=none,method=edc,ipc=50,calibrators=adsa")
   del config.distil.methods["random"]
-  config.student.hard_labels = False
+  config.student.update(hard_labels=False, batch_size=128)  # divides by both slices
   config.teacher.models = {"resnet18": config.teacher.models["resnet18"]}
   config.distil.teachers = config.label.sources.teacher.teachers = ("resnet18",)
   counts = (1280 * 256.0 ** (-np.arange(1000) / 999)).astype(int)
