@@ -11,7 +11,7 @@ from ltdd_jax.core import hardware
 from ltdd_jax.pipeline import ahead_of_time, programs
 from ltdd_jax.pipeline.blank import blank_context
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 
 
 def test_memory_falls_with_the_slice_and_collectives_do_not_grow():
