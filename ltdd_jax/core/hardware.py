@@ -27,13 +27,14 @@ class Chip(NamedTuple):
 
   memory: int  # bytes
   flops: float  # a second, bfloat16 without sparsity
+  bandwidth: float  # of its memory, bytes a second
 
 
 # cloud.google.com/tpu/docs/v5e, v5p, v6e
 CHIPS = {
-  "v5e": Chip(16 * _GIB, 197e12),
-  "v5p": Chip(95 * _GIB, 459e12),
-  "v6e": Chip(32 * _GIB, 918e12),
+  "v5e": Chip(16 * _GIB, 197e12, 819e9),
+  "v5p": Chip(95 * _GIB, 459e12, 2765e9),
+  "v6e": Chip(32 * _GIB, 918e12, 1640e9),
 }
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -52,7 +53,7 @@ class Target(NamedTuple):
   mesh: jax.sharding.Mesh
   memory: int  # bytes
   flops: float  # a second, at most
-  bandwidth: float | None = None  # bytes a second; None where a compiler models the step
+  bandwidth: float  # of its memory, bytes a second
 
   def __str__(self) -> str:
     kind = self.mesh.devices.flat[0].device_kind

@@ -66,7 +66,7 @@ def _seconds(step: ahead.Compiled, target: hardware.Target) -> float:
   least = step.flops / target.flops
   if step.seconds:
     return max(step.seconds, least)
-  return max(least / hardware.SHARE, step.moved / target.bandwidth if target.bandwidth else 0.0)
+  return max(least / hardware.SHARE, step.moved / target.bandwidth)
 
 
 def table(records: Sequence[Record], target: hardware.Target) -> str:

@@ -105,7 +105,7 @@ config = digits_lt.get_config("preset=smoke")
 config.teacher.batch_size = 512
 found = programs.of_run(blank.blank_context(config), ("teacher",))
 for n in (1, 8):
-  target = hardware.Target("cpu", mesh.make_mesh(jax.devices()[:n]), 2**30, 1e9)
+  target = hardware.Target("cpu", mesh.make_mesh(jax.devices()[:n]), 2**30, 1e9, 1e9)
   (record,) = ahead_of_time.compiled(found, target)
   print(record.step.memory, sum(count for count, _ in record.step.collectives.values()))
 """
