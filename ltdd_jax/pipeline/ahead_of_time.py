@@ -26,12 +26,13 @@ class Record(NamedTuple):
   name: str
   steps: int  # in the whole run
   step: ahead.Compiled
-  seconds: float  # of a step, see `_seconds`
+  by_flops: float  # seconds of a step, at a part of the peak
+  by_bytes: float  # seconds of a step, by the bytes that its operations read and write
 
   @property
-  def total(self) -> float:
-    """Seconds of all steps."""
-    return self.steps * self.seconds
+  def seconds(self) -> float:
+    """The longer of both."""
+    return max(self.by_flops, self.by_bytes)
 
 
 def compiled(programs: Sequence[Program], target: hardware.Target) -> Iterator[Record]:
@@ -55,36 +56,27 @@ def compiled(programs: Sequence[Program], target: hardware.Target) -> Iterator[R
       turns, total = len(found.step_fns), program.total(found)
       for turn, step_fn in enumerate(found.step_fns):
         step = ahead.compile_step(step_fn, found.arguments, known)
-        seconds = _seconds(step, target)
+        seconds = step.flops / target.flops / hardware.SHARE, step.moved / target.bandwidth
         name = program.name + (f", turn {turn}" if turns > 1 else "")
         logging.info("%s, %s: compiled in %.1f s", target.name, name, step.compile_seconds)
-        yield Record(name, (total + turns - 1 - turn) // turns, step, seconds)
-
-
-def _seconds(step: ahead.Compiled, target: hardware.Target) -> float:
-  """The time of a step by its compiler, or else by its FLOPs and bytes."""
-  least = step.flops / target.flops
-  if step.seconds:
-    return max(step.seconds, least)
-  return max(least / hardware.SHARE, step.moved / target.bandwidth)
+        yield Record(name, (total + turns - 1 - turn) // turns, step, *seconds)
 
 
 def table(records: Sequence[Record], target: hardware.Target) -> str:
   """A line for each step, and what the whole run takes at least."""
   header = (
-    "step", "times", "GiB per device", "of its memory", "GFLOP per device", "ms", "collectives",
-    "compiled in",
+    "step", "times", "GiB per device", "of its memory", "GFLOP per device", "ms by FLOPs",
+    "ms by bytes", "collectives", "compiled in",
   )  # fmt: skip
   rows = [_row(record, target) for record in records]
   fit = [r for r in records if r.step.fits]
-  modelled = any(r.step.seconds for r in fit)
-  by = "the compiler's model" if modelled else f"bytes, and FLOPs at {hardware.SHARE:g} of the peak"
   lost = f", without {len(records) - len(fit)} that do not fit" * (len(fit) < len(records))
   compiling = sum({id(r.step): r.step.compile_seconds for r in records}.values())
   return tables.table(header, rows) + (
-    f"\nThe whole run{lost}: {_time(sum(r.total for r in fit))} or more by {by}. Not in it: input, "
-    f"evaluations, the start of each stage, and all stages but {', '.join(KINDS)}. Compiling took "
-    f"{compiling:.0f} s."
+    f"\nThe whole run{lost}: {_time(sum(r.steps * r.by_flops for r in fit))} by FLOPs at "
+    f"{hardware.SHARE:g} of the peak, {_time(sum(r.steps * r.by_bytes for r in fit))} by bytes, "
+    "those within a chip too. Not in it: input, evaluations, the start of each stage, and all "
+    f"stages but {', '.join(KINDS)}. Compiling took {compiling:.0f} s."
   )
 
 
@@ -94,7 +86,7 @@ def scaling_table(programs: Sequence[Program], targets: Sequence[hardware.Target
   cells: dict[str, Callable[[Record], str]] = {
     "GiB per device": lambda r: _gib(r.step.memory) + (" > memory" * (not r.step.fits)),
     "collectives in a step": lambda r: str(sum(n for n, _ in r.step.collectives.values())),
-    "time of all steps": lambda r: _time(r.total) if r.step.fits else "-",
+    "all steps, by FLOPs": lambda r: _time(r.steps * r.by_flops) if r.step.fits else "-",
   }
   out = []
   for title, cell in cells.items():
@@ -109,7 +101,8 @@ def _row(record: Record, target: hardware.Target) -> list[str]:
   several = [f"{n} {kind} {size / 1e6:.3g} MB" for kind, (n, size) in step.collectives.items()]
   return [
     record.name, f"{record.steps:,}", _gib(step.memory), share, f"{step.flops / 1e9:.3g}",
-    f"{record.seconds * 1e3:.3g}", ", ".join(several) or "none", f"{step.compile_seconds:.1f} s",
+    f"{record.by_flops * 1e3:.3g}", f"{record.by_bytes * 1e3:.3g}", ", ".join(several) or "none",
+    f"{step.compile_seconds:.1f} s",
   ]  # fmt: skip
 
 

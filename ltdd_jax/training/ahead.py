@@ -40,7 +40,6 @@ class Compiled(NamedTuple):
   memory: int  # bytes: arguments, temporaries, and outputs that take no argument's place
   flops: float
   moved: float  # bytes, read and written
-  seconds: float | None  # by the compiler's model of the device, or None
   collectives: dict[str, tuple[int, int]]  # kind: number and bytes of results
   compile_seconds: float
   fits: bool = True
@@ -109,16 +108,13 @@ def _compile(lowered: Any) -> Compiled:
       raise
     wanted = [float(n) * 1024 ** "KMG".index(u) * 1024 for n, u in _TOO_LARGE.findall(str(error))]
     seconds = time.perf_counter() - start
-    return Compiled(int(max(wanted, default=0)), 0.0, 0.0, None, {}, seconds, fits=False)
+    return Compiled(int(max(wanted, default=0)), 0.0, 0.0, {}, seconds, fits=False)
   seconds = time.perf_counter() - start
   sizes, costs = done.memory_analysis(), done.cost_analysis() or {}
   memory = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
   memory += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-  modelled = costs.get("optimal_seconds", 0)
-  return Compiled(
-    memory, costs.get("flops", 0.0), costs.get("bytes accessed", 0.0),
-    modelled if modelled > 0 else None, collectives(done.as_text()), seconds,
-  )  # fmt: skip
+  flops, moved = costs.get("flops", 0.0), costs.get("bytes accessed", 0.0)
+  return Compiled(memory, flops, moved, collectives(done.as_text()), seconds)
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:

@@ -131,8 +131,8 @@ def train(
     consts: what all share; "key" is added, that of each network.
     num_steps: steps of each.
     session: devices, checkpoints, progress.
-    parallel: "vmap" (all in one program), "loop" (one after another) or "auto": vmap on
-      accelerators; loop on CPU, which is slow on grouped convolutions. Equal within rounding.
+    parallel: "vmap" (all in one program), "loop" (one after another) or "auto", see `fastest`.
+      Equal within rounding.
     at_once: most networks of one program under vmap, or None for all.
     scoring: evaluations on the way, or None.
     watch: `watch[t](networks, state)` is called with those of one program after t steps, 0 too,
@@ -140,15 +140,17 @@ def train(
     prepare: `(x, consts) -> x` comes before the step and sees no network. On one CPU device it is a
       program of its own, so that steps that differ in the rest alone share its compilation.
   """
+  at_once = min(at_once or len(networks), len(networks))
+  spread = not mesh_lib.lies_split(consts)
   if parallel == "auto":
-    parallel = "loop" if session.mesh.devices.flat[0].platform == "cpu" else "vmap"
-  size = at_once or len(networks) if parallel == "vmap" else 1
+    parallel = fastest(at_once, session.mesh, spread)
+  size = at_once if parallel == "vmap" else 1
   groups = [networks[i : i + size] for i in range(0, len(networks), size)]
   compiled: loop.Compiled = {}
   prepared = None
   if prepare and session.steps_per_call() == 1 and session.mesh.size == 1:
     prepared, prepare = jax.jit(_over_inputs(prepare)), None
-  over = functools.partial(over_networks, mesh=session.mesh, spread=not mesh_lib.lies_split(consts))
+  over = functools.partial(over_networks, mesh=session.mesh, spread=spread)
   step_fn = _step_fn(step, over, prepare)
   first = jax.jit(over(lambda key, shared, mesh: init(key, shared), (0, None)))
   parts = []
@@ -173,6 +175,17 @@ def train(
     parts.append(mesh_lib.get(state))
   joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
   return Trained(joined["train"], joined["correct"], joined["confusion"])
+
+
+def fastest(count: int, mesh: jax.sharding.Mesh, spread: bool) -> str:
+  """How to train so many networks: "vmap" on accelerators, if each has the same number of them.
+
+  A CPU is slow on grouped convolutions. Networks that go in turn within a program have their states
+  copied out of a stack and into it in each step.
+  """
+  if mesh.devices.flat[0].platform == "cpu":
+    return "loop"
+  return "vmap" if mesh.size == 1 or (spread and count % mesh.size == 0) else "loop"
 
 
 def _blank_scores(scoring: Scoring | None, size: int) -> dict[str, np.ndarray | None]:

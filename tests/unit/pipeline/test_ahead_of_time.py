@@ -55,7 +55,8 @@ def test_records_of_a_run(ctx):
   assert teacher.seconds == pytest.approx(max(by_flops, by_bytes))
   text = ahead_of_time.table([teacher, distil], target())
   assert "distil/sre2l | " in text
-  assert "or more by bytes, and FLOPs at 0.4 of the peak. Not in it: input, evaluations" in text
+  assert " by FLOPs at 0.4 of the peak, " in text
+  assert " by bytes, those within a chip too. Not in it: input, evaluations" in text
 
 
 def test_equal_steps_are_compiled_once(ctx):

@@ -1,5 +1,7 @@
 """A function mapped over networks: each gets its own arguments, one network as many do."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,3 +41,18 @@ def test_one_network_may_split_its_batch_and_several_under_vmap_may_not():
   for count in (1, 2):
     many.over_networks(look, (0,), MESH)(jnp.zeros((count, 3)))
   assert seen == [MESH, None]
+
+
+@pytest.mark.parametrize(
+  ("platform", "devices", "count", "spread", "how"),
+  [
+    ("cpu", 1, 3, True, "loop"),
+    ("tpu", 1, 3, True, "vmap"),
+    ("tpu", 4, 8, True, "vmap"),
+    ("tpu", 4, 3, True, "loop"),
+    ("tpu", 4, 8, False, "loop"),
+  ],
+)
+def test_networks_share_a_program_where_that_is_fastest(platform, devices, count, spread, how):
+  mesh = mock.Mock(size=devices, devices=np.array([mock.Mock(platform=platform)] * devices))
+  assert many.fastest(count, mesh, spread) == how
