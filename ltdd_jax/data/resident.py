@@ -8,6 +8,7 @@ and XLA brings those that a step picks to where they are used.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -17,14 +18,15 @@ from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core.types import Leaf
 
 LARGE = 2**28  # bytes from which an array is split
+_LANES = 128  # of a TPU
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SplitImages:
-  """Images (n, h, w, c) as rows of pixels, split over devices. TPUs copy other shapes each step."""
+  """Images (n, h, w, c), split over devices; a TPU would lay out other shapes anew in each step."""
 
-  pixels: Leaf  # (m, h * w * c), the last m - n rows are none
+  pixels: Leaf  # (m, h * w * c / 128, 128), the last m - n rows are none
   shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # (n, h, w, c)
 
   def __len__(self) -> int:
@@ -41,7 +43,9 @@ def images(array: np.ndarray, mesh: jax.sharding.Mesh) -> Any:
   """Places images (n, h, w, c): an array, or `SplitImages` for large ones."""
   if not is_split(array, mesh):
     return mesh_lib.put(array, mesh_lib.replicated(mesh))
-  return SplitImages(rows(array.reshape(len(array), -1), mesh), array.shape)
+  size = math.prod(array.shape[1:])
+  flat = array.reshape(len(array), -1, size if size % _LANES else _LANES)
+  return SplitImages(rows(flat, mesh), array.shape)
 
 
 def rows(tree: Any, mesh: jax.sharding.Mesh, axis: int = 0) -> Any:

@@ -234,7 +234,13 @@ def large_convolutions_stay_split():
 def large_arrays_lie_split():
   """Rows that do not divide are filled up; what is picked is the same."""
   _, many = sessions()
-  pixels, logits = small.images(21), np.arange(2 * 21 * 3, dtype=np.float32).reshape(2, 21, 3)
+  logits = np.arange(2 * 21 * 3, dtype=np.float32).reshape(2, 21, 3)
+  for pixels in (small.images(21), np.arange(21 * 256).reshape(21, 8, 16, 2).astype(np.uint8)):
+    _lie_split(many, pixels, logits)
+  print("large arrays ok")
+
+
+def _lie_split(many, pixels, logits):
   with mock.patch.object(resident, "LARGE", 0):
     images, rows = resident.images(pixels, many.mesh), resident.rows(logits, many.mesh, axis=1)
   assert {x.data.shape[0] for x in images.pixels.addressable_shards} == {3}
@@ -244,7 +250,6 @@ def large_arrays_lie_split():
   for a, b in zip(found, (pixels[picked], pixels, logits[1, picked]), strict=True):
     np.testing.assert_array_equal(a, b)
   assert (len(images), images.shape) == (21, pixels.shape)
-  print("large arrays ok")
 
 
 def save_on_eight_restore_on_one():
