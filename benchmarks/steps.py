@@ -6,8 +6,8 @@ The environment of `--torch-python` needs PyTorch and NumPy; without it only the
 Every implementation is a process of its own; they take turns, round after round, at the same number
 of steps, on the same network, batch and optimiser. `ltdd_jax` is set up as a run is. "as shipped"
 leaves the allocator alone; "tuned" stops it from giving pages back, as the library does for itself;
-"one device a core" splits the batch over virtual CPU devices. On whatever device there is, it is
-one table; bfloat16 is for accelerators, several devices for CPUs.
+"virtual devices" splits the batch over those of a CPU, one a core or `--devices`. On whatever device
+there is, it is one table; bfloat16 is for accelerators, several devices for CPUs.
 
 The table has medians over rounds, the range in brackets, and the median of the ratios within a
 round: above 1 means slower than the library.
@@ -23,12 +23,12 @@ from benchmarks import timing
 from benchmarks.recipes import CASES, SMOKE
 
 LIBRARY = "ltdd_jax"
-BFLOAT16, VIRTUAL = f"{LIBRARY}, bfloat16", f"{LIBRARY}, one device a core"
+BFLOAT16, VIRTUAL = f"{LIBRARY}, bfloat16", f"{LIBRARY}, virtual devices"
 SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
   LIBRARY: ("benchmarks.jax_steps", ()),
   "ltdd_jax, as shipped": ("benchmarks.jax_steps", ("--untuned",)),
   BFLOAT16: ("benchmarks.jax_steps", ("--bfloat16",)),
-  VIRTUAL: ("benchmarks.jax_steps", ("--devices", str(timing.cores()))),
+  VIRTUAL: ("benchmarks.jax_steps", ("--devices",)),
   "PyTorch eager, as shipped": ("benchmarks.torch_steps", ()),
   "PyTorch eager, tuned": ("benchmarks.torch_steps", ("--tuned",)),
   "PyTorch compile, as shipped": ("benchmarks.torch_steps", ("--compile",)),
@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
                  help=f"any of {', '.join(CASES)}")  # fmt: skip
   p.add_argument("--sides", nargs="+", choices=list(SIDES), metavar="SIDE",
                  help=f"any of {', '.join(map(repr, SIDES))}; or those that fit")  # fmt: skip
+  p.add_argument("--devices", type=int, default=timing.cores(), help="virtual devices")
   p.add_argument("--rounds", type=int, default=5, help="turns of each implementation")
   p.add_argument("--resnet-rounds", type=int, default=3, help="the same, of larger networks")
   p.add_argument("--smoke", action="store_true", help="tiny cases and one round: does it run?")
@@ -57,6 +58,7 @@ def arguments() -> argparse.Namespace:
 def start(name: str, args: argparse.Namespace) -> timing.Worker:
   """Starts the process of one implementation."""
   module, flags = SIDES[name]
+  flags = (*flags, str(args.devices)) if name == VIRTUAL else flags
   if module.endswith("torch_steps"):
     flags = (*flags, "--cpu") if args.device == "cpu" else flags
     return timing.Worker(args.torch_python, module, *flags)
