@@ -6,8 +6,8 @@ The environment of `--torch-python` needs PyTorch and NumPy; without it only the
 Every implementation is a process of its own; they take turns, round after round, at the same number
 of steps, on the same network, batch and optimiser. `ltdd_jax` is set up as a run is. "as shipped"
 leaves the allocator alone; "tuned" stops it from giving pages back, as the library does for itself;
-"virtual devices" splits the batch over those of a CPU, one a core or `--devices`. On whatever device
-there is, it is one table; bfloat16 is for accelerators, several devices for CPUs.
+"virtual devices" splits the batch over those of a CPU, one a core or `--devices`. On whatever
+device there is, it is one table; bfloat16 is for accelerators, several devices for CPUs.
 
 The table has medians over rounds, the range in brackets, and the median of the ratios within a
 round: above 1 means slower than the library.
