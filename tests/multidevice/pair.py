@@ -17,7 +17,7 @@ from configs import digits_lt  # noqa: E402
 from ltdd_jax import pipeline  # noqa: E402
 from ltdd_jax.artefacts import checkpoint  # noqa: E402
 
-config = digits_lt.get_config("preset=smoke,calibrators=probe")
+config = digits_lt.get_config("preset=smoke,calibrators=adsa+probe")
 del config.distil.methods.random
 config.student.update(num_seeds=1, hard_labels=False)
 for model in (config.teacher.models.teacher, config.student.model):
