@@ -78,6 +78,8 @@ def set_up_logs() -> None:
   logging.get_absl_handler().setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%X"))
   logging.get_absl_handler().addFilter(lambda r: "tensorflow_datasets" not in r.pathname)
   std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # it lists accelerators it lacks
+  for name in ("asyncio", "fsspec", "gcsfs"):  # what matters they raise too
+    std_logging.getLogger(name).setLevel(std_logging.CRITICAL)
 
 
 def parse_flags(argv: list[str], *, workdir: bool = True) -> list[str]:

@@ -126,7 +126,9 @@ def read_meta(folder: epath.Path) -> dict[str, Any]:
   try:
     meta = json.loads(path.read_text())
     intact = meta["meta_sha256"] == _meta_hash(meta)
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    if files.of_store(error):
+      raise  # a bucket that does not answer is not damage
     intact, meta = False, {}
   if not intact:
     raise LtddError(_damaged(path, "it was truncated or altered", folder))

@@ -323,11 +323,15 @@ class Workdir:
     if self.cache is None or self._cached(stage, mark):
       return
     try:
-      with files.appearing(self.cache / stage / mark, self.cache) as folder:
+      with (
+        files.explained(stage, folder=self.cache),
+        files.appearing(self.cache / stage / mark, self.cache) as folder,
+      ):
         files.link_tree(self.folder(stage), folder, last=META)
-    except OSError as error:
+    except LtddError as error:
       if not self._cached(stage, mark):
-        logging.warning("%s: not put into the cache %s: %s", stage, self.cache, error)
+        why = files.reason(error.__cause__)
+        logging.warning("%s: not put into the cache %s: %s", stage, self.cache, why)
 
   @contextlib.contextmanager
   def making(self, stage: str, config: Any, inputs: Mapping[str, str]) -> Iterator[None]:

@@ -17,11 +17,13 @@ import hashlib
 import importlib.util
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+import fsspec
 import numpy as np
 from etils import epath
 
@@ -32,6 +34,7 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # by which epath reads and writes there
 _BLOCK = 1 << 20
 _MANY_FILES = 1000
+_STORES = ("aiohttp", "botocore", "gcsfs", "google", "requests")  # packages that raise for them
 TENSORSTORE = (OSError, ValueError, RuntimeError, MemoryError)  # what it raises on a full disk
 
 Pathlike = str | os.PathLike[str]
@@ -52,6 +55,8 @@ def path(name: Pathlike) -> epath.Path:
     raise LtddError(f"path {text}: expected a local path, or one that begins with {known}")
   if colon and importlib.util.find_spec(package := _PACKAGES[scheme]) is None:
     raise LtddError(f"path {text} needs the package {package}; install it: pip install {package}")
+  if colon:  # a listing that is kept would lack what tensorstore and other processes write
+    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
   return epath.Path(text)
 
 
@@ -117,8 +122,8 @@ def replacing(file_path: os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def below(folder: epath.Path) -> Iterator[epath.Path]:
-  """All files in a folder and its folders."""
-  for found in folder.iterdir():
+  """All files in a folder and its folders; in an object store an empty folder is not there."""
+  for found in folder.iterdir() if is_local(folder) or folder.exists() else ():
     yield from below(found) if found.is_dir() else (found,)
 
 
@@ -191,7 +196,8 @@ def remove(name: epath.Path) -> None:
   elif is_local(name):
     shutil.rmtree(name, ignore_errors=True)
   else:
-    name.rmtree(missing_ok=True)
+    with contextlib.suppress(Exception):  # a bucket that is read-only, or does not answer
+      name.rmtree(missing_ok=True)
 
 
 def link_tree(source: Pathlike, target: epath.Path, last: str = "") -> None:
@@ -235,7 +241,7 @@ def explained(
   need: int | None = None,
   errors: tuple[type[Exception], ...] = (OSError,),
 ) -> Iterator[None]:
-  """Turns an OSError of the block into an LtddError.
+  """Turns an OSError of the block, or what an object store raises, into an LtddError.
 
   Args:
     what: the thing that is written, for the message: "stage teacher".
@@ -247,16 +253,34 @@ def explained(
     yield
   except LtddError:
     raise
-  except errors as error:
+  except Exception as error:
+    if not (isinstance(error, errors) or (of_store(error) and not is_local(folder))):
+      raise
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     full = full or "ENOSPC" in str(error) or "No space left" in str(error)
     if full or (need is not None and _free(folder) < need):  # NumPy's error has no number
       raise LtddError(_full(what, folder, need)) from error
-    why = getattr(error, "strerror", None) or error
+    done, expected = "written", "a folder that can be written in"
+    if not is_local(folder):
+      done, expected = "read or written", "a bucket that answers and lets you read and write"
     raise LtddError(
-      f"{what}: could not be written in {folder}: {why}. Expected a folder that can be written in; "
-      "mend that or name another one. What was finished before stays valid."
+      f"{what}: could not be {done} in {folder}: {reason(error)}. Expected {expected}; mend that "
+      "or name another one. What was finished before stays valid."
     ) from error
+
+
+def of_store(error: BaseException | None) -> bool:
+  """Whether an error is of an object store: those of gcsfs have no number, or a type of its own."""
+  numbered = not isinstance(error, OSError) or error.errno is not None
+  return not numbered or type(error).__module__.split(".")[0] in _STORES
+
+
+def reason(error: BaseException | None) -> str:
+  """What an error says, in one line; without the requests that tensorstore appends."""
+  if isinstance(error, FileNotFoundError) and error.errno is None:
+    return f"not found: {error}"
+  text = (not of_store(error) and getattr(error, "strerror", None)) or str(error)
+  return re.split(r" \[[\w ]+=", text.strip(".\n").replace("\n", ": "))[0][:400]
 
 
 def _full(what: str, folder: os.PathLike[str], need: int | None) -> str:

@@ -14,6 +14,7 @@ import math
 import pathlib
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any, SupportsIndex
@@ -30,8 +31,8 @@ LINE_SECONDS = 60.0  # between two lines of progress in a log
 class MetricWriter:
   """Appends metrics of one loop to `folder/metrics.jsonl` and to event files of TensorBoard.
 
-  Only the first process of a pod writes. In an object store, to which nothing can be appended, the
-  lines are written when the loop ends.
+  Only the first process of a pod writes. In an object store, to which nothing can be appended, both
+  are written when the loop ends.
 
   Args:
     folder: of this loop; made if it is not there.
@@ -89,8 +90,9 @@ class _Late(io.StringIO):
 
   def close(self) -> None:
     if not self.closed:
-      files.write_text(self._path, self.getvalue(), what="metrics")
-    super().close()
+      text = self.getvalue()
+      super().close()  # first: what fails below is not to be tried again when Python ends
+      files.write_text(self._path, text, what="metrics")
 
 
 def _lines_until(path: epath.Path, last_step: int) -> list[str]:
@@ -112,7 +114,30 @@ def _event_writer(folder: epath.Path, first_step: int) -> Any:
   import tensorboardX
 
   earlier = any(folder.glob("events.out.tfevents.*"))
-  return tensorboardX.SummaryWriter(str(folder), purge_step=first_step + 1 if earlier else None)
+  purge_step = first_step + 1 if earlier else None
+  if files.is_local(folder):
+    return tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
+  return _LateEvents(folder, purge_step)
+
+
+class _LateEvents:
+  """Event files that are written as a whole when they are closed.
+
+  In a bucket tensorboardX would write on a thread of its own, and hang once that has failed.
+  """
+
+  def __init__(self, folder: epath.Path, purge_step: int | None):
+    import tensorboardX
+
+    self._folder, self._local = folder, tempfile.TemporaryDirectory(prefix="ltdd_jax-")
+    self._writer = tensorboardX.SummaryWriter(self._local.name, purge_step=purge_step)
+    self.add_scalar = self._writer.add_scalar
+
+  def close(self) -> None:
+    self._writer.close()
+    with self._local as name:
+      for file in sorted(pathlib.Path(name).iterdir()):
+        files.write_bytes(self._folder / file.name, file.read_bytes(), what="metrics")
 
 
 class ProgressBar:

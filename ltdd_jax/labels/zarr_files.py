@@ -98,8 +98,7 @@ def readable(path: epath.Path) -> Iterator[None]:
   except (ValueError, OSError, IndexError) as error:
     if isinstance(error, LtddError):
       raise
-    why = re.split(r" \[[\w ]+=", str(error))[0][:400]  # without [tensorstore_spec='...
     raise LtddError(
-      f"label store {path} cannot be read: {why}. If labelling stopped before its end, give the "
-      f"same command again; if that fails too, delete {path} and label the images anew."
+      f"label store {path} cannot be read: {files.reason(error)}. If labelling stopped before its "
+      f"end, give the same command again; if that fails too, delete {path} and label again."
     ) from error

@@ -63,6 +63,24 @@ def run(
   changed = None if defaults is None else config_lib.diff(defaults, config)
   config, kinds = check.check(config), selected(stage)
   ctx, work = Context(config), workdir_lib.Workdir(workdir, cache=cache)
+  far = [x for x in (work.path, work.cache) if x is not None and not files.is_local(x)]
+  with files.explained("run", folder=(far or [work.path])[0], errors=()):
+    return _run(
+      ctx, work, kinds, changed, dry_run,
+      checkpoint_seconds=checkpoint_seconds, show_progress=show_progress,
+    )  # fmt: skip
+
+
+def _run(
+  ctx: Context,
+  work: workdir_lib.Workdir,
+  kinds: tuple[str, ...],
+  changed: dict[str, Any] | None,
+  dry_run: bool,
+  **options: Any,
+) -> dict[str, Any] | None:
+  """Plans or runs the stages of these kinds."""
+  config = ctx.config
   no_place = config | {"data": config["data"] | {"data_dir": None}}
   mesh_lib.check_same("a config", json.dumps(config_lib.canonical(no_place)))
   stages = graph.make_stages(ctx)
@@ -83,9 +101,7 @@ def run(
     work.write_run_info(config, changed)
     skipped = {}
     for s in todo:
-      skipped[s.name] = run_stage(
-        s, ctx, checkpoint_seconds=checkpoint_seconds, show_progress=show_progress
-      )
+      skipped[s.name] = run_stage(s, ctx, **options)
       (stopping,) = mesh_lib.any_process(checkpoint.stop_requested())
       if stopping:
         raise checkpoint.Interrupted(f"stopped after {s.name}")
@@ -131,7 +147,7 @@ def _make(s: Stage, ctx: Context, *, checkpoint_seconds: float, show_progress: b
     if not work.exists(name):
       raise LtddError(f"stage {s.name} reads {name}, which is missing; run --stage={s.kind} first")
   scratch = work.scratch(s.name, s.config, s.inputs)
-  resumed = any(scratch.iterdir())
+  resumed = scratch.is_dir() and any(scratch.iterdir())  # an object store has no empty folders
   session = loop.Session(
     scratch=scratch,
     metrics=work.path / "metrics",

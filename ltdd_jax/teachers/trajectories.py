@@ -9,6 +9,7 @@ Classifiers may be trained further on balanced batches, with the features as the
 """
 
 import functools
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -347,11 +348,17 @@ def _open(session: loop.Session, path: str, shape: tuple[int, int, int]) -> np.n
   if session.scratch is None:
     return np.empty(shape, np.float32)
   file = files.path(session.scratch) / path / "snapshots.npy"
+  need = 4 * int(np.prod(shape))
+  if not files.is_local(file):  # nothing can be mapped there: a run that was stopped begins anew
+    checkpoint.discard(file.parent)
+    mesh_lib.barrier("trajectories opened")
+    files.check_space(f"trajectories of shape {shape}", files.path(tempfile.gettempdir()), need)
+    with tempfile.TemporaryFile() as local:
+      return np.memmap(local, np.float32, "w+", shape=shape)
   if (found := _opened(file, shape)) is not None:
     return found
   if jax.process_index() == 0:
     checkpoint.discard(file.parent)
-    need = 4 * int(np.prod(shape))
     with files.explained(f"trajectories {file}", folder=file.parent, need=need):
       file.parent.mkdir(parents=True, exist_ok=True)
       files.check_space(f"trajectories of shape {shape}", file.parent, need)

@@ -45,3 +45,51 @@ def test_many_files_are_flushed_at_once(tmp_path, monkeypatch):
       for i in range(count):
         (folder / str(i)).write_text("x")
   assert (len(calls), len(list((tmp_path / "3").iterdir()))) == (1, 3)
+
+
+# ---- object stores ----
+
+BUCKET = epath.Path("gs://bucket/run")
+HttpError = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})  # no OSError
+
+
+def test_listings_of_object_stores_are_not_kept(monkeypatch):
+  monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: name)
+  files.path("gs://bucket/run")
+  assert files.fsspec.config.conf["gs"] == {"use_listings_cache": False}
+
+
+@pytest.mark.parametrize(
+  ("error", "why"),
+  [
+    (OSError("Forbidden: b/bucket/o\nno access."), "Forbidden: b/bucket/o: no access"),
+    (FileNotFoundError("b/bucket/o"), "not found: b/bucket/o"),
+    (HttpError("Too many requests, 429"), "Too many requests, 429"),
+    (ValueError("ABORTED: quota [http_response_code='429']"), "ABORTED: quota"),  # tensorstore's
+  ],
+)
+def test_errors_of_object_stores_are_explained(error, why):
+  with (
+    pytest.raises(LtddError) as caught,
+    files.explained("stage teacher", folder=BUCKET, errors=files.TENSORSTORE),
+  ):
+    raise error
+  assert str(caught.value) == (
+    f"stage teacher: could not be read or written in gs://bucket/run: {why}. Expected a bucket "
+    "that answers and lets you read and write; mend that or name another one. What was "
+    "finished before stays valid."
+  )
+
+
+def test_what_no_object_store_raised_is_left_alone(tmp_path):
+  for folder, error in ((BUCKET, KeyError("a")), (tmp_path, HttpError("of a download"))):
+    with (
+      pytest.raises(type(error)),
+      files.explained("run", folder=folder, errors=()),
+    ):
+      raise error
+
+
+def test_an_empty_folder_of_an_object_store_is_not_there(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "is_local", lambda name: False)
+  assert list(files.below(epath.Path(tmp_path / "none"))) == []

@@ -195,3 +195,30 @@ def test_an_accelerators_peak_comes_first(monkeypatch):
   devices = [Device({"peak_bytes_in_use": n}) for n in (5, 9)] + [Device(None), Device({})]
   monkeypatch.setattr(jax, "local_devices", lambda: devices)
   assert progress_lib.peak_bytes() == 9
+
+
+def test_an_object_store_gets_both_files_at_the_end(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "is_local", lambda name: False)
+  metrics = progress_lib.MetricWriter(tmp_path)
+  metrics.write(1, {"loss": 0.5})
+  assert lines(tmp_path) == []
+  metrics.close()
+  assert lines(tmp_path) == [{"step": 1, "loss": 0.5}]
+  assert scalars(tmp_path) == [(1, "loss", 0.5)]
+
+
+def test_metrics_that_an_object_store_refused_are_not_tried_again(tmp_path, monkeypatch):
+  """When Python ends the connection is gone, and a second try would hang."""
+  monkeypatch.setattr(files, "is_local", lambda name: False)
+  metrics = progress_lib.MetricWriter(tmp_path, tensorboard=False)
+  late, tried = metrics._file, []
+
+  def refuse(*args, **kwargs):
+    tried.append(args)
+    raise LtddError("metrics could not be written")
+
+  monkeypatch.setattr(files, "write_text", refuse)
+  with pytest.raises(LtddError, match="metrics could not be written"):
+    metrics.close()
+  late.close()
+  assert len(tried) == 1
