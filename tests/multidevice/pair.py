@@ -4,7 +4,6 @@ python -m tests.multidevice.pair WORKDIR [stop] [stream]
 """
 
 import os
-import pathlib
 import sys
 
 from ltdd_jax.core import startup
@@ -38,7 +37,7 @@ class ToldToStop(checkpoint.Progress):
 if "stop" in sys.argv:
   checkpoint.Progress = ToldToStop
 try:
-  results = pipeline.run(config, pathlib.Path(sys.argv[1]), show_progress=False)
+  results = pipeline.run(config, sys.argv[1], show_progress=False)
   print("top1", results["rows"][0]["top1"]["mean"], "devices", jax.device_count())
 except checkpoint.Interrupted as stopped:
   print("interrupted:", stopped)
