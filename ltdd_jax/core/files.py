@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
-import fsspec
 import numpy as np
 from etils import epath
 
@@ -55,7 +54,10 @@ def path(name: Pathlike) -> epath.Path:
     raise LtddError(f"path {text}: expected a local path, or one that begins with {known}")
   if colon and importlib.util.find_spec(package := _PACKAGES[scheme]) is None:
     raise LtddError(f"path {text} needs the package {package}; install it: pip install {package}")
-  if colon:  # a listing that is kept would lack what tensorstore and other processes write
+  if colon:
+    import fsspec  # of gcsfs and s3fs
+
+    # A listing that is kept would lack what tensorstore and other processes write.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
   return epath.Path(text)
 

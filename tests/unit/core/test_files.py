@@ -1,5 +1,6 @@
 """Paths: what a user may write, and what is refused."""
 
+import fsspec
 import pytest
 from etils import epath
 
@@ -56,7 +57,7 @@ HttpError = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})  # no
 def test_listings_of_object_stores_are_not_kept(monkeypatch):
   monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: name)
   files.path("gs://bucket/run")
-  assert files.fsspec.config.conf["gs"] == {"use_listings_cache": False}
+  assert fsspec.config.conf["gs"] == {"use_listings_cache": False}
 
 
 @pytest.mark.parametrize(
