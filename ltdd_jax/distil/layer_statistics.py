@@ -52,6 +52,29 @@ class Running:
   weight: Leaf  # (g,) sum of the weights of what went in, 1 - momentum^n after n steps
 
 
+class Some(NamedTuple):
+  """The classes that a batch may hold: of a thousand classes no more than it has images."""
+
+  classes: Leaf  # (g,) int32, increasing; k where there is none
+  are_all: bool  # g = k
+
+  @classmethod
+  def of(cls, labels: Int[Array, " b"], k: int) -> "Some":
+    """Those of a batch."""
+    if k <= len(labels):
+      return cls(jnp.arange(k), True)
+    return cls(jnp.unique(labels, size=len(labels), fill_value=k), False)
+
+  def take(self, tree: Any) -> Any:
+    """Their rows of arrays (k, ...); those of no class have values that do not count."""
+    return tree if self.are_all else jax.tree.map(lambda x: x[self.classes], tree)
+
+  def put(self, tree: Any, rows: Any) -> Any:
+    """Arrays (k, ...) with their rows (g, ...) in place."""
+    put = lambda x, y: x.at[self.classes].set(y, mode="drop")
+    return rows if self.are_all else jax.tree.map(put, tree, rows)
+
+
 class LayerRunning(NamedTuple):
   """The running means of one layer."""
 
@@ -104,12 +127,12 @@ def match(
     running: of the teacher, see `start`.
     key: for the convolutions that are dropped.
   """
-  k, b = statistics.counts.shape[0], labels.shape[0]
-  onehot = jax.nn.one_hot(labels, k)
-  member = onehot if rule.groups else jnp.ones((b, 1))
+  some = Some.of(labels, statistics.counts.shape[0])
+  onehot = (labels[:, None] == some.classes[None]).astype(jnp.float32)
+  member = onehot if rule.groups else jnp.ones((len(labels), 1))
   found = statistics_lib.of_batch(inputs, member, statistics.tile)
   _check_fit(found, statistics)
-  share = onehot.sum(0) * (statistics.counts > 0)
+  share = onehot.sum(0) * (some.take(statistics.counts) > 0)
   share = share / jnp.maximum(share.sum(), 1)
   total, new = jnp.zeros(()), []
   for i, (mine, theirs, before) in enumerate(
@@ -119,7 +142,7 @@ def match(
     if rule.drop and theirs.kind == "conv":
       kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rule.drop)
     distance, after = _match_layer(
-      rule, mine, theirs, found.counts, statistics.counts, share, variables, before, kept
+      rule, mine, theirs, found.counts, statistics.counts, some, share, variables, before, kept
     )
     total += (rule.first if i == 0 else 1.0) * jnp.where(kept, distance, 0.0)
     new.append(after)
@@ -132,6 +155,7 @@ def _match_layer(
   theirs: LayerStatistics,
   found: jax.Array,
   counts: jax.Array,
+  some: Some,
   share: jax.Array,
   variables: Any,
   running: LayerRunning,
@@ -143,7 +167,7 @@ def _match_layer(
   distance = rule.alpha * distances(target, shown).sum()
   if rule.alpha == 1:
     return distance, LayerRunning(batch, None)
-  of_class = statistics_lib.per_class(theirs, within_image=rule.released)
+  of_class = statistics_lib.per_class(some.take(theirs), within_image=rule.released)
   if rule.released:
     of_class = of_class._replace(tile_mean=of_class.tile_var, tile_var=of_class.tile_mean)
     mix = jax.tree.map(lambda x: (share[:, None] * x).sum(0, keepdims=True), of_class)
@@ -152,7 +176,8 @@ def _match_layer(
   else:
     each = statistics_lib.per_class(mine)
     assert running.classes is not None  # the rule has groups
-    shown, classes = follow(rule, running.classes, each, kept & (found > 0))
+    shown, moved = follow(rule, some.take(running.classes), each, kept & (found > 0))
+    classes = some.put(running.classes, moved)
     category = (share * distances(of_class, shown)).sum()
   return distance + (1 - rule.alpha) * category, LayerRunning(batch, classes)
 

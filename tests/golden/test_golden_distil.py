@@ -119,6 +119,31 @@ def test_match_is_the_formula(name):
   np.testing.assert_allclose(second, expected(rule, [1, 2]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gvbsm", "edc", "weights", "released"])
+def test_of_many_classes_those_of_the_batch_are_seen(name):
+  """Classes 0 to 3 have the numbers 1, 4, 6 and 8 of nine, of which the others have no image."""
+  rule, among, k = RULES[name], np.array([1, 4, 6, 8]), 9
+  real = statistics.of_batch(maps(0, 6), jax.nn.one_hot(among[REAL_LABELS], k), Q)
+  key, few, many = jax.random.key(0), *(layer_statistics.start(rule, s) for s in (REAL, real))
+  for seed, labels in ((1, LABELS), (2, [3, 3, 0, 0, 3])):
+    values = [x.value for x in maps(seed, len(labels))]
+
+    def distance(values, running, stats, chosen):
+      inputs = tuple(LayerInput(p, v, k) for (p, k, _), v in zip(LAYERS, values, strict=True))
+      return layer_statistics.match(rule, inputs, chosen, VARIABLES, stats, running, key)
+
+    graded = jax.jit(jax.value_and_grad(distance, has_aux=True))
+    (a, few), slope = graded(values, few, REAL, jnp.array(labels))
+    (b, many), other = graded(values, many, real, jnp.array(among[labels]))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), slope, other)
+  for one, all_ in zip(few, many, strict=True):
+    own = jax.tree.map(lambda x: x[among], all_.classes)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one.classes, own)
+    if rule.groups:
+      assert not np.delete(all_.classes.weight, among).any()
+
+
 def test_running_mean_starts_at_zero_with_the_gradient_of_the_newest():
   rule, target = Rule(momentum=0.8), jnp.array([[1.0, -2.0]])
   running = layer_statistics.Running(Target(jnp.zeros((1, 2)), jnp.zeros((1, 2))), jnp.zeros(1))
