@@ -1,6 +1,7 @@
 """Expert trajectories: what they hold, going on after a stop, and the stage of a run."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,15 @@ def session_in(folder):
 @functools.cache
 def whole():
   return train(loop.Session(show_progress=False))
+
+
+def test_in_a_bucket_a_stopped_run_begins_anew(tmp_path, recorded, monkeypatch):
+  there = types.SimpleNamespace(**vars(files) | {"is_local": lambda name: False})
+  monkeypatch.setattr(trajectories, "files", there)
+  with pytest.raises(KeyboardInterrupt):
+    train(session_in(tmp_path))
+  np.testing.assert_array_equal(train(session_in(tmp_path)), whole())
+  assert not list(tmp_path.rglob("snapshots.npy"))
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.2])
