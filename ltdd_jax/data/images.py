@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks, class_folders, crops
@@ -69,7 +69,11 @@ def decode(
 
 
 def _open(data: bytes, channels: int) -> Image.Image:
-  with Image.open(io.BytesIO(data)) as opened:
+  try:
+    found = Image.open(io.BytesIO(data))
+  except UnidentifiedImageError:  # whose text is an address in memory
+    raise UnidentifiedImageError("its bytes are of no format that Pillow knows") from None
+  with found as opened:
     opened.load()
     ImageOps.exif_transpose(opened, in_place=True)
     return _eight_bits(opened).convert(_MODES[channels])
