@@ -10,6 +10,7 @@
 
 import functools
 import os
+from typing import Any
 
 from launch import errors
 from launch import main as launch_main
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> None:
   from ltdd_jax.pipeline import ahead_of_time, programs
   from ltdd_jax.pipeline.blank import blank_context
 
+  targets = _slices()
   config = command_line.read_config(str(launch_main.CONFIG.value))
   config = command_line.override(config, argv[1:])
   counts = None if _COUNTS.value is None else open_vector(_COUNTS.value, "counts")[1]
@@ -40,13 +42,21 @@ def main(argv: list[str]) -> None:
     check_choice("an entry of --stages", kind, programs.KINDS)
   found = programs.of_run(blank_context(config, counts), kinds)
   if _SWEEP.value:
-    chip = (_TOPOLOGY.value or "v5e").partition(":")[0]
-    targets = [*map(hardware.of_topology, hardware.slices(chip, _SWEEP.value))]
     print(ahead_of_time.scaling_table(found, targets))
     return
-  target = hardware.of_topology(_TOPOLOGY.value) if _TOPOLOGY.value else hardware.local()
+  (target,) = targets or [hardware.local()]
   print(target)
   print(ahead_of_time.table([*ahead_of_time.compiled(found, target)], target))
+
+
+def _slices() -> list[Any]:
+  """The slices that the flags name; none for the devices here."""
+  from ltdd_jax.core import hardware
+
+  names = [_TOPOLOGY.value] if _TOPOLOGY.value else []
+  if _SWEEP.value:
+    names = hardware.slices((_TOPOLOGY.value or "v5e").partition(":")[0], _SWEEP.value)
+  return [*map(hardware.of_topology, names)]
 
 
 def _set_up() -> None:

@@ -63,7 +63,7 @@ def compiled(programs: Sequence[Program], target: hardware.Target) -> Iterator[R
 
 
 def table(records: Sequence[Record], target: hardware.Target) -> str:
-  """A line for each step, and what the whole run takes at least."""
+  """A line for each step, and what the whole run takes by FLOPs and by bytes."""
   header = (
     "step", "times", "GiB per device", "of its memory", "GFLOP per device", "ms by FLOPs",
     "ms by bytes", "collectives", "compiled in",

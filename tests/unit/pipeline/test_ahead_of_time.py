@@ -82,6 +82,14 @@ def test_a_topology_that_does_not_exist_is_refused():
     hardware.slices("v9", ["4"])
 
 
+def test_a_topology_is_looked_at_before_the_data():
+  command = [sys.executable, "-m", "launch.plan", "--config", "configs/cifar10_lt.py"]
+  command += ["--config.data.data_dir=/none", "--topology", "v5e:3x3"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+  assert done.returncode == 2
+  assert "error: topology 'v5e:3x3' does not exist; expected one of v5e:1x1" in done.stderr
+
+
 def test_a_missing_libtpu_is_named(monkeypatch):
   monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(
