@@ -72,17 +72,13 @@ class Table(NamedTuple):
   students: tuple[str, ...]  # published names; the first is that of our students
   cells: tuple[tuple[str, str], ...]  # (imbalance factor, images per class)
   methods: tuple[str, ...] = tuple(COUNTERPARTS)
-  teacher: str | None = None  # of a table with a line for each cell: of our rows
+  teacher: str = ""  # of our rows, in a table with a line for each cell
 
 
+_NINE = tuple(itertools.product(("10", "50", "100"), ("10", "20", "50")))
 _SMALL = "ConvNet-3 (norm={}, width=64)"
 TABLES = {
-  "cifar10_convnet3": Table(
-    "cifar10",
-    "CIFAR-10-LT",
-    ("ConvNet-3",),
-    tuple(itertools.product(("10", "50", "100"), ("10", "20", "50"))),
-  ),
+  "cifar10_convnet3": Table("cifar10", "CIFAR-10-LT", ("ConvNet-3",), _NINE),
   "cifar10_resnet18": Table(
     "cifar10",
     "CIFAR-10-LT",
@@ -94,7 +90,7 @@ TABLES = {
     "cifar10",
     "CIFAR-10-LT",
     ("ConvNet-3",),
-    tuple(itertools.product(("10", "50", "100"), ("10", "20", "50"))),
+    _NINE,
     ("EDC", "EDC+ADSA"),
     " + ".join(map(_SMALL.format, ("batch", "batch", "instance", "instance")))
     + ", cross_entropy, 30 epochs",
@@ -289,7 +285,7 @@ def fill(text: str, ours: Sequence[Row], published: Sequence[Row], where: Any = 
   def table(match: re.Match[str]) -> str:
     if (name := match[1]) not in TABLES:
       raise LtddError(f"{where}: table {name!r} is not known. Tables: {', '.join(TABLES)}.")
-    make = beside if TABLES[name].teacher is None else by_cell
+    make = by_cell if TABLES[name].teacher else beside
     return f"<!-- results: {name} -->\n{make(TABLES[name], ours, published)}\n<!-- end -->"
 
   out, count = re.subn(
@@ -314,10 +310,7 @@ def beside(table: Table, ours: Sequence[Row], published: Sequence[Row]) -> str:
     known = [row for row in known if row["student"] in table.students]
     best = _best(known, named=True)
     for name in table.methods:
-      images, labels, calibrator = COUNTERPARTS[name]
-      want = {"method": images, "labels": labels, "calibrator": calibrator}
-      found = _those(ours, dataset=table.dataset, **cell, **want)
-      mine = [_cells(row) for row in found if row["student"].split(" ")[0] == table.students[0]]
+      mine = [*map(_cells, _mine(table, ours, cell, name))]
       same = _best(_those(known, method=name))
       if not mine and same != "-":
         mine = [["-"] * 6]
@@ -326,7 +319,7 @@ def beside(table: Table, ours: Sequence[Row], published: Sequence[Row]) -> str:
 
 
 def by_cell(table: Table, ours: Sequence[Row], published: Sequence[Row]) -> str:
-  """A line for each cell: the best published result, and ours of each method by one teacher."""
+  """A line for each cell: the best published result, and all of ours by one teacher."""
   header = ["IF", "IPC", "best published"]
   header += [f"{name}, {whose}" for name in table.methods for whose in ("published", "ours")]
   lines = []
@@ -335,13 +328,19 @@ def by_cell(table: Table, ours: Sequence[Row], published: Sequence[Row]) -> str:
     known = _those(published, dataset=table.published, student=table.students[0], **cell)
     line = [imbalance, ipc, _best(known, named=True)]
     for name in table.methods:
-      want = dict(zip(("method", "labels", "calibrator"), COUNTERPARTS[name], strict=True))
-      mine = _those(ours, dataset=table.dataset, teacher=table.teacher or "", **cell, **want)
-      line += [_best(_those(known, method=name)), _best(mine)]
+      mine = _those(_mine(table, ours, cell, name), teacher=table.teacher)
+      line += [_best(_those(known, method=name)), ", ".join(map(_accuracy, mine)) or "-"]
     lines.append(line)
   empty = {i for i in range(len(header)) if all(line[i] == "-" for line in lines)}
   keep = lambda line: [x for i, x in enumerate(line) if i not in empty]
   return tables.table(keep(header), [*map(keep, lines)])
+
+
+def _mine(table: Table, ours: Sequence[Row], cell: Row, method: str) -> list[Row]:
+  """Our rows of a cell and a published method, by students of the table's kind."""
+  want = dict(zip(("method", "labels", "calibrator"), COUNTERPARTS[method], strict=True))
+  found = _those(ours, dataset=table.dataset, **cell, **want)
+  return [row for row in found if row["student"].split(" ")[0] == table.students[0]]
 
 
 def beside_run(results: Mapping[str, Any], root: files.Pathlike = _ROOT) -> list[tuple[str, str]]:

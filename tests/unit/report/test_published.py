@@ -172,6 +172,32 @@ def test_a_table_by_hand(tmp_path):
   ]
 
 
+def test_a_line_for_each_cell_has_all_rows_of_its_teacher_and_students(tmp_path):
+  rows = [
+    row
+    for name, change in {
+      "a": {}, "b": {"recipe": "edc_mse_gt"}, "c": {"student": {"name": "resnet18"}},
+    }.items()
+    for row in published.rows_of(write_run(tmp_path / name, **change))
+  ]  # fmt: skip
+  teacher = "vgg11, cross_entropy, 30 epochs"
+  table = published.TABLES["cifar10_edc"]._replace(teacher=teacher, cells=(("100", "10"),))
+  known = [
+    dict(zip(published.PUBLISHED_HEADER, x, strict=True))
+    for x in (
+      ("CIFAR-10-LT", "100", "10", "EDC", "ConvNet-3", "53.2", "0.5", "", ""),
+      ("CIFAR-10-LT", "100", "10", "RLDD", "ConvNet-3", "62.7", "0.1", "", ""),
+    )
+  ]
+  header, _, line = published.by_cell(table, rows, known).splitlines()
+  cells = lambda text: [x.strip() for x in text.strip("|").split("|")]
+  assert cells(header) == ["IF", "IPC", "best published", "EDC, published", "EDC+ADSA, ours"]
+  both = "58.2 ± 0.2, 58.2 ± 0.2"
+  assert cells(line) == ["100", "10", "62.7 ± 0.1 (RLDD)", "53.2 ± 0.5", both]
+  other = published.by_cell(table._replace(teacher="another"), rows, known).splitlines()
+  assert cells(other[0])[-1] == "EDC, published"
+
+
 def test_many_teachers_are_counted(tmp_path):
   many = " + ".join(["ConvNet-3 (norm=batch, width=64)"] * 4)
   row = student("edc", "teacher", "adsa") | {"teacher": f"{many}, cross_entropy, 10 epochs"}
