@@ -4,7 +4,8 @@
   python -m benchmarks.input_pipeline jpegs --torch-python path/to/torch/env/bin/python
 
 Batches of 64 crops of 224 pixels, uint8, with 0, 1 and 2 workers. Files are in the system's memory.
-Without workers the library decodes in threads and a batch ahead, and torchvision in one.
+Without workers the library decodes in threads and a batch ahead, and torchvision in one. With
+--array-record the library reads the same files packed as ArrayRecord.
 """
 
 import argparse
@@ -19,6 +20,7 @@ def arguments() -> argparse.Namespace:
   p = timing.parser(__doc__)
   p.add_argument("folder", help="with train/CLASS/*.JPEG")
   p.add_argument("--torch-python", help="interpreter of an environment with torchvision")
+  p.add_argument("--array-record", action="store_true", help="read records on the library's side")
   p.add_argument("--batches", type=int, default=30, help="batches in a measurement")
   p.add_argument("--rounds", type=int, default=3, help="measurements of each side")
   return p.parse_args()
@@ -29,7 +31,10 @@ def main() -> None:
   for workers in (0, 1, 2):
     _, times, line = timing.against_torch(
       "input_pipeline", args, ask={"batches": args.batches},
-      ready={"folder": args.folder, "workers": workers, "size": BATCH, "drained": DRAINED},
+      ready={
+        "folder": args.folder, "workers": workers, "size": BATCH, "drained": DRAINED,
+        "array_record": args.array_record,
+      },
     )  # fmt: skip
     seconds = {n: [a["seconds"] / a["images"] for a in answers] for n, answers in times.items()}
     rows += [

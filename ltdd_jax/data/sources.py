@@ -10,7 +10,7 @@ that imports tensorflow_datasets.
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -133,6 +133,33 @@ def _with_constants(source: DataSource, mean, std) -> DataSource:
   return source._replace(spec=spec)
 
 
+class _Prepared(NamedTuple):
+  """The images of a TFDS set, which workers get a copy of."""
+
+  where: str
+  records: Mapping[str, Any]  # of each split, still encoded
+  orders: Mapping[str, np.ndarray]  # places of its images among them
+  image_key: str
+  shape: tuple[int, ...]  # (h, w, c) of images that are read
+  crop_pct: float  # of those of the test
+
+  def read(self, split: str, indices: np.ndarray) -> np.ndarray:
+    out = np.empty((len(indices), *self.shape), np.uint8)
+    seen = self.crop_pct if split == "test" else 1.0
+    for start in range(0, len(out), _CHUNK):
+      places = self.orders[split][indices[start : start + _CHUNK]]
+      with _damage_named(self.where):
+        rows = self.records[split].__getitems__(places.tolist())
+        encoded = [row[self.image_key] for row in rows]
+        out[start : start + _CHUNK] = decode_all(encoded, self.shape[2], self.shape[:2], seen)
+    return out
+
+  def stored(self, split: str, index: int) -> tuple[str, bytes]:
+    with _damage_named(self.where):
+      row = self.records[split].__getitems__([int(self.orders[split][index])])[0]
+    return f"{self.where}: {split} image {index}", row[self.image_key]
+
+
 def _open_tfds(name: str, data_dir: str | None, image_size, crop_pct: float) -> DataSource:
   known = SPECS.get(_base_name(name))
   builder = _prepared_builder(name, data_dir)
@@ -146,23 +173,8 @@ def _open_tfds(name: str, data_dir: str | None, image_size, crop_pct: float) -> 
       "Is data_dir the right folder?"
     )
   records, labels, orders, test_split = _labelled_splits(name, builder, image_key, label_key)
-
-  @_damage_named(builder)
-  def read(split, indices):
-    out = np.empty((len(indices), *size, channels), np.uint8)
-    seen = crop_pct if split == "test" else 1.0
-    for start in range(0, len(out), _CHUNK):
-      places = orders[split][indices[start : start + _CHUNK]]
-      rows = records[split].__getitems__(places.tolist())
-      encoded = [row[image_key] for row in rows]
-      out[start : start + _CHUNK] = decode_all(encoded, channels, tuple(size), seen)
-    return out
-
-  @_damage_named(builder)
-  def stored(split, index):
-    row = records[split].__getitems__([int(orders[split][index])])[0]
-    return f"{builder.data_path}: {split} image {index}", row[image_key]
-
+  where, shape = str(builder.data_path), (*size, channels)
+  prepared = _Prepared(where, records, orders, image_key, shape, crop_pct)
   for split, values in labels.items():
     labels[split] = check_labels(f"{name}: {split} labels", values, len(classes), len(values))
   if known and known.class_names and classes == tuple(str(c) for c in range(len(classes))):
@@ -172,7 +184,7 @@ def _open_tfds(name: str, data_dir: str | None, image_size, crop_pct: float) -> 
     notes.append(f"test: the {test_split} split of {name}")
   if "id" not in builder.info.features:
     notes.append(f"{name} has no ids: its images are in TFDS's order, not in the archive's")
-  return make_source(name, classes, labels, read, tuple(notes), known, stored)
+  return make_source(name, classes, labels, prepared.read, tuple(notes), known, prepared.stored)
 
 
 def _labelled_splits(
@@ -190,7 +202,7 @@ def _labelled_splits(
   for split in ("train", "test", "validation"):
     if split not in builder.info.splits:
       continue
-    with _damage_named(builder):
+    with _damage_named(builder.data_path):
       found = builder.as_data_source(split=split, decoders=encoded, file_format="array_record")
       values, order = _read_labels(found, label_key)
     role = "train" if split == "train" else "test"
@@ -306,13 +318,13 @@ def _read_labels(records, label_key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _damage_named(builder):
+def _damage_named(where):
   """ArrayRecord raises RuntimeError for files that are cut short, altered or gone."""
   try:
     yield
   except (RuntimeError, *UNREADABLE) as error:
     raise LtddError(
-      f"{builder.data_path}: a file of this prepared data set is damaged or missing ({error}). "
+      f"{where}: a file of this prepared data set is damaged or missing ({error}). "
       "Delete the folder and prepare or copy it anew."
     ) from error
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import feed
 from ltdd_jax.labels import sources as label_sources
 from ltdd_jax.pipeline import continued, graph, stages
 from ltdd_jax.pipeline.check import blank
@@ -50,6 +51,23 @@ def _statistics(ctx: Context, stage: graph.Stage) -> Iterator[Program]:
     call = functools.partial(stages.statistics_stage, ctx, names=names[:1])
     total = lambda x, names=names: x.num_steps * len(names)
     yield Program(f"statistics/{'+'.join(names)}", where, size, call, total)
+
+
+def _trajectories(ctx: Context, stage: graph.Stage) -> Iterator[Program]:
+  """The experts; their classifiers' steps, where there are any, are smaller and few."""
+  config, splits = ctx.config["trajectories"], stage.about["splits"]
+  few = {"num_experts": min(config["at_once"], config["num_experts"]), "num_epochs": 1}
+  alone = dataclasses.replace(ctx, config=ctx.config | {"trajectories": config | few})
+  labels = ctx.split(splits[0]).labels
+
+  def total(found: ahead.Loop) -> int:
+    steps = feed.num_steps(len(labels), config["batch_size"], num_epochs=config["num_epochs"])
+    return len(splits) * steps * -(-config["num_experts"] // _at_once(found))
+
+  yield Program(
+    stage.name, "config.trajectories.batch_size", min(config["batch_size"], len(labels)),
+    functools.partial(stages.trajectories_stage, alone, splits=splits[:1]), total,
+  )  # fmt: skip
 
 
 def _distil(ctx: Context, stage: graph.Stage) -> Iterator[Program]:
@@ -117,6 +135,7 @@ def _trained(ctx: Context, name: str, row: Row, count: int) -> Program:
 _OF_KIND = {
   "teacher": _teacher,
   "statistics": _statistics,
+  "trajectories": _trajectories,
   "distil": _distil,
   "label": _label,
   "probe": _probe,

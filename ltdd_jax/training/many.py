@@ -159,7 +159,7 @@ def train(
       "train": mesh_lib.call(first, jnp.stack([n.init_key for n in group]), dict(consts)),
       **_blank_scores(scoring, len(group)),
     }
-    if 0 in watch:
+    if 0 in watch and not mesh_lib.has_shapes_alone():
       watch[0](group, state["train"])
     state = loop.run(
       step_fn,

@@ -12,6 +12,7 @@ from ltdd_jax.core import files
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import arrays as array_sources
 from ltdd_jax.data import images as image_files
+from ltdd_jax.data import stream
 from ltdd_jax.data.sources import open_source
 
 
@@ -627,6 +628,19 @@ def prepared(tmp_path_factory):
   for builder in (Cifar10, TinyShapes):
     builder(data_dir=root).download_and_prepare(file_format="array_record")
   return root
+
+
+def test_workers_read_tfds_sets(prepared):
+  source = open_source("cifar10", data_dir=str(prepared))
+  batch = lambda t: source.read("train", np.arange(3 * t, 3 * t + 3))
+  made = stream.Prefetched(batch, 2, workers=1)
+  for t in range(2):
+    np.testing.assert_array_equal(made(t), PIXELS["train"][3 * t : 3 * t + 3])
+  crop = lambda t: image_files.read_crops(
+    source, "train", np.arange(2), [np.random.default_rng(t)] * 2, (1, 1)
+  )
+  made = stream.Prefetched(crop, 1, workers=1)
+  np.testing.assert_array_equal(made(0), crop(0))
 
 
 def test_tfds_set_of_the_table(prepared):

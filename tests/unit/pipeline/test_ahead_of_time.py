@@ -59,6 +59,18 @@ def test_records_of_a_run(ctx):
   assert " by bytes, those within a chip too. Not in it: input, evaluations" in text
 
 
+def test_experts_are_counted_whole_and_compiled_as_they_are_trained():
+  config = digits_lt.get_config("preset=smoke,method=mtt,calibrators=few")
+  config.trajectories.update(num_experts=5, at_once=2, num_epochs=3)
+  ctx = blank_context(config)
+  epoch = -(-3 * int(ctx.counts.sum()) // config.trajectories.batch_size)
+  for parallel, times in (("loop", 5), ("vmap", 3)):
+    config.trajectories.parallel = parallel
+    found = programs.of_run(blank_context(config), ("trajectories",))
+    (record,) = ahead_of_time.compiled(found, target())
+    assert (record.name, record.steps) == ("trajectories", times * epoch)
+
+
 def test_equal_steps_are_compiled_once(ctx):
   first, second = ahead_of_time.compiled(programs.of_run(ctx, ("distil",)) * 2, target())
   assert first.step is second.step
