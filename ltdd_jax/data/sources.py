@@ -156,7 +156,7 @@ class _Prepared(NamedTuple):
 
   def stored(self, split: str, index: int) -> tuple[str, bytes]:
     with _damage_named(self.where):
-      row = self.records[split].__getitems__([int(self.orders[split][index])])[0]
+      row = self.records[split][int(self.orders[split][index])]  # __getitems__ starts threads
     return f"{self.where}: {split} image {index}", row[self.image_key]
 
 
