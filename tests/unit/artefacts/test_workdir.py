@@ -448,7 +448,7 @@ def test_a_cache_serves_other_work_directories(tmp_path, caplog):
 
 def test_a_run_waits_for_another_that_makes_the_same(tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(workdir_lib, "_POLL_SECONDS", 0.01)
-  caplog.set_level("INFO")
+  caplog.set_level("INFO", logger="absl")
   cache, asked = tmp_path / "cache", ("teacher", CONFIG, {})
   with (
     workdir_lib.Workdir(tmp_path / "a", cache) as a,

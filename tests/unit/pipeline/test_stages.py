@@ -337,7 +337,7 @@ def test_artefacts_of_another_class_map_or_other_data_are_refused(
   data, *_ = graph.make_stages(ctx)
   with Workdir(tmp_path) as work:
     ctx.workdir = work
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
       run_stage(data, ctx, checkpoint_seconds=30.0, show_progress=False)
     assert "data: test: skipped 1" in caplog.text
     for other, message in others:
