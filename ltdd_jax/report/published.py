@@ -77,25 +77,20 @@ class Table(NamedTuple):
 
 _NINE = tuple(itertools.product(("10", "50", "100"), ("10", "20", "50")))
 _SMALL = "ConvNet-3 (norm={}, width=64)"
+_FOUR = " + ".join(map(_SMALL.format, ("batch", "batch", "instance", "instance")))
+_CIFAR10 = "cifar10", "CIFAR-10-LT"
 TABLES = {
-  "cifar10_convnet3": Table("cifar10", "CIFAR-10-LT", ("ConvNet-3",), _NINE),
+  "cifar10_convnet3": Table(*_CIFAR10, ("ConvNet-3",), _NINE),
   "cifar10_resnet18": Table(
-    "cifar10",
-    "CIFAR-10-LT",
-    ("ResNet-18", "not stated"),
-    (("50", "50"), ("100", "10"), ("100", "50")),
+    *_CIFAR10, ("ResNet-18", "not stated"), (("50", "50"), ("100", "10"), ("100", "50")),
     ("SRe2L", "SRe2L+ADSA", "G-VBSM", "G-VBSM+ADSA", "EDC", "EDC+ADSA"),
   ),
+  "cifar10_vgg11": Table(*_CIFAR10, ("VGG-11",), (("100", "10"),)),
+  "cifar10_alexnet": Table(*_CIFAR10, ("AlexNet",), (("100", "10"),)),
   "cifar10_edc": Table(
-    "cifar10",
-    "CIFAR-10-LT",
-    ("ConvNet-3",),
-    _NINE,
-    ("EDC", "EDC+ADSA"),
-    " + ".join(map(_SMALL.format, ("batch", "batch", "instance", "instance")))
-    + ", cross_entropy, 30 epochs",
+    *_CIFAR10, ("ConvNet-3",), _NINE, ("EDC", "EDC+ADSA"), f"{_FOUR}, cross_entropy, 30 epochs"
   ),
-}
+}  # fmt: skip
 
 
 # ---- rows of runs ----
