@@ -87,6 +87,10 @@ class Session:
       logging.warning("%s is damaged (%s); it is made anew", path, error)
       return None
 
+  def has_begun(self, name: str) -> bool:
+    """Whether the loop `name` has left checkpoints."""
+    return self.scratch is not None and (self.scratch / name).exists()
+
   def discard(self, name: str) -> None:
     """Removes the checkpoints of the loop `name`."""
     if self.scratch is not None:

@@ -131,8 +131,8 @@ def train(
     consts: what all share; "key" is added, that of each network.
     num_steps: steps of each.
     session: devices, checkpoints, progress.
-    parallel: "vmap" (all in one program), "loop" (one after another) or "auto", see `fastest`.
-      Equal within rounding.
+    parallel: "vmap" (all in one program), "loop" (one after another) or "auto": as they were
+      trained until a run was stopped, else as is `fastest`. Equal within rounding.
     at_once: most networks of one program under vmap, or None for all.
     scoring: evaluations on the way, or None.
     watch: `watch[t](networks, state)` is called with those of one program after t steps, 0 too,
@@ -143,7 +143,7 @@ def train(
   at_once = min(at_once or len(networks), len(networks))
   spread = not mesh_lib.lies_split(consts)
   if parallel == "auto":
-    parallel = fastest(at_once, session.mesh, spread)
+    parallel = _begun(networks[:at_once], session) or fastest(at_once, session.mesh, spread)
   size = at_once if parallel == "vmap" else 1
   groups = [networks[i : i + size] for i in range(0, len(networks), size)]
   compiled: loop.Compiled = {}
@@ -167,7 +167,7 @@ def train(
       {"shared": dict(consts), "key": jnp.stack([n.step_key for n in group])},
       num_steps=num_steps,
       session=session,
-      name=group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else ""),
+      name=_name(group),
       inputs=functools.partial(_inputs, group, prepared, consts),
       hooks=_hooks(group, scoring, watch),
       compiled=compiled,
@@ -175,6 +175,17 @@ def train(
     parts.append(mesh_lib.get(state))
   joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
   return Trained(joined["train"], joined["correct"], joined["confusion"])
+
+
+def _name(group: Sequence[Network]) -> str:
+  """The name of a group's loop."""
+  return group[0].name + (f"+{len(group) - 1}" if len(group) > 1 else "")
+
+
+def _begun(first: Sequence[Network], session: loop.Session) -> str | None:
+  """How networks were trained that have checkpoints, maybe on other devices; None without any."""
+  ways = {"vmap": _name(first), "loop": first[0].name}
+  return next((way for way, name in ways.items() if session.has_begun(name)), None)
 
 
 def fastest(count: int, mesh: jax.sharding.Mesh, spread: bool) -> str:

@@ -85,14 +85,15 @@ def test_initial_variables_are_those_before_the_training():
     jax.tree.map(np.testing.assert_array_equal, *both)
 
 
-def test_at_once_goes_on_where_it_stopped(at_once, tmp_path, monkeypatch):
+@pytest.mark.parametrize("then", ["vmap", "auto"])  # by itself a CPU trains one after another
+def test_at_once_goes_on_where_it_stopped(at_once, tmp_path, monkeypatch, then):
   models = {"a": NET, "b": NET}
   session = dataclasses.replace(QUIET, scratch=tmp_path, checkpoint_seconds=0.0)
   calls = iter([False, True])
   monkeypatch.setattr(checkpoint, "stop_requested", lambda: next(calls, False))
   with pytest.raises(checkpoint.Interrupted, match=r"teacher/a\+1: stopped after step 2"):
     train_teachers("vmap", session, models)
-  resumed = train_teachers("vmap", session, models)
+  resumed = train_teachers(then, session, models)
   for x, y in zip(at_once[:2], resumed, strict=True):
     jax.tree.map(np.testing.assert_array_equal, x.variables, y.variables)
 
