@@ -7,7 +7,6 @@ import numpy as np
 from etils import epath
 
 from ltdd_jax.core import files
-from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import class_folders, list_files
 from ltdd_jax.data.images import (
@@ -56,7 +55,6 @@ def open_folder(
   size = image_shape(image_size)
   if size is None:
     raise LtddError(f"{name}: image_size is missing; set data.image_size, e.g. 64.")
-  check_choice("config.data.on_unreadable", on_unreadable, ("error", "skip", "later"))
   root = files.path(path)
   where, classes, found, notes = _in_folders(root) if lists is None else _listed(root, lists)
   images, labels, skipped = {}, {}, []
@@ -94,7 +92,7 @@ def _listed(root: epath.Path, lists: tuple[str, str]) -> _Found:
   """What two list files name."""
   where = dict(zip(("train", "test"), map(files.path, lists), strict=True))
   found = {split: list_files.read(path, root) for split, path in where.items()}
-  classes = list_files.class_names(found["train"])
+  classes = list_files.class_names(lists[0], found["train"])
   if (highest := max(label for _, label in found["test"])) >= len(classes):
     raise LtddError(
       f"{lists[1]}: has a class {highest}, and {lists[0]} has classes up to {len(classes) - 1}; "

@@ -5,6 +5,7 @@ ImageNet-LT (Liu et al., CVPR 2019) is given by such files, `ImageNet_LT_train.t
 """
 
 import functools
+import itertools
 
 import numpy as np
 from etils import epath
@@ -40,12 +41,22 @@ def read(list_file: files.Pathlike, root: epath.Path) -> Images:
   return found
 
 
-def class_names(found: Images) -> tuple[str, ...]:
-  """The folder that all images of a class lie in, or where there is no such folder its number."""
+def class_names(list_file: files.Pathlike, found: Images) -> tuple[str, ...]:
+  """The folder that all images of a class lie in, or where there is no such folder its number.
+
+  Raises:
+    LtddError: a class from 0 to the highest has no image.
+  """
   folders: dict[int, set[str]] = {}
   for file, label in found:
     folders.setdefault(label, set()).add(file.parent.name)
-  names = [next(iter(folders[c])) if c in folders else str(c) for c in range(max(folders) + 1)]
+  if len(folders) <= max(folders):
+    gap = next(c for c in itertools.count() if c not in folders)
+    raise LtddError(
+      f"{list_file}: has {len(folders)} classes up to {max(folders)}, and none of its images is of "
+      f"class {gap}; expected an image of each class from 0"
+    )
+  names = [next(iter(folders[c])) for c in range(len(folders))]
   alone = all(len(names) == 1 for names in folders.values()) and len(set(names)) == len(names)
   return tuple(names) if alone else tuple(map(str, range(len(names))))
 

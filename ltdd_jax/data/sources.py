@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ltdd_jax.core import config, files
+from ltdd_jax.core.registry import check_choice
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import checks
 from ltdd_jax.data.arrays import NAMES, check_labels, open_arrays, open_digits, read_npz
@@ -71,6 +72,12 @@ def open_source(
     raise LtddError(f"data source {name!r}: the path is missing, as in '{kind}:/path'.")
   if lists is not None and kind != "folder":
     raise LtddError(f"data source {name!r}: config.data.lists is {lists}; expected 'folder:/path'")
+  check_choice("config.data.on_unreadable", on_unreadable, ("error", "skip", "later"))
+  if on_unreadable == "skip" and kind != "folder":
+    raise LtddError(
+      f"data source {name!r}: config.data.on_unreadable is 'skip', which is for 'folder:/path'; "
+      "expected 'error' or 'later', both of which stop at an unreadable image"
+    )
   check_crop_pct(crop_pct)
   if crop_pct < 1 and kind in ("digits", "arrays", "npz"):
     raise LtddError(
@@ -273,7 +280,8 @@ def _builder(name: str, data_dir: str | None):
     return tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     known = ("digits", *SPECS, *tfds.list_builders(with_community_datasets=False))
-    raise LtddError(_unknown(name, known)) from error
+    where = f" Nothing of this name and version is prepared in data_dir {data_dir!r}."
+    raise LtddError(_unknown(name, known) + (where if data_dir else "")) from error
   except (ImportError, OSError, KeyError, ValueError, AssertionError) as error:
     raise LtddError(
       f"data source {name!r}: TFDS cannot set it up here ({type(error).__name__}: {error}). "

@@ -9,9 +9,12 @@ A batch is a pure function of its step, so that a run that was killed sees the s
 and no state of a reader is kept.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -78,8 +81,8 @@ class HostImages:
     raise LtddError(
       f"{self.source.spec.name}: {len(self):,} images stay on disk "
       f"(config.data.stream_workers={self.workers}), and this part of the run needs them all at "
-      "once. Expected config.data.stream_workers=None, which holds them in memory, or a method "
-      "that reads them row by row, such as 'edc', 'sre2l' or 'rded'"
+      "once. Expected config.data.stream_workers=None, which holds them in memory, or a method or "
+      "network that reads them row by row, such as 'edc', 'sre2l' or 'rded', and 'resnet18'"
     )
 
 
@@ -168,9 +171,24 @@ def split_augment(
 ) -> tuple[tuple[float, float] | None, Sequence[Mapping[str, Any]]]:
   """The random resized crop that reading takes over, if it comes first, and what is left."""
   first = dict(augment[0]) if augment else {}
-  if not isinstance(images, HostImages) or first.pop("name", None) != "random_resized_crop":
+  crops = first.pop("name", None) == "random_resized_crop" and not first.get("shared")
+  if not isinstance(images, HostImages) or not crops:
     return None, augment
   return tuple(first.get("scale", (0.08, 1.0))), augment[1:]
+
+
+@contextlib.contextmanager
+def _no_script() -> Iterator[None]:
+  """Processes that are started here do not run the script of this one again, as Python's would.
+
+  They need nothing of it, and one without `if __name__ == "__main__"` would begin the run anew.
+  """
+  script = sys.modules["__main__"]
+  sys.modules["__main__"] = types.ModuleType("__main__")
+  try:
+    yield
+  finally:
+    sys.modules["__main__"] = script
 
 
 class Prefetched:
@@ -195,10 +213,21 @@ class Prefetched:
     self._values: Any = None
 
   def __call__(self, t: int) -> Any:
-    if t != self._next:  # the first step, or one after a restart
+    starts = t != self._next  # the first step, or one after a restart
+    if starts:
       self.close()
       self._values = self._from(t)
-    value = next(self._values)
+    try:
+      with _no_script() if starts else contextlib.nullcontext():
+        value = next(self._values)
+    except RuntimeError as error:
+      if "Worker process" not in str(error):
+        raise
+      raise LtddError(
+        f"a process that reads images ahead has died ({error}); config.data.stream_workers is "
+        f"{self._workers}. Maybe memory was short: expected fewer of them or smaller batches. Then "
+        "the same command goes on"
+      ) from error
     if self._workers:
       value = jax.tree.map(np.array, value)  # theirs is shared memory
     self._next = t + 1

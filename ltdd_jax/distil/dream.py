@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int32, Key
 from ltdd_jax.core.registry import check_at_least, check_share
 from ltdd_jax.core.types import Distilled, LtddError, Slots
 from ltdd_jax.data import augment as augment_lib
-from ltdd_jax.data import crops
+from ltdd_jax.data import crops, stream
 from ltdd_jax.data import dsa as dsa_lib
 from ltdd_jax.distil import features as features_lib
 from ltdd_jax.distil import gradient_matching as gm
@@ -249,7 +249,7 @@ def first_parts(
   labels = jnp.asarray(res["labels"], jnp.int32)
   found = _features(model, env, options, res["params"], res)
   rows = selection.k_means(key, found, labels, parts, env.num_classes, options.num_iterations)
-  pixels = augment_lib.to_pixels(jnp.asarray(res["images"])[rows])
+  pixels = augment_lib.to_pixels(stream.take(res["images"], rows))
   return multi_formation.encode(pixels, options.factor, multi_formation.nearest)
 
 

@@ -100,8 +100,10 @@ class Context:
     return self._data("test", indices, self.source.test_labels[indices])
 
   def _data(self, split: str, indices: np.ndarray, labels: np.ndarray) -> ArrayData:
-    workers = self.config["data"]["stream_workers"]
-    return ArrayData(stream.images_of(self.source, split, indices, workers), labels)
+    workers, source = self.config["data"]["stream_workers"], self.source
+    if isinstance(std := source.spec.std, whitening.Whitening):  # workers get none of this run
+      source = source._replace(spec=source.spec._replace(std=std.channels))
+    return ArrayData(stream.images_of(source, split, indices, workers), labels)
 
   # ---- teachers ----
 
@@ -147,6 +149,12 @@ class Context:
     """The teachers that are named, or all of a split."""
     if chosen is None:
       chosen = sorted(name for name in self.networks if self.teacher_split(name) == split)
+      if not chosen:
+        raise LtddError(
+          f"{where} is None, for all teachers of the same training images, and none is trained on "
+          f"{f'split {split!r}' if split else 'those of the run itself'}; expected one or more in "
+          f"config.teacher.splits, which is {self.config['teacher']['splits']}, or their names"
+        )
     return aggregate_lib.members(where, chosen, self.networks)
 
   @functools.cache  # noqa: B019

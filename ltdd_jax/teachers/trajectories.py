@@ -355,7 +355,9 @@ def _open(session: loop.Session, path: str, shape: tuple[int, int, int]) -> np.n
     files.check_space(f"trajectories of shape {shape}", files.path(tempfile.gettempdir()), need)
     with tempfile.TemporaryFile() as local:
       return np.memmap(local, np.float32, "w+", shape=shape)
-  if (found := _opened(file, shape)) is not None:
+  found = _opened(file, shape)
+  mesh_lib.barrier("trajectories looked for")  # before the first process makes them
+  if found is not None:
     return found
   if jax.process_index() == 0:
     checkpoint.discard(file.parent)

@@ -1,10 +1,10 @@
 """Runs whose images stay on disk; `tests/multidevice/test_processes.py` compares their numbers."""
 
-import pytest
+import subprocess
+import sys
 
 from configs import digits_lt
 from ltdd_jax import pipeline
-from ltdd_jax.core.types import LtddError
 from ltdd_jax.pipeline import graph
 from ltdd_jax.pipeline.context import Context
 
@@ -28,6 +28,17 @@ def test_the_number_of_workers_has_no_part_in_fingerprints():
   assert names[0][0] != names[None][0]
 
 
-def test_a_method_that_needs_all_images_says_so(tmp_path):
-  with pytest.raises(LtddError, match=r"digits: 314 images stay on disk .*needs them all at once"):
-    pipeline.run(config_of(0, "dream"), tmp_path, stage="distil", show_progress=False)
+SCRIPT = """
+import sys
+from configs import digits_lt
+from ltdd_jax import pipeline
+config = digits_lt.get_config("preset=smoke,calibrators=plain")
+config.data.update(stream_workers=2, whiten=0.1)
+pipeline.run(config, sys.argv[1], stage="teacher", show_progress=False)
+"""
+
+
+def test_workers_do_not_run_a_script_again_and_get_no_whitening(tmp_path):
+  (tmp_path / "script.py").write_text(SCRIPT)
+  command = [sys.executable, "-W", "error", str(tmp_path / "script.py"), str(tmp_path / "run")]
+  subprocess.run(command, check=True, timeout=120)

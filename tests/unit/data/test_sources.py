@@ -451,8 +451,11 @@ def test_folder_needs_a_size_and_a_known_policy(folder):
   for size in (0, True, 6.0, "6"):
     with pytest.raises(LtddError, match=f"image_size={size!r}: expected a side or"):
       open_source(f"folder:{folder}", image_size=size)
-  with pytest.raises(LtddError, match="on_unreadable is 'ignore'; expected one of"):
-    open_source(f"folder:{folder}", image_size=6, on_unreadable="ignore")
+  for name in (f"folder:{folder}", "digits"):
+    with pytest.raises(LtddError, match="on_unreadable is 'ignore'; expected one of"):
+      open_source(name, image_size=6, on_unreadable="ignore")
+  with pytest.raises(LtddError, match="on_unreadable is 'skip', which is for 'folder:/path'"):
+    open_source("digits", on_unreadable="skip")
 
 
 # ---- image files --------------------------------------------------------------------------------
@@ -686,6 +689,13 @@ def test_unknown_name_is_corrected():
     LtddError, match=r"'cifra10' is not known\. Did you mean 'cifar10'\? Sources:"
   ):
     open_source("cifra10")
+
+
+def test_a_data_dir_without_the_set_is_named(tmp_path):
+  with pytest.raises(
+    LtddError, match=rf"'packed' is not known.* prepared in data_dir '{tmp_path}'"
+  ):
+    open_source("packed", data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(

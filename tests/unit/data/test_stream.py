@@ -1,6 +1,8 @@
 """Images that stay where they are, and batches that are read ahead."""
 
 import io
+import os
+import signal
 import subprocess
 import sys
 
@@ -101,6 +103,12 @@ def test_workers_give_the_same_batches():
   subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+def test_a_worker_that_died_is_explained():
+  made = stream.Prefetched(lambda t: os.kill(os.getpid(), signal.SIGKILL), 3, workers=1)
+  with pytest.raises(LtddError, match=r"has died .*exit code -9.*stream_workers is 1\. Maybe mem"):
+    made(0)
+
+
 def test_crops_are_of_the_image_as_it_is_stored(source):
   tall = np.random.default_rng(1).integers(0, 256, (30, 12, 3), np.uint8)
   file = io.BytesIO()
@@ -137,3 +145,5 @@ def test_the_crop_that_reading_takes_over(source):
   assert stream.split_augment(of(source), [flip, crop]) == (None, [flip, crop])
   assert stream.split_augment(np.zeros(3), [crop, flip]) == (None, [crop, flip])
   assert stream.split_augment(of(source), ()) == (None, ())
+  alike = crop | {"shared": True}
+  assert stream.split_augment(of(source), [alike, flip]) == (None, [alike, flip])

@@ -12,6 +12,8 @@ import pytest
 from configs import methods
 from ltdd_jax import distil
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import stream
+from ltdd_jax.data.sources import open_source
 from ltdd_jax.distil import gradient_matching as gm
 from ltdd_jax.distil.dream import dream, subset
 from ltdd_jax.distil.gradient_matching import dc, dsa
@@ -66,6 +68,17 @@ def test_the_loss_falls_on_two_blobs(name):
   assert np.mean(losses[-5:]) < losses[0] / FACTORS[name]
   images, read = states[-1].images, method.read(states[-1]).images
   np.testing.assert_allclose(read, (images - 0.5) / 0.25 if name == "dream" else images, atol=1e-5)
+
+
+def test_dream_starts_from_images_on_disk_as_from_those_in_memory():
+  res = blobs()
+  arrays = {f"train_{k}": np.asarray(v) for k, v in res.items()}
+  arrays |= {f"test_{k}": np.asarray(v) for k, v in res.items()}
+  source = open_source("arrays", arrays=arrays)
+  on_disk = stream.HostImages(source, "train", np.arange(len(res["labels"])))
+  (one, _), *_ = run(make("dream"), 1)
+  (other, _), *_ = run(make("dream"), 1, res=res | {"images": on_disk})
+  np.testing.assert_array_equal(one.images, other.images)
 
 
 def test_networks_are_trained_between_steps_and_then_drawn_anew():

@@ -287,6 +287,11 @@ def test_configs_that_are_wrong_by_themselves(path, value, message):
     ("label.sources.teacher.batch_norm", "no", "batch_norm is 'no'"),
     ("label.sources.teacher.teachers", ("techer",), r"teachers has 'techer'.*Did you mean 'teache"),
     ("label.sources.teacher.aggregate", "max", "aggregate is 'max'; expected one of 'mean', 'nor"),
+    (
+      "teacher.splits",
+      {"teacher": "b"},
+      "distil.teachers is None.* none is trained on those of th",
+    ),
     ("distil.teachers", (), r"distil\.teachers is empty; expected .*teacher\.models"),
     ("distil.methods.sre2l.teachers", (), r"distil\.methods\.sre2l\.teachers is empty; expected"),
     ("student.optimizer.lr", None, "optimizer.lr is None.*'sre2l'.* learns no rate"),
@@ -299,6 +304,8 @@ def test_parts_that_cannot_be_made(config, path, value, message):
   for group in groups:
     inner = inner[group]
   inner[key] = value
+  if path == "teacher.splits":
+    config["data"]["splits"] = {"b": {"rule": "as_is"}}
   if path == "data.counts":
     config["data"] |= {"rule": "counts", "imbalance_factor": 1.0}
   with pytest.raises(LtddError, match=message):
