@@ -17,12 +17,13 @@ from ltdd_jax.teachers import statistics as statistics_lib
 def data(ctx: Context) -> str:
   spec, counts, splits = ctx.source.spec, ctx.counts, ctx.config["data"]["splits"]
   also = f"; other splits: {', '.join(splits)}" if splits else ""
+  where = "on the device" if ctx.config["data"]["stream_workers"] is None else "that stay on disk"
   white = "; whitened" if ctx.config["data"]["whiten"] is not None else ""
   return (
     f"{spec.name}: {counts.sum():,} of {len(ctx.source.train_labels):,} training images, "
     f"{spec.num_classes} classes of {counts.max():,} to {counts.min():,}; images "
     f"{'x'.join(map(str, spec.image_shape))} uint8, "
-    f"{counts.sum() * int(np.prod(spec.image_shape)):,} bytes on the device{also}{white}"
+    f"{counts.sum() * int(np.prod(spec.image_shape)):,} bytes {where}{also}{white}"
     + "".join(f"\n  {note}" for note in ctx.source.notes)
   )
 
@@ -33,28 +34,38 @@ def parameters(ctx: Context, model: Any) -> int:
 
 def teacher(ctx: Context) -> str:
   config = ctx.config["teacher"]
-  steps = config["num_steps"] or feed.num_steps(
-    int(ctx.counts.sum()), config["batch_size"], num_epochs=config["num_epochs"]
-  )
-  nets = [f"{k} ({parameters(ctx, m):,} parameters)" for k, m in sorted(ctx.networks.items())]
-  return f"{', '.join(nets)}: {steps:,} steps of {config['batch_size']} images"
+  parts = []
+  for split, names in ctx.by_split(sorted(ctx.networks)).items():
+    steps = config["num_steps"] or feed.num_steps(
+      _size(ctx, split), config["batch_size"], num_epochs=config["num_epochs"]
+    )
+    nets = [f"{name} ({parameters(ctx, ctx.networks[name]):,} parameters)" for name in names]
+    parts.append(f"{', '.join(nets)}: {steps:,} steps of {config['batch_size']} images")
+  return "; ".join(parts)
+
+
+def _size(ctx: Context, split: str | None) -> int:
+  """Training images of a split."""
+  return len(ctx.split(split).labels)
 
 
 def statistics(ctx: Context, *, names: Sequence[str]) -> str:
   found = ctx.statistics_shapes(names)
   layers = [f"{name} ({len(x.layers)} layers)" for name, x in zip(names, found, strict=True)]
-  n, size = int(ctx.counts.sum()), ctx.config["statistics"]["batch_size"]
+  size = ctx.config["statistics"]["batch_size"]
+  steps = [f"{-(-_size(ctx, split) // size):,}" for split in ctx.by_split(names)]
   return (
     f"{', '.join(layers)}, {ctx.source.spec.num_classes} classes: "
-    f"{sum(map(statistics_lib.num_bytes, found)):,} bytes; {-(-n // size):,} steps of {size} images"
+    f"{sum(map(statistics_lib.num_bytes, found)):,} bytes; {' and '.join(steps)} steps of {size} "
+    "images"
   )
 
 
 def trajectories(ctx: Context, *, splits: Sequence[str | None]) -> str:
   config, shape = ctx.config["trajectories"], ctx.trajectory_shapes().shape
-  steps = feed.num_steps(
-    int(ctx.counts.sum()), config["batch_size"], num_epochs=config["num_epochs"]
-  )
+  size, epochs = config["batch_size"], config["num_epochs"]
+  counts = [feed.num_steps(_size(ctx, s), size, num_epochs=epochs) for s in splits]
+  steps = " and ".join(f"{count:,}" for count in counts)
   of = f" of each of {len(splits)} splits" if len(splits) > 1 else ""
   total, more = int(np.prod(shape)), ""
   if config["classifier_epochs"]:
@@ -63,8 +74,8 @@ def trajectories(ctx: Context, *, splits: Sequence[str | None]) -> str:
     more = f"; their classifiers ({own[2]:,} parameters): {count:,} steps, {own[1]:,} snapshots"
     total += int(np.prod(own))
   return (
-    f"{shape[0]:,} x {config['network']['name']} ({shape[2]:,} parameters){of}: {steps:,} steps "
-    f"of {config['batch_size']} images, {shape[1]:,} snapshots{more}, "
+    f"{shape[0]:,} x {config['network']['name']} ({shape[2]:,} parameters){of}: {steps} steps "
+    f"of {size} images, {shape[1]:,} snapshots{more}, "
     f"{4 * len(splits) * total:,} bytes on disk, twice that until the stage is done"
   )
 

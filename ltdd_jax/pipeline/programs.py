@@ -58,15 +58,12 @@ def _trajectories(ctx: Context, stage: graph.Stage) -> Iterator[Program]:
   config, splits = ctx.config["trajectories"], stage.about["splits"]
   few = {"num_experts": min(config["at_once"], config["num_experts"]), "num_epochs": 1}
   alone = dataclasses.replace(ctx, config=ctx.config | {"trajectories": config | few})
-  labels = ctx.split(splits[0]).labels
-
-  def total(found: ahead.Loop) -> int:
-    steps = feed.num_steps(len(labels), config["batch_size"], num_epochs=config["num_epochs"])
-    return len(splits) * steps * -(-config["num_experts"] // _at_once(found))
-
+  size, sizes = config["batch_size"], [len(ctx.split(split).labels) for split in splits]
+  steps = sum(feed.num_steps(n, size, num_epochs=config["num_epochs"]) for n in sizes)
   yield Program(
-    stage.name, "config.trajectories.batch_size", min(config["batch_size"], len(labels)),
-    functools.partial(stages.trajectories_stage, alone, splits=splits[:1]), total,
+    stage.name, "config.trajectories.batch_size", min(size, sizes[0]),
+    functools.partial(stages.trajectories_stage, alone, splits=splits[:1]),
+    lambda x: steps * -(-config["num_experts"] // _at_once(x)),
   )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ltdd_jax.labels.sources import Supervision
 from ltdd_jax.students import train as student_training
 from ltdd_jax.training import loop, many
 
-_BATCH = 500  # images in one forward pass
+_BATCH = 500  # images in one forward pass, or read at once
 
 
 def unseen_logits(
@@ -72,5 +72,7 @@ def unseen(data: ArrayData, images: np.ndarray) -> ArrayData:
   if images.dtype != np.uint8:  # stored as floats: an image as it is has whole levels
     images = np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
   seen = {image.tobytes() for image in images}
-  keep = np.array([image.tobytes() not in seen for image in data.images])
+  n = len(data.labels)
+  blocks = (np.asarray(data.images[i : i + _BATCH]) for i in range(0, n, _BATCH))
+  keep = np.array([image.tobytes() not in seen for block in blocks for image in block], bool)
   return ArrayData(data.images[keep], data.labels[keep])

@@ -1,6 +1,7 @@
 """Stages: their names, what changes a fingerprint, and data that is not what it was."""
 
 import copy
+import re
 import sys
 
 import numpy as np
@@ -12,7 +13,7 @@ from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
 from ltdd_jax.labels import sources as label_sources
-from ltdd_jax.pipeline import check, graph, stages
+from ltdd_jax.pipeline import check, graph, plan, stages
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.pipeline.run import run_stage
 from tests import small
@@ -310,6 +311,17 @@ def test_parts_that_cannot_be_made(config, path, value, message):
     config["data"] |= {"rule": "counts", "imbalance_factor": 1.0}
   with pytest.raises(LtddError, match=message):
     check.check_with_data(Context(config))
+
+
+def test_steps_are_counted_on_the_split_of_each_teacher(config):
+  few = {"rule": "counts", "imbalance_factor": 1.0, "counts": [2] * 10}
+  config["data"]["splits"] = {"few": few}
+  model = config["teacher"]["models"]["teacher"]
+  config["teacher"] |= {"models": {"teacher": model, "other": model}, "splits": {"other": "few"}}
+  config["teacher"] |= {"num_epochs": 1, "batch_size": 5}
+  ctx = Context(config)
+  said = plan.teacher(ctx)
+  assert re.fullmatch(r"teacher .*: 63 steps of 5 images; other .*: 4 steps of 5 images", said)
 
 
 def source(names=("a", "b", "c"), seed=0, pixels=0):

@@ -33,6 +33,16 @@ def train(session=None, **kwargs):
   )
 
 
+def test_all_processes_look_for_snapshots_before_one_makes_them(tmp_path, monkeypatch):
+  said, file = [], tmp_path / "trajectories" / "x" / "snapshots.npy"
+  note = lambda name: said.append((name.rpartition(" ")[0], file.exists()))
+  monkeypatch.setattr(trajectories.mesh_lib, "barrier", note)
+  for _ in range(2):  # the second finds them
+    trajectories._open(session_in(tmp_path), "trajectories/x", (1, 2, 3))
+  looked, opened = "trajectories looked", "trajectories"
+  assert said == [(looked, False), (opened, True), (looked, True)]
+
+
 def session_in(folder):
   return loop.Session(
     scratch=files.path(folder), checkpoint_seconds=0, log_every=2, show_progress=False
