@@ -6,9 +6,12 @@ a step failed on one of several processes, most often since another one has ende
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 
+# XLA's errors begin with a status. Where a computation is dispatched they come as a ValueError.
+_STATUS = re.compile("[A-Z_]+: ")
 Main = Callable[[list[str]], int | None]
 
 
@@ -30,8 +33,9 @@ def in_one_message(main: Main) -> Callable[[list[str]], int]:
     except checkpoint.Interrupted as stop:
       print(f"{stop}. Saved; give the same command again to go on.", file=sys.stderr)
       return 130
-    except jax.errors.JaxRuntimeError as error:
-      if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+      of_xla = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+      if jax.process_count() == 1 or not of_xla:
         raise
       print(
         f"error: process {jax.process_index()}: a step failed, most likely since another process "
