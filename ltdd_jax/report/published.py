@@ -88,7 +88,8 @@ TABLES = {
   "cifar10_vgg11": Table(*_CIFAR10, ("VGG-11",), (("100", "10"),)),
   "cifar10_alexnet": Table(*_CIFAR10, ("AlexNet",), (("100", "10"),)),
   "cifar10_edc": Table(
-    *_CIFAR10, ("ConvNet-3",), _NINE, ("EDC", "EDC+ADSA"), f"{_FOUR}, cross_entropy, 30 epochs"
+    *_CIFAR10, ("ConvNet-3",), _NINE, ("EDC", "EDC+ADSA", "EDC+probe"),
+    f"{_FOUR}, cross_entropy, 30 epochs",
   ),
 }  # fmt: skip
 
