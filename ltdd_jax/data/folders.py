@@ -91,6 +91,11 @@ class _Found(NamedTuple):
 def _listed(root: epath.Path, lists: tuple[str, str]) -> _Found:
   """What two list files name."""
   where = dict(zip(("train", "test"), map(files.path, lists), strict=True))
+  if where["train"] == where["test"]:
+    raise LtddError(
+      f"config.data.lists has {where['train']} twice; expected a list of the training images and "
+      "one of the test images"
+    )
   found = {split: list_files.read(path, root) for split, path in where.items()}
   classes = list_files.class_names(lists[0], found["train"])
   if (highest := max(label for _, label in found["test"])) >= len(classes):

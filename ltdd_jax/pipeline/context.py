@@ -1,5 +1,6 @@
 """The config of a run and what its stages share: data, networks, artefacts, each loaded once."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +74,9 @@ class Context:
       each = int(self.counts.sum()) // len(self.counts)
       rule |= {"rule": "counts", "counts": (each,) * len(self.counts)}
     own = arguments_of(longtail.make_split, rule)
-    return longtail.make_split(self.source.train_labels, self.source.spec.num_classes, **own)
+    where = f"config.data.splits.{name}"
+    with contextlib.nullcontext() if name is None else registry.within(where):
+      return longtail.make_split(self.source.train_labels, self.source.spec.num_classes, **own)
 
   @functools.cached_property
   def identity(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import registry, rng
 from ltdd_jax.core.registry import check_at_least
 from ltdd_jax.core.types import ArrayData, LtddError, Teacher
-from ltdd_jax.data import augment, feed
+from ltdd_jax.data import augment, feed, stream
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.models import taps
 from ltdd_jax.training import loop, supervised
@@ -31,6 +31,7 @@ class Training(NamedTuple):
   batch_size: int
   seed: int
   session: loop.Session
+  scale: tuple[float, float] | None = None  # of crops that reading takes over (`data.stream`)
 
 
 Step = Callable[[Teacher, Training], Teacher]
@@ -103,6 +104,10 @@ def _recalibrated(
   teacher: Teacher, training: Training, name: str, batches: Sequence[Batch]
 ) -> dict[str, Any]:
   mesh, augment_fn = training.session.mesh, augment.compose(training.augment, training.spec.mean)
+  read = stream.batches(
+    training.data.images, lambda t: (batches[t][0], None), len(batches), seed=training.seed,
+    path=name, mesh=mesh, scale=training.scale,
+  )  # fmt: skip
   network = teacher.model.clone(bn_momentum=0.0)  # running statistics are those of the last batch
 
   def step_fn(state: Any, consts: Any, x: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -111,7 +116,7 @@ def _recalibrated(
     images, _ = supervised.image_batch(consts, rows, key, spec=training.spec, augment_fn=augment_fn)
     variables = {"params": consts["params"], "batch_stats": state}
     images = mesh_lib.split_batch(mesh, images)
-    with nn.intercept_methods(taps.counting(jnp.arange(len(rows)) < count)):
+    with nn.intercept_methods(taps.counting(jnp.arange(len(images)) < count)):
       _, found = network.apply(variables, images, train=True, mutable=["batch_stats"])
     mean = lambda old, new: old + (new - old) * share
     return jax.tree.map(mean, state, found["batch_stats"]), {}
@@ -128,7 +133,7 @@ def _recalibrated(
     num_steps=len(batches),
     session=training.session,
     name=name,
-    inputs=lambda t: (batches[t], np.int32(t)),
+    inputs=lambda t: ((read(t), *batches[t][1:]), np.int32(t)),
   )
   return {**teacher.variables, "batch_stats": jax.device_get(stats)}
 

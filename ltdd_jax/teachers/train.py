@@ -152,7 +152,7 @@ def train_teachers(
           f"teacher/{key}: its parameters or logits of training images hold NaN or infinity after "
           "the last step, expected finite numbers; lower config.teacher.optimizer.lr."
         )
-  training = recalibrate.Training(data, spec, tuple(augment), batch_size, seed, session)
+  training = recalibrate.Training(data, spec, tuple(rest), batch_size, seed, session, scale)
   for derive_step in steps:
     found = {key: derive_step(found[key], training) for key in sorted(found)}
   return tuple(found[key] for key in sorted(found))

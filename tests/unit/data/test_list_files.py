@@ -66,6 +66,12 @@ def test_bad_lists(root, lines, said):
     opened(root)
 
 
+def test_one_list_for_both(root):
+  both = (str(root / "train.txt"),) * 2
+  with pytest.raises(LtddError, match=r"config\.data\.lists has .*train\.txt twice; expected a l"):
+    open_source(f"folder:{root}", image_size=4, lists=both)
+
+
 def test_a_list_that_is_not_there(root):
   with pytest.raises(LtddError, match=r"no\.txt: cannot be read as a list of images"):
     opened(root, train="no.txt")

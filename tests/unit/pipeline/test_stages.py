@@ -313,6 +313,12 @@ def test_parts_that_cannot_be_made(config, path, value, message):
     check.check_with_data(Context(config))
 
 
+def test_an_error_of_a_split_names_it(config):
+  config["data"]["splits"] = {"few": {"rule": "counts", "counts": [2]}}
+  with pytest.raises(LtddError, match=r"^config\.data\.splits\.few: "):
+    Context(config).split("few")
+
+
 def test_steps_are_counted_on_the_split_of_each_teacher(config):
   few = {"rule": "counts", "imbalance_factor": 1.0, "counts": [2] * 10}
   config["data"]["splits"] = {"few": few}

@@ -7,7 +7,8 @@ import pytest
 
 from ltdd_jax import models
 from ltdd_jax.core.types import LtddError, Teacher
-from ltdd_jax.data import augment, feed
+from ltdd_jax.data import augment, feed, stream
+from ltdd_jax.data.sources import open_source
 from ltdd_jax.teachers import recalibrate
 from ltdd_jax.training import loop
 from tests import small
@@ -34,6 +35,21 @@ def test_statistics_are_the_mean_over_batches_and_parameters_stay():
   np.testing.assert_allclose(found["var"], np.mean(variances, axis=0), rtol=1e-4)
   assert derived.variables["params"] is teacher.variables["params"]
   assert (derived.name, derived.model) == (teacher.name, teacher.model)
+
+
+def test_images_on_disk_are_read_as_in_training():
+  data = small.train_data()
+  arrays = {"images": np.asarray(data.images), "labels": np.asarray(data.labels)}
+  arrays = {f"{split}_{k}": v for split in ("train", "test") for k, v in arrays.items()}
+  source = open_source("arrays", arrays=arrays)
+  on_disk = data._replace(images=stream.HostImages(source, "train", np.arange(len(data.labels))))
+  derive = lambda training: recalibrate.make_step("recalibrate_bn")(
+    small.teacher(), training
+  ).variables["batch_stats"]
+  read = TRAINING._replace(data=on_disk, session=TRAINING.session.reading(on_disk.images))
+  jax.tree.map(np.testing.assert_array_equal, derive(read), derive(TRAINING))
+  cropped = derive(read._replace(scale=(0.1, 0.3)))
+  assert abs(cropped["norm0"]["var"] - derive(TRAINING)["norm0"]["var"]).max() > 1e-4
 
 
 @pytest.mark.parametrize("size", [2, 4, 50])
