@@ -218,7 +218,7 @@ class Prefetched:
       self.close()
       self._values = self._from(t)
     try:
-      with _no_script() if starts else contextlib.nullcontext():
+      with _no_script() if starts and self._workers else contextlib.nullcontext():
         value = next(self._values)
     except RuntimeError as error:
       if "Worker process" not in str(error):

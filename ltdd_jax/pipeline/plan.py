@@ -69,9 +69,10 @@ def trajectories(ctx: Context, *, splits: Sequence[str | None]) -> str:
   of = f" of each of {len(splits)} splits" if len(splits) > 1 else ""
   total, more = int(np.prod(shape)), ""
   if config["classifier_epochs"]:
-    own, longest = ctx.classifier_shapes().shape, feed.class_aware_epoch(ctx.split().labels)
-    count = feed.num_steps(longest, config["batch_size"], num_epochs=config["classifier_epochs"])
-    more = f"; their classifiers ({own[2]:,} parameters): {count:,} steps, {own[1]:,} snapshots"
+    own, epochs = ctx.classifier_shapes().shape, config["classifier_epochs"]
+    longest = [feed.class_aware_epoch(ctx.split(s).labels) for s in splits]
+    taken = " and ".join(f"{feed.num_steps(n, size, num_epochs=epochs):,}" for n in longest)
+    more = f"; their classifiers ({own[2]:,} parameters): {taken} steps, {own[1]:,} snapshots"
     total += int(np.prod(own))
   return (
     f"{shape[0]:,} x {config['network']['name']} ({shape[2]:,} parameters){of}: {steps} steps "
