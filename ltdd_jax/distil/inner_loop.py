@@ -16,7 +16,6 @@ with its gradients by `learned`, a pytree of arrays, and by `rate`. They differ 
 pure and jittable, and run in any precision.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,21 +34,29 @@ def matching_loss(last: Vector, start: Vector, target: Vector) -> Scalar:
   return jnp.square(last - target).sum() / jnp.square(start - target).sum()
 
 
-def step_bytes(loss_fn: InnerLoss, start: Any, learned: Any) -> int:
-  """Counts the bytes that the gradient of an inner step keeps until its own gradient is computed.
+def step_bytes(loss_fn: InnerLoss, start: Any, learned: Any, *, exact: bool) -> int:
+  """Counts the bytes that the way back through an inner step keeps until its gradient is computed.
 
   Args:
     loss_fn: see the module.
     start: theta_0, or its shape.
     learned: a pytree of arrays, or of their shapes.
+    exact: of `exact`; otherwise of `constant_memory`.
   """
 
   def kept(theta: jax.Array, learned: Any) -> Any:
-    gradient = lambda theta, learned: jax.grad(loss_fn)(theta, learned, jnp.int32(0))
-    return jax.vjp(gradient, theta, learned)[1]
+    i = jnp.int32(0)
+    if exact:
+      return jax.vjp(lambda at, x: _slope(loss_fn, theta, at, x, i), theta, learned)[1]
+    return jax.vjp(lambda x: jax.grad(loss_fn)(theta, x, i), learned)[1]
 
   leaves = jax.tree.leaves(jax.eval_shape(kept, start, learned))
   return sum(x.size * x.dtype.itemsize for x in leaves)
+
+
+def _slope(loss_fn: InnerLoss, way: Vector, theta: Vector, learned: Any, i: jax.Array) -> Scalar:
+  """way . g_i, the derivative of the loss in this direction."""
+  return jax.jvp(lambda theta: loss_fn(theta, learned, i), (theta,), (way,))[1]
 
 
 def exact(
@@ -60,15 +67,16 @@ def exact(
   rate: Scalar,
   *,
   num_steps: int,
-  frugal: bool = False,
 ) -> Matched:
   """Computes L and its exact gradients: MTT (Cazenave et al., CVPR 2022).
 
-  The steps are cut into segments of ceil(sqrt N). A first pass keeps the parameters at the start of
-  each segment; on the way back the steps of a segment are made again with all that their gradients
-  need. So memory is that of ceil(sqrt N) steps and as many vectors of parameters, and each g_i is
-  computed twice. A frugal computation makes each step of a segment again by itself: memory is that
-  of one step and of 2 ceil(sqrt N) vectors, and each g_i is computed three times.
+  The first pass keeps all theta_i. On the way back, with a = dL / d theta_{i+1}, each step adds
+
+      -rate d(a . g_i) / d learned   and   -a . g_i   to the gradients, and
+      -rate d(a . g_i) / d theta_i   to a
+
+  where a . g_i is a derivative in one direction: no gradient of a gradient is taken. Memory is that
+  of one step, and of N vectors of parameters; each theta_i is computed once.
 
   Args:
     loss_fn: see the module.
@@ -77,30 +85,25 @@ def exact(
     learned: a pytree of arrays.
     rate: learning rate of the inner loop.
     num_steps: N.
-    frugal: see above.
   """
-  length = math.ceil(math.sqrt(num_steps))
-  whole = num_steps // length * length
 
-  def step(theta, learned, rate, i):
-    return theta - rate * jax.grad(loss_fn)(theta, learned, i)
+  def forward(theta, i):
+    return theta - rate * jax.grad(loss_fn)(theta, learned, i), theta
 
-  one = jax.checkpoint(step) if frugal else step
+  def backward(state, at):
+    way, by_learned, by_rate = state
+    theta, i = at
+    slope = lambda theta, learned: _slope(loss_fn, way, theta, learned, i)
+    value, (by_theta, term) = jax.value_and_grad(slope, (0, 1))(theta, learned)
+    by_learned = jax.tree.map(lambda total, x: total - rate * x, by_learned, term)
+    return (way - rate * by_theta, by_learned, by_rate - value), None
 
-  @jax.checkpoint
-  def segment(theta, learned, rate, numbers):
-    move = lambda theta, i: (one(theta, learned, rate, i), None)
-    return jax.lax.scan(move, theta, numbers)[0]
-
-  def loss_of(learned, rate):
-    move = lambda theta, numbers: (segment(theta, learned, rate, numbers), None)
-    numbers = jnp.arange(whole).reshape(-1, length)
-    theta, _ = jax.lax.scan(move, start, numbers)
-    if whole < num_steps:
-      theta = segment(theta, learned, rate, jnp.arange(whole, num_steps))
-    return matching_loss(theta, start, target)
-
-  return jax.value_and_grad(loss_of, argnums=(0, 1))(learned, rate)
+  numbers = jnp.arange(num_steps)
+  last, thetas = jax.lax.scan(forward, start, numbers)
+  loss, way = jax.value_and_grad(matching_loss)(last, start, target)
+  state = way, jax.tree.map(jnp.zeros_like, learned), jnp.zeros_like(rate)
+  (_, *grads), _ = jax.lax.scan(backward, state, (thetas, numbers), reverse=True)
+  return loss, tuple(grads)
 
 
 def constant_memory(

@@ -10,7 +10,6 @@ source. The learning rate of the inner loop is learned with the images, and is t
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,7 +31,6 @@ from ltdd_jax.models.flat import flat_params
 
 Pair = tuple[Float[Array | np.ndarray, " p"], Float[Array | np.ndarray, " p"]]  # start, target
 CHUNK = 500  # images in one forward pass
-KEPT = 4e9  # bytes up to which an exact inner loop keeps what it needs, and is not frugal
 LogitsOf = Callable[[jax.Array, jax.Array], jax.Array]  # theta (p,), images (b,h,w,c) -> (b, k)
 
 
@@ -164,15 +162,13 @@ def matching(
       if phases:
         loss, (grads, by_rate) = phases.gradient(loss_fn, x, learned, rate, res)
       else:
-        more = {"frugal": planned(len(state.labels))[0]} if exact else {}
-        loss, (grads, by_rate) = gradient(
-          loss_fn, *x, learned, rate, num_steps=options.inner_steps, **more
-        )
+        loss, (grads, by_rate) = gradient(loss_fn, *x, learned, rate, num_steps=options.inner_steps)
     return _move(tx, options, state, loss, grads | {"student_lr": by_rate})
 
   needs = phases.needs if phases else ("experts",) if first else ()
 
-  def one_step(n: int) -> int:
+  def memory(n: int) -> int:
+    """Bytes: what the way back through an inner step keeps, gradients and their sum, vectors."""
     shapes = {"images": (n, *env.image_shape), "soft_labels": (n, env.num_classes)}
     learned = {k: jax.ShapeDtypeStruct(x, jnp.float32) for k, x in shapes.items() if k in txs}
 
@@ -180,16 +176,11 @@ def matching(
       keys = jax.random.key_data(jax.random.split(jax.random.key(0)))
       return inner_loss(options, logits_of, jnp.ones(shapes["soft_labels"]), keys, *args)
 
+    theta = jax.ShapeDtypeStruct((size,), jnp.float32)
     with convolution.looped():
-      return inner_loop.step_bytes(loss_fn, jax.ShapeDtypeStruct((size,), jnp.float32), learned)
-
-  def planned(n: int) -> tuple[bool, int]:
-    """Whether the inner loop is frugal, and bytes of what it keeps."""
-    one, segment = one_step(n), math.ceil(math.sqrt(options.inner_steps))
-    if not exact:
-      return False, one + 4 * size
-    kept = segment * (one + 4 * size)
-    return (True, one + 2 * segment * 4 * size) if kept > KEPT else (False, kept)
+      one = inner_loop.step_bytes(loss_fn, theta, learned, exact=exact)
+    own = sum(4 * x.size for x in learned.values())
+    return one + 2 * own + 4 * size * (options.inner_steps if exact else 1)
 
   return Method(
     start,
@@ -203,7 +194,7 @@ def matching(
     notes=initial.notes,
     dtype="float32",
     remarks=_unpredicted if first else None,
-    memory=lambda n: planned(n)[1],
+    memory=memory,
   )
 
 

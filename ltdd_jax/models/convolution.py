@@ -9,13 +9,14 @@ Accelerators keep the convolution.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ltdd_jax.models import winograd
+from ltdd_jax.models.bilinear import Form, bilinear
 from ltdd_jax.models.chunks import chunk_sum
 
 _LEAST = 1e8  # multiplications; smaller convolutions are not worth the time of compilation
@@ -23,8 +24,6 @@ _PIXELS = 512  # of all images; with fewer, transforms of kernels cost more than
 _COLUMNS = 2**20  # bytes of the columns of a chunk
 
 _LOOPED = contextvars.ContextVar("looped", default=False)
-
-Form = Callable[[jax.Array, jax.Array], jax.Array]  # images, kernel -> result
 
 
 @contextlib.contextmanager
@@ -52,8 +51,6 @@ def convolve(
   **kwargs: Any,
 ) -> jax.Array:
   """`jax.lax.conv_general_dilated` for layers, as `flax.linen.Conv.conv_general_dilated`.
-
-  On CPU it has derivatives in reverse mode only, of any order.
 
   Args:
     x: (b, h, w, c).
@@ -105,35 +102,6 @@ def _cpu_form(
       return otherwise
     return bilinear(winograd.forward, winograd.image_gradient, winograd.kernel_gradient)
   return columns
-
-
-def bilinear(forward: Form, image_gradient: Form, kernel_gradient: Form) -> Form:
-  """`forward(x, kernel)` with these gradients.
-
-  All three are bilinear, and the gradients of each are made of the other two: so nothing else is
-  differentiated, in reverse mode of any order.
-
-  Args:
-    forward: (images, kernel) -> result.
-    image_gradient: (gradient by the result, kernel) -> gradient by the images.
-    kernel_gradient: (images, gradient by the result) -> gradient by the kernel.
-  """
-  convolution, to_images, to_kernel = map(
-    jax.custom_vjp, (forward, image_gradient, kernel_gradient)
-  )
-  convolution.defvjp(
-    lambda x, kernel: (convolution(x, kernel), (x, kernel)),
-    lambda saved, dy: (to_images(dy, saved[1]), to_kernel(saved[0], dy)),
-  )
-  to_images.defvjp(
-    lambda dy, kernel: (to_images(dy, kernel), (dy, kernel)),
-    lambda saved, dx: (convolution(dx, saved[1]), to_kernel(dx, saved[0])),
-  )
-  to_kernel.defvjp(
-    lambda x, dy: (to_kernel(x, dy), (x, dy)),
-    lambda saved, dk: (to_images(saved[1], dk), convolution(saved[0], dk)),
-  )
-  return convolution
 
 
 def _padded(x: jax.Array, padding: tuple[tuple[int, int], ...]) -> jax.Array:

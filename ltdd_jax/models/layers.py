@@ -60,10 +60,11 @@ class InstanceNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
     dtype, x = x.dtype, x.astype(jnp.float32)
-    centred = x - x.mean((1, 2), keepdims=True)
-    var = jnp.square(centred).mean((1, 2), keepdims=True)
     shape = (1, 1, 1, x.shape[-1])
-    scaled = jax.lax.rsqrt(var + self.epsilon) * scale.reshape(shape)
+    held = jax.lax.optimization_barrier  # else CPUs compute what follows once for each pixel
+    centred = x - x.mean((1, 2), keepdims=True)
+    var = held(jnp.square(centred).mean((1, 2), keepdims=True))
+    scaled, bias = held((jax.lax.rsqrt(var + self.epsilon) * scale.reshape(shape), bias))
     return (centred * scaled + bias.reshape(shape)).astype(dtype)
 
 

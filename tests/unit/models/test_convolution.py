@@ -72,10 +72,15 @@ def every_size(monkeypatch):
 
 
 def derivatives(fn, x, k):
-  """Values, gradients, and gradients of what is made of the gradients."""
-  first = jax.grad(lambda x, k: jnp.tanh(fn(x, k)).sum(), (0, 1))
+  """Values, gradients, and gradients of what is made of the gradients, in both modes."""
+  total = lambda x, k: jnp.tanh(fn(x, k)).sum()
+  first = jax.grad(total, (0, 1))
   second = jax.grad(lambda x, k: sum(jnp.sin(g).sum() for g in first(x, k)), (0, 1))
-  return jax.jit(lambda x, k: (fn(x, k), *first(x, k), *second(x, k)))(x, k)
+  ways = (jnp.cos(x), jnp.sin(k))
+  slope = jax.grad(lambda *args: jax.jvp(total, args, ways)[1], (0, 1))
+  change = lambda *args: jax.jvp(first, args, ways)[1]
+  fns = (lambda *args: (fn(*args),), first, second, slope, change)
+  return jax.jit(lambda *args: [y for f in fns for y in f(*args)])(x, k)
 
 
 @settings(max_examples=8, deadline=None)
@@ -127,6 +132,22 @@ def test_networks_at_once_are_those_of_a_loop(every_size):
   loss = jax.grad(lambda x, k: jnp.sin(conv(x, k)).sum(), 1)
   one_by_one = jnp.stack([loss(*pair) for pair in zip(x, k, strict=True)])
   np.testing.assert_allclose(jax.vmap(loss)(x, k), one_by_one, atol=1e-3)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (None, 1), (0, None)])
+def test_gradients_of_many_at_once(every_size, axes):
+  """Of a sum over networks, over images, or both; what is shared has one gradient."""
+  random = np.random.default_rng(0)
+  x = random.standard_normal((3, 2, 6, 5, 16)).astype(np.float32)
+  k = 0.2 * random.standard_normal((3, 3, 3, 16, 4)).astype(np.float32)
+  x, k = x[0] if axes[0] is None else x, k[0] if axes[1] is None else np.moveaxis(k, 0, axes[1])
+
+  def gradients(fn):
+    of_one = lambda x, k: jnp.tanh(fn(x, k, (1, 1), [(1, 1), (1, 1)], dimension_numbers=NAMES))
+    return jax.jit(jax.grad(lambda x, k: jax.vmap(of_one, axes)(x, k).sum(), (0, 1)))(x, k)
+
+  for a, b in zip(gradients(convolve), gradients(jax.lax.conv_general_dilated), strict=True):
+    np.testing.assert_allclose(a, b, atol=5e-5 * max(1, np.abs(b).max()))
 
 
 @pytest.mark.parametrize(
