@@ -12,6 +12,7 @@ Several step functions take turns: step t is `step_fns[(first_turn + t) % len(st
 compiled once; where many steps go in one dispatch they are the branches of one `lax.switch`.
 """
 
+import collections
 import dataclasses
 import io
 import math
@@ -33,6 +34,8 @@ from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import progress as progress_lib
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import stream
+
+_AHEAD = 4  # dispatches that may wait for the device
 
 StepFn = Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
 Compiled = dict[tuple[int, int], StepFn]  # by steps in one dispatch, and turn if that is one step
@@ -261,13 +264,17 @@ def run(
   if len(step_fns) > 1:  # no remainder, so that no step is compiled in the scan and alone
     per_call = math.gcd(per_call, num_steps)
   due = time.monotonic() + 1.0
+  ahead: collections.deque[Any] = collections.deque(maxlen=_AHEAD)
   try:
     while t < num_steps:
       stop_at = min(
         [num_steps, t - t % session.log_every + session.log_every, *(h for h in hooks if h > t)]
       )
       count = per_call if stop_at - t >= per_call else 1
+      if len(ahead) == _AHEAD:  # a stop waits for what is under way
+        jax.block_until_ready(ahead[0])
       state, metrics = steps(t, count, state, consts)
+      ahead.append(metrics)
       t += count
       monitor.add(t, metrics)
       if t in hooks:

@@ -133,6 +133,33 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     run(session, step_fn=diverge)
 
 
+def test_few_steps_wait_for_the_device():
+  """So that a stop does not wait for many of them."""
+  losses, ahead = [], []
+
+  @jax.jit
+  def slow(state, consts, x):
+    work = jnp.full((1500, 1500), state["position"][0]) @ jnp.full((1500, 1500), x)
+    return walk(state | {"position": state["position"] + 1e-9 * work[0, 0]}, consts, x)
+
+  def tracked(*args):
+    state, metrics = slow(*args)
+    losses.append(metrics["loss"])
+    return state, metrics
+
+  def spy(t):
+    ahead.append(sum(not loss.is_ready() for loss in losses))
+    return np.float32(t)
+
+  session = dataclasses.replace(QUIET, log_every=100)
+  loop.run(
+    slow, start(), {"key": jax.random.key(0)}, num_steps=20, session=session, name="walk",
+    inputs=spy, compiled={(1, 0): tracked},
+  )  # fmt: skip
+  assert len(losses) == 20
+  assert 0 < max(ahead) <= 4
+
+
 def test_hooks_are_called_after_their_steps():
   called = []
 
