@@ -125,7 +125,11 @@ def search(rows: "Rows", log_prior: ndarray, tau_range: Any) -> AdsaResult:
   [before], q = means([0.0]), means(taus)
   values, levels = np.nanvar(q, axis=1), np.nanmean(q, axis=1)
   healthy = levels >= COLLAPSED * np.nanmean(before)
-  tau, status = lowest(taus, values, healthy if healthy.any() else levels == levels.max())
+  allowed = healthy if healthy.any() else levels == levels.max()
+  tau, status = lowest(taus, values, allowed)
+  if status == "fitted":  # where little spread is left, a parabola may err by more than that
+    beside = taus[allowed & (np.abs(taus - tau) < taus[1] - taus[0])]
+    tau = min((tau, *map(float, beside)), key=lambda t: np.nanvar(means([t])))
   if np.ptp(log_prior) < UNIFORM:
     tau, status = 0.0, "uniform"
   elif np.ptp(np.sqrt(values)) < FLAT or np.nanmin(before) > 1 - FLAT:

@@ -79,6 +79,14 @@ def test_fit_stays_where_no_spread_is_left(tau_range):
   assert result.objective_after <= result.objective_before + 1e-9
 
 
+@pytest.mark.parametrize(("counts", "lo"), [([1, 35, 35, 35], -3), ([1, 14, 14, 14], 0)])
+def test_fit_stays_where_hardly_any_spread_is_left(counts, lo):
+  logits, labels = np.full((12, K), 7, np.float32), np.zeros(12, int)
+  logits[5, :2], logits[11, 0], labels[0], labels[[5, 11]] = 0, 14, 1, 2
+  result = adsa.fit(logits, labels, counts, tau_range=(lo, 3))
+  assert result.objective_after <= result.objective_before + 1e-9
+
+
 # Rounding may decide whether a range is widened, so these draw the same examples each time.
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(logits_of, counts_of, st.integers(0, 2**32 - 1))
