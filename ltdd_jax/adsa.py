@@ -34,7 +34,6 @@ CHUNK = 2**19  # logits in one step: 2 MB of float32 stay in a core's cache
 UNIFORM = 1e-5  # the range of a log prior that counts as none
 _STEP = 0.01  # of the grid of taus
 _NOISE = 1e-8  # rounding of what is minimised
-_ZERO = 1e-12  # what is minimised, where nothing is left of it: `polynomial` errs by 8e-7
 _SAFE = 120.0  # range of tau * log pi that one pass can span; float32 exponents end at 87
 MESSAGES = {  # by status
   "fitted": "tau = {tau:.3f}: {change}.",
@@ -126,10 +125,7 @@ def search(rows: "Rows", log_prior: ndarray, tau_range: Any) -> AdsaResult:
   values, levels = np.nanvar(q, axis=1), np.nanmean(q, axis=1)
   healthy = levels >= COLLAPSED * np.nanmean(before)
   allowed = healthy if healthy.any() else levels == levels.max()
-  tau, status = lowest(taus, values, allowed)
-  if status == "fitted":  # where little spread is left, a parabola may err by more than that
-    beside = taus[allowed & (np.abs(taus - tau) < taus[1] - taus[0])]
-    tau = min((tau, *map(float, beside)), key=lambda t: np.nanvar(means([t])))
+  tau, status = lowest(taus, values, allowed, lambda at: np.nanvar(means(at), axis=1))
   if np.ptp(log_prior) < UNIFORM:
     tau, status = 0.0, "uniform"
   elif np.ptp(np.sqrt(values)) < FLAT or np.nanmin(before) > 1 - FLAT:
@@ -161,8 +157,14 @@ def grid(tau_range: Any, log_prior: ndarray) -> ndarray:
   return np.linspace(lo, hi, math.ceil(round((hi - lo) / _STEP, 6)) + 1)
 
 
-def lowest(taus: ndarray, values: ndarray, allowed: Any = True) -> tuple[float, str]:
-  """The tau of the least allowed value, by the parabola through its neighbours; and a status."""
+def lowest(
+  taus: ndarray, values: ndarray, allowed: Any = True, value: Callable | None = None
+) -> tuple[float, str]:
+  """The tau of the least allowed value, by the parabola through its neighbours; and a status.
+
+  Where hardly anything is left of the values, a parabola may err by more than that: with `value`,
+  which gives them at any taus, tau is no worse than the allowed ones beside it.
+  """
   masked = np.where(allowed, values, np.inf)
   low = np.flatnonzero(masked <= masked.min() + _NOISE)
   best, last = int(low[np.argmin(np.abs(taus[low]))]), len(taus) - 1  # of equals, the mildest
@@ -172,9 +174,13 @@ def lowest(taus: ndarray, values: ndarray, allowed: Any = True) -> tuple[float, 
   middle = min(max(best, 1), last - 1)
   a, b, c = values[middle - 1 : middle + 2]
   bend, tau = a - 2 * b + c, taus[best]
-  if bend > 0 and abs(values[best]) > _ZERO:
+  if bend > 0:
     vertex = taus[middle] + (a - c) / bend * (taus[1] - taus[0]) / 2
     tau = min(max(vertex, taus[left]), taus[right])
+  if value is not None:
+    beside = np.flatnonzero(np.isfinite(masked[left : right + 1])) + left
+    near = np.array([tau, *taus[beside]])
+    tau = near[np.argmin(value(near))]
   if taus[0] < tau < taus[-1]:
     return float(tau), "fitted"
   return float(tau), "bound" if tau == 0 == taus[0] else "edge"

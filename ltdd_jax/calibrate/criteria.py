@@ -34,7 +34,9 @@ def fit(rows: Rows, log_prior: np.ndarray, criterion: str, tau_range: Any) -> ad
   taus = adsa.grid(tau_range, log_prior)
   means = class_means(rows, log_prior, [*taus, 0.0], criterion)
   q = means(taus)
-  tau, status = adsa.lowest(taus, smooth(q, criterion))
+  tau, status = adsa.lowest(
+    taus, smooth(q, criterion), value=lambda at: smooth(means(at), criterion)
+  )
   if np.ptp(log_prior) < adsa.UNIFORM:
     tau, status = 0.0, "uniform"
   elif np.ptp(objective(q, criterion)) < adsa.FLAT:
