@@ -37,23 +37,18 @@ def teacher(ctx: Context) -> str:
   parts = []
   for split, names in ctx.by_split(sorted(ctx.networks)).items():
     steps = config["num_steps"] or feed.num_steps(
-      _size(ctx, split), config["batch_size"], num_epochs=config["num_epochs"]
+      len(ctx.split(split).labels), config["batch_size"], num_epochs=config["num_epochs"]
     )
     nets = [f"{name} ({parameters(ctx, ctx.networks[name]):,} parameters)" for name in names]
     parts.append(f"{', '.join(nets)}: {steps:,} steps of {config['batch_size']} images")
   return "; ".join(parts)
 
 
-def _size(ctx: Context, split: str | None) -> int:
-  """Training images of a split."""
-  return len(ctx.split(split).labels)
-
-
 def statistics(ctx: Context, *, names: Sequence[str]) -> str:
   found = ctx.statistics_shapes(names)
   layers = [f"{name} ({len(x.layers)} layers)" for name, x in zip(names, found, strict=True)]
   size = ctx.config["statistics"]["batch_size"]
-  steps = [f"{-(-_size(ctx, split) // size):,}" for split in ctx.by_split(names)]
+  steps = [f"{-(-len(ctx.split(split).labels) // size):,}" for split in ctx.by_split(names)]
   return (
     f"{', '.join(layers)}, {ctx.source.spec.num_classes} classes: "
     f"{sum(map(statistics_lib.num_bytes, found)):,} bytes; {' and '.join(steps)} steps of {size} "
@@ -64,7 +59,7 @@ def statistics(ctx: Context, *, names: Sequence[str]) -> str:
 def trajectories(ctx: Context, *, splits: Sequence[str | None]) -> str:
   config, shape = ctx.config["trajectories"], ctx.trajectory_shapes().shape
   size, epochs = config["batch_size"], config["num_epochs"]
-  counts = [feed.num_steps(_size(ctx, s), size, num_epochs=epochs) for s in splits]
+  counts = [feed.num_steps(len(ctx.split(s).labels), size, num_epochs=epochs) for s in splits]
   steps = " and ".join(f"{count:,}" for count in counts)
   of = f" of each of {len(splits)} splits" if len(splits) > 1 else ""
   total, more = int(np.prod(shape)), ""
