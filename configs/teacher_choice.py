@@ -17,9 +17,8 @@ calibrators (adsa).
 from typing import Any
 
 from configs import base, teachers
+from configs.teachers import NET, OTHER
 from ltdd_jax.core.registry import check_choice
-
-NET = {"name": "convnet", "depth": 3, "width": 64, "norm": "batch"}
 
 
 def _networks(*models: dict[str, Any]) -> dict[str, Any]:
@@ -30,11 +29,14 @@ CANDIDATES: dict[str, dict[str, Any]] = {  # what changes in `config.teacher`
   "convnet": _networks(NET),
   "three_convnets": _networks(NET, NET, NET),
   "wide_convnet": _networks(NET | {"width": 128}),
-  "instance_norm": _networks(NET | {"norm": "instance"}),
+  "instance_norm": _networks(OTHER),
+  "three_instance_norm": _networks(OTHER, OTHER, OTHER),
+  "wide_instance_norm": _networks(OTHER | {"width": 128}),
   "narrow_resnet18": _networks({"name": "resnet18", "stem": "cifar", "width": 16}),
   "short_convnet": _networks(NET) | {"num_epochs": 3},  # a weak one
   "wide_resnet": _networks({"name": "wide_resnet", "depth": 16, "widen": 2}),
   "fast94": teachers.TEACHERS["fast94"],
+  "four_convnets": teachers.TEACHERS["four_convnets"],
 }
 DATASETS = ("cifar10", "cifar100", "digits")
 

@@ -7,7 +7,8 @@ published CIFAR-10-LT of factor 100, 80.7 at tau 1 and 81.6 at the best tau (1.2
 image and mirror 72.0, 82.2 and 83.1 (one seed, 15 minutes of 2 quiet CPU cores with
 `--cpu_devices=2`, `--stage=teacher`). A strong teacher is not the best one for students of few
 images. `fast96` was not run; both need images of 9x9 pixels or more. `convnet` is the teacher of
-the preset cpu, `rldd` RLDD's for CIFAR-10.
+the preset cpu, `rldd` RLDD's for CIFAR-10, `four_convnets` those of our best ConvNet students
+(docs/results/beside_published.md).
 """
 
 from typing import Any
@@ -27,6 +28,8 @@ _PLAIN: dict[str, Any] = {
   "parallel": "auto",
   "compute_dtype": "float32",
 }
+NET = {"name": "convnet", "depth": 3, "width": 64, "norm": "batch"}
+OTHER = NET | {"norm": "instance"}
 _CROP_AND_FLIP = ({"name": "random_crop", "padding": 4}, {"name": "random_flip"})
 
 TEACHERS: dict[str, dict[str, Any]] = {
@@ -54,7 +57,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
   },
   "convnet": _PLAIN
   | {
-    "models": {"teacher": {"name": "convnet", "depth": 3, "width": 64, "norm": "batch"}},
+    "models": {"teacher": NET},
     "num_epochs": 30,
     "batch_size": 64,
     "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
@@ -66,6 +69,9 @@ TEACHERS: dict[str, dict[str, Any]] = {
   "rldd": _PLAIN
   | {"lookahead": False, "augment": _CROP_AND_FLIP}
   | methods.rldd("cifar10", 10).teacher,
+}
+TEACHERS["four_convnets"] = TEACHERS["convnet"] | {
+  "models": {"b0": NET, "b1": NET, "i0": OTHER, "i1": OTHER}
 }
 
 
