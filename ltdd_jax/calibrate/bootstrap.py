@@ -43,7 +43,9 @@ def replicate_taus(
   labels = _image_labels(rows)
   if 1 in np.bincount(labels):
     return np.full(replicates, np.nan)
-  least = adsa.COLLAPSED * np.nanmean(fit.confidence_before) if criterion == "confidence" else -1.0
+  least = (
+    adsa.COLLAPSED * np.nanmean(fit.confidence_before) if criterion == "confidence" else -np.inf
+  )
   first, last = lo, hi = fit.curve[[0, -1], 0]
   for _ in range(2):
     taus = np.linspace(lo, hi, GRID)

@@ -89,6 +89,21 @@ def test_replicates_are_exact_refits(problem, criterion):
   np.testing.assert_allclose(found, expected, atol=1.2e-3)
 
 
+def test_a_mean_log_loss_may_be_below_zero():
+  """Weights of few images may be negative, and so may be what is least."""
+  random = np.random.default_rng(1)
+  labels = np.repeat(np.arange(4), 2)
+  prior = np.log([0.8, 0.16, 0.032, 0.008])
+  logits = 8 * random.standard_normal((1, 8, 4)) + 8 * np.eye(4)[labels] + prior
+  logits = logits.astype(np.float32)
+  rows = Rows(logits, labels)
+  fit = criteria.fit(rows, prior, "nll", (0, 3))
+  found = bootstrap.replicate_taus(rows, prior, fit, "nll", REPLICATES)
+  expected = exact_taus(logits, labels, prior, "nll", drawn(labels, REPLICATES))
+  np.testing.assert_array_equal(found == 0, expected == 0)
+  assert (expected == 0).any()
+
+
 @pytest.mark.parametrize("criterion", criteria.CRITERIA)
 @pytest.mark.parametrize(
   "problem",
