@@ -96,7 +96,8 @@ def align(logits: Any, class_counts: Any, tau: Any, *, centered: bool = False) -
   z = jnp.asarray(logits)
   z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
   if isinstance(class_counts, jax.core.Tracer):
-    prior = jnp.log(class_counts.astype(z.dtype) / class_counts.sum())
+    counts = class_counts.astype(z.dtype)
+    prior = jnp.log(counts / counts.sum())
   else:
     prior = jnp.asarray(log_frequencies(class_counts, z.shape[-1]), z.dtype)
   shift = prior - prior.mean() if centered else prior

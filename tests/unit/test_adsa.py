@@ -59,6 +59,16 @@ def test_align_gives_float32(dtype):
   assert adsa.align(LOGITS.astype(dtype), COUNTS, 1.0).dtype == jnp.float32
 
 
+@pytest.mark.parametrize(
+  "counts", [np.full(3, 2**30, np.int32), np.array([60000, 6000, 600], np.float16)]
+)
+def test_align_takes_large_counts_under_jit(counts):
+  z = jnp.asarray(LOGITS, jnp.float32)
+  np.testing.assert_allclose(
+    jax.jit(adsa.align)(z, counts, 1.0), adsa.align(z, counts, 1.0), atol=1e-6
+  )
+
+
 def test_classes_without_an_image_do_not_count():
   rows = LABELS < 2
   result = adsa.fit(LOGITS[rows], LABELS[rows], COUNTS)
