@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core import registry, rng
@@ -119,7 +120,8 @@ def _recalibrated(
     with nn.intercept_methods(taps.counting(jnp.arange(len(images)) < count)):
       _, found = network.apply(variables, images, train=True, mutable=["batch_stats"])
     mean = lambda old, new: old + (new - old) * share
-    return jax.tree.map(mean, state, found["batch_stats"]), {}
+    state = jax.tree.map(mean, state, found["batch_stats"])
+    return state, {"norm": optax.tree.norm(state)}
 
   everywhere = mesh_lib.replicated(mesh)
   stats = loop.run(

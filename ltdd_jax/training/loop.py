@@ -121,6 +121,7 @@ class _Monitor:
     self.positive = positive
     self.waiting: list[tuple[int, dict[str, jax.Array]]] = []  # not read from the device yet
     self.rows: list[dict[str, float]] = []  # read, and not written yet
+    self.last = first  # step of the last row
     folder = session.metrics and session.metrics / name
     self.writer = progress_lib.MetricWriter(folder, first_step=first) if folder else None
     self.bar = (
@@ -138,8 +139,9 @@ class _Monitor:
       count = max((len(v) for v in columns.values()), default=0)
       for i in range(count):
         row = {k: float(np.mean(v[i])) for k, v in columns.items()}
-        self._check(step - count + 1 + i, row)
+        self._check(at := step - count + 1 + i, row)
         self.rows.append(row)
+        self.last = at
       if self.bar and count:
         self.bar.update(step, **row)
     self.waiting.clear()
@@ -161,6 +163,8 @@ class _Monitor:
       )
 
   def close(self) -> None:
+    """Ends; what was read and not written, because the loop stopped before its time, is written."""
+    self.write(self.last)
     if self.writer:
       self.writer.close()
     if self.bar:
@@ -274,7 +278,7 @@ def run(
       if len(ahead) == _AHEAD:  # a stop waits for what is under way
         jax.block_until_ready(ahead[0])
       state, metrics = steps(t, count, state, consts)
-      ahead.append(metrics)
+      ahead.append(metrics or jax.block_until_ready(state))  # which is donated: wait for it now
       t += count
       monitor.add(t, metrics)
       if t in hooks:
