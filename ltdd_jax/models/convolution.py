@@ -67,7 +67,8 @@ def convolve(
     )
 
   undilated = all(set(kwargs.get(f"{side}_dilation") or (1,)) == {1} for side in ("lhs", "rhs"))
-  if not undilated or isinstance(padding, str):
+  mapped = any(jax.typeof(y).manual_axis_type.varying for y in (x, kernel))
+  if not undilated or isinstance(padding, str) or mapped:  # by `jax.shard_map`, which checks types
     return whole(x, kernel)
   ways = {"strides": tuple(window_strides), "padding": tuple(map(tuple, padding))}
   form = _cpu_form(x, kernel, whole, feature_group_count, **ways)
@@ -148,12 +149,15 @@ def _by_columns(
 ) -> jax.Array:
   """The gradient by a kernel of that shape: a product of the images under its cells with `dy`."""
   (u, v, c, _), (rows, columns) = shape, strides
+  sums = jnp.promote_types(x.dtype, jnp.float32)
 
   def step(x: jax.Array, dy: jax.Array) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (0, 0), *padding, (0, 0)))
     h, w = rows * (dy.shape[2] - 1) + 1, columns * (dy.shape[3] - 1) + 1
     cells = [x[:, :, i : i + h : rows, j : j + w : columns] for i in range(u) for j in range(v)]
-    return jnp.einsum("pnhwc,pnhwd->pcd", jnp.concatenate(cells, -1), dy)
+    return jnp.einsum(
+      "pnhwc,pnhwd->pcd", jnp.concatenate(cells, -1), dy, preferred_element_type=sums
+    )
 
   size = max(1, _COLUMNS // (4 * u * v * c * dy.shape[1] * dy.shape[2]))
-  return chunk_sum(step, x, dy, size).reshape(shape)
+  return chunk_sum(step, x, dy, size).reshape(shape).astype(x.dtype)
