@@ -128,7 +128,7 @@ def add(workdirs: Iterable[files.Pathlike], target: files.Pathlike = OURS) -> st
 
 
 def rows_of(workdir: files.Pathlike) -> list[Row]:
-  """Reads the rows of a finished run, with the columns of `HEADER`; accuracies have two decimals.
+  """Reads the rows of a finished run, with the columns of `HEADER`; accuracies have four decimals.
 
   Raises:
     LtddError: the run is unfinished or of an older version, or its split has no hash.
@@ -169,8 +169,8 @@ def _figures(row: Mapping[str, Any]) -> Row:
     "calibrator": row["calibrator"] or "",
     "teacher": row["teacher"] or "",
     "seeds": str(row["seeds"]),
-    "mean": f"{row['top1']['mean']:.2f}",
-    "std": "" if std is None else f"{std:.2f}",
+    "mean": f"{row['top1']['mean']:.4f}",  # tables round it to one decimal: never twice
+    "std": "" if std is None else f"{std:.4f}",
     "hardware": row["hardware"],
     "seconds": f"{row['seconds']:.0f}",
     "commit": row["commit"],
@@ -206,12 +206,15 @@ def read_rows(path: files.Pathlike, header: Sequence[str]) -> list[Row]:
       f"{path} has the header {','.join(lines[0]) if lines else '(none)'}; expected "
       f"{','.join(header)}. Name another file, or mend this one."
     )
-  rows = []
+  rows: list[Row] = []
   for number, line in enumerate(lines[1:], 2):
     if len(line) != len(header):
       raise LtddError(f"{path}, row {number}: {len(line)} values; expected {len(header)}. Mend it.")
-    rows.append(dict(zip(header, line, strict=True)))
-    _check(rows[-1], f"{path}, row {number}")
+    row = dict(zip(header, line, strict=True))
+    _check(row, f"{path}, row {number}")
+    if "sha256" in row and _key(row) in map(_key, rows):
+      raise LtddError(f"{path}, row {number}: an earlier row is of the same experiment. Keep one.")
+    rows.append(row)
   return rows
 
 

@@ -50,9 +50,9 @@ def test_rows_of_a_run_by_hand(run, tmp_path):
     "seeds,mean,std,hardware,seconds,commit",
     'cifar10,100,10,edc,teacher,adsa,"vgg11, cross_entropy, 30 epochs",rd3,'
     '"ConvNet-3 (norm=batch, width=64)",published split,'
-    f"{SHA},3,58.17,0.25,2 cpu,12,abc",
+    f"{SHA},3,58.1660,0.2490,2 cpu,12,abc",
     'cifar10,100,10,random,hard,,,rd3,"ConvNet-3 (norm=batch, width=64)",published split,'
-    f"{SHA},3,50.00,1.00,2 cpu,12,abc",
+    f"{SHA},3,50.0000,1.0000,2 cpu,12,abc",
   ]
 
 
@@ -78,10 +78,10 @@ def test_a_row_is_replaced_and_others_stay_sorted(run, tmp_path):
   rows = published.read_rows(csv_file, published.HEADER)
   found = [(r["imbalance_factor"], r["method"], r["mean"], r["std"]) for r in rows]
   assert found == [
-    ("20", "edc", "58.17", "0.25"),
-    ("20", "random", "50.00", "1.00"),
-    ("100", "edc", "58.17", "0.25"),
-    ("100", "random", "51.00", ""),
+    ("20", "edc", "58.1660", "0.2490"),
+    ("20", "random", "50.0000", "1.0000"),
+    ("100", "edc", "58.1660", "0.2490"),
+    ("100", "random", "51.0000", ""),
   ]
 
 
@@ -137,6 +137,15 @@ def test_a_damaged_csv_is_refused_and_kept(run, tmp_path, values, message):
   with pytest.raises(LtddError, match=message):
     published.add([run], path)
   assert path.read_bytes() == before
+
+
+def test_two_rows_of_one_experiment_are_refused(run, tmp_path):
+  """As a merge of two branches may leave them."""
+  path = tmp_path / "ours.csv"
+  published.add([run], path)
+  path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+  with pytest.raises(LtddError, match=r"row 4: an earlier row is of the same experiment"):
+    published.add([run], path)
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n"])
