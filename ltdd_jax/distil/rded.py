@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ltdd_jax.core.types import Distilled, Slots
-from ltdd_jax.distil import patches
+from ltdd_jax.distil import patches, selection
 from ltdd_jax.distil.base import Env, Method, Resources, select
 
 VERSION = 1
@@ -50,6 +50,10 @@ def rded(
   def init(key: jax.Array, slots: Slots, res: Resources) -> Distilled:
     labels = jnp.asarray(slots.labels, jnp.int32)
     totals = jnp.bincount(labels, length=env.num_classes)[labels]
-    return Distilled(patches.mosaics(key, env, options, res, slots, totals), labels)
+    first = selection.first_rank(
+      slots, env.num_classes
+    )  # earlier images have factor^2 patches each
+    later = slots._replace(rank=slots.rank + (factor**2 - 1) * first)
+    return Distilled(patches.mosaics(key, env, options, res, later, totals), labels)
 
   return select(init, ("teachers", "images", "labels"), patches.make_notes("rded", options))

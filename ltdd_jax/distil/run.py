@@ -85,11 +85,14 @@ def run_method(
   size = min(batch_size or total, total) if method.batching == "batches" else total
   compiled: dict[int, loop.Compiled] = {}
   parts, remarks = _finished(name, method, session)
-  last = None
+  earlier, last = _earlier(slots), None
   for number in range(len(parts), -(-total // size)):
     path = f"distil/{name}/{number}"
     chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
-    keys = functools.partial(rng.key_for, seed, path)
+    draws = f"{path}/after {earlier}" if earlier else path  # not those of the earlier images
+    if method.batching == "select":  # which goes on by rank in an order that is drawn once
+      draws = path
+    keys = functools.partial(rng.key_for, seed, draws)
     state = mesh_lib.call(jax.jit(method.init), keys("init"), chunk, device)
     if method.carry and last is not None:
       state = method.carry(state, last)
@@ -100,7 +103,7 @@ def run_method(
       {"key": keys("step"), "res": device},
       session,
       len(chunk.labels),
-      inputs=functools.partial(_inputs, method, seed, path, host),
+      inputs=functools.partial(_inputs, method, seed, draws, host),
       first_turn=number * method.num_steps % method.turns,
       compiled=compiled.setdefault(len(chunk.labels), {}),
     )
@@ -115,6 +118,12 @@ def run_method(
     images = images_lib.through_jpeg(images, jpeg_quality)
   learned = together.soft_labels, together.student_lr
   return StoredSet(images, np.asarray(slots.labels, np.int32), *learned, (*notes, *remarks))
+
+
+def _earlier(slots: Slots) -> int:
+  """Slots of earlier ranks that another set has filled, which this one goes on from; 0 for none."""
+  labels, rank = map(np.asarray, slots)
+  return sum(int(rank[labels == c].min()) for c in np.unique(labels))
 
 
 def check_options(

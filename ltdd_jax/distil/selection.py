@@ -80,6 +80,11 @@ def k_center(features: Features, labels: Labels, slots: Slots, k: int) -> Rows:
   return _in_rounds(score, update, nearest, features, labels, slots, k)
 
 
+def first_rank(slots: Slots, k: int) -> Int[Array, " n"]:
+  """The lowest rank in the class of each slot: 0, or more in a set that goes on from another."""
+  return jax.ops.segment_min(slots.rank, slots.labels, k)[slots.labels]
+
+
 def k_means(
   key: Key[Array, ""],
   features: Features,
@@ -92,8 +97,7 @@ def k_means(
 
   Nearest in the order of the slots among those not yet taken, so that two centres never share one.
   """
-  first = jax.ops.segment_min(slots.rank, slots.labels, k)  # of a set that goes on, not 0
-  slots = slots._replace(rank=slots.rank - first[slots.labels])
+  slots = slots._replace(rank=slots.rank - first_rank(slots, k))
   rows = plus_plus(key, features, labels, slots, k)
   counts = jnp.bincount(labels, length=k)[slots.labels]
   active = slots._replace(rank=jnp.where(slots.rank < counts, slots.rank, -1))

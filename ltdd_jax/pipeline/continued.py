@@ -114,7 +114,7 @@ def contents(ctx: Context, images: str) -> dict[str, Any]:
     init = _entry(ctx, images)["init"]
     found["init"] = {k: v for k, v in init.items() if k != "path"} | {"sha256": first.sha256}
   if base := base_set(ctx, images):
-    found["on_top_of"] = base.sha256
+    found["on_top_of"] = {"sha256": base.sha256}
   return found
 
 

@@ -33,6 +33,7 @@ class Training(NamedTuple):
   seed: int
   session: loop.Session
   scale: tuple[float, float] | None = None  # of crops that reading takes over (`data.stream`)
+  earlier: int = 0  # steps before this one, which have checkpoints of their own
 
 
 Step = Callable[[Teacher, Training], Teacher]
@@ -134,7 +135,7 @@ def _recalibrated(
     },
     num_steps=len(batches),
     session=training.session,
-    name=name,
+    name=f"after {training.earlier}/{name}" if training.earlier else name,
     inputs=lambda t: ((read(t), *batches[t][1:]), np.int32(t)),
   )
   return {**teacher.variables, "batch_stats": jax.device_get(stats)}

@@ -153,7 +153,8 @@ def train_teachers(
           "the last step, expected finite numbers; lower config.teacher.optimizer.lr."
         )
   training = recalibrate.Training(data, spec, tuple(rest), batch_size, seed, session, scale)
-  for derive_step in steps:
+  for earlier, derive_step in enumerate(steps):
+    training = training._replace(earlier=earlier)
     found = {key: derive_step(found[key], training) for key in sorted(found)}
   return tuple(found[key] for key in sorted(found))
 

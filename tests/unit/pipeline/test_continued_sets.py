@@ -166,6 +166,32 @@ def test_methods_that_go_by_rank_go_on(tmp_path, name):
   np.testing.assert_array_equal(grown["images"], whole["images"])
 
 
+def test_new_images_are_not_the_old_ones_again(tmp_path):
+  """Though name, seed and number of slots are those of the set that grows."""
+  folder, config = tmp_path / "run", config_of(tmp_path, dict(SRE2L), (2, 2, 2))
+  run = lambda path: pipeline.run(config, path, stage="distil", show_progress=False)
+  run(folder)
+  config["distil"]["methods"]["more"]["on_top_of"] = str(folder / "distil" / "more")
+  config["distil"]["slots_per_class"] = (4, 4, 4)
+  run(tmp_path / "grown")
+  made = Workdir(tmp_path / "grown").load("distil/more").arrays["images"]
+  assert len(np.unique(made, axis=0)) == 12
+
+
+def test_patches_of_rded_go_on(key):
+  """A set that grew has the patches of one that was made at once, though at other places."""
+  method, whole = distil.make_method(small.env(), "rded", factor=2), small.slots(4, 4, 4)
+
+  def patches(*parts):
+    of = lambda slots: method.init(jax.random.clone(key), slots, small.resources()).images
+    images = np.concatenate([of(slots)[slots.labels == 0] for slots in parts])
+    cells = images.reshape(4, 2, 4, 2, 4).swapaxes(2, 3).reshape(16, -1)
+    return cells[np.lexsort(cells.T)]
+
+  old, new = (type(whole)(*(x[where] for x in whole)) for where in (whole.rank < 2, whole.rank > 1))
+  np.testing.assert_array_equal(patches(old, new), patches(whole))
+
+
 @pytest.mark.parametrize("name", ["rded", "idm", "dream", "rldd", "kmeans"])  # that go by rank
 def test_methods_fill_slots_of_later_ranks(name, key):
   """Slots of ranks 2 and on: images of the class, finite, of no other shapes."""
