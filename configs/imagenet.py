@@ -39,7 +39,7 @@ def sre2l(ipc: int) -> Published:
 
 
 def cda(ipc: int) -> Published:
-  """The released constants, which are SRe2L's; its crops are a curriculum."""
+  """The released constants, which are SRe2L's; its crops are a curriculum, its batches of 128."""
   method = {"name": "cda", **SRE2L, "augment": (FLIP, ROLL)}
   return Published(method, "sre2l_kl", {}, TEACHER, RESNET18)
 
@@ -69,22 +69,22 @@ def edc(ipc: int) -> Published:
 
 
 def edc_released(ipc: int) -> Published:
-  """As `edc`, with the scripts' 1,000 steps."""
+  """As `edc`, with the scripts' 1,000 steps; targets of batches of 256."""
   paper = edc(ipc)
-  method = paper.method | {"name": "edc_released", "num_steps": 1000}
+  method = paper.method | {"name": "edc_released", "num_steps": 1000, "target_batch": 256}
   return paper._replace(method=method, recipe="edc_mse_gt:released")
 
 
 def rldd(ipc: int) -> Published:
-  """Ours: EDC's images of one ResNet-18, debiased and recalibrated as on CIFAR."""
+  """The paper's steps and students; one debiased ResNet-18 (ours) in place of two ResNeXt-50."""
   teacher = TEACHER | {
     "objective": {"name": "rldd"}, "views": 2, "derive": ({"name": "recalibrate_bn_by_class"},)
   }  # fmt: skip
   method = {
-    "name": "rldd", "num_steps": 2000, "lr": 0.05, "r_stats": 0.1, "augment": (crop(0.5), FLIP)
+    "name": "rldd", "num_steps": 1000, "lr": 0.05, "r_stats": 0.1, "augment": (crop(0.5), FLIP)
   }  # fmt: skip
   distil = CLASS_MAJOR | {"batch_size": 80, "teachers": ("teacher",)}
-  return Published(method, "edc_mse_gt", distil, teacher, RESNET18)
+  return Published(method, "rldd_mse_gt", distil, teacher, RESNET18)
 
 
 def rded(ipc: int) -> Published:

@@ -66,6 +66,8 @@ def get_config(arg: str | None = None):
   config.label.update(top_k=50, batch_size=512)  # divides by slices of TPUs
   for group in ("teacher", "distil", "label", "student"):
     config[group].compute_dtype = "bfloat16"
+  if args.method == "cda" and config.student.recipe.startswith("sre2l_kl"):
+    config.student.batch_size = 128  # an author's, where SRe2L's are of 1,024
   if args.method == "gvbsm":  # G-VBSM's labels on ImageNet
     config.label.sources.teacher.aggregate = "norm_equalised"
   return config

@@ -5,8 +5,8 @@
 
 `data` is `folder:PATH` or `npz:FILE` (docs/how-to/use_your_own_images.md). A ConvNet-4 stands where
 configs for 32 pixels have a ConvNet-3. Recipes have their values for Tiny-ImageNet where there are
-some; of methods EDC and RLDD have settings for it, the others CIFAR-10's. Cost and accuracy were
-not measured.
+some; of methods EDC, RLDD, NCFM and DREAM have settings for it, the others CIFAR-10's. Cost and
+accuracy were not measured.
 
 `imbalance=1` takes the training set as it is (rule `as_is`): a long-tailed subset that was chosen
 elsewhere, say. `imbalance=F` keeps the counts of LTDD's rule for 500 images in the largest class,

@@ -262,8 +262,10 @@ def test_a_config_for_64_pixels_runs(tmp_path):
 @pytest.mark.parametrize("name", AT_64)
 def test_configs_for_64_pixels_have_a_fourth_stage(name):
   edc = get_config(name, "method=edc").teacher.models
-  depths = [edc[key].depth for key in ("convnet_d1", "convnet_d2", "convnet_w128", "convnet_w32")]
-  assert depths == [1, 2, 4, 4]
+  depths = {key: edc[key].depth for key in edc if key.startswith("convnet")}
+  few = {"convnet_w128": 4}
+  many = few | {"convnet_d1": 1, "convnet_d2": 2, "convnet_w32": 4}
+  assert depths == (few if name == "tiny_imagenet_lt" else many)
   small = get_config(name, "preset=cpu")
   assert (small.student.model.depth, small.teacher.models.teacher.depth) == (4, 4)
   assert get_config(name, "method=dm").distil.methods.dm.network.depth == 4
@@ -274,6 +276,12 @@ def test_configs_for_64_pixels_have_a_fourth_stage(name):
 def test_tiny_imagenet_has_its_own_recipes_and_counts():
   get = functools.partial(get_config, "tiny_imagenet_lt")
   assert get("method=edc_released").student.recipe == "edc_mse_gt/tiny:released"
+  teacher = get("method=edc").teacher
+  assert (len(teacher.models), teacher.num_epochs, teacher.batch_size) == (5, 50, 128)
+  assert (teacher.optimizer.lr, teacher.schedule.name) == (0.1, "cosine")
+  for method in ("edc", "ncfm"):  # an eighth of the side
+    assert get(f"method={method}").teacher.augment[0]["padding"] == 8
+  assert get("method=edc_released").teacher.num_epochs == 50
   assert get("recipe=edc_mse_gt/cifar100").student.recipe == "edc_mse_gt/cifar100"
   assert get("recipe=rd3,preset=cpu").student.recipe == "rd3"
   data = get("imbalance=50").data

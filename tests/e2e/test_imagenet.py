@@ -28,6 +28,17 @@ def smoke(folder, **changes):
   return config
 
 
+def test_constants_of_methods_on_imagenet():
+  get = lambda method: imagenet_lt.get_config(f"path=somewhere,method={method}")
+  assert get("sre2l").student.batch_size == 1024
+  assert get("cda").student.batch_size == 128
+  assert get("edc_released").distil.methods.edc_released.target_batch == 256
+  rldd = get("rldd")
+  assert rldd.distil.methods.rldd.num_steps == 1000
+  assert (rldd.student.recipe, rldd.student.num_epochs) == ("rldd_mse_gt/imagenet", 1000)
+  assert rldd.student.num_seeds == 5
+
+
 def test_the_smoke_preset_runs_on_jpegs(folder, tmp_path):
   config = smoke(folder)
   results = pipeline.run(config, tmp_path / "run", show_progress=False)
@@ -64,7 +75,7 @@ def test_every_method_has_settings_of_the_real_size(method, real_size):
   stages = [stage.name for stage in graph.make_stages(ctx)]
   assert f"student/{method}/teacher/adsa" in stages
   assert config["student"]["recipe"].split(":")[0].endswith("/imagenet")
-  assert config["student"]["num_epochs"] == 300
+  assert config["student"]["num_epochs"] == (1000 if method == "rldd" else 300)
 
 
 def test_students_label_bytes_and_lists():
