@@ -18,6 +18,12 @@ while [ "$number" -lt "$count" ]; do
 done
 code=0
 for pid in $pids; do
-  wait "$pid" || code=$?
+  status=0
+  wait "$pid" || status=$?
+  while kill -0 "$pid" 2> /dev/null; do # a signal ended `wait`, and the process saves
+    status=0
+    wait "$pid" || status=$?
+  done
+  [ "$status" -eq 0 ] || code=$status
 done
 exit "$code"

@@ -11,9 +11,13 @@
 #SBATCH --open-mode=append
 set -u
 srun python -m launch.main --distributed "$@" &
-trap 'wait $!' TERM # srun hands the signal on
+trap : TERM # srun hands the signal on
 wait $!
 code=$?
+while kill -0 $! 2> /dev/null; do # the signal ended `wait`, and the job saves
+  wait $!
+  code=$?
+done
 if [ "$code" -eq 130 ]; then # saved before the end
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -7,6 +7,9 @@
 set -eu
 name=$1 zone=$2
 shift 2
-quoted=$(printf " '%s'" "$@")
+quoted=
+for argument; do
+  quoted="$quoted '$(printf %s "$argument" | sed "s/'/'\\\\''/g")'"
+done
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
   --command="cd ltdd_jax && python3 -m launch.main --distributed$quoted"
