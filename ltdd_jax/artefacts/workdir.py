@@ -115,7 +115,8 @@ class Workdir:
     """Removes what killed runs left behind; this process holds the lock, so it has no owner."""
     if not files.is_local(self.path):
       return
-    for path in [*self.path.glob(f"{files.TEMPORARY}*"), *self.path.glob(f"*/{files.TEMPORARY}*")]:
+    own = [x for x in self.path.glob("*/") if not (x / ".lock").exists()]  # others have their owner
+    for path in [p for x in (self.path, *own) for p in x.glob(f"{files.TEMPORARY}*")]:
       files.remove(path)
     cache = self.cache if self.cache is not None and files.is_local(self.cache) else None
     for path in cache.glob(f"{files.TEMPORARY}*") if cache is not None else ():
@@ -164,8 +165,10 @@ class Workdir:
 
   def _check_free(self, folder: epath.Path) -> None:
     """Raises LtddError if other files are there; an object store may have unfinished ones."""
-    if files.is_local(folder) and folder.exists() and any(p.is_file() for p in folder.iterdir()):
-      raise LtddError(f"{folder} has files but no {META}: it is no artefact. Delete {folder}")
+    if files.is_local(folder) and folder.exists() and any(True for _ in files.below(folder)):
+      raise LtddError(
+        f"{folder} has files but no {META}: it is no artefact. Delete it, or use another --workdir"
+      )
 
   def check(self, wanted: Iterable[tuple[str, Any, Mapping[str, str]]]) -> list[dict[str, Any]]:
     """Reads the manifests of those stages, of (name, config, inputs), that have an artefact.

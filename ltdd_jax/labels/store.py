@@ -121,13 +121,16 @@ class LabelStore:
     """Writes label epochs: {number: encoded arrays (n, numbers)}.
 
     Raises:
-      LtddError: numbers that are not finite, or a full disk.
+      LtddError: another number, shape or dtype than the store's, numbers that are not finite, or a
+        full disk.
     """
     if not epochs:
       return
     layout = self.encoding.layout(self.shape[2])
     plain = {e: {k: np.asarray(v) for k, v in arrays.items()} for e, arrays in epochs.items()}
     for number, arrays in plain.items():
+      self._check_range("epochs", number, number + 1, self.shape[0])
+      self._check_layout(number, arrays, layout)
       self._check_finite(number, arrays)
     what = f"label epochs {min(plain)} to {max(plain)}"
     need = disk_bytes((len(plain), *self.shape[1:]), self.encoding)
@@ -139,6 +142,17 @@ class LabelStore:
         waiting = [target[e].write(arrays[name].view(dtype)) for e, arrays in plain.items()]
         for future in waiting:
           future.result()
+
+  def _check_layout(
+    self, number: int, arrays: Mapping[str, np.ndarray], layout: Mapping[str, tuple[int, np.dtype]]
+  ) -> None:
+    have = {name: (x.shape, x.dtype) for name, x in arrays.items()}
+    want = {name: ((self.shape[1], width), dtype) for name, (width, dtype) in layout.items()}
+    if have != want:
+      raise LtddError(
+        f"label epoch {number} has {have}; expected {want}, what the store's encoding gives for "
+        f"logits {self.shape[1:]}"
+      )
 
   def _check_finite(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
     for name, x in arrays.items():

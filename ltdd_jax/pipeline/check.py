@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from ltdd_jax import calibrate, distil, models
+from ltdd_jax.artefacts import manifest
 from ltdd_jax.core import config as config_lib
 from ltdd_jax.core.config import Group, Key
 from ltdd_jax.core.registry import check_at_least, check_choice, within
@@ -96,11 +97,7 @@ SCHEMA: config_lib.Schema = {
   "trajectories.optimizer": _Named(optimizers.OPTIMIZERS, lr=Key(float)),
   "distil": Group(
     (run_method, distil.make_slots),
-    own={
-      "methods": Key(Mapping),
-      "teachers": Key(_NAMES, None),
-      "compute_dtype": Key(str, "float32"),
-    },
+    {"methods": Key(Mapping), "teachers": Key(_NAMES, None), "compute_dtype": Key(str, "float32")},
     hidden=(*_RUN, "on_host"),
   ),
   "distil.methods.*": _Named(
@@ -174,8 +171,8 @@ def check(config: Any) -> dict[str, Any]:
     check_at_least(f"config.{group}.", 1, **numbers)
   check_choice("config.calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
   for group in ("teacher", "distil", "label", "student"):
-    dtype = plain[group]["compute_dtype"]
-    check_choice(f"config.{group}.compute_dtype", dtype, models.COMPUTE_DTYPES)
+    where, dtype = f"config.{group}.compute_dtype", plain[group]["compute_dtype"]
+    check_choice(where, dtype, models.COMPUTE_DTYPES)
   for group in ("teacher", "student"):
     check_choice(f"config.{group}.parallel", plain[group]["parallel"], many.PARALLEL)
   for group in ("teacher", "statistics"):
@@ -201,18 +198,22 @@ def _check_student(student: Mapping[str, Any]) -> None:
 
 
 def _check_splits(config: Mapping[str, Any]) -> None:
-  """Every split that is named is there, and every teacher with one; the run's own is no copy."""
+  """Splits and teachers that are named are there, under names for files; the own is no copy."""
   if config["data"]["rule"] == "matched":
     raise LtddError(
       "config.data.rule is 'matched', a rule for config.data.splits alone: it takes as many images "
       "as config.data has; expected 'ltdd', 'ldam', 'counts' or 'as_is'"
     )
-  known = (None, *config["data"]["splits"])
+  splits, networks = config["data"]["splits"], config["teacher"]["models"]
+  for where, names in (("data.splits", splits), ("teacher.models", networks)):
+    for name in names:  # of a file too
+      manifest.check_name(f"config.{where}:", name)
+  known = (None, *splits)
   for name, split in config["teacher"]["splits"].items():
-    check_choice("a key of config.teacher.splits", name, [*config["teacher"]["models"]])
+    check_choice("a key of config.teacher.splits", name, [*networks])
     check_choice(f"config.teacher.splits.{name}", split, known)
-  for name, entry in config["distil"]["methods"].items():
-    check_choice(f"config.distil.methods.{name}.split", entry.get("split"), known)
+  for name, part in config["distil"]["methods"].items():
+    check_choice(f"config.distil.methods.{name}.split", part.get("split"), known)
 
 
 def _check_labels(config: Mapping[str, Any]) -> None:

@@ -298,6 +298,7 @@ class Context:
     where = f"config.label.sources.{labels}.teachers"
     return made._replace(teachers=self._chosen(where, made.teachers, None))
 
+  @functools.cache  # noqa: B019 (labels are those whose hash a fingerprint has)
   def file_logits(self, labels: str) -> np.ndarray:
     """The logits (n, k) that a label source takes from a file."""
     path = self.config["label"]["sources"][labels]["path"]

@@ -160,8 +160,11 @@ def test_labels_from_a_file(tmp_path):
     config["label"]["sources"] = {
       "file": {"name": "imported", "path": str(tmp_path / f"{name}.npy")}
     }
-    made = graph.make_stages(Context(check.check(config)))
-    prints.append({s.name: s.fingerprint for s in made})
+    ctx = Context(check.check(config))
+    prints.append({s.name: s.fingerprint for s in graph.make_stages(ctx)})
+    np.save(tmp_path / f"{name}.npy", 3 * values)  # too late: a run takes what it has named
+    np.testing.assert_array_equal(ctx.file_logits("file"), values)
+    np.save(tmp_path / f"{name}.npy", values)
   assert prints[0] == prints[1]  # known by what is in the file
   assert {n.split("/")[0] for n in prints[0] if prints[0][n] != prints[2][n]} == {
     "label", "calibrate", "student"

@@ -354,6 +354,21 @@ def test_leftovers_are_swept_under_the_lock_only(tmp_path):
   assert (tmp_path / "teacher" / "mine.txt").exists()
 
 
+def test_what_another_work_directory_writes_is_not_swept(tmp_path):
+  with workdir_lib.Workdir(tmp_path / "inner"):
+    half = tmp_path / "inner" / f"{files.TEMPORARY}xyz"
+    half.write_text("half")
+    with workdir_lib.Workdir(tmp_path):
+      assert half.exists()
+
+
+def test_a_folder_of_other_files_is_refused_before_work(tmp_path):
+  (tmp_path / "teacher" / "old").mkdir(parents=True)
+  (tmp_path / "teacher" / "old" / "w.bin").write_text("mine")
+  with pytest.raises(LtddError, match=r"teacher has files but no .*: it is no artefact"):
+    workdir_lib.Workdir(tmp_path).status("teacher", CONFIG, {})
+
+
 def test_scratch_is_kept_by_config_and_gone_after_commit(work):
   folder = work.scratch("teacher", CONFIG, {})
   (folder / "checkpoint").write_text("1")

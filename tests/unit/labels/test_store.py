@@ -151,6 +151,21 @@ def test_an_epoch_without_its_values_is_not_there(tmp_path):
   assert store.present() == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+  ("epoch", "change", "message"),
+  [
+    (E, lambda x: x, f"epochs {E} to {E + 1} of label store .*; expected 0 <= start"),
+    (-1, lambda x: x, "epochs -1 to 0 of label store"),
+    (0, lambda x: x[:1], r"label epoch 0 has .*\(1, 4\).*; expected .*\(5, 4\)"),
+    (0, lambda x: x.astype(np.float32), r"label epoch 0 has .*float32.*; expected .*float16"),
+  ],
+)
+def test_what_is_not_of_the_store_is_not_written(tmp_path, epoch, change, message):
+  store, arrays = make(tmp_path / "s"), encoded(HALF)[0]
+  with pytest.raises(LtddError, match=message):
+    store.write({epoch: {name: change(x) for name, x in arrays.items()}})
+
+
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_damaged_file_is_named(tmp_path, cut):
   store = filled(tmp_path / "s")

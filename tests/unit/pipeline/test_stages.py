@@ -375,3 +375,12 @@ def test_artefacts_of_another_class_map_or_other_data_are_refused(
 def test_test_images_are_the_first_of_each_class():
   rows = sources.test_indices(source(), 3)
   assert rows.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("group", "key"), [("teacher", "models"), ("data", "splits")])
+@pytest.mark.parametrize("name", ["my net", "../out"])
+def test_names_that_become_files_are_checked_before_work(tmp_path, group, key, name):
+  config = small.run_config(tmp_path, {"random": {"name": "random"}})
+  config[group][key] = {name: {"models": small.NET, "splits": {"rule": "matched"}}[key]}
+  with pytest.raises(LtddError, match=f"config.{group}.{key}: name '{name}': expected letters"):
+    check.check(config)
