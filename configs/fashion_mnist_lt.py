@@ -6,7 +6,8 @@
 `imbalance=100,ipc=10,preset=cpu` was measured on one CPU core with another division into training
 and test images (docs/results/cifar10_labels.md), 42 minutes for thirteen kinds of labels. Top-1 of
 plain soft labels -> ADSA -> a probe, mean of 3 seeds: SRe2L images 76.9 -> 79.7 -> 81.0, random
-images 76.7 -> 79.9 -> 80.4. `full` was not run.
+images 76.7 -> 79.9 -> 80.4. `full` was not run. First layers of ConvNets are padded by 1, where
+DC's and FRePo's code pads grey images by 3 (`--config.student.model.stem_padding=3`).
 
 Arguments: method (sre2l, or another of `configs/methods.py`), imbalance (100), ipc (10), seed (0),
 preset (full, cpu, smoke), recipe (a name of docs/reference/recipes.md), teacher (a name of
