@@ -79,12 +79,13 @@ MANY: dict[str, Any] = {  # teacher of G-VBSM and EDC: SGD 0.05 at a constant ra
   "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0},
   "schedule": {"name": "constant"},
 }
-TINY: dict[str, Any] = {  # EDC's teachers on Tiny-ImageNet
+TINY: dict[str, Any] = MANY | {  # of EDC on Tiny-ImageNet
   "batch_size": 128,
   "optimizer": MANY["optimizer"] | {"lr": 0.1},
   "schedule": {"name": "cosine"},
   "augment": ({"name": "random_crop", "padding": 8}, {"name": "random_flip"}),
 }
+LARGER = ("cifar100", "tiny_imagenet")  # sets with more steps and epochs of EDC's
 CLASS_MAJOR = {"order": "class_major", "batch_size": 100}
 
 
@@ -111,16 +112,13 @@ def edc(dataset: str, ipc: int) -> Published:
 
   CIFAR-10: 75 steps of all images at once. The others: 2,000 steps of batches of 100.
   """
-  many = dataset in ("cifar100", "tiny_imagenet")
-  steps, low, epochs = (2000, 0.5, 50) if many else (75, 0.08, 10)
+  steps, low, epochs = (2000, 0.5, 50) if dataset in LARGER else (75, 0.08, 10)
   few = dataset in SPECS and SPECS[dataset].num_classes <= 10
   batch = placeholder(int) if few else 100
   method = {"name": "edc", "num_steps": steps, "lr": 0.05, "augment": (crop(low), FLIP)}
-  models, own = EIGHT, {}
-  if dataset == "tiny_imagenet":
-    models, own = FIVE, TINY
-  distil = CLASS_MAJOR | {"batch_size": batch, "teachers": tuple(models)}
-  teacher = MANY | {"models": models, "num_epochs": epochs} | own
+  teacher = TINY if dataset == "tiny_imagenet" else MANY | {"models": EIGHT}
+  teacher = teacher | {"num_epochs": epochs}
+  distil = CLASS_MAJOR | {"batch_size": batch, "teachers": tuple(teacher["models"])}
   return Published(method, "edc_mse_gt", distil, teacher, FIVE["resnet18"])
 
 
@@ -130,8 +128,7 @@ def edc_released(dataset: str, ipc: int) -> Published:
   They label CIFAR-100 with five of the eight (`config.label.sources.teacher.teachers`, `FIVE`).
   """
   paper = edc(dataset, ipc)
-  many = dataset in ("cifar100", "tiny_imagenet")
-  teacher = paper.teacher if many else paper.teacher | {"num_epochs": 5}
+  teacher = paper.teacher if dataset in LARGER else paper.teacher | {"num_epochs": 5}
   method = paper.method | {"name": "edc_released"}
   return paper._replace(method=method, recipe="edc_mse_gt:released", teacher=teacher)
 

@@ -50,9 +50,8 @@ def rded(
   def init(key: jax.Array, slots: Slots, res: Resources) -> Distilled:
     labels = jnp.asarray(slots.labels, jnp.int32)
     totals = jnp.bincount(labels, length=env.num_classes)[labels]
-    first = selection.first_rank(
-      slots, env.num_classes
-    )  # earlier images have factor^2 patches each
+    first = selection.first_rank(slots, env.num_classes)
+    # Images of a set that this one goes on from have taken the first factor^2 * first patches.
     later = slots._replace(rank=slots.rank + (factor**2 - 1) * first)
     return Distilled(patches.mosaics(key, env, options, res, later, totals), labels)
 

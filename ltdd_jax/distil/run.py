@@ -85,13 +85,12 @@ def run_method(
   size = min(batch_size or total, total) if method.batching == "batches" else total
   compiled: dict[int, loop.Compiled] = {}
   parts, remarks = _finished(name, method, session)
-  earlier, last = _earlier(slots), None
+  goes_on = method.batching == "select"  # by rank, in an order that is drawn once
+  earlier, last = 0 if goes_on else _earlier(slots), None
   for number in range(len(parts), -(-total // size)):
     path = f"distil/{name}/{number}"
     chunk = Slots(*(x[number * size : (number + 1) * size] for x in slots))
     draws = f"{path}/after {earlier}" if earlier else path  # not those of the earlier images
-    if method.batching == "select":  # which goes on by rank in an order that is drawn once
-      draws = path
     keys = functools.partial(rng.key_for, seed, draws)
     state = mesh_lib.call(jax.jit(method.init), keys("init"), chunk, device)
     if method.carry and last is not None:

@@ -171,8 +171,8 @@ def check(config: Any) -> dict[str, Any]:
     check_at_least(f"config.{group}.", 1, **numbers)
   check_choice("config.calibrate.fit_on", plain["calibrate"]["fit_on"], ("views", "clean"))
   for group in ("teacher", "distil", "label", "student"):
-    where, dtype = f"config.{group}.compute_dtype", plain[group]["compute_dtype"]
-    check_choice(where, dtype, models.COMPUTE_DTYPES)
+    dtype = plain[group]["compute_dtype"]
+    check_choice(f"config.{group}.compute_dtype", dtype, models.COMPUTE_DTYPES)
   for group in ("teacher", "student"):
     check_choice(f"config.{group}.parallel", plain[group]["parallel"], many.PARALLEL)
   for group in ("teacher", "statistics"):
@@ -212,8 +212,8 @@ def _check_splits(config: Mapping[str, Any]) -> None:
   for name, split in config["teacher"]["splits"].items():
     check_choice("a key of config.teacher.splits", name, [*networks])
     check_choice(f"config.teacher.splits.{name}", split, known)
-  for name, part in config["distil"]["methods"].items():
-    check_choice(f"config.distil.methods.{name}.split", part.get("split"), known)
+  for name, entry in config["distil"]["methods"].items():
+    check_choice(f"config.distil.methods.{name}.split", entry.get("split"), known)
 
 
 def _check_labels(config: Mapping[str, Any]) -> None:

@@ -104,6 +104,16 @@ def test_two_views_train_another_teacher(one_by_one):
   assert not np.allclose(*kernels)
 
 
+def test_derived_teachers_have_a_checkpoint_for_each_step(tmp_path):
+  """With a folder for work in progress the second step begins at its beginning."""
+  derive = ({"name": "recalibrate_bn"}, {"name": "recalibrate_bn_by_class"})
+  found = []
+  for scratch in (None, tmp_path):
+    session = dataclasses.replace(QUIET, scratch=scratch)
+    found += train_teachers("loop", session, {"a": NET}, derive=derive)
+  jax.tree.map(np.testing.assert_array_equal, *(teacher.variables for teacher in found))
+
+
 @pytest.mark.parametrize(
   ("kwargs", "message"),
   [
