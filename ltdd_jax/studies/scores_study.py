@@ -132,12 +132,13 @@ def collect(
   groups = longtail.groups(ctx.split(ctx.split_name(images)).counts, ctx.config["report"]["groups"])
   found = Correct(runner, ctx.config, preset)
   k = ctx.source.spec.num_classes
+  tested = np.bincount(ctx.test_data.labels, minlength=k)
   rows = [
     {"labels": pair.name, "random_labels": scores_runs.name_of(pair.random), "classes": name}
     | row_scores(found, pair, images, None if name == "all" else members)
     for pair in pairs
     for name, members in ({"all": range(k)} | groups).items()
-    if len(members)
+    if tested[[*members]].any()
   ]
   return runs.jsonable(
     {

@@ -176,6 +176,18 @@ def test_accuracies_are_of_the_last_step_or_best_on_test(tmp_path):
   assert correct("ddr", [1]).tolist() == [0, 1]
 
 
+def test_a_group_without_test_images_has_no_row(tmp_path, monkeypatch):
+  found = config(tmp_path)
+  with np.load(tmp_path / "small.npz") as stored:
+    arrays = {k: v[stored["y_test"] < 2] if "test" in k else v for k, v in stored.items()}
+  np.savez(tmp_path / "small.npz", **arrays)
+  monkeypatch.setattr(scores_study, "row_scores", lambda *args: {})
+  monkeypatch.setattr(scores_study, "_sets", lambda *args: [])
+  pairs = scores_runs.chosen(found, "k_center", ["hard"])
+  got = scores_study.collect(Context(found), Runner(tmp_path, {}), pairs, "k_center", None)
+  assert [r["classes"] for r in got["rows"]] == ["all", "head", "mid"]
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_self_test_sees_images_as_views_show_them(parts):
   """Of images that hold four small ones each part; classes without test images are left out."""
