@@ -65,7 +65,7 @@ def with_artefacts(config: Config, runner: runs.Runner, of: str, images: str) ->
   (stage,) = (s for s in graph.make_stages(Context(alone)) if s.name == f"distil/{images}")
   if stage.fingerprint == work.load(stage.name).meta["fingerprint"]:
     return config
-  entry = {"name": "imported", "path": str(work.folder(stage.name))}
+  entry = _origin(config, images) | {"name": "imported", "path": str(work.folder(stage.name))}
   return {**config, "distil": config["distil"] | {"methods": methods | {images: entry}}}
 
 
@@ -144,8 +144,13 @@ def parts(
 
 def random_entry(config: Config, images: str) -> Config:
   """Random images of the split that the scored ones are of."""
-  split = config["distil"]["methods"][images].get("split")
-  return {"name": "random"} | ({} if split is None else {"split": split})
+  return _origin(config, images) | {"name": "random"}
+
+
+def _origin(config: Config, images: str) -> Config:
+  """The split that an image source is of, and its teachers, without whom a split may have none."""
+  entry = config["distil"]["methods"][images]
+  return {key: entry[key] for key in ("split", "teachers") if entry.get(key) is not None}
 
 
 def run_name(side: str, kind: str, rate: float | None) -> str:

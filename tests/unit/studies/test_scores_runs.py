@@ -5,10 +5,10 @@ import types
 import numpy as np
 import pytest
 
-from ltdd_jax import studies
+from ltdd_jax import pipeline, studies
 from ltdd_jax.artefacts import workdir
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.pipeline import check, graph
+from ltdd_jax.pipeline import check, graph, stages
 from ltdd_jax.pipeline.context import Context, Row
 from ltdd_jax.studies import Runner, scores_runs, scores_study
 from tests import small
@@ -125,8 +125,23 @@ def test_random_images_are_of_the_split_of_the_images(tmp_path):
   found = small.run_config(tmp_path, {"even": entry}, CALIBRATORS)
   found["data"]["splits"] = {"even": {"rule": "counts", "counts": (1, 1, 1)}}
   runs = parts(check.check(found), "even", ["hard"])
-  assert runs["random-dsa"]["distil"]["methods"] == {"random": {"name": "random", "split": "even"}}
+  assert runs["random-dsa"]["distil"]["methods"] == {"random": entry | {"name": "random"}}
   assert runs["real"]["distil"]["slots_per_class"] == (1, 1, 1)
+  for part in runs.values():  # no teacher is trained on the split
+    check.check_with_data(Context(check.check(part)))
+
+
+def test_images_that_are_taken_as_they_are_stay_of_their_split(tmp_path, monkeypatch):
+  entry = {"name": "k_center", "split": "even", "teachers": ("a",)}
+  found = small.run_config(tmp_path, {"even": entry}, CALIBRATORS)
+  found["data"]["splits"] = {"even": {"rule": "counts", "counts": (1, 1, 1)}}
+  pipeline.run(found, tmp_path / "run", stage="distil", show_progress=False)
+  monkeypatch.setitem(stages.VERSIONS, "distil", 99)  # the code has changed since
+  runner = Runner(tmp_path / "scores", {})
+  got = scores_runs.with_artefacts(check.check(found), runner, str(tmp_path / "run"), "even")
+  folder = str(tmp_path / "run" / "distil" / "even")
+  assert got["distil"]["methods"]["even"] == entry | {"name": "imported", "path": folder}
+  assert Context(got).split_name("even") == "even"
 
 
 @pytest.mark.parametrize(
