@@ -16,6 +16,7 @@ from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import sources
 from ltdd_jax.pipeline import check, graph
 from ltdd_jax.pipeline.context import Context
+from ltdd_jax.report import tables
 
 
 class Cell(NamedTuple):
@@ -92,7 +93,7 @@ def done(cell: Cell, known: dict[str, sources.DataSource]) -> bool:
     return False
   same = cell.config_file.exists() and cell.config_file.read_text() == cell.text
   if "study" in cell.config:  # which finds out for itself what its runs have
-    return same and cell.results.exists()
+    return same and _has_results(cell)
   with within(f"cell {cell.name}"):
     ctx, work = Context(check.check(cell.config)), workdir_lib.Workdir(cell.folder)
     if ctx.config["data"]["whiten"] is None:  # else the source belongs to the run
@@ -100,7 +101,14 @@ def done(cell: Cell, known: dict[str, sources.DataSource]) -> bool:
       ctx.source = known[key] if key in known else known.setdefault(key, ctx.source)
     stages = graph.make_stages(ctx)
     work.check((s.name, s.config, s.inputs) for s in stages)
-  return same and cell.results.exists() and all(work.exists(s.name) for s in stages)
+  return same and _has_results(cell) and all(work.exists(s.name) for s in stages)
+
+
+def _has_results(cell: Cell) -> bool:
+  """Whether the results are there, and those of a run not of an older version."""
+  of_run = cell.folder / "report" / "results.json"  # a study of one run has them too
+  old = of_run.exists() and tables.read_results(cell.folder).get("schema") != tables.SCHEMA
+  return cell.results.exists() and not old
 
 
 def prepare(cell: Cell) -> None:

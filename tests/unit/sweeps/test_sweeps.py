@@ -110,6 +110,15 @@ def test_done_cells_are_skipped_and_changed_ones_run_again(sweep, tmp_path, caps
   assert "<h1>2 runs</h1>" in (tmp_path / "run" / "report" / "index.html").read_text()
 
 
+def test_results_of_an_older_version_are_made_again(sweep, tmp_path):
+  assert sweep([("a", 0)])
+  file = tmp_path / "run" / "cells" / "a" / "report" / "results.json"
+  older = {k: v for k, v in json.loads(file.read_text()).items() if k != "student"}
+  file.write_text(json.dumps(older | {"schema": 2}))
+  assert sweep([("a", 0)])
+  assert starts(tmp_path, "a") == 2
+
+
 def test_a_dry_run_starts_nothing(sweep, tmp_path, capsys):
   sweep([("a", 0)], dry_run=True)
   assert capsys.readouterr().out.split() == ["a", "waiting"]
