@@ -96,7 +96,8 @@ def write(cells: Sequence[Cell], states: Mapping[str, str], folder: epath.Path) 
   parts = ["# Sweep", f"{len(found)} of {len(cells)} cells are done."]
   if content["rows"]:
     parts += ["Top-1 in percent; ± is the standard deviation over seeds.", table(content["rows"])]
-  parts += [f"* {c.name}: [{c.results.stem}]({_page(c)})" for c in cells if "study" in c.config]
+  done = [c for c in cells if "study" in c.config and c.name in found]
+  parts += [f"* {c.name}: [{c.results.stem}]({_page(c)})" for c in done]
   for cell in failed:
     end = "\n".join(f"    {line}" for line in end_of(cell.log))
     parts += [f"## {cell.name}: {states[cell.name]}", f"The end of {cell.log}:", end]

@@ -374,6 +374,14 @@ def test_a_cluster_of_ray_that_is_not_there(sweep, monkeypatch):
     sweep([("a", 0)], pool="ray")
 
 
+def test_studies_that_failed_have_no_link(tmp_path):
+  config = {"study": {"name": "bound"}}
+  found = [cells.Cell(name, config, tmp_path / "cells" / name) for name in ("good", "bad")]
+  text = report.write(found, {"good": "done", "bad": "failed: exit code 1"}, tmp_path / "report")
+  assert "* good: [bound](../cells/good/report/bound.md)" in text
+  assert "cells/bad/report" not in text  # an older one may lie there
+
+
 def test_the_end_of_a_log(tmp_path):
   log = tmp_path / "log.txt"
   assert report.end_of(log) == []
