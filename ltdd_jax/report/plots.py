@@ -211,17 +211,19 @@ def class_name(name: str) -> str:
 def _bands(
   results: Mapping[str, Any], members: Sequence[np.ndarray]
 ) -> dict[str, tuple[float, float]]:
-  """Where head, mid and tail begin and end, in bins; nothing if the results name no groups."""
+  """Where head, mid and tail begin and end, in bins; nothing if the results name no groups.
+
+  From the first to the last class with test images: groups of the results lack the others.
+  """
   rows = results.get("rows")
   if not rows or "groups" not in rows[0]:
     return {}
-  ends, sizes = np.arange(len(members) + 1), np.cumsum([0, *map(len, members)])
-  found, start = {}, 0
-  for name, group in rows[0]["groups"].items():  # from head to tail
-    stop = start + len(group["classes"])
-    low, high = np.interp((start, stop), sizes, ends) - 0.5
+  place, ends = np.argsort(np.concatenate(members)), np.cumsum([0, *map(len, members)])
+  found = {}
+  for name, group in rows[0]["groups"].items():
+    own = place[group["classes"]]
+    low, high = np.interp((own.min(), own.max() + 1), ends, np.arange(len(ends))) - 0.5
     found[name] = (float(low), float(high))
-    start = stop
   return found
 
 

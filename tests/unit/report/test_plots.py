@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.report import images, plots
+from ltdd_jax.data import longtail
+from ltdd_jax.report import images, plots, tables
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -97,6 +98,14 @@ def test_many_classes_are_averaged_in_bins():
   assert len(values) == plots.MAX_BARS
   assert values[0] == pytest.approx(10.0)  # classes 0, 1 and 2
   assert "mean of 2 or 3 classes" in figure.axes[0].get_xlabel()
+
+
+def test_bands_are_where_the_groups_are_whose_classes_have_test_images():
+  counts, total = [30, 70, 60, 50, 40, 90], np.array([5, 5, 5, 5, 5, 0])
+  scores = tables.scores(np.ones((1, 1, 6)) * (total > 0), total, longtail.groups(counts))
+  results = {"class_names": list("abcdef"), "split": {"counts": counts}, "rows": [scores]}
+  bands = {"head": (0.5, 1.5), "mid": (1.5, 3.5), "tail": (3.5, 5.5)}  # the largest has none
+  assert plots.bins(results).bands == bands
 
 
 def test_files_are_written_and_are_pictures(tmp_path):
