@@ -20,8 +20,8 @@ def class_counts(results: Mapping[str, Any], *, width: float = plots.PAGE) -> An
   groups = plots.bins(results)
   figure = plots.new_figure(width, 2.2)
   axis = figure.subplots()
-  ends = np.cumsum([len(m) for m in groups.members]) - 1  # where bands are, in bins
-  at = np.interp(np.arange(len(counts)), ends, np.arange(len(ends)))
+  ends = np.cumsum([0, *map(len, groups.members)])  # of bins, which bands are drawn in
+  at = np.interp(np.arange(len(counts)) + 0.5, ends, np.arange(len(ends))) - 0.5
   top = counts.max() * 1.6
   plots.draw_bands(axis, groups, top)
   if len(counts) <= plots.MAX_BARS:

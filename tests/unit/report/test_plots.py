@@ -12,7 +12,7 @@ from PIL import Image
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
-from ltdd_jax.report import images, plots, tables
+from ltdd_jax.report import class_plots, images, plots, tables
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -106,6 +106,15 @@ def test_bands_are_where_the_groups_are_whose_classes_have_test_images():
   results = {"class_names": list("abcdef"), "split": {"counts": counts}, "rows": [scores]}
   bands = {"head": (0.5, 1.5), "mid": (1.5, 3.5), "tail": (3.5, 5.5)}  # the largest has none
   assert plots.bins(results).bands == bands
+
+
+def test_every_class_of_the_long_tail_has_a_place_of_its_own():
+  k = 100
+  results = {"class_names": [str(c) for c in range(k)], "split": {"counts": list(range(k, 0, -1))}}
+  (drawn,) = class_plots.class_counts(results).axes[0].collections
+  x = np.unique(drawn.get_paths()[0].vertices[:, 0].round(6))  # where the steps are
+  assert len(x) == k + 1
+  np.testing.assert_allclose(np.diff(x)[1:-1], 0.2, atol=1e-5)  # half of it at the ends
 
 
 def test_files_are_written_and_are_pictures(tmp_path):
