@@ -96,13 +96,16 @@ def confidences(results: Mapping[str, Any], *, width: float | None = None) -> An
     )
   panels = {}
   for source, rows in by_source.items():
-    before = rows[0]["calibration"]["confidence_before"]
-    plain = Series("plain soft labels", _COLOURS["none"], before)
+    before: dict[str, Any] = {}  # of each label source
+    for r in rows:
+      before.setdefault(r["labels"], r["calibration"]["confidence_before"])
+    shades = iter(colours([*({"calibrator_name": "none"} for _ in before), *rows]))
+    name = "{} plain" if len(before) > 1 else "plain soft labels"
+    plain = [Series(name.format(labels), next(shades), x) for labels, x in before.items()]
     after = [
-      Series(_fitted_name(r), c, r["calibration"]["confidence_after"])
-      for r, c in zip(rows, colours(rows), strict=True)
+      Series(_fitted_name(r), next(shades), r["calibration"]["confidence_after"]) for r in rows
     ]
-    panels[source] = [plain, *after]
+    panels[source] = [*plain, *after]
   return bars(panels, bins(results), "mean confidence", top=1.0, width=width)
 
 

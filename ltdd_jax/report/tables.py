@@ -231,7 +231,8 @@ def _calibrations(results: Mapping[str, Any]) -> list[str]:
   for i, r in enumerate(fitted):
     known = [(other["images"], other["labels"]) for other in fitted[:i]]
     if (r["images"], r["labels"]) not in known:  # the same for all calibrators
-      header.append(f"{r['images']} before")
+      own = "" if r["labels"] == "teacher" else f" {r['labels']}"
+      header.append(f"{r['images']}{own} before")
       columns.append(r["calibration"]["confidence_before"])
     after = r["calibration"]["confidence_after"]
     if any(x is not None for x in after):  # else the message says what was done

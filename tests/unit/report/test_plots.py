@@ -91,6 +91,19 @@ def test_a_label_source_is_named_where_it_is_not_the_teacher():
   assert list(heights(axis)) == ["hard", "plain", "tau1", "adsa", "learned adsa"]
 
 
+def test_each_label_source_has_its_own_confidences_before():
+  results = results_of(sources=("random",))
+  found = results["rows"][-1]["calibration"] | {"confidence_before": [0.125] * 3}
+  results["rows"] += [results["rows"][-1] | {"labels": "learned", "calibration": found}]
+  (axis,) = plots.confidences(results).axes
+  bars = heights(axis)
+  assert list(bars) == [
+    "teacher plain", "learned plain", "adsa, tau = 0.62", "learned adsa, tau = 0.62"
+  ]  # fmt: skip
+  assert (bars["teacher plain"][0], bars["learned plain"][0]) == (0.25, 0.125)
+  assert len({c.patches[0].get_facecolor() for c in axis.containers}) == 4
+
+
 def test_many_classes_are_averaged_in_bins():
   results = results_of(k=50, counts=range(50, 0, -1), sources=("random",))
   figure = plots.accuracies(results)

@@ -39,6 +39,15 @@ def test_confidences_that_are_not_known_have_no_column():
   assert text.splitlines()[0].replace(" ", "") == "|class|xbefore|"
 
 
+def test_confidences_before_say_of_which_labels_they_are():
+  found = {"confidence_before": [0.5, 0.5], "confidence_after": [0.4, 0.4], "message": "fitted"}
+  row = {"images": "x", "labels": "teacher", "calibrator": "adsa", "calibration": found}
+  rows = [row, row | {"labels": "learned"}]
+  *_, text = tables._calibrations({"rows": rows, "class_names": "ab"})
+  header = [cell.strip() for cell in text.splitlines()[0].split("|")[1:-1]]
+  assert header == ["class", "x before", "x adsa", "x learned before", "x learned adsa"]
+
+
 @pytest.mark.parametrize("name", ["a|b", "a\nb", "a\tb", "a\x00b", "a\u2028b", "a\udcffb"])
 def test_any_name_stays_in_its_cell(name):
   text = tables.table(["class", "top-1"], [[name, "50.0"]])
