@@ -174,7 +174,7 @@ def collect(
       "dataset": first.source.spec.name,
       "imbalance_factor": whole.split().imbalance_factor,
       "held_out": len(unseen.labels),
-      "smallest_held_out": int(np.unique(unseen.labels, return_counts=True)[1].min()),
+      "smallest_held_out": np.bincount(unseen.labels, minlength=len(whole.counts)).min(),
       "study": study._asdict(),
       "rows": rows,
       "chosen": best["candidate"],
@@ -284,8 +284,8 @@ def render(results: Mapping[str, Any]) -> str:
     f"Imbalance factor {results['imbalance_factor']:g}. Log-loss and accuracy are those of a "
     f"closed-form student, and its own accuracy that of the teacher, on {results['held_out']:,} "
     f"training images that no teacher has seen ({results['smallest_held_out']} of the smallest "
-    "class); each class counts the same. Students: top-1 of the test set, of the last step; "
-    "nothing is chosen by it.",
+    "class); each class that has some counts the same. Students: top-1 of the test set, of the "
+    "last step; nothing is chosen by it.",
     tables.table(header, rows),
     f"Taken: {results['chosen']}, trained on all images in `chosen/`.",
   ]

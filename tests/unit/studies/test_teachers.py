@@ -1,5 +1,7 @@
 """The study of teachers: its closed-form student, what it holds out, and what it refuses."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,19 @@ def test_a_share_of_every_class_is_held_out():
   unseen = teachers_study.held_out_images(whole, rest, [lambda x: x.reshape(len(x), -1)])
   assert np.bincount(unseen.labels, minlength=10).tolist() == lost.tolist()
   assert unseen.images.shape == (lost.sum(), 8, 8, 1)
+
+
+def test_a_class_too_small_to_hold_out_is_the_smallest(monkeypatch):
+  config, _ = config_of()
+  config["data"]["imbalance_factor"] = 20.0  # the smallest class has 5 images
+  part = Context(teachers_study.without_held_out(config, 0.1))
+  row = dict.fromkeys(("log_loss", "accuracy", "teacher"), 1.0) | {"student": None}
+  row |= {"images": "random", "labels": "teacher", "calibrator": "adsa"}
+  monkeypatch.setattr(teachers_study, "scores", lambda *args: [row])
+  references = types.SimpleNamespace(teachers=lambda: ())
+  study = teachers_study.Study(10, 1, 0.1, False)
+  found = teachers_study.collect(references, {"a": part}, config, study)
+  assert "(0 of the smallest class)" in teachers_study.render(found)
 
 
 def test_every_candidate_can_be_made_and_labels_alone():
