@@ -46,7 +46,11 @@ class Marginal(NamedTuple):
 
 
 def conditional_kl(
-  reference_logits: np.ndarray, label_logits: np.ndarray, classes: np.ndarray, num_classes: int
+  reference_logits: np.ndarray,
+  label_logits: np.ndarray,
+  classes: np.ndarray,
+  num_classes: int,
+  views: int = 1,
 ) -> Conditional:
   """Mean over x of KL(reference(y|x) || labels(y|x)).
 
@@ -60,6 +64,7 @@ def conditional_kl(
     label_logits: (n, k) of what writes the labels, after calibration.
     classes: (n,) by which the result is split.
     num_classes: k.
+    views: of each image: the rows are a view of all images, then the next.
 
   Raises:
     LtddError: shapes or classes that do not fit, or logits that are not finite.
@@ -67,7 +72,7 @@ def conditional_kl(
   check_rows("reference_logits", reference_logits, classes, num_classes)
   check_rows("label_logits", label_logits, classes, num_classes)
   log_p, log_q = _log_p(reference_logits), _log_p(label_logits)
-  return _mean((np.exp(log_p) * (log_p - log_q)).sum(-1), classes, num_classes)
+  return _mean((np.exp(log_p) * (log_p - log_q)).sum(-1), classes, num_classes, views)
 
 
 def log_loss(label_logits: np.ndarray, classes: np.ndarray, num_classes: int) -> Conditional:
@@ -93,8 +98,9 @@ def _log_p(logits: np.ndarray) -> np.ndarray:
   return special.log_softmax(np.asarray(logits, np.float64), -1)
 
 
-def _mean(rows: np.ndarray, classes: np.ndarray, num_classes: int) -> Conditional:
-  error = rows.std(ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else np.nan
+def _mean(rows: np.ndarray, classes: np.ndarray, num_classes: int, views: int = 1) -> Conditional:
+  images = rows.reshape(views, -1).mean(0)  # views of one image are no independent samples
+  error = images.std(ddof=1) / np.sqrt(len(images)) if len(images) > 1 else np.nan
   return Conditional(float(rows.mean()), class_means(rows, classes, num_classes), float(error))
 
 

@@ -216,7 +216,7 @@ def conditional(ctx: Context, source: str, there: Reference, study: Study) -> li
         "tau": fitted.get("tau"),
         "kl_test": bound.conditional_kl(there.test_logits, own, there.test_labels, k),
         "log_loss": bound.log_loss(own, there.test_labels, k),
-        "kl_views": bound.conditional_kl(on_views, seen, np.tile(targets, epochs), k),
+        "kl_views": bound.conditional_kl(on_views, seen, np.tile(targets, epochs), k, epochs),
         "top1": results_lib.student_row(ctx, row, {})["top1"] if study.students else None,
         "image_bytes": distilled["images"].nbytes,
         "label_bytes": stages.label_bytes(ctx, row),

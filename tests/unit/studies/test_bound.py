@@ -26,6 +26,15 @@ def test_conditional_kl_by_hand():
   assert got.standard_error == pytest.approx(np.std(rows, ddof=1) / np.sqrt(3))
 
 
+def test_the_error_is_over_images_and_not_over_their_views():
+  """Views that say the same of an image say nothing more of the mean over images."""
+  one = bound.conditional_kl(LOGITS_P, LOGITS_Q, CLASSES, 3)
+  many = [np.tile(x, (4, 1)) for x in (LOGITS_P, LOGITS_Q)]
+  got = bound.conditional_kl(*many, np.tile(CLASSES, 4), 3, views=4)
+  assert got.total == pytest.approx(one.total)
+  assert got.standard_error == pytest.approx(one.standard_error)
+
+
 def test_conditional_kl_is_zero_for_equal_posteriors_only():
   assert bound.conditional_kl(LOGITS_P, LOGITS_P, CLASSES, 3).total == pytest.approx(0, abs=1e-15)
   draw = np.random.default_rng(0)
