@@ -78,7 +78,7 @@ def trade_off(
   figure = plots.new_figure(width, 3.0)
   axis = figure.subplots()
   for i, series in enumerate(dict.fromkeys(name for name, *_ in points)):
-    own = sorted(point[1:] for point in points if point[0] == series)
+    own = sorted((p[1:] for p in points if p[0] == series), key=lambda p: p[:2])  # std may be None
     x, y, std = zip(*own, strict=True)
     axis.errorbar(
       x, y, [s or 0.0 for s in std], label=series, capsize=2, markersize=4, linewidth=1,

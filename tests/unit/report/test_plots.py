@@ -12,7 +12,7 @@ from PIL import Image
 
 from ltdd_jax.core.types import LtddError
 from ltdd_jax.data import longtail
-from ltdd_jax.report import class_plots, images, plots, tables
+from ltdd_jax.report import class_plots, images, plots, run_plots, tables
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -128,6 +128,12 @@ def test_every_class_of_the_long_tail_has_a_place_of_its_own():
   x = np.unique(drawn.get_paths()[0].vertices[:, 0].round(6))  # where the steps are
   assert len(x) == k + 1
   np.testing.assert_allclose(np.diff(x)[1:-1], 0.2, atol=1e-5)  # half of it at the ends
+
+
+def test_equal_accuracies_of_one_seed_and_of_several_are_drawn():
+  points = [("plain", 8.0, 10.0, 0.0), ("plain", 8.0, 10.0, None), ("plain", 2.0, 9.0, None)]
+  (axis,) = run_plots.trade_off(points, "bytes").axes
+  np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[2, 9], [8, 10], [8, 10]])
 
 
 def test_files_are_written_and_are_pictures(tmp_path):
