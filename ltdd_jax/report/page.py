@@ -79,7 +79,10 @@ def of_runs(runs: Sequence[Run]) -> str:
 
 
 def _named(runs: Sequence[Run]) -> list[Run]:
-  """Runs whose names differ: those of one name have their folders' before it."""
-  names = [run.name for run in runs]
-  longer = lambda run: f"{run.path.resolve().parent.name}/{run.name}"
-  return [run._replace(name=longer(run)) if names.count(run.name) > 1 else run for run in runs]
+  """Runs whose names differ: those of one name have as many folders before it as that takes."""
+  paths, names = [run.path.resolve().parts for run in runs], [run.name for run in runs]
+  for depth in range(2, max(map(len, paths))):
+    again = {name for name in names if names.count(name) > 1}
+    longer = ["/".join(path[-depth:]) for path in paths]
+    names = [x if name in again else name for x, name in zip(longer, names, strict=True)]
+  return [run._replace(name=name) for run, name in zip(runs, names, strict=True)]

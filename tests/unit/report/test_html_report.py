@@ -271,6 +271,15 @@ def test_several_runs_are_compared(tmp_path):
   assert (tmp_path / "c.csv").read_text().startswith("run,data set,IF,IPC,images,labels,calibrator")
 
 
+def test_cells_of_one_name_in_two_sweeps_are_told_apart(tmp_path):
+  names = ("one/cells/a", "two/cells/a", "two/cells/b")
+  for name in names:
+    small_run.write(tmp_path / name)
+  page.write([tmp_path / name for name in names], tmp_path / "c.html")
+  rows = (tmp_path / "c.csv").read_text().splitlines()[1:]
+  assert [*dict.fromkeys(row.split(",")[0] for row in rows)] == ["one/cells/a", "two/cells/a", "b"]
+
+
 def test_best_is_of_one_setting(tmp_path):
   small_run.write(tmp_path / "a")
   small_run.write(tmp_path / "b", dataset="other")
