@@ -4,8 +4,8 @@ The strongest teacher is not the best one: students of few images learn of it wh
 their kind can read off the views. So each candidate labels the distilled images, and a closed-form
 student, in the features of a trained network of the students' kind (a reference), is fitted to
 these labels and shown the images that were held out. The candidate whose closed-form student has
-the least log-loss there is taken and trained on all images. Test data have no part in it. Ours,
-from no paper.
+the least log-loss there is taken and trained on all images; random images beside others, the
+control, decide nothing. Test data have no part in it. Ours, from no paper.
 
 `workdir/references` and `workdir/<candidate>` are work directories of runs without the held-out
 images, `workdir/chosen` is an ordinary one.
@@ -168,7 +168,9 @@ def collect(
   rows = []
   for name, ctx in contexts.items():
     rows += [{"candidate": name} | row for row in scores(ctx, looks, unseen, study)]
-  best = min(rows, key=lambda r: r["log_loss"])
+  methods = config["distil"]["methods"]
+  deciding = [r for r in rows if methods[r["images"]]["name"] != "random"] or rows
+  best = min(deciding, key=lambda r: r["log_loss"])
   return runs.jsonable(
     {
       "dataset": first.source.spec.name,
@@ -287,7 +289,8 @@ def render(results: Mapping[str, Any]) -> str:
     "class); each class that has some counts the same. Students: top-1 of the test set, of the "
     "last step; nothing is chosen by it.",
     tables.table(header, rows),
-    f"Taken: {results['chosen']}, trained on all images in `chosen/`.",
+    f"Taken: {results['chosen']}, trained on all images in `chosen/`. Random images beside others "
+    "decide nothing.",
   ]
   found = {k: "-" if v is None else f"{v:.2f}" for k, v in results["rank_correlation"].items()}
   if results["study"]["students"]:

@@ -62,17 +62,35 @@ def test_a_share_of_every_class_is_held_out():
   assert unseen.images.shape == (lost.sum(), 8, 8, 1)
 
 
+def collected(config, monkeypatch, **losses):
+  """What the study finds where candidates have these log-losses, by their images."""
+  contexts = {name: Context(teachers_study.without_held_out(config, 0.1)) for name in losses}
+  by_context = dict(zip(map(id, contexts.values()), losses.values(), strict=True))
+  row = dict.fromkeys(("accuracy", "teacher"), 1.0) | {"student": None, "labels": "teacher"}
+  rows = lambda found: [row | {"images": k, "log_loss": v} for k, v in found.items()]
+  row["calibrator"] = "adsa"
+  monkeypatch.setattr(teachers_study, "scores", lambda ctx, *args: rows(by_context[id(ctx)]))
+  references = types.SimpleNamespace(teachers=lambda: ())
+  return teachers_study.collect(
+    references, contexts, config, teachers_study.Study(10, 1, 0.1, False)
+  )
+
+
 def test_a_class_too_small_to_hold_out_is_the_smallest(monkeypatch):
   config, _ = config_of()
   config["data"]["imbalance_factor"] = 20.0  # the smallest class has 5 images
-  part = Context(teachers_study.without_held_out(config, 0.1))
-  row = dict.fromkeys(("log_loss", "accuracy", "teacher"), 1.0) | {"student": None}
-  row |= {"images": "random", "labels": "teacher", "calibrator": "adsa"}
-  monkeypatch.setattr(teachers_study, "scores", lambda *args: [row])
-  references = types.SimpleNamespace(teachers=lambda: ())
-  study = teachers_study.Study(10, 1, 0.1, False)
-  found = teachers_study.collect(references, {"a": part}, config, study)
+  found = collected(config, monkeypatch, a={"random": 1.0})
   assert "(0 of the smallest class)" in teachers_study.render(found)
+
+
+def test_random_images_decide_where_there_are_no_others(monkeypatch):
+  config, _ = config_of()
+  losses = {"a": {"random": 0.8}, "b": {"random": 0.9}}
+  assert collected(config, monkeypatch, **losses)["chosen"] == "a"
+  methods = config["distil"]["methods"] | {"sre2l": {"name": "sre2l"}}
+  config |= {"distil": config["distil"] | {"methods": methods}}
+  losses = {"a": {"sre2l": 1.5, "random": 0.8}, "b": {"sre2l": 1.4, "random": 0.9}}
+  assert collected(config, monkeypatch, **losses)["chosen"] == "b"
 
 
 def test_every_candidate_can_be_made_and_labels_alone():
