@@ -1,4 +1,6 @@
-"""A distilled set of a finished run, with its labels, from artefacts; no data set is opened.
+"""A distilled set of a finished run, with its labels, from artefacts.
+
+No data set is opened, but for what is of one of `config.data.splits`.
 
 export.write("runs/a", "npz", "edc.npz", labels="teacher", calibrator="adsa")
 """
@@ -93,7 +95,7 @@ def distilled_set(
     arrays.get("student_lr"),
     distilled.meta["extra"].get("parts", 1),
     (white[0], white[1]) if white else None,
-    meta=_meta(data, distilled, images),
+    meta=_meta(work, data, distilled, images),
   )
   if labels is None:
     return found
@@ -146,8 +148,13 @@ def _log_prior(work: Workdir, row: Row) -> np.ndarray:
   data = work.load("data")
   if not data.meta["config"]["data"]["splits"]:
     return longtail.log_prior(data.arrays["counts"])
+  return _context(work).log_prior(row)
+
+
+def _context(work: Workdir) -> Context:
+  """The run, which opens its data set if it is asked for a split."""
   config = json.loads((work.path / "config.json").read_text())
-  return Context(check.check(config), work).log_prior(row)
+  return Context(check.check(config), work)
 
 
 def _views(
@@ -201,18 +208,22 @@ def _names(work: Workdir, stage: str) -> list[str]:
   return sorted(p.name for p in folder.iterdir() if (p / META).is_file())
 
 
-def _meta(data: Artefact, distilled: Artefact, images: str) -> dict[str, Any]:
+def _meta(work: Workdir, data: Artefact, distilled: Artefact, images: str) -> dict[str, Any]:
   """Where a set comes from."""
   counts = np.bincount(distilled.arrays["labels"], minlength=len(data.meta["class_names"]))
-  extra = data.meta["extra"]
+  extra, method = data.meta["extra"], distilled.meta["config"]["distil"]["method"]
+  of: Any = (extra["imbalance_factor"], extra["counts"], data.meta["split_sha256"])
+  if method.get("split") is not None:
+    split = _context(work).split(method["split"])
+    of = (split.imbalance_factor, list(split.counts), split.sha256)
   return {
     "images": images,
-    "method": distilled.meta["config"]["distil"]["method"]["name"],
+    "method": method["name"],
     "dataset": extra["dataset"],
-    "imbalance_factor": extra["imbalance_factor"],
-    "class_counts": extra["counts"],
+    "imbalance_factor": of[0],
+    "class_counts": of[1],
     "images_per_class": int(counts[0]) if len(set(counts.tolist())) == 1 else counts.tolist(),
-    "split_sha256": data.meta["split_sha256"],
+    "split_sha256": of[2],
     "fingerprint": distilled.meta["fingerprint"],
     "versions": distilled.meta["versions"],
   }

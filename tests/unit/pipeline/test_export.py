@@ -134,6 +134,16 @@ def test_the_command(run, tmp_path):
   assert "expected the work directory of one run" in done.stderr
 
 
+def test_a_set_of_another_split_says_the_numbers_of_that(tmp_path):
+  entry = {"name": "herding", "split": "even", "teachers": ("a",)}
+  config = small.run_config(tmp_path, {"easy": entry}, {"plain": {"name": "none"}})
+  config["data"]["splits"] = {"even": {"rule": "counts", "counts": (1, 1, 1)}}
+  pipeline.run(config, tmp_path / "work", stage="distil", show_progress=False)
+  meta = export.distilled_set(tmp_path / "work").meta
+  assert (meta["class_counts"], meta["imbalance_factor"]) == ([1, 1, 1], 1)
+  assert meta["split_sha256"] == Context(check.check(config)).split("even").sha256
+
+
 def test_class_frequencies_of_runs_with_other_splits_come_from_the_config(run, monkeypatch):
   own = export._log_prior(run.workdir, ROW)
   np.testing.assert_array_equal(own, run.log_prior(ROW))
