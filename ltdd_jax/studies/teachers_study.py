@@ -202,7 +202,7 @@ def features_of(teacher: Teacher) -> Look:
 
 def held_out_images(whole: Context, part: Context, looks: Sequence[Look]) -> Unseen:
   """The images of one run's split that are not in the other's."""
-  split, spec = whole.split(), whole.source.spec
+  split, spec = whole.split(), part.source.spec  # its whitening, which `whole` has not been run for
   rows = np.flatnonzero(~np.isin(split.indices, part.split().indices))
   pixels = whole.source.read("train", split.indices[rows])
   images = np.asarray(augment.normalize(pixels, spec.mean, spec.std))

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from configs import teacher_choice
-from ltdd_jax import studies
+from ltdd_jax import pipeline, studies
+from ltdd_jax.artefacts.workdir import Workdir
 from ltdd_jax.core.types import LtddError
+from ltdd_jax.data import augment
 from ltdd_jax.pipeline import check
 from ltdd_jax.pipeline.context import Context
 from ltdd_jax.studies import closed_form, teachers_study
+from tests import small
 
 
 def config_of():
@@ -60,6 +63,22 @@ def test_a_share_of_every_class_is_held_out():
   unseen = teachers_study.held_out_images(whole, rest, [lambda x: x.reshape(len(x), -1)])
   assert np.bincount(unseen.labels, minlength=10).tolist() == lost.tolist()
   assert unseen.images.shape == (lost.sum(), 8, 8, 1)
+
+
+def test_held_out_images_are_whitened_as_those_of_the_candidates(tmp_path):
+  config = small.run_config(tmp_path, {"random": {"name": "random"}}, {"plain": {"name": "none"}})
+  config["data"]["whiten"] = 0.1
+  config = check.check(config)
+  part = teachers_study.without_held_out(config, 0.5)
+  pipeline.run(part, tmp_path / "work", stage="data", show_progress=False)
+  rest = Context(part, Workdir(tmp_path / "work"))
+  unseen = teachers_study.held_out_images(Context(config), rest, [])
+  pixels = small.train_data().images[~np.isin(np.arange(11), rest.split().indices)]
+  spec = rest.source.spec
+  np.testing.assert_allclose(
+    unseen.images, augment.normalize(pixels, spec.mean, spec.std), atol=1e-5
+  )
+  assert np.ptp(unseen.images) > 1
 
 
 def collected(config, monkeypatch, **losses):
