@@ -79,6 +79,11 @@ def run(
     config = runs.without_probes(config)
   if not imbalance_factors:
     raise LtddError("config.study.imbalance_factors is empty; expected numbers >= 1")
+  if (eps := config["data"]["whiten"]) is not None:
+    raise LtddError(
+      f"config.data.whiten is {eps}: each run has a whitening of its own, and the study shows the "
+      "same images to the networks of several; expected None"
+    )
   reference = at_factor(config, 1.0) | {"seed": config["seed"] + 1}
   parts = {factor: at_factor(config, float(factor)) for factor in imbalance_factors}
   check_study(study, Context(reference))

@@ -175,6 +175,10 @@ def test_what_studies_refuse(tmp_path):
   bound.label.sources = {"mine": {"name": "learned"}}
   with pytest.raises(LtddError, match="has mine; the bound study needs one label source, of the"):
     studies.run(bound, tmp_path)
+  bound = bound_config.get_config("preset=smoke")
+  bound.data.whiten = 0.1
+  with pytest.raises(LtddError, match=r"config\.data\.whiten is 0\.1: each run has a whitening"):
+    studies.run(bound, tmp_path)
   entry = {"name": "teacher", "images": ("random",), "calibrators": None}
   bound_study._check_labels({"label": {"sources": {"mine": entry}}})  # keys of all sources pass
   config = perturbation_config.get_config("preset=smoke")
