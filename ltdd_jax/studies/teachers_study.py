@@ -122,11 +122,19 @@ def without_held_out(config: Mapping[str, Any], share: float) -> dict[str, Any]:
     "counts": tuple(counts.tolist()),
   }
   part = {**config, "data": data}
-  if len(np.setdiff1d(Context(part).split().indices, ctx.split().indices)):
+  rest = Context(part)
+  if len(np.setdiff1d(rest.split().indices, ctx.split().indices)):
     raise LtddError(
       f"config.data.rule is {config['data']['rule']!r}, whose smaller subsets are not inside "
       "its larger ones; the study of teachers needs 'ltdd', 'counts' or 'as_is'"
     )
+  unseen = np.setdiff1d(ctx.split().indices, rest.split().indices)
+  for name in data["splits"]:
+    if seen := np.isin(unseen, rest.split(name).indices).sum():
+      raise LtddError(
+        f"config.data.splits.{name} has {seen} of the images that are held out, which no candidate "
+        "may see; expected a split without them. Leave it out"
+      )
   return part
 
 

@@ -149,6 +149,13 @@ def test_a_rule_whose_subsets_are_not_nested_is_refused():
     teachers_study.without_held_out(config, 0.1)
 
 
+def test_another_split_with_images_that_are_held_out_is_refused():
+  config, _ = config_of()
+  config["data"]["splits"] = {"even": {"rule": "matched"}}
+  with pytest.raises(LtddError, match=r"config\.data\.splits\.even has \d+ of the images that are"):
+    teachers_study.without_held_out(config, 0.1)
+
+
 def test_rank_correlation_is_none_where_there_is_no_order():
   row = lambda accuracy, top1: {"accuracy": accuracy, "student": top1 and {"mean": top1}}
   find = lambda *rows: teachers_study.rank_correlation([row(*r) for r in rows], "accuracy")
