@@ -46,6 +46,14 @@ def run(
         f"config.{group} has {', '.join(names) or 'nothing'}; the perturbation study crosses "
         "'balanced' and 'imbalanced': see configs/perturbation.py"
       )
+  plain, rows = runs.plain_name(config), graph.rows(config)
+  for cell in (Row(images, teacher, plain) for images in SIDES for teacher in SIDES):
+    if cell not in rows:
+      raise LtddError(
+        f"config.label.sources.{cell.labels} gives {cell.images} images no labels {plain!r}, which "
+        "the study takes apart; expected plain soft labels of both teachers for both. Add "
+        "{'name': 'none'} to config.calibrate.calibrators, and let both sources have it"
+      )
   runner("", config)
   if runner.dry_run:
     return None

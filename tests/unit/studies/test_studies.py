@@ -189,6 +189,10 @@ def test_what_studies_refuse(tmp_path):
   config.label.sources = {"teacher": {"name": "teacher"}}
   with pytest.raises(LtddError, match=r"label\.sources has teacher; the perturbation study"):
     studies.run(config, tmp_path)
+  config = perturbation_config.get_config("preset=smoke")
+  config.label.sources.imbalanced.calibrators = ("adsa",)
+  with pytest.raises(LtddError, match="imbalanced gives balanced images no labels 'plain', which"):
+    studies.run(config, tmp_path)
   plain, _ = plain_config()
   plain["data"]["rule"] = "as_is"
   with pytest.raises(LtddError, match=r"rule is 'as_is'; .* needs 'ltdd' or"):
