@@ -34,6 +34,7 @@ def run(
   """
   if not networks:
     raise LtddError("config.study.networks is empty; expected at least one, {name: {'name': ...}}")
+  runs.check_names("config.study.networks", networks)
   config = check.check(config)
   parts = {name: with_network(config, model) for name, model in sorted(networks.items())}
   for part in parts.values():  # all of them, before the first is trained

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,16 @@ from ltdd_jax.report import plots
 from ltdd_jax.training import forward
 
 _BATCH = 500
+
+
+def check_names(key: str, names: Iterable[str], own: Iterable[str] = ()) -> None:
+  """Raises LtddError if a run of a study has the name of a folder of the study's own."""
+  folders = {"report", "cache", *own}
+  if taken := sorted(folders & {*names}):
+    raise LtddError(
+      f"{key} has {taken[0]!r}, the name of a folder of the study's own; expected names other than "
+      f"{', '.join(sorted(folders))}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

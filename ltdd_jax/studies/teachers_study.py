@@ -76,11 +76,7 @@ def run(
     raise LtddError(
       "config.study.candidates is empty; expected {name: {key of config.teacher: ...}}"
     )
-  if taken := sorted(FOLDERS & {*candidates}):
-    raise LtddError(
-      f"config.study.candidates has {taken[0]!r}, the name of a folder of the study's own; "
-      f"expected names other than {' and '.join(sorted(FOLDERS))}"
-    )
+  runs.check_names("config.study.candidates", candidates, FOLDERS)
   check_share("config.study.", below_one=True, held_out=held_out)
   check_at_least("config.study.", 1, num_views=num_views, num_references=num_references)
   closed_form.check_penalty(penalty)

@@ -231,6 +231,13 @@ def test_numbers_of_studies_are_refused_before_anything_is_trained(
     studies.run(module.get_config("preset=smoke"), tmp_path)
 
 
+def test_a_network_has_no_folder_of_the_study(tmp_path):
+  config = networks_config.get_config("dataset=digits,preset=smoke")
+  config.study.networks = {"report": {"name": "convnet"}}
+  with pytest.raises(LtddError, match="has 'report', the name of a folder of the study"):
+    studies.run(config, tmp_path)
+
+
 def test_views_of_the_bound_are_those_that_students_see():
   """Students of more epochs than there are label epochs go round again, and see no other views."""
   config, _ = plain_config(module=bound_config)

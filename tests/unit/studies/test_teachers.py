@@ -127,6 +127,7 @@ def test_every_candidate_can_be_made_and_labels_alone():
   [
     ({"candidates": {}}, "config.study.candidates is empty"),
     ({"candidates": {"chosen": {}}}, "config.study.candidates has 'chosen', the name of a folder"),
+    ({"candidates": {"cache": {}}}, "config.study.candidates has 'cache', the name of a folder"),
     ({"held_out": 1.0}, r"config.study.held_out is 1.0; expected a number in \[0, 1\)"),
     ({"held_out": 0.001}, "holds out an image of 0 of 10 classes"),
     ({"penalty": 0.0}, "config.study.penalty is 0.0; expected a number > 0"),
