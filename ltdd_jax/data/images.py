@@ -75,6 +75,8 @@ def _open(data: bytes, channels: int) -> Image.Image:
     raise UnidentifiedImageError("its bytes are of no format that Pillow knows") from None
   with found as opened:
     opened.load()
+    opened.getexif()  # is kept, and so is not written anew below, where a bad tag would fail
+    opened.info.clear()
     ImageOps.exif_transpose(opened, in_place=True)
     return _eight_bits(opened).convert(_MODES[channels])
 

@@ -1,7 +1,9 @@
 """Sources, among them tiny TFDS sets that are prepared here without TensorFlow or a network."""
 
+import io
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -538,6 +540,15 @@ def test_images_are_turned_upright(tmp_path):
   exif = image.getexif()
   exif[0x0112] = 6  # rotated by a quarter
   assert _decode(image, tmp_path, exif=exif).shape == (6, 4, 3)
+
+
+def test_images_with_a_bad_tag_are_turned_upright():
+  entry = lambda *numbers: struct.pack("<HHII", *numbers)
+  entries = entry(0x0112, 3, 1, 6) + entry(0x0131, 5, 1, 8)  # the software is a fraction
+  exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+  file = io.BytesIO()
+  Image.new("RGB", (6, 4)).save(file, "JPEG", exif=exif)
+  assert image_files.decode(file.getvalue(), 3).shape == (6, 4, 3)
 
 
 def test_wide_images_lose_their_sides_not_their_proportions(tmp_path):
