@@ -20,6 +20,7 @@ CLASSES = small.SPEC.class_names
 LABELS = np.array([0, 0, 1, 2], np.int32)  # by class, as a folder gives them
 IMAGES = small.images(len(LABELS))
 FLOATS = (IMAGES / 255).astype(np.float32)
+WHITE = np.random.RandomState(0).normal(0, 0.2, IMAGES.shape).astype(np.float32)
 LOGITS = np.eye(3, dtype=np.float32)[LABELS]
 
 
@@ -76,6 +77,10 @@ def test_identity_sees_every_pixel_every_label_and_the_shape():
   assert len(marks) == 4
 
 
+def test_pixels_of_our_own_may_be_anywhere(tmp_path):
+  np.testing.assert_array_equal(read(commit(tmp_path, images=3 * WHITE)).images, 3 * WHITE)
+
+
 def test_a_class_without_an_image_is_noted(tmp_path):
   np.savez(tmp_path / "a.npz", images=IMAGES[:3], labels=LABELS[:3])
   assert read(tmp_path / "a.npz").notes[1] == "no image for classes [2]"
@@ -105,6 +110,7 @@ def test_colours_become_what_the_data_set_has(tmp_path):
     ({"images": np.where(FLOATS > 0.9, np.float32(np.inf), FLOATS), "labels": LABELS}, "to inf"),
     ({"images": FLOATS * 255, "labels": LABELS}, r"to 25\d; .*of 0 to 255 by 255"),
     ({"images": (FLOATS - 0.5) / 0.3, "labels": LABELS}, r"from -1\.\d+ .*; undo a normalisation"),
+    ({"images": WHITE, "labels": LABELS}, "from -0.* to 0.*; undo a normalisation or whitening"),
     ({"soft_labels": LOGITS * np.nan}, "soft_labels has nan; expected finite logits"),
     ({"soft_labels": LOGITS[:, :2]}, r"soft_labels is float32 \(4, 2\); .* shape \(4, 3\)"),
     ({"soft_labels": LOGITS[:3]}, r"soft_labels is float32 \(3, 3\); .* shape \(4, 3\)"),
