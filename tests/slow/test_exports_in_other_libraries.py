@@ -144,6 +144,15 @@ def test_tensors_of_others(torch, tmp_path):
       distilled_sets.read("mine", str(tmp_path), SPEC, NAMES)
 
 
+def test_a_damaged_tensor_is_named(torch, tmp_path):
+  torch.save(torch.from_numpy(IMAGES), tmp_path / "images.pt")
+  whole = (tmp_path / "images.pt").read_bytes()
+  (tmp_path / "images.pt").write_bytes(whole.replace(b"little", b"middle"))
+  (tmp_path / "labels.pt").touch()
+  with pytest.raises(LtddError, match=r"images\.pt is no readable file .*endianness type: middle"):
+    distilled_sets.read("mine", str(tmp_path), SPEC, NAMES)
+
+
 @pytest.mark.parametrize("soft", [LOGITS, None], ids=["soft", "hard"])
 def test_load_dataset(soft, tmp_path):
   datasets = pytest.importorskip("datasets")

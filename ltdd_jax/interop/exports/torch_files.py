@@ -8,7 +8,6 @@ Whole levels of 0 to 255 come back from floats by rounding, exactly. Float pixel
 normalised would not: DD-Ranking's folder has them beside it, in `pixels.npy`.
 """
 
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -152,6 +151,6 @@ def _load(name: str, file: epath.Path) -> np.ndarray:
   try:
     found = torch.load(file, map_location="cpu", weights_only=True)
     return np.asarray(found.detach().float() if found.dtype == torch.bfloat16 else found.detach())
-  except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+  except Exception as error:  # damaged files raise anything
     first = str(error).partition("\n")[0]
     raise LtddError(f"{name}: {file.name} is no readable file of one tensor ({first})") from error
