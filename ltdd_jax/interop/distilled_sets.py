@@ -42,6 +42,7 @@ from ltdd_jax.data.whitening import Whitening
 from ltdd_jax.interop import read as read_lib
 from ltdd_jax.interop.exports import fkd, folders, huggingface, npz, record, torch_files
 from ltdd_jax.interop.exports.npz import LEARNED
+from ltdd_jax.labels import by_class
 
 _OUTSIDE = 0.05  # mean distance of float pixels from [0, 1]
 
@@ -220,6 +221,8 @@ def check_learned(name: str, key: str, values: np.ndarray, shape: tuple[int, ...
   bad = ~np.isfinite(out) | ((out <= 0) & (key == "student_lr"))
   if bad.any():
     raise LtddError(f"{name}: {key} has {out[bad][0]:.4g}; {what}, or leave the array out")
+  if key == "soft_labels":
+    by_class.check_no_probabilities(f"{name}: {key}", out)
   return out
 
 

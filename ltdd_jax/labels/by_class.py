@@ -40,3 +40,12 @@ def check_rows(
     raise LtddError(f"{name} has values that are not finite")
   if labels.dtype.kind not in "iu" or ((labels < 0) | (labels >= num_classes)).any():
     raise LtddError(f"{of_labels}: expected integers in [0, {num_classes})")
+
+
+def check_no_probabilities(name: str, rows: np.ndarray) -> None:
+  """Raises LtddError if rows (n, k), which are to be logits, are all probabilities."""
+  if rows.size and rows.min() >= 0 and np.allclose(rows.sum(-1, dtype=np.float64), 1, 0, 1e-2):
+    raise LtddError(
+      f"{name} are probabilities, rows with a sum of 1; expected logits. Save those, or "
+      "np.log(np.maximum(p, 1e-8)) of probabilities p"
+    )

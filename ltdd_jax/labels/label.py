@@ -27,6 +27,7 @@ from ltdd_jax.data import augment, crops, resident
 from ltdd_jax.data import views as views_lib
 from ltdd_jax.data.specs import DatasetSpec
 from ltdd_jax.data.view_records import Records
+from ltdd_jax.labels import by_class
 from ltdd_jax.labels import encoding as encoding_lib
 from ltdd_jax.labels import store as label_store
 from ltdd_jax.teachers import aggregate as aggregate_lib
@@ -249,12 +250,13 @@ def store_views(
 
 
 def check_logits(where: str, logits: np.ndarray, shape: tuple[int, int]) -> None:
-  """Raises LtddError unless there are finite logits of this shape (n, k)."""
+  """Raises LtddError unless there are finite logits of this shape (n, k), no probabilities."""
   if logits.shape != shape or not np.isfinite(logits).all():
     raise LtddError(
       f"{where} are {logits.dtype} of shape {logits.shape}; expected finite logits of shape "
       f"{shape}, one row for each distilled image"
     )
+  by_class.check_no_probabilities(where, logits)
 
 
 def _digest(tree: Any) -> str:

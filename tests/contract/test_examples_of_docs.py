@@ -52,7 +52,7 @@ def test_combinations(tmp_path):
   config = names_of("combine_images_and_labels.md")["get_config"]("preset=smoke").to_dict()
   data = small.run_config(tmp_path, {})["data"]
   n = np.repeat(np.arange(small.K), 2).astype(np.int32)
-  logits = np.eye(small.K, dtype=np.float32)[n]
+  logits = 2 * np.eye(small.K, dtype=np.float32)[n]
   np.savez(tmp_path / "images.npz", images=small.images(6), labels=n, soft_labels=logits)
   np.save(tmp_path / "logits.npy", logits)
   config["data"] |= data | {"imbalance_factor": 1.0, "num_test": None}

@@ -21,7 +21,7 @@ LABELS = np.array([0, 0, 1, 2], np.int32)  # by class, as a folder gives them
 IMAGES = small.images(len(LABELS))
 FLOATS = (IMAGES / 255).astype(np.float32)
 WHITE = np.random.RandomState(0).normal(0, 0.2, IMAGES.shape).astype(np.float32)
-LOGITS = np.eye(3, dtype=np.float32)[LABELS]
+LOGITS = 2 * np.eye(3, dtype=np.float32)[LABELS]
 
 
 def read(path, spec=small.SPEC, classes=CLASSES):
@@ -115,6 +115,7 @@ def test_colours_become_what_the_data_set_has(tmp_path):
     ({"soft_labels": LOGITS[:, :2]}, r"soft_labels is float32 \(4, 2\); .* shape \(4, 3\)"),
     ({"soft_labels": LOGITS[:3]}, r"soft_labels is float32 \(3, 3\); .* shape \(4, 3\)"),
     ({"soft_labels": LOGITS.astype(str)}, r"soft_labels is <U32 \(4, 3\); expected finite logits"),
+    ({"soft_labels": np.eye(3)[LABELS]}, r"soft_labels are probabilities, .*; expected logits"),
     ({"student_lr": -1.0}, "student_lr has -1; expected a finite number above 0"),
     ({"student_lr": np.nan}, "student_lr has nan; expected a finite number above 0"),
     ({"student_lr": np.ones(2)}, r"student_lr is float64 \(2,\); .* of shape \(\)"),

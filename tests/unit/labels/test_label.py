@@ -186,3 +186,10 @@ def test_teachers_may_use_the_statistics_of_the_batch():
   np.testing.assert_array_equal(*train)
   assert np.abs(evals[0] - evals[1]).max() > 1e-3
   assert np.abs(evals[0] - train[0]).max() > 1e-3
+
+
+def test_probabilities_are_no_logits():
+  logits = np.array([[2, 0, 0], [0, -1, 3]], np.float32)
+  label_lib.check_logits("z.npy", logits, (2, 3))
+  with pytest.raises(LtddError, match=r"z\.npy are probabilities, rows with a sum of 1; expected"):
+    label_lib.check_logits("z.npy", np.asarray(jax.nn.softmax(logits)), (2, 3))

@@ -108,7 +108,7 @@ def test_the_control_has_as_many_images_of_each_class_as_a_file(tmp_path):
 
 
 def test_learned_labels_of_a_file_are_beside_a_teachers_of_random_images(tmp_path):
-  entry = imported(tmp_path, [0, 1, 2], soft_labels=np.eye(3, dtype=np.float32))
+  entry = imported(tmp_path, [0, 1, 2], soft_labels=2 * np.eye(3, dtype=np.float32))
   found = scores_runs.with_learned(config(tmp_path, mine=entry), "mine")
   (pair,) = scores_runs.chosen(found, "mine", ["learned/adsa"])
   assert pair.own == Row("mine", "learned", "adsa")
