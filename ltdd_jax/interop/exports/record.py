@@ -101,9 +101,14 @@ def learned(name: str, folder: epath.Path, about: Mapping[str, Any]) -> dict[str
     found["student_lr"] = np.float32(about["student_lr"])
   file = folder / "soft_labels.npy"
   if file.is_file():
-    try:
-      with file.open("rb") as opened:
-        found["soft_labels"] = np.load(opened, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-      raise LtddError(f"{name}: {file.name} is no readable array ({error})") from error
+    found["soft_labels"] = load(name, file)
   return found
+
+
+def load(name: str, file: epath.Path) -> np.ndarray:
+  """Reads an .npy file; raises LtddError if it is damaged."""
+  try:
+    with file.open("rb") as opened:
+      return np.load(opened, allow_pickle=False)
+  except Exception as error:  # damaged headers raise anything
+    raise LtddError(f"{name}: {file.name} is no readable array ({error})") from error

@@ -85,7 +85,7 @@ def read(
   else:
     raise LtddError(f"{name}: {LABELS} is {labels.dtype} {labels.shape}; expected (n,) or (n, k)")
   try:
-    return _as_stored(folder, arrays, about) if about else arrays
+    return _as_stored(name, folder, arrays, about) if about else arrays
   except (KeyError, IndexError, TypeError) as error:
     raise LtddError(
       f"{name}: {record.ABOUT} is damaged ({error!r}); copy the export again, or delete the file "
@@ -94,7 +94,7 @@ def read(
 
 
 def _as_stored(
-  folder: epath.Path, arrays: dict[str, np.ndarray], about: Mapping[str, Any]
+  name: str, folder: epath.Path, arrays: dict[str, np.ndarray], about: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
   """The arrays of an exported set as they were: its order, and its pixels to the same bits."""
   if about["format"] == "ddranking":
@@ -106,8 +106,7 @@ def _as_stored(
   if about["image_dtype"] == "uint8":
     arrays["images"] = np.rint(255 * arrays["images"]).astype(np.uint8)
   elif (file := folder / "pixels.npy").is_file():
-    with file.open("rb") as opened:
-      arrays["images"] = np.load(opened, allow_pickle=False)
+    arrays["images"] = record.load(name, file)
   return arrays
 
 

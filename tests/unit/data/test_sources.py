@@ -215,6 +215,10 @@ def test_bad_npz(arrays, tmp_path):
   file.write_bytes(file.read_bytes()[:500])
   with pytest.raises(LtddError, match=r"set\.npz: not a readable npz file"):
     open_source(f"npz:{file}")
+  np.savez(file, **arrays | {"x_train": blobs(64)})  # more than is read at once with its header
+  file.write_bytes(file.read_bytes().replace(b"(64, 6, 6, 3)", b"(64, 6, 6, 3 "))
+  with pytest.raises(LtddError, match=r"set\.npz: not a readable npz file .*EOF in multi-line"):
+    open_source(f"npz:{file}")
 
 
 def test_pickles_are_refused(arrays, tmp_path):

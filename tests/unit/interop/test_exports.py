@@ -256,6 +256,11 @@ def test_exports_that_were_changed_are_refused(tmp_path):
   (path / "00002-c" / "000004.png").rename(path / "00002-c" / "000009.png")
   with pytest.raises(LtddError, match="has 6 images; expected 6 as exported, numbered from 000000"):
     read(path)
+  (path / "00002-c" / "000009.png").rename(path / "00002-c" / "000004.png")
+  labels = path / "soft_labels.npy"
+  labels.write_bytes(labels.read_bytes().replace(b"(6, 3)", b"(6, 3 "))
+  with pytest.raises(LtddError, match=r"soft_labels\.npy is no readable array .*EOF in multi-line"):
+    read(path)
   (path / "export.json").write_text("{}")
   with pytest.raises(LtddError, match=r"export\.json is damaged or of another version"):
     read(path)

@@ -154,6 +154,11 @@ def test_files_that_are_missing_damaged_or_too_many(folder, tmp_path):
   with pytest.raises(LtddError, match=r"epoch_00001.npz: not a readable npz file .*Bad CRC-32"):
     fkd.read_epoch(folder, 1)
   file.write_bytes(content)
+  change(folder, coords=np.tile(ROWS["coords"], (100, 1)))
+  file.write_bytes(file.read_bytes().replace(b"(400, 4)", b"(400, 4 "))
+  with pytest.raises(LtddError, match=r"epoch_00001.npz is damaged.*EOF in multi-line"):
+    open_it(folder)
+  file.write_bytes(content)
   describe(folder, num_epochs=2)
   with pytest.raises(LtddError, match=r"labels/epoch_00002.npz is there, and num_epochs is 2"):
     open_it(folder)
