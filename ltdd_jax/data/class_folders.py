@@ -119,4 +119,9 @@ def ignored(what: str, names: Sequence[object]) -> list[str]:
 
 def some(things: Sequence[object]) -> str:
   """The first five things."""
-  return ", ".join(str(t) for t in things[:5]) + (", ..." if len(things) > 5 else "")
+  return ", ".join(shown(str(t)) for t in things[:5]) + (", ..." if len(things) > 5 else "")
+
+
+def shown(name: str) -> str:
+  """A name that can be written, with codes in the place of bytes that are not UTF-8."""
+  return name.encode("utf-8", "backslashreplace").decode()

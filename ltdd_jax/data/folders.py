@@ -115,6 +115,11 @@ def _in_folders(root: epath.Path) -> _Found:
     raise LtddError(
       f"{folders['train']}: found {len(classes)} class folder(s); expected two or more."
     )
+  if odd := [name for name in map(class_folders.shown, classes) if name not in classes]:
+    raise LtddError(
+      f"{folders['train']}: the name of the class folder {odd[0]} is not UTF-8, as in old "
+      "archives, and no report could show it; expected another name"
+    )
   if class_folders.are_numbers(classes):
     notes.append(
       f"classes are sorted by the numbers that name them: class 0 is {classes[0]!r}, class "

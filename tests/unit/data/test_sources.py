@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import struct
 
@@ -324,6 +325,17 @@ def test_files_beside_classes_and_other_folders_are_noted(folder):
     "ignored 1 other folders: val",
     f"train: ignored 1 files beside the class folders: {folder}/train/stray.png",
   )
+
+
+def test_names_that_are_not_utf8_are_noted_or_refused(folder):
+  latin = os.fsdecode("é".encode("latin-1"))
+  (folder / "train" / "cat" / "0.png").rename(folder / "train" / "cat" / f"{latin}.png")
+  (folder / "test" / "ant" / f"{latin}.txt").touch()
+  (note,) = open_source(f"folder:{folder}", image_size=6).notes
+  assert note == f"test: ignored 1 files that are not images: {folder}/test/ant/\\udce9.txt"
+  (folder / "train" / "cat").rename(folder / "train" / latin)
+  with pytest.raises(LtddError, match=r"train: the name of the class folder \\udce9 is not UTF-8"):
+    open_source(f"folder:{folder}", image_size=6)
 
 
 @pytest.mark.parametrize("place", ["train/cat/gone.png", "train/dog", "test/ant/more"])
