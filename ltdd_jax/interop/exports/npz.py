@@ -48,6 +48,11 @@ def read(
       f"{name}: images has shape {pixels.shape}, channels first; expected channels last: "
       "images.transpose(0, 2, 3, 1)"
     )
+  if pixels.dtype.kind == "f" and pixels.dtype != np.float32:
+    raise LtddError(
+      f"{name}: images is {pixels.dtype}; expected uint8 or float32 pixels. Save "
+      "images.astype(np.float32)"
+    )
   if pixels.dtype != np.float32:
     stored["images"] = arrays_lib.check_images(f"{name}: images", pixels, None)
   stored["labels"] = arrays_lib.check_integers(f"{name}: labels", stored["labels"])
