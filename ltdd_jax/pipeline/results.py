@@ -62,13 +62,7 @@ def collect(
     "dataset": data["extra"]["dataset"],
     "class_names": list(data["class_names"]),
     "test_counts": data["extra"]["test_counts"],
-    "split": {
-      "rule": data["extra"]["rule"],
-      "imbalance_factor": data["extra"]["imbalance_factor"],
-      "counts": data["extra"]["counts"],
-      "sha256": data["split_sha256"],
-      "provenance": longtail.provenance(data["extra"]["dataset"], ctx.split()),
-    },
+    "split": _split(ctx),
     "group_rule": rule,
     "recipe": ctx.recipe,
     "student": _whole(ctx.config["student"]["model"]),
@@ -85,6 +79,18 @@ def collect(
       for name, meta in metas.items()
     },
     "versions": metas["data"]["versions"],
+  }
+
+
+def _split(ctx: Context, name: str | None = None) -> dict[str, Any]:
+  """The training set: the run's own, or one of `config.data.splits`."""
+  split = ctx.split(name)
+  return {
+    "rule": split.rule,
+    "imbalance_factor": split.imbalance_factor,
+    "counts": list(split.counts),
+    "sha256": split.sha256,
+    "provenance": longtail.provenance(ctx.source.spec.name, split),
   }
 
 
@@ -110,6 +116,8 @@ def student_row(ctx: Context, row: Row, groups: Mapping[str, Sequence[int]]) -> 
     out["tau"] = fitted.get("tau")
     out["calibration"] = fitted
   out["teacher"] = _teacher(ctx, row)
+  if (name := ctx.split_name(row.images)) is not None:
+    out["split"] = _split(ctx, name)
   distilled = ctx.distilled(row.images)
   counts = np.bincount(distilled["labels"], minlength=ctx.source.spec.num_classes)
   out["seeds"] = len(arrays["correct"])

@@ -15,7 +15,7 @@ import io
 import itertools
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ltdd_jax.core import files
@@ -145,36 +145,37 @@ def rows_of(workdir: files.Pathlike) -> list[Row]:
       f"{workdir}/report/results.json has schema {results.get('schema')}; expected "
       f"{tables.SCHEMA}, which says what made each row. {again}"
     )
-  split = results["split"]
   shared = {
     "dataset": results["dataset"],
-    "imbalance_factor": f"{split['imbalance_factor']:g}",
     "recipe": results["recipe"] or "",
     "student": network(results["student"]),
-    "split": split["provenance"] or f"rule {split['rule']}",
-    "sha256": split["sha256"],
   }
-  rows = [shared | _figures(row) for row in results["rows"]]
+  rows = [shared | figures for figures in _figures(results)]
   for row in rows:
     _check(row, f"{workdir}/report/results.json")
   return rows
 
 
-def _figures(row: Mapping[str, Any]) -> Row:
-  std, slots = row["top1"]["std"], row["images_per_class"]
-  return {
-    "ipc": f"{sum(slots) / len(slots):g}",
-    "method": row["images"],
-    "labels": row["labels"],
-    "calibrator": row["calibrator"] or "",
-    "teacher": row["teacher"] or "",
-    "seeds": str(row["seeds"]),
-    "mean": f"{row['top1']['mean']:.4f}",  # tables round it to one decimal: never twice
-    "std": "" if std is None else f"{std:.4f}",
-    "hardware": row["hardware"],
-    "seconds": f"{row['seconds']:.0f}",
-    "commit": row["commit"],
-  }
+def _figures(results: Mapping[str, Any]) -> Iterator[Row]:
+  for row in results["rows"]:
+    std, slots = row["top1"]["std"], row["images_per_class"]
+    split = row.get("split", results["split"])
+    yield {
+      "imbalance_factor": f"{split['imbalance_factor']:g}",
+      "split": split["provenance"] or f"rule {split['rule']}",
+      "sha256": split["sha256"],
+      "ipc": f"{sum(slots) / len(slots):g}",
+      "method": row["images"],
+      "labels": row["labels"],
+      "calibrator": row["calibrator"] or "",
+      "teacher": row["teacher"] or "",
+      "seeds": str(row["seeds"]),
+      "mean": f"{row['top1']['mean']:.4f}",  # tables round it to one decimal: never twice
+      "std": "" if std is None else f"{std:.4f}",
+      "hardware": row["hardware"],
+      "seconds": f"{row['seconds']:.0f}",
+      "commit": row["commit"],
+    }
 
 
 def network(model: Mapping[str, Any]) -> str:
@@ -354,15 +355,11 @@ def beside_run(results: Mapping[str, Any], root: files.Pathlike = _ROOT) -> list
   name = {table.dataset: table.published for table in TABLES.values()}.get(results["dataset"])
   if not path.exists() or name is None or not results["rows"]:
     return []
-  listed = _those(
-    read_rows(path, PUBLISHED_HEADER),
-    dataset=name,
-    imbalance_factor=f"{results['split']['imbalance_factor']:g}",
-  )
+  listed = _those(read_rows(path, PUBLISHED_HEADER), dataset=name)
   names = {counterpart: name for name, counterpart in (COUNTERPARTS | MATCHING).items()}
   found = []
-  for row in map(_figures, results["rows"]):
-    known = _those(listed, ipc=row["ipc"])
+  for row in _figures(results):
+    known = _those(listed, ipc=row["ipc"], imbalance_factor=row["imbalance_factor"])
     key = row["method"], row["labels"], row["calibrator"]
     same = _those(known, method=names.get(key, ""))
     found.append((_with_students(same), _best(known, named=True)))

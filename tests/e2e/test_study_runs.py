@@ -58,13 +58,21 @@ def test_perturbation(tmp_path, capsys):
   np.testing.assert_allclose(
     results["labels"]["adsa"]["matrices"]["ii"], want, atol=1e-5
   )  # float32
-  students = tables.read_results(tmp_path)["rows"]
+  run = tables.read_results(tmp_path)
+  students = run["rows"]
   cells = [(r["images"], r["labels"], r["calibrator"]) for r in students]
   assert cells == [
     (images, *rest)
     for images in ("balanced", "imbalanced")
     for rest in (("balanced", "plain"), ("imbalanced", "plain"), ("imbalanced", "adsa"))
   ]
+  assert run["split"]["counts"] == results["counts"]["imbalanced"]
+  for row in students:  # balanced images are of another split
+    split = row.get("split", run["split"])
+    assert (split["counts"], "split" in row) == (
+      results["counts"][row["images"]],
+      row["images"] == "balanced",
+    )
   found = {p.name for p in (tmp_path / "report").iterdir()}
   assert {"perturbation.json", "perturbation.md", "report.md", "perturbation-labels.png"} <= found
   capsys.readouterr()

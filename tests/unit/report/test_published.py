@@ -56,6 +56,18 @@ def test_rows_of_a_run_by_hand(run, tmp_path):
   ]
 
 
+def test_a_row_of_another_split_has_its_facts(tmp_path):
+  split = {"rule": "counts", "imbalance_factor": 1.0, "provenance": "", "sha256": "ab" * 32}
+  run = write_run(tmp_path / "run", [ROWS[0], ROWS[1] | {"split": split}])
+  own, other = published.rows_of(run)
+  assert (own["imbalance_factor"], own["split"], own["sha256"]) == ("100", "published split", SHA)
+  assert [other[k] for k in ("imbalance_factor", "split", "sha256")] == [
+    "1",
+    "rule counts",
+    "ab" * 32,
+  ]
+
+
 def test_what_is_written_is_read_again(run, tmp_path):
   csv_file = tmp_path / "ours.csv"
   published.add([run], csv_file)
