@@ -7,7 +7,7 @@ from ltdd_jax.core.types import Distilled, Slots
 from ltdd_jax.data import augment
 from ltdd_jax.distil.base import Env, Method, Resources, select
 
-VERSION = 1
+VERSION = 2
 
 
 def imported(env: Env, /, *, path: str) -> Method:

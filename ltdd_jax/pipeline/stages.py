@@ -172,6 +172,8 @@ def distil_stage(ctx: Context, session: loop.Session, *, images: str) -> Product
   notes = [*found.notes, *(file.notes if file else ()), *continued.notes(ctx, images)]
   held = {"parts": ctx.parts(images)} if ctx.parts(images) > 1 else {}
   arrays = continued.joined(ctx, images, found.arrays)
+  if file and dtype == file.arrays["images"].dtype:  # to the same bits, not normalised and back
+    arrays["images"] = file.arrays["images"]
   return Product(arrays, extra={"notes": notes} | held)
 
 

@@ -51,6 +51,17 @@ def both(tmp_path_factory):
   return first, second, folder
 
 
+def test_float_images_have_the_bits_of_the_file(tmp_path):
+  pixels = np.random.default_rng(0).uniform(-0.01, 1, (6, *small.SPEC.image_shape))
+  pixels = pixels.astype(np.float32)
+  np.savez(tmp_path / "set.npz", images=pixels, labels=[0, 0, 1, 1, 2, 2])
+  entry = {"name": "imported", "path": str(tmp_path / "set.npz")}
+  config = config_of(tmp_path, {"easy": entry}, {"teacher": {"name": "teacher"}})
+  pipeline.run(config, tmp_path / "run", stage="distil", show_progress=False)
+  stored = Workdir(tmp_path / "run").load("distil/easy").arrays["images"]
+  assert (stored.dtype, stored.tobytes()) == (pixels.dtype, pixels.tobytes())
+
+
 def test_students_of_imported_labels_are_those_of_the_run(both):
   first, second, _ = both
   assert not second.workdir.exists("teacher")
