@@ -103,6 +103,14 @@ def _listed(root: epath.Path, lists: tuple[str, str]) -> _Found:
       f"{lists[1]}: has a class {highest}, and {lists[0]} has classes up to {len(classes) - 1}; "
       "expected the same classes in both"
     )
+  trained = {file.parent.name: label for file, label in found["train"]}
+  for file, label in found["test"]:
+    c = trained.get(file.parent.name, label)
+    if c != label and classes[c] == file.parent.name:  # classes are folders, and not numbers
+      raise LtddError(
+        f"{lists[1]}: {file} is of class {label}, {classes[label]!r}; its folder, {classes[c]!r}, "
+        f"is class {c} in {lists[0]}. Expected the same numbers of classes in both"
+      )
   return _Found(where, classes, found, [f"images of {lists[0]} and {lists[1]}"])
 
 

@@ -66,6 +66,13 @@ def test_bad_lists(root, lines, said):
     opened(root)
 
 
+def test_classes_of_the_test_list_have_the_numbers_of_the_training_list(root):
+  (root / "test.txt").write_text("val/ant/0.png 0\nval/cat/0.png 0\n")
+  said = r"val/cat/0\.png is of class 0, 'ant'; its folder, 'cat', is class 1 in .*train\.txt"
+  with pytest.raises(LtddError, match=said):
+    opened(root)
+
+
 def test_one_list_for_both(root):
   both = (str(root / "train.txt"),) * 2
   with pytest.raises(LtddError, match=r"config\.data\.lists has .*train\.txt twice; expected a l"):
