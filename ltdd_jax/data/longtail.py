@@ -168,11 +168,16 @@ def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
     short = short[available[short] * _LONG_TAILED < mean]
   if len(short):
     c = short[0]
-    raise LtddError(
-      f"class {c} has {available[c]} training images but the split asks for {wanted[c]} "
-      f"({len(short)} class(es) are short). The exponential rules assume a balanced source of "
+    advice = (
+      "The exponential rules assume a balanced source of "
       f"{int(available.sum() / len(available))} images a class; use rule='as_is' for data that are "
       "long-tailed already, or rule='counts' with an explicit vector."
+    )
+    if rule == "counts":
+      advice = f"Expected counts of at most {available.tolist()}."
+    raise LtddError(
+      f"class {c} has {available[c]} training images but the split asks for {wanted[c]} "
+      f"({len(short)} class(es) are short). {advice}"
     )
   return wanted
 

@@ -138,6 +138,8 @@ def test_an_unbalanced_source_is_too_short_for_a_profile():
   labels = np.array([0] * 2 + [1] * 8)
   with pytest.raises(LtddError, match=r"class 0 has 2 training images but the split asks for 5"):
     longtail.make_split(labels, 2, imbalance_factor=2)
+  with pytest.raises(LtddError, match=r"are short\)\. Expected counts of at most \[2, 8\]\.$"):
+    longtail.make_split(labels, 2, rule="counts", counts=(3, 8))
 
 
 def test_short_classes_of_an_almost_even_source_keep_all():
