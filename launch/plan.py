@@ -17,6 +17,8 @@ from launch import main as launch_main
 
 from absl import app, flags  # isort: skip  # after launch.main, which tunes the host
 
+for _name in ("config", "cpu_devices"):
+  flags.declare_key_flag(_name)  # for --help
 _TOPOLOGY = flags.DEFINE_string("topology", None, "slice of TPUs: v5e:4x4; else the devices here")
 _SWEEP = flags.DEFINE_list("sweep", None, "numbers of chips, for a table of slices: 4,16,64")
 _COUNTS = flags.DEFINE_string("counts", None, "file of class counts, if the data are not here")

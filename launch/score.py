@@ -14,6 +14,7 @@ from launch import main as launch_main
 
 from absl import app, flags  # isort: skip  # after launch.main, which tunes the host
 
+flags.adopt_module_key_flags(launch_main)  # for --help
 _IMAGES = flags.DEFINE_string("images", None, "image source to score, such as edc")
 _SET = flags.DEFINE_string("set", None, "file or folder of images from elsewhere to score")
 _LABELS = flags.DEFINE_list("labels", None, "hard, plain, adsa, learned/plain; all if not given")

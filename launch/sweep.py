@@ -17,6 +17,8 @@ _POOL_ARGS = flags.DEFINE_string(
   "pool_args", None, "of submitit or ray.remote: 'slurm_partition=gpu,timeout_min=600'"
 )
 _PASSED = ("cpu_devices", "checkpoint_seconds", "compile_cache")  # on to the cells
+for _name in ("config", "workdir", "cache", "dry_run", *_PASSED):
+  flags.declare_key_flag(_name)  # for --help
 
 
 @errors.in_one_message

@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -38,6 +39,14 @@ def stop(process, tmp_path, started):
     time.sleep(0.02)
   os.killpg(process.pid, signal.SIGTERM)
   return process.wait(timeout=60)
+
+
+@pytest.mark.parametrize("program", ["score", "sweep", "plan"])
+def test_help_has_the_flags_that_an_error_sends_there_for(program):
+  command = [sys.executable, "-m", f"launch.{program}", "--help"]
+  done = subprocess.run(command, cwd=LAUNCH.parent, capture_output=True, text=True)
+  assert "--config: config file" in done.stdout
+  assert ("--workdir:" in done.stdout) == (program != "plan")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
