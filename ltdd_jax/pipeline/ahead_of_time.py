@@ -15,7 +15,7 @@ from absl import logging
 from ltdd_jax.core import hardware
 from ltdd_jax.core import mesh as mesh_lib
 from ltdd_jax.core.types import LtddError
-from ltdd_jax.pipeline.programs import KINDS, Program
+from ltdd_jax.pipeline.programs import Program
 from ltdd_jax.report import tables
 from ltdd_jax.training import ahead
 
@@ -63,7 +63,7 @@ def compiled(programs: Sequence[Program], target: hardware.Target) -> Iterator[R
 
 
 def table(records: Sequence[Record], target: hardware.Target) -> str:
-  """A line for each step, and what the whole run takes by FLOPs and by bytes."""
+  """A line for each step, and what all take by FLOPs and by bytes."""
   header = (
     "step", "times", "GiB per device", "of its memory", "GFLOP per device", "ms by FLOPs",
     "ms by bytes", "collectives", "compiled in",
@@ -73,10 +73,10 @@ def table(records: Sequence[Record], target: hardware.Target) -> str:
   lost = f", without {len(records) - len(fit)} that do not fit" * (len(fit) < len(records))
   compiling = sum({id(r.step): r.step.compile_seconds for r in records}.values())
   return tables.table(header, rows) + (
-    f"\nThe whole run{lost}: {_time(sum(r.steps * r.by_flops for r in fit))} by FLOPs at "
+    f"\nIn all{lost}: {_time(sum(r.steps * r.by_flops for r in fit))} by FLOPs at "
     f"{hardware.SHARE:g} of the peak, {_time(sum(r.steps * r.by_bytes for r in fit))} by bytes, "
-    "those within a chip too. Not in it: input, evaluations, the start of each stage, and all "
-    f"stages but {', '.join(KINDS)}. Compiling took {compiling:.0f} s."
+    "those within a chip too. Not in it: input, evaluations, the start of each stage, and stages "
+    f"without a line. Compiling took {compiling:.0f} s."
   )
 
 

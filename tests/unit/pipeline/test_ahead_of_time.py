@@ -57,6 +57,7 @@ def test_records_of_a_run(ctx):
   assert "distil/sre2l | " in text
   assert " by FLOPs at 0.4 of the peak, " in text
   assert " by bytes, those within a chip too. Not in it: input, evaluations" in text
+  assert "and stages without a line." in text  # students and labels, here
 
 
 def test_experts_are_counted_whole_and_compiled_as_they_are_trained():
