@@ -16,8 +16,8 @@ from ltdd_jax.studies import closed_form, teachers_study
 from tests import small
 
 
-def config_of():
-  config = teacher_choice.get_config("dataset=digits,preset=smoke").to_dict()
+def config_of(arg=""):
+  config = teacher_choice.get_config(f"dataset=digits,preset=smoke{arg}").to_dict()
   return check.check({k: v for k, v in config.items() if k != "study"}), config["study"]
 
 
@@ -113,8 +113,9 @@ def test_random_images_decide_where_there_are_no_others(monkeypatch):
 
 
 def test_every_candidate_can_be_made_and_labels_alone():
-  config, study = config_of()
-  assert {*study["candidates"]} == {"convnet", "three_convnets", "wide_convnet", "short_convnet"}
+  names = ("convnet", "three_convnets", "wide_convnet", "short_convnet")
+  assert tuple(config_of()[1]["candidates"]) == names[:2]  # to try it, two are enough
+  config, study = config_of(f",candidates={'+'.join(names)}")
   for changes in study["candidates"].values():
     part = teachers_study.with_teacher(config, changes)
     ctx = Context(check.check(part))
