@@ -146,7 +146,7 @@ def train(
     parallel = _begun(networks[:at_once], session) or fastest(at_once, session.mesh, spread)
   size = at_once if parallel == "vmap" else 1
   groups = [networks[i : i + size] for i in range(0, len(networks), size)]
-  compiled: loop.Compiled = {}
+  compiled: dict[int, loop.Compiled] = {}  # by the size of the group, which says where states lie
   prepared = None
   if prepare and session.steps_per_call() == 1 and session.mesh.size == 1:
     prepared, prepare = jax.jit(_over_inputs(prepare)), None
@@ -170,7 +170,7 @@ def train(
       name=_name(group),
       inputs=functools.partial(_inputs, group, prepared, consts),
       hooks=_hooks(group, scoring, watch),
-      compiled=compiled,
+      compiled=compiled.setdefault(len(group), {}),
     )
     parts.append(mesh_lib.get(state))
   joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)

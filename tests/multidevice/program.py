@@ -24,7 +24,7 @@ from ltdd_jax.labels import label as label_lib  # noqa: E402
 from ltdd_jax.labels import sources as label_sources  # noqa: E402
 from ltdd_jax.models import convolution  # noqa: E402
 from ltdd_jax.students import train as student_training  # noqa: E402
-from ltdd_jax.teachers import statistics_pass  # noqa: E402
+from ltdd_jax.teachers import statistics_pass, trajectories  # noqa: E402
 from ltdd_jax.teachers import train as teacher_training  # noqa: E402
 from ltdd_jax.training import loop  # noqa: E402
 from ltdd_jax.training import many as many_lib  # noqa: E402
@@ -112,6 +112,15 @@ def teachers(parallel, batch_size, count=1, **kwargs):
     return [t.variables for t in trained], [c.correct for c in counts]
 
   return train
+
+
+def experts(session):
+  """Eight at once lie split over the devices, and the ninth alone does not."""
+  options = {"network": small.NET, "num_experts": 9, "num_epochs": 1, "batch_size": 5}
+  data = ArrayData(small.images(10), np.arange(10, dtype=np.int32) % 3)
+  return trajectories.train_experts(
+    data, small.SPEC, **options, augment=None, at_once=8, parallel="vmap", session=session
+  )
 
 
 def statistics(session):
@@ -280,6 +289,7 @@ def main():
   compare("teacher", teachers("loop", 10, derive=({"name": "recalibrate_bn"},)), 2)
   compare("teacher of two views", teachers("loop", 5, views=2), 2)
   compare("three teachers at once", teachers("vmap", 50, 3), 5)
+  compare("nine experts, eight at once", experts, 5)
   compare("statistics", statistics, 2)
   compare("distil", distilled, 2)
   compare("label", store, 1)

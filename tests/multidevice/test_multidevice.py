@@ -22,4 +22,4 @@ def test_eight_devices_equal_one():
     timeout=550,
   )
   assert done.returncode == 0, done.stdout + done.stderr
-  assert done.stdout.count("ok") == 17
+  assert done.stdout.count("ok") == 18
