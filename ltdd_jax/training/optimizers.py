@@ -6,6 +6,7 @@ Schedules move at every step. The published code moves them once an epoch: give 
 for that.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -124,15 +125,18 @@ def make_schedule(
   _positive(name, num_steps=num_steps)
   if lr is None or lr < 0:
     raise LtddError(f"schedule {name!r}: lr={lr}; expected 0 or more.")
+  whole: float = num_steps
   if steps_per_epoch is not None:
     _positive(name, steps_per_epoch=steps_per_epoch)
+    # The last step may reach beyond the last epoch: shares are those of whole epochs.
+    whole = max(1, math.floor(num_steps / steps_per_epoch + 1e-6)) * steps_per_epoch
   multiplier = registry.make("schedule", SCHEDULES, name, kwargs)
 
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
     if steps_per_epoch is not None:
       step = jnp.floor((step + 0.5) / steps_per_epoch) * steps_per_epoch
-    return lr * multiplier(jnp.clip(step / num_steps, 0, 1))
+    return lr * multiplier(jnp.clip(step / whole, 0, 1))
 
   return schedule
 

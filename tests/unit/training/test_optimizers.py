@@ -40,6 +40,20 @@ def test_epochs_of_a_fraction_of_a_step():
   np.testing.assert_allclose(values, [1, 1, 0.75, 0.75, 0.75, 0.5, 0.5, 0.25], rtol=1e-6)
 
 
+def test_a_milestone_is_not_an_epoch_late_where_the_last_step_reaches_beyond_the_epochs():
+  """Four epochs of five images in batches of two: 10 steps; six in fours: 6, epoch 2 at step 3.
+
+  Three epochs of five images in batches of two take 8 steps, 7.5 of them within the epochs.
+  """
+  for n, size, epochs, num_steps in ((5, 2, 4, 10), (6, 4, 4, 6), (5, 2, 3, 8), (9, 4, 3, 7)):
+    schedule = optimizers.make_schedule(
+      "multistep", num_steps, 1.0, steps_per_epoch=n / size, milestones=(2 / 3,), factor=0.5
+    )
+    at = np.arange(num_steps)
+    epoch = np.floor((at + 0.5) * size / n)
+    np.testing.assert_array_equal(schedule(at), np.where(3 * epoch >= 2 * epochs, 0.5, 1.0))
+
+
 def made(name, lr=0.1, **kwargs):
   return optimizers.make_optimizer({"name": name, "lr": lr, **kwargs}, {"name": "constant"}, 10)
 
