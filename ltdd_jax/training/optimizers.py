@@ -347,6 +347,11 @@ def make_optimizer(
   """
   optimizer, schedule = {"name": None, "lr": None, **optimizer}, {"name": None, **schedule}
   if schedule.pop("per_epoch", False):
+    if steps_per_epoch is None:
+      raise LtddError(
+        f"schedule {schedule['name']!r}: per_epoch is True, which students alone have; expected "
+        "False or none, since this schedule moves at every step"
+      )
     schedule["steps_per_epoch"] = steps_per_epoch
   name, lr = optimizer.pop("name"), optimizer.pop("lr")
   rate = make_schedule(num_steps=num_steps, lr=lr, **schedule)

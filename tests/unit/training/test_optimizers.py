@@ -129,6 +129,7 @@ def test_optimizer_errors(kwargs, message):
     ({"name": "sgd"}, {"name": "cosine"}, "schedule 'cosine': lr=None; expected 0 or more"),
     ({"lr": 0.1}, {"name": "cosine"}, "unknown optimizer None.* Known: adam, adamw, airbench_sgd"),
     ({"name": "sgd", "lr": 0.1}, {}, "unknown schedule None.* Known: constant, cosine"),
+    ({"name": "sgd", "lr": 0.1}, {"name": "cosine", "per_epoch": True}, "'cosine': per_epoch is T"),
   ],
 )
 def test_incomplete_optimizers_are_refused(optimizer, schedule, message):
