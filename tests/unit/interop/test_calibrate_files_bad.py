@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -251,7 +252,8 @@ def test_options():
   refused("dtype is 'float64'; expected one of 'float16', 'float32'", dtype="float64")
   refused("temperature is 0.0; expected a finite number above 0", temperature=0.0)
   refused("temperature is 2.0 with kind 'logits'", temperature=2.0, kind="logits")
-  refused("probabilities overflow; use a larger temperature", temperature=1e-38)
+  if jax.__version_info__ < (0, 12):  # whose compiler takes off the maximum first
+    refused("probabilities overflow; use a larger temperature", temperature=1e-38)
   refused("unknown calibrator 'adas'. Did you mean 'adsa'?", calibrator="adas")
   refused("unexpected key 'taus'", calibrator="fixed", calibrator_args={"taus": 1.0})
   refused(r"argument 'taus'; .* goes into calibrator_args: \{'taus': 1\}", taus=1)
