@@ -168,13 +168,14 @@ def _wanted_counts(rule, available, imbalance_factor, counts) -> np.ndarray:
     short = short[available[short] * _LONG_TAILED < mean]
   if len(short):
     c = short[0]
-    advice = (
-      "The exponential rules assume a balanced source of "
-      f"{int(available.sum() / len(available))} images a class; use rule='as_is' for data that are "
-      "long-tailed already, or rule='counts' with an explicit vector."
-    )
     if rule == "counts":
       advice = f"Expected counts of at most {available.tolist()}."
+    else:
+      advice = (
+        "The exponential rules assume a balanced source of "
+        f"{int(available.sum() / len(available))} images a class; use rule='as_is' for data that "
+        "are long-tailed already, or rule='counts' with an explicit vector."
+      )
     raise LtddError(
       f"class {c} has {available[c]} training images but the split asks for {wanted[c]} "
       f"({len(short)} class(es) are short). {advice}"

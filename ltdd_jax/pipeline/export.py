@@ -212,18 +212,18 @@ def _meta(work: Workdir, data: Artefact, distilled: Artefact, images: str) -> di
   """Where a set comes from."""
   counts = np.bincount(distilled.arrays["labels"], minlength=len(data.meta["class_names"]))
   extra, method = data.meta["extra"], distilled.meta["config"]["distil"]["method"]
-  of: Any = (extra["imbalance_factor"], extra["counts"], data.meta["split_sha256"])
+  factor, of_split, sha256 = extra["imbalance_factor"], extra["counts"], data.meta["split_sha256"]
   if method.get("split") is not None:
     split = _context(work).split(method["split"])
-    of = (split.imbalance_factor, list(split.counts), split.sha256)
+    factor, of_split, sha256 = split.imbalance_factor, list(split.counts), split.sha256
   return {
     "images": images,
     "method": method["name"],
     "dataset": extra["dataset"],
-    "imbalance_factor": of[0],
-    "class_counts": of[1],
+    "imbalance_factor": factor,
+    "class_counts": of_split,
     "images_per_class": int(counts[0]) if len(set(counts.tolist())) == 1 else counts.tolist(),
-    "split_sha256": of[2],
+    "split_sha256": sha256,
     "fingerprint": distilled.meta["fingerprint"],
     "versions": distilled.meta["versions"],
   }
