@@ -18,7 +18,6 @@ import io
 import math
 import time
 import types
-import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -86,7 +85,7 @@ class Session:
     try:
       with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
         return dict(found)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged headers raise anything
       logging.warning("%s is damaged (%s); it is made anew", path, error)
       return None
 

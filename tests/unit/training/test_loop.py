@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import zipfile
 
 import chex
 import jax
@@ -227,7 +228,11 @@ def test_a_part_is_kept_whole_or_not_at_all(tmp_path, monkeypatch, caplog):
       session.keep("a/1", {"x": np.arange(4)})
   assert session.kept("a/0")["x"].tolist() == [0, 1, 2]
   assert session.kept("a/1") is None
-  (tmp_path / "finished" / "a" / "0.npz").write_bytes(b"PK")
+  part = tmp_path / "finished" / "a" / "0.npz"
+  with zipfile.ZipFile(part, "w") as archive:  # whole, but for the header of its array
+    archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x76\x00" + b"{(".ljust(118))
+  assert session.kept("a/0") is None
+  part.write_bytes(b"PK")
   assert session.kept("a/0") is None
   assert "0.npz is damaged" in caplog.text
 
